@@ -1,0 +1,1 @@
+//! The bytes a stranger may cost.

@@ -1,0 +1,1 @@
+//! Names resolved, addresses raced, connections made.

@@ -1,0 +1,1 @@
+//! Which fields travel on, and which are rewritten.

@@ -1,0 +1,33 @@
+//! lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes whatever its clients do.
+
+mod cli;
+
+// values and decisions: no tokio, no sockets, no clock
+mod config;
+mod cors;
+mod document;
+mod failure;
+mod headers;
+mod route;
+mod screen;
+
+// the world
+mod body;
+mod budget;
+mod dial;
+mod log;
+mod pool;
+mod sys;
+mod tls;
+mod tunnel;
+mod wire;
+
+// the life of a request
+mod gate;
+mod health;
+mod metrics;
+mod park;
+mod proxy;
+mod serve;
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Client connections at rest, and the one sweep.

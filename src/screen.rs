@@ -1,0 +1,1 @@
+//! The strict reading of raw request bytes.

@@ -1,0 +1,1 @@
+//! Listeners, the accept loop, drain and reload.

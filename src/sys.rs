@@ -1,0 +1,1 @@
+//! The operating system behind safe functions: allocator, cgroup limits, inherited sockets, notification.

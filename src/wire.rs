@@ -1,0 +1,1 @@
+//! The upstream half of HTTP/1.1.
