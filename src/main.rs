@@ -3,6 +3,7 @@
 mod cli;
 
 // values and decisions: no tokio, no sockets, no clock
+mod chunked;
 mod config;
 mod cors;
 mod document;
@@ -16,6 +17,7 @@ mod body;
 mod budget;
 mod dial;
 mod log;
+mod park;
 mod pool;
 mod sys;
 mod tls;
@@ -23,10 +25,10 @@ mod tunnel;
 mod wire;
 
 // the life of a request
+mod attend;
 mod gate;
 mod health;
 mod metrics;
-mod park;
 mod proxy;
 mod serve;
 
