@@ -628,13 +628,13 @@ mod tests {
             };
             let path = route.path.clone()
                 + if route.path.ends_with('/') { "" } else { "/" }
-                + &dice.path(5)[1..];
+                + dice.path(5).get(1..).unwrap();
             let case = format!("{} -> {base} ({strip_prefix}): {path}", route.path);
             assert!(route.covers(&path), "{case}");
 
             let out = joined(&route, &path, None);
             let rest = if strip_prefix {
-                &path[route.path.len()..]
+                path.get(route.path.len()..).unwrap()
             } else {
                 &path
             };
