@@ -127,80 +127,42 @@ impl Cors {
     /// Builds a policy; `Ok(None)` where no origin is listed, all complaints where something cannot be honoured.
     pub fn new(settings: &Settings) -> Result<Option<Cors>, Vec<Complaint>> {
         let mut complaints = Vec::new();
-        let any = settings.allowed_origins.iter().any(|origin| origin == "*");
-        let mut patterns = Vec::new();
-        for (index, written) in settings
-            .allowed_origins
-            .iter()
-            .enumerate()
-            .filter(|(_, written)| *written != "*")
-        {
-            match parse_origin(written) {
-                Ok(pattern) => patterns.push(pattern),
-                Err(sentence) => {
-                    complaints.push(Complaint {
-                        key: "allowed_origins",
-                        index: Some(index),
-                        sentence,
-                    });
-                }
-            }
-        }
-        if any && settings.allow_credentials == Credentials::Yes {
-            complaints.push(Complaint {
-                key: "allow_credentials",
-                index: None,
-                sentence: "cannot be true where allowed_origins has \"*\": list the origins"
-                    .to_owned(),
-            });
-        }
-        if settings.max_age < -1 {
-            complaints.push(Complaint {
-                key: "max_age",
-                index: None,
-                sentence: format!(
-                    "must be -1 (no field), 0 or more seconds, got {}",
-                    settings.max_age
-                ),
-            });
-        }
-        let methods = join_tokens(
-            "allowed_methods",
-            &settings.allowed_methods,
-            &mut complaints,
-        );
-        let headers = join_tokens(
-            "allowed_headers",
-            &settings.allowed_headers,
-            &mut complaints,
-        );
-        let exposed = join_tokens(
-            "exposed_headers",
-            &settings.exposed_headers,
-            &mut complaints,
-        );
-        if !complaints.is_empty() {
-            return Err(complaints);
-        }
-        let allowed = |written: &[String], joined| {
-            if written.iter().any(|name| name == "*") {
-                Allowed::Asked
-            } else {
-                Allowed::Listed(joined)
-            }
-        };
-        Ok((!settings.allowed_origins.is_empty()).then(|| Cors {
-            origins: if any {
-                Origins::Any
-            } else {
-                Origins::Listed(patterns)
-            },
-            methods: allowed(&settings.allowed_methods, methods),
-            headers: allowed(&settings.allowed_headers, headers),
-            exposed,
+        let cors = Cors {
+            origins: Origins::new(&settings.allowed_origins, &mut complaints),
+            methods: Allowed::new(
+                "allowed_methods",
+                &settings.allowed_methods,
+                &mut complaints,
+            ),
+            headers: Allowed::new(
+                "allowed_headers",
+                &settings.allowed_headers,
+                &mut complaints,
+            ),
+            exposed: join_tokens(
+                "exposed_headers",
+                &settings.exposed_headers,
+                &mut complaints,
+            ),
             credentials: settings.allow_credentials,
             max_age: u64::try_from(settings.max_age).ok().map(HeaderValue::from),
-        }))
+        };
+        if matches!(cors.origins, Origins::Any) && cors.credentials == Credentials::Yes {
+            let sentence = "cannot be true where allowed_origins has \"*\": list the origins";
+            complaints.push(Complaint::new("allow_credentials", None, sentence));
+        }
+        if settings.max_age < -1 {
+            let sentence = format!(
+                "must be -1 (no field), 0 or more seconds, got {}",
+                settings.max_age
+            );
+            complaints.push(Complaint::new("max_age", None, sentence));
+        }
+        if complaints.is_empty() {
+            Ok((!settings.allowed_origins.is_empty()).then_some(cors))
+        } else {
+            Err(complaints)
+        }
     }
 
     /// Judges a request under this policy (SPEC 5.1 to 5.3, 5.5).
@@ -301,6 +263,50 @@ impl Cors {
     }
 }
 
+impl Complaint {
+    fn new(key: &'static str, index: Option<usize>, sentence: impl Into<String>) -> Complaint {
+        Complaint {
+            key,
+            index,
+            sentence: sentence.into(),
+        }
+    }
+}
+
+impl Origins {
+    fn new(written: &[String], complaints: &mut Vec<Complaint>) -> Origins {
+        let mut patterns = Vec::new();
+        for (index, origin) in written
+            .iter()
+            .enumerate()
+            .filter(|(_, origin)| *origin != "*")
+        {
+            match parse_origin(origin) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(sentence) => {
+                    complaints.push(Complaint::new("allowed_origins", Some(index), sentence));
+                }
+            }
+        }
+        if written.iter().any(|origin| origin == "*") {
+            Origins::Any
+        } else {
+            Origins::Listed(patterns)
+        }
+    }
+}
+
+impl Allowed {
+    fn new(key: &'static str, names: &[String], complaints: &mut Vec<Complaint>) -> Allowed {
+        let joined = join_tokens(key, names, complaints);
+        if names.iter().any(|name| name == "*") {
+            Allowed::Asked
+        } else {
+            Allowed::Listed(joined)
+        }
+    }
+}
+
 impl Pattern {
     /// What to answer to an origin, if it matches. Origins are compared byte by byte: browsers send them normalised
     /// (RFC 6454 §6.2).
@@ -353,6 +359,10 @@ fn parse_origin(written: &str) -> Result<Pattern, String> {
     }
     let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
     let (authority, beyond) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    if authority.contains('@') {
+        // Not repeated: it may be a password.
+        return Err("must have no user info".to_owned());
+    }
     match beyond {
         "" => {}
         "/" => {
@@ -365,9 +375,6 @@ fn parse_origin(written: &str) -> Result<Pattern, String> {
                 "must have no path, query or fragment, write \"{scheme}://{authority}\""
             ));
         }
-    }
-    if authority.contains('@') {
-        return Err(format!("must have no user info, got {written:?}"));
     }
 
     let (host, port) = split_port(authority);
@@ -437,11 +444,7 @@ fn join_tokens(
         .filter(|(_, name)| !is_token(name.as_bytes()))
     {
         let sentence = format!("must be letters, digits and !#$%&'*+-.^_`|~ only, got {name:?}");
-        complaints.push(Complaint {
-            key,
-            index: Some(index),
-            sentence,
-        });
+        complaints.push(Complaint::new(key, Some(index), sentence));
     }
     if names.is_empty() {
         None
@@ -839,12 +842,12 @@ mod tests {
             seen,
             [
                 ("allowed_origins", Some(1)),
-                ("allow_credentials", None),
-                ("max_age", None),
                 ("allowed_methods", Some(1)),
                 ("allowed_headers", Some(0)),
                 ("allowed_headers", Some(1)),
                 ("exposed_headers", Some(0)),
+                ("allow_credentials", None),
+                ("max_age", None),
             ]
         );
         assert!(
