@@ -315,6 +315,9 @@ mod tests {
 
     use super::*;
 
+    /// Kind, version and SNI; `None` where the client went away.
+    type Seen = Option<(HandshakeKind, ProtocolVersion, Option<String>)>;
+
     struct Certificate {
         pem: String,
         chain: Vec<CertificateDer<'static>>,
@@ -351,15 +354,12 @@ mod tests {
         CertificateParams::new(vec![name.to_owned()]).unwrap()
     }
 
-    /// Answers `count` connections: echoes five bytes, then closes without a close_notify. Gives the kinds of handshake.
+    /// Answers `count` connections: echoes five bytes, then closes without a word. Gives what each handshake was.
     fn serve(
         certificate: &Certificate,
         versions: &'static [&'static SupportedProtocolVersion],
         count: usize,
-    ) -> (
-        SocketAddr,
-        JoinHandle<Vec<Option<(HandshakeKind, ProtocolVersion, Option<String>)>>>,
-    ) {
+    ) -> (SocketAddr, JoinHandle<Vec<Seen>>) {
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
             .unwrap()
@@ -441,7 +441,7 @@ mod tests {
         let mut own_authority = params("a.example");
         own_authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let mut old_authority = expired.clone();
-        old_authority.is_ca = own_authority.is_ca.clone();
+        old_authority.is_ca = own_authority.is_ca;
         let stranger = file("stranger", &authority().pem());
         for (case, certificate, name, complaint) in [
             ("good", signed(&ca, &params("a.example")), "a.example", None),
@@ -518,11 +518,11 @@ mod tests {
 
     #[test]
     fn sessions_are_resumed_in_both_versions() {
+        const NEW: &[&SupportedProtocolVersion] = &[&version::TLS13];
+        const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
         let certificate = self_signed(&params("a.example"));
         let roots = file("resumed", &certificate.pem);
         let tls = tls("a.example", Some(&roots), false);
-        const NEW: &[&SupportedProtocolVersion] = &[&version::TLS13];
-        const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
         for (versions, version) in [
             (NEW, ProtocolVersion::TLSv1_3),
             (OLD, ProtocolVersion::TLSv1_2),
