@@ -3,6 +3,7 @@
 mod cli;
 
 // values and decisions: no tokio, no sockets, no clock
+mod address;
 mod config;
 mod cors;
 mod document;
@@ -10,6 +11,7 @@ mod failure;
 mod headers;
 mod route;
 mod screen;
+mod yaml;
 
 // the world
 mod body;
