@@ -3,6 +3,7 @@
 mod cli;
 
 // values and decisions: no tokio, no sockets, no clock
+mod address;
 mod chunked;
 mod config;
 mod cors;
@@ -11,6 +12,7 @@ mod failure;
 mod headers;
 mod route;
 mod screen;
+mod yaml;
 
 // the world
 mod body;
