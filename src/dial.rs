@@ -10,16 +10,17 @@ use std::{
     fmt::{self, Write},
     future::{Future, poll_fn},
     io::{self, IoSlice},
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream, lookup_host},
     task::spawn_local,
     time::sleep,
@@ -59,6 +60,23 @@ impl Io {
                     _ => Poll::Ready(Ok(())),
                 }
             }
+        }
+    }
+
+    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. For a client's socket,
+    /// which is never TLS.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut byte = [MaybeUninit::uninit()];
+        match self {
+            Io::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
+            Io::Unix(stream) => loop {
+                ready!(stream.poll_read_ready(cx))?;
+                match stream.try_io(Interest::READABLE, || SockRef::from(&*stream).peek(&mut byte)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            },
+            Io::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
         }
     }
 

@@ -421,6 +421,12 @@ impl Watch {
 
     /// Goes over to another phase, which may last for `limit`.
     pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        self.enter_on_time(phase);
+        self.set_deadline(limit);
+    }
+
+    /// Goes over to another phase while the deadline stays what it is.
+    pub fn enter_on_time(&self, phase: Phase) {
         let before = self.with(|entry| {
             entry.since.set(self.park.now());
             if entry.order.get() == Order::Rest {
@@ -430,7 +436,6 @@ impl Watch {
         });
         let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull) - usize::from(before == Phase::Lull);
         self.park.lulls.set(lulls);
-        self.set_deadline(limit);
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
             self.park.rouse_sweep(None);
         }
@@ -451,11 +456,6 @@ impl Watch {
         if due.is_some() {
             self.park.rouse_sweep(due);
         }
-    }
-
-    /// Whether a deadline is set.
-    pub fn has_deadline(&self) -> bool {
-        self.with(|entry| entry.has_deadline.get())
     }
 
     /// Whether the deadline has passed. The sweep wakes the task when it does.
@@ -518,6 +518,9 @@ impl Watch {
         let result = poll_fn(|context| {
             if let Poll::Ready(value) = work.as_mut().poll(context) {
                 return Poll::Ready(Ok(value));
+            }
+            if limit == Some(Duration::ZERO) {
+                return Poll::Ready(Err(Elapsed));
             }
             if !armed {
                 armed = true;
