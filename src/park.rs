@@ -280,6 +280,16 @@ impl Park {
         true
     }
 
+    /// Asks the request that waits longest for memory to take its 503 now. Says whether there was one.
+    pub fn evict_waiting(&self) -> bool {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let waiting = entries.iter().filter(|entry| entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave);
+        let Some(entry) = waiting.max_by_key(|entry| now.wrapping_sub(entry.since.get())) else { return false };
+        entry.tell(Order::Leave);
+        true
+    }
+
     /// Tells every connection; those in the middle of an exchange finish it first.
     pub fn tell_all(&self, order: Order) {
         for entry in self.entries.borrow().iter().filter(|entry| entry.phase.get() != Phase::Empty) {

@@ -29,6 +29,7 @@ use crate::{
     failure::{Blame, Failure},
     headers::{self, Sender},
     health::{self, Report},
+    keeper::EVICTED_AT_ONCE,
     log::{self, Record},
     metrics::{self, Metrics},
     park::{Order, Park},
@@ -97,8 +98,9 @@ enum Attempt {
 }
 
 impl Worker {
-    /// A worker of `workers` that serves `config`.
-    pub fn new(config: Arc<Config>, workers: usize, budget: Rc<Budget>, metrics: Arc<Metrics>, start: SystemTime) -> Rc<Worker> {
+    /// One of `config.threads` workers.
+    pub fn new(config: Arc<Config>, budget: Rc<Budget>, metrics: Arc<Metrics>, start: SystemTime) -> Rc<Worker> {
+        let workers = config.threads;
         let pool = Pool::new(&config.transport, workers, Rc::clone(&budget), Arc::clone(&metrics));
         let state = State::new(config, &pool, &budget, start);
         Rc::new(Worker {
@@ -167,6 +169,12 @@ impl Worker {
             until_close: parts.version == Version::HTTP_10,
             metrics: Arc::clone(&self.metrics),
         })
+    }
+
+    /// Asks those who are silent longest to give way.
+    pub fn make_room(&self) {
+        let evicted = self.park.evict_silent(EVICTED_AT_ONCE, true);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
     /// Bytes to read from an upstream or tunnel at a time.
