@@ -82,7 +82,7 @@ pub fn read(path: &FilePath) -> Result<String, String> {
 }
 
 /// An I/O error without the number that Rust appends to the system's own words.
-pub fn plain(error: &io::Error) -> String {
+fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_owned(),
@@ -648,7 +648,7 @@ fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
         return None;
     }
     let word = word.to_ascii_lowercase().replace('-', "_");
-    let allowed = (word.len() / 3).clamp(1, 3);
+    let allowed = (word.len() / 2).clamp(1, 3);
     known
         .iter()
         .map(|candidate| (distance(word.as_bytes(), candidate.as_bytes()), *candidate))
