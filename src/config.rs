@@ -614,8 +614,7 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
         document,
         line: String::new(),
     };
-    let unset = config.listen.is_empty();
-    if unset && document.error_count() == 0 {
+    if config.listen.is_empty() {
         let port = effects.read("PORT", "listen", |text| match text.parse() {
             Ok(port) => Ok((port, format!(":{port}"))),
             Err(_) => Err("must be a port from 0 to 65535".to_owned()),
@@ -778,6 +777,10 @@ fn listen_list(field: &Field<'_>) -> Vec<Listen> {
             Ok(address) => list.push(address),
             Err(sentence) => item.complain(sentence),
         }
+    }
+    if list.is_empty() {
+        // Complained of, so nobody will listen there; an empty list means that the key is absent.
+        list.push(Listen::Everywhere(0));
     }
     list
 }
@@ -1699,6 +1702,8 @@ proxy:
                 "{name}={value}: {errors:?}"
             );
         }
+        let both = load(Source::Text("c", "routes: []"), &with(&[("PORT", "x")])).unwrap_err();
+        assert_eq!(both.len(), 2, "{both:?}");
     }
 
     #[test]
@@ -1711,6 +1716,11 @@ proxy:
         assert_eq!(endless, ["/dev/zero: is larger than 1 MiB"]);
         let large = errors(&plus(&format!("# {}\n", "x".repeat(1 << 20))));
         assert_eq!(large, ["c.yaml: is larger than 1 MiB"]);
+        let latin = std::env::temp_dir().join(format!("lean-proxy-latin-{}", std::process::id()));
+        std::fs::write(&latin, b"a: 1\nb: \xe9\n").unwrap();
+        let errors = load(Source::File(&latin), NOTHING).unwrap_err();
+        std::fs::remove_file(&latin).unwrap();
+        assert_eq!(errors, [format!("{}:2: must be UTF-8", latin.display())]);
         assert!(load(Source::File(Path::new("config.yaml")), NOTHING).is_ok());
     }
 
@@ -1728,6 +1738,7 @@ proxy:
 
     #[test]
     fn any_bytes_give_a_config_or_messages() {
+        let valid = format!("{SEED}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
         let mut dice = Dice(0x2545_F491_4F6C_DD1D);
         let alphabet: Vec<char> = "aé:-[]{},#&*!|>'\"%@`?~$<. \t\n\r0129/\\\u{feff}\u{0}"
             .chars()
@@ -1744,7 +1755,7 @@ proxy:
                     String::from_utf8_lossy(&bytes).into_owned()
                 }
                 _ => {
-                    let mut text: Vec<char> = SEED.chars().collect();
+                    let mut text: Vec<char> = valid.chars().collect();
                     for _ in 0..=dice.roll(4) {
                         let at = dice.roll(text.len());
                         match dice.roll(3) {

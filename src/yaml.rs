@@ -637,11 +637,15 @@ scalar: 7
 
     #[test]
     fn bombs_and_deep_nests_are_refused() {
-        let mut laughs = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
-        for n in 1..12 {
-            let inner = vec![format!("*a{}", n - 1); 9].join(", ");
-            laughs.push_str(&format!("a{n}: &a{n} [{inner}]\n"));
-        }
+        let laughs: Vec<String> = (1..12)
+            .map(|n| {
+                format!(
+                    "a{n}: &a{n} [{}]",
+                    vec![format!("*a{}", n - 1); 9].join(", ")
+                )
+            })
+            .collect();
+        let laughs = format!("a0: &a0 [lol, lol, lol]\n{}", laughs.join("\n"));
         let wide = format!(
             "a: &a {}\nb: [{}]\n",
             "x".repeat(100_000),
