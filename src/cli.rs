@@ -82,7 +82,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         if options_over || text == "-" || !argument.as_encoded_bytes().starts_with(b"-") {
             if operand.is_some() {
                 return Err(Usage(format!(
-                    "one argument at most, got a second: {argument:?}"
+                    "one argument at most, got a second: {:?}",
+                    argument.to_string_lossy()
                 )));
             }
             operand = Some(argument);
@@ -99,7 +100,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("--", None) => options_over = true,
             ("--check", _) => mode = mode.turn(Mode::Check)?,
             ("--health", _) => mode = mode.turn(Mode::Health)?,
-            _ => return Err(Usage(format!("unknown option {argument:?}"))),
+            _ => {
+                return Err(Usage(format!(
+                    "unknown option {:?}",
+                    argument.to_string_lossy()
+                )));
+            }
         }
         if let Some(value) = value {
             if operand.is_some() {
