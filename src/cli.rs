@@ -2,7 +2,11 @@
 //!
 //! Pure: arguments in, a [`Command`] out. Whether a file exists, and what the environment holds, is asked by `main`.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+};
 
 /// What `--help` prints.
 pub const HELP: &str = "\

@@ -424,6 +424,11 @@ impl Watch {
         .await;
     }
 
+    /// The park's coarse time, in milliseconds.
+    pub fn now(&self) -> u32 {
+        self.park.now()
+    }
+
     /// The client's address; `None` on a unix socket.
     pub fn client(&self) -> Option<IpAddr> {
         self.with(|entry| entry.client)
