@@ -1,1 +1,19 @@
-//! End-to-end tests: the real binary, real sockets.
+//! End-to-end tests: the real binary, real sockets, raw bytes.
+//!
+//! `LEAN_PROXY_BIN=/path/to/lean-proxy` tests another build, the static one for example.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stderr,
+    clippy::too_many_lines,
+    reason = "in a test a panic is the message, and a table of cases is as long as it is"
+)]
+
+mod json;
+mod strict;
+mod support;
+
+mod cors;
