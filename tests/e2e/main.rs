@@ -17,3 +17,5 @@ mod strict;
 mod support;
 
 mod cors;
+
+mod forward;
