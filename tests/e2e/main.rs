@@ -19,3 +19,4 @@ mod support;
 mod cors;
 
 mod forward;
+mod streaming;
