@@ -20,3 +20,4 @@ mod cors;
 
 mod forward;
 mod streaming;
+mod upgrade;
