@@ -21,3 +21,4 @@ mod cors;
 mod forward;
 mod streaming;
 mod upgrade;
+mod cors;
