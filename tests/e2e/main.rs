@@ -22,3 +22,4 @@ mod forward;
 mod streaming;
 mod upgrade;
 mod cors;
+mod health;
