@@ -23,3 +23,4 @@ mod streaming;
 mod upgrade;
 mod cors;
 mod health;
+mod limits;
