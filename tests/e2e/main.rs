@@ -24,3 +24,4 @@ mod upgrade;
 mod cors;
 mod health;
 mod limits;
+mod timeouts;
