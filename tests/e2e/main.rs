@@ -25,3 +25,4 @@ mod cors;
 mod health;
 mod limits;
 mod timeouts;
+mod lifecycle;
