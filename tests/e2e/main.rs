@@ -26,3 +26,4 @@ mod health;
 mod limits;
 mod timeouts;
 mod lifecycle;
+mod hardening;
