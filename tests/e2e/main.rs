@@ -27,3 +27,4 @@ mod limits;
 mod timeouts;
 mod lifecycle;
 mod hardening;
+mod memory;
