@@ -12,19 +12,27 @@
     reason = "in a test a panic is the message, and a table of cases is as long as it is"
 )]
 
+// what the tests stand on
 mod json;
 mod strict;
 mod support;
 
-mod cors;
-
+// an exchange
 mod forward;
 mod streaming;
 mod upgrade;
+
+// what the proxy answers itself
 mod cors;
 mod health;
+
+// bounds
 mod limits;
 mod timeouts;
+
+// the program
 mod lifecycle;
+
+// the worst that may come, and what it costs
 mod hardening;
 mod memory;
