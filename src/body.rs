@@ -39,7 +39,7 @@ pub struct Signals {
     pub amid_head: Cell<bool>,
     /// What came between two messages and is not for this hyper to read: the task takes it down.
     pub arrival: Cell<Option<Arrival>>,
-    /// The client's chunk framing is broken.
+    /// The client's body is broken: what follows it is not worth reading.
     pub broken: Cell<bool>,
     /// The exchange was cut short where the client could not tell: reset the connection.
     pub reset: Cell<bool>,

@@ -575,7 +575,10 @@ impl Sending<'_> {
         let watch = &self.exchange.ride.signals.watch;
         match upload.poll(context, io, &mut |count| watch.moved(count)) {
             Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
-            Poll::Ready(Err(UploadError::Client)) => Err(Failure::BodyBroken),
+            Poll::Ready(Err(UploadError::Client)) => {
+                self.exchange.ride.signals.broken.set(true);
+                Err(Failure::BodyBroken)
+            }
             Poll::Ready(Err(UploadError::Upstream)) => {
                 self.broken = true;
                 Ok(())
