@@ -163,7 +163,7 @@ fn every_error_names_its_field() {
     let to = "target: 'http://h'";
     let route = |more: &str| format!("routes: [{{path: /, {to}, {more}}}]\n");
     for (yaml, words) in [
-        ("{}\n".to_owned(), &["routes"][..]),
+        ("version: none\n".to_owned(), &["routes"][..]),
         ("routes: []\n".to_owned(), &["routes"]),
         (
             format!("routes: [{{path: /health, {to}}}]\n"),
@@ -185,7 +185,7 @@ fn every_error_names_its_field() {
         ("routes: [{path: /}]\n".to_owned(), &["routes[0]", "target"]),
         (
             format!("routes: [{{path: /a, {to}}}, {{path: /a, {to}}}]\n"),
-            &["routes[1].path"],
+            &["routes[1]"],
         ),
         (
             format!("routes: [{{path: /a, host: A.b, {to}}}, {{path: /a, host: a.B, {to}}}]\n"),
@@ -1168,6 +1168,7 @@ fn debug_shows_the_upstreams_url_and_never_a_secret() {
 fn without_access_logs_an_exchange_is_silent() {
     let upstream = Upstream::fixed(OK);
     let mut proxy = Proxy::before(&upstream, ALL);
+    proxy.await_log("the last line of the start", |line| line.contains("memory"));
     let before = proxy.logs().len();
     for _ in 0..5 {
         proxy.get("/x");

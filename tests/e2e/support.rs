@@ -526,11 +526,11 @@ impl Lines {
     }
 
     fn text(&self) -> String {
-        self.lines().join(
-            "
-",
-        ) + "
-"
+        let mut text = self.lines().join("\n");
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text
     }
 
     fn wait_a_little(&self) {
