@@ -45,6 +45,8 @@ pub struct Signals {
     pub full: Cell<bool>,
     /// Pieces of body that hyper has not written yet.
     pub pieces: Cell<u32>,
+    /// The body has more, and waits for the pieces to be gone.
+    pub waiting: Cell<bool>,
     /// An interim response (1xx) to be written before anything else.
     pub interim: RefCell<Vec<u8>>,
     /// The upstream's half of a tunnel, once it said 101.
@@ -64,6 +66,7 @@ impl Signals {
             reset: Cell::new(false),
             full: Cell::new(false),
             pieces: Cell::new(0),
+            waiting: Cell::new(false),
             interim: RefCell::default(),
             tunnel: RefCell::default(),
         })
@@ -161,8 +164,9 @@ impl hyper::body::Body for Body {
             }
             Kind::Upstream(download) => {
                 // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs
-                // one buffer. hyper asks again as soon as a flush is through (`wants_write_again` in its dispatcher).
+                // one buffer. The socket's flush wakes the task for it.
                 if this.ride.signals.pieces.get() > 0 {
+                    this.ride.signals.waiting.set(true);
                     return Poll::Pending;
                 }
                 let got = std::task::ready!(download.poll(context, &this.ride.buffers));

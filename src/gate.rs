@@ -377,7 +377,8 @@ impl Write for Socket {
         let this = &mut *self;
         ready!(this.poll_interim(context))?;
         this.signals.flushed.set(true);
-        if !this.signals.active.get() && this.signals.starved.replace(false) {
+        let starved = !this.signals.active.get() && this.signals.starved.replace(false);
+        if starved || (this.signals.pieces.get() == 0 && this.signals.waiting.replace(false)) {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
