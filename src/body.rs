@@ -39,6 +39,8 @@ pub struct Signals {
     pub amid_head: Cell<bool>,
     /// What came between two messages and is not for this hyper to read: the task takes it down.
     pub arrival: Cell<Option<Arrival>>,
+    /// The client's chunk framing is broken.
+    pub broken: Cell<bool>,
     /// The exchange was cut short where the client could not tell: reset the connection.
     pub reset: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
@@ -63,6 +65,7 @@ impl Signals {
             starved: Cell::new(false),
             amid_head: Cell::new(false),
             arrival: Cell::new(None),
+            broken: Cell::new(false),
             reset: Cell::new(false),
             full: Cell::new(false),
             pieces: Cell::new(0),

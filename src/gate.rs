@@ -299,7 +299,13 @@ impl Socket {
                 *left -= bytes.len() as u64;
                 bytes.len()
             }
-            Due::Chunked(chunked) => walk(chunked, bytes).map_err(io::Error::other)?,
+            Due::Chunked(chunked) => match walk(chunked, bytes) {
+                Ok(count) => count,
+                Err(reason) => {
+                    self.signals.broken.set(true);
+                    return Poll::Ready(Err(io::Error::other(reason)));
+                }
+            },
         };
         cursor.put_slice(bytes.get(..ours).unwrap_or_default());
         if ours < bytes.len() {
