@@ -17,18 +17,17 @@ use hyper::{server::conn::http1, service::service_fn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::Signals,
+    body::{Signals, Tunnel},
     budget::Permit,
     dial::Io,
     gate::{Gate, Limits, Socket},
-    log,
+    log::{self, Record},
     metrics,
     park::{Order, Phase, Seat, Watch},
     pool::Place,
     proxy::Worker,
     screen::{Arrival, Head, Refusal},
     tunnel,
-    wire::Upstream,
 };
 
 /// hyper's least read buffer, and the most that it gets while memory is short.
@@ -89,7 +88,12 @@ impl Attend {
     /// A connection that was just accepted; `permit` is what it costs.
     pub fn new(worker: Rc<Worker>, io: Io, seat: Seat, permit: Permit) -> Attend {
         metrics::count(&worker.metrics.connections_open);
-        Attend { worker, seat, _permit: permit, state: State::Fresh(io) }
+        Attend {
+            worker,
+            seat,
+            _permit: permit,
+            state: State::Fresh(io),
+        }
     }
 
     /// Looks whether a whole head has come.
@@ -97,14 +101,21 @@ impl Attend {
         let (worker, seat) = (&self.worker, &self.seat);
         let state = worker.state();
         let server = &state.config.server;
-        let arrival = gate.poll_head(context, &mut worker.scratch.borrow_mut(), &worker.budget, server.max_header_bytes);
+        let arrival = gate.poll_head(
+            context,
+            &mut worker.scratch.borrow_mut(),
+            &worker.budget,
+            server.max_header_bytes,
+        );
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, *gate, watch, head))));
             }
-            Poll::Ready(Ok(Arrival::Refused(refusal))) => return Poll::Ready(self.refused(*gate, refusal)),
+            Poll::Ready(Ok(Arrival::Refused(refusal))) => {
+                return Poll::Ready(self.refused(*gate, refusal));
+            }
             Poll::Ready(Ok(Arrival::End) | Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
         }
@@ -125,9 +136,17 @@ impl Attend {
             (false, _) => seat.enter(Phase::Idle, server.idle_timeout),
         }
         if seat.is_overdue() {
-            return Poll::Ready(if is_amid { self.refused(*gate, Refusal::HeadTimedOut) } else { State::Over });
+            return Poll::Ready(if is_amid {
+                self.refused(*gate, Refusal::HeadTimedOut)
+            } else {
+                State::Over
+            });
         }
-        self.state = if is_amid { State::Amid(gate) } else { State::Resting(gate.into_parts().0) };
+        self.state = if is_amid {
+            State::Amid(gate)
+        } else {
+            State::Resting(gate.into_parts().0)
+        };
         Poll::Pending
     }
 
@@ -149,7 +168,10 @@ impl Future for Attend {
             this.state = match std::mem::replace(&mut this.state, State::Over) {
                 State::Fresh(io) => {
                     this.seat.settle(context.waker());
-                    this.seat.enter(Phase::Fresh, this.worker.state().config.server.header_timeout);
+                    this.seat.enter(
+                        Phase::Fresh,
+                        this.worker.state().config.server.header_timeout,
+                    );
                     State::Resting(io)
                 }
                 State::Resting(io) => ready!(this.poll_rest(context, Box::new(Gate::new(io)))),
@@ -177,9 +199,15 @@ impl Drop for Attend {
 /// Says why a connection is not served on, and closes it.
 async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal) {
     worker.metrics.answered(refusal.status().as_u16());
-    log::debug("refused", &[("status", &refusal.status().as_u16()), ("reason", &refusal.reason())]);
+    log::debug(
+        "refused",
+        &[
+            ("status", &refusal.status().as_u16()),
+            ("reason", &refusal.reason()),
+        ],
+    );
     if log::access_enabled() {
-        let mut record = log::Record::begin(seat.client(), "-", b"", "-");
+        let mut record = Record::begin(seat.client(), "-", b"", "-");
         if let Some(record) = &mut record {
             record.status = refusal.status().as_u16();
             record.outcome = "refused";
@@ -193,7 +221,9 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
             match Pin::new(&mut gate.io).poll_write(context, bytes) {
                 Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending if seat.is_overdue() || seat.order() == Order::Leave => return Poll::Ready(false),
+                Poll::Pending if seat.is_overdue() || seat.order() == Order::Leave => {
+                    return Poll::Ready(false);
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -220,7 +250,9 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
             let mut scratch = worker.scratch.borrow_mut();
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() && rest > 0 => rest = rest.saturating_sub(buffer.filled().len()),
+                Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
+                    rest = rest.saturating_sub(buffer.filled().len());
+                }
                 _ => return Poll::Ready(()),
             }
         }
@@ -231,10 +263,11 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
 /// Serves requests until the connection rests (then it is given back), or ends.
 async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, mut head: Head) -> Option<Gate> {
     let (worker, seat) = (&worker, &seat);
-    let brief = is_brief(worker, &gate, &head);
-    let (mut permit, mut full) = admit(worker, seat, brief).await?;
-    let gate = Rc::new(RefCell::new(gate));
     let signals = Signals::new(seat.clone());
+    signals.began.set(seat.now());
+    let brief = is_brief(worker, &gate, &head);
+    let (mut permit, mut full) = admit(worker, seat, &head, brief).await?;
+    let gate = Rc::new(RefCell::new(gate));
     let arrival = loop {
         signals.full.set(full.is_some());
         match drive(worker, &gate, &signals, seat, &head, full.is_some()).await {
@@ -246,8 +279,9 @@ async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, mut head: Head) -> O
         }
         if full.take().is_some() {
             drop(permit);
+            signals.began.set(seat.now());
             let brief = is_brief(worker, &gate.borrow(), &head);
-            (permit, full) = admit(worker, seat, brief).await?;
+            (permit, full) = admit(worker, seat, &head, brief).await?;
         }
     };
     let gate = take_back(gate)?;
@@ -255,14 +289,18 @@ async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, mut head: Head) -> O
         Some(Arrival::Refused(refusal)) => refuse(worker, gate, seat, refusal).await,
         Some(_) => {}
         None => {
-            if let Some(upstream) = signals.tunnel.take() {
+            if let Some(tunnel) = signals.tunnel.take() {
                 drop(full);
-                join(worker, gate, seat, *upstream).await;
+                join(worker, gate, seat, *tunnel).await;
             } else if signals.reset.get() {
                 drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
             } else if gate.is_amid_message() {
                 drop((permit, full));
-                let rest = if signals.broken.get() { REFUSED_REST } else { usize::MAX };
+                let rest = if signals.broken.get() {
+                    REFUSED_REST
+                } else {
+                    usize::MAX
+                };
                 linger(worker, gate.into_parts().0, seat, rest).await;
             }
         }
@@ -276,35 +314,62 @@ fn take_back(gate: Rc<RefCell<Gate>>) -> Option<Gate> {
 
 /// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
 /// preflights and the word that there is no room are answered; then the second part holds a place of it.
-async fn admit(worker: &Worker, seat: &Watch, is_brief: bool) -> Option<(Option<Permit>, Option<Place>)> {
+async fn admit(
+    worker: &Worker,
+    seat: &Watch,
+    head: &Head,
+    is_brief: bool,
+) -> Option<(Option<Permit>, Option<Place>)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange()
+        && let Some(permit) = budget.exchange(head.len)
     {
         return Some((Some(permit), None));
     }
     if !is_brief {
         seat.enter(Phase::Waiting, None);
         metrics::count(&worker.metrics.waiting);
-        let permit = seat.within(Some(worker.state().config.proxy.queue_timeout), budget.queue.until(|| budget.exchange())).await;
+        let permit = seat
+            .within(
+                Some(worker.state().config.proxy.queue_timeout),
+                budget.queue.until(|| budget.exchange(head.len)),
+            )
+            .await;
         metrics::gone(&worker.metrics.waiting);
         if let Ok(permit) = permit {
             return Some((Some(permit), None));
         }
     }
     seat.enter(Phase::Busy, None);
-    let place = seat.within(Some(2 * BRIEF), worker.reserve.queue.until(|| worker.reserve.take())).await.ok()?;
+    let place = seat
+        .within(
+            Some(2 * BRIEF),
+            worker.reserve.queue.until(|| worker.reserve.take()),
+        )
+        .await
+        .ok()?;
     Some((None, Some(place)))
 }
 
 /// Whether an answer needs neither an upstream nor time: health, and preflights.
 fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
-    let path = gate.target(head).split(|byte| *byte == b'?').next().unwrap_or_default();
+    let path = gate
+        .target(head)
+        .split(|byte| *byte == b'?')
+        .next()
+        .unwrap_or_default();
     path == worker.state().config.health_path.as_bytes() || gate.has_method(head, b"OPTIONS")
 }
 
 /// Builds hyper around the socket and runs it until something else has to be done with the connection.
-async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signals>, seat: &Watch, head: &Head, brief: bool) -> End {
+async fn drive(
+    worker: &Rc<Worker>,
+    gate: &Rc<RefCell<Gate>>,
+    signals: &Rc<Signals>,
+    seat: &Watch,
+    head: &Head,
+    brief: bool,
+) -> End {
     let is_short = worker.budget.is_short() || worker.budget.plan().tight;
     let limits = Limits {
         head: (head.len + 1).max(if is_short { SMALL } else { LARGE }),
@@ -312,7 +377,11 @@ async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signa
     };
     let mut builder = http1::Builder::new();
     // half-close: hyper leaves it to us to notice that a client has left, and needs no buffer for it
-    builder.max_buf_size(limits.head).auto_date_header(false).header_read_timeout(None).half_close(true);
+    builder
+        .max_buf_size(limits.head)
+        .auto_date_header(false)
+        .header_read_timeout(None)
+        .half_close(true);
     if limits.fields > USUAL_FIELDS {
         builder.max_headers(limits.fields);
     }
@@ -328,7 +397,11 @@ async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signa
     }
     let end = poll_fn(|context| {
         if let Poll::Ready(result) = Pin::new(&mut connection).poll(context) {
-            return Poll::Ready(if result.is_ok() || signals.reset.get() { End::Over } else { End::Leave });
+            return Poll::Ready(if result.is_ok() || signals.reset.get() {
+                End::Over
+            } else {
+                End::Leave
+            });
         }
         let order = seat.order();
         if order == Order::Leave || (brief && seat.is_overdue()) {
@@ -345,7 +418,11 @@ async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signa
         if let Some(arrival) = signals.arrival.take() {
             return Poll::Ready(End::Arrival(arrival));
         }
-        if brief || order != Order::None || worker.budget.queue.len() > 0 || gate.borrow().is_amid_head() {
+        if brief
+            || order != Order::None
+            || worker.budget.queue.len() > 0
+            || gate.borrow().is_amid_head()
+        {
             return Poll::Ready(End::Rest);
         }
         if seat.phase() != Phase::Lull {
@@ -354,21 +431,47 @@ async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signa
             }
             seat.enter(Phase::Lull, idle_timeout);
         }
-        if seat.is_overdue() { Poll::Ready(End::Leave) } else { Poll::Pending }
+        if seat.is_overdue() {
+            Poll::Ready(End::Leave)
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     // the gate gives hyper whole messages only, so there is nothing left in it where the connection goes on
-    if connection.into_parts().read_buf.is_empty() || matches!(end, End::Over) { end } else { End::Leave }
+    if connection.into_parts().read_buf.is_empty() || matches!(end, End::Over) {
+        end
+    } else {
+        End::Leave
+    }
 }
 
 /// Carries bytes both ways until the tunnel ends.
-async fn join(worker: &Worker, gate: Gate, seat: &Watch, mut upstream: Upstream) {
+async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     seat.enter(Phase::Tunnel, None);
+    let Tunnel {
+        mut upstream,
+        record,
+    } = tunnel;
     let (mut client, first) = gate.into_parts();
     let unread = upstream.unread().to_vec();
     let size = worker.buffer_size(worker.state().config.transport.read_buffer_size);
-    let Some(io) = &mut upstream.lease.io else { return };
-    let carried = tunnel::join(&mut client, io, (&first, &unread), size, &worker.buffers, seat).await;
+    let Some(io) = &mut upstream.lease.io else {
+        return;
+    };
+    let carried = tunnel::join(
+        &mut client,
+        io,
+        (&first, &unread),
+        size,
+        &worker.buffers,
+        seat,
+    )
+    .await;
+    if let Some(mut record) = record {
+        (record.status, record.outcome) = (101, "ok");
+        (record.received, record.sent) = (carried.received, carried.sent);
+    }
     metrics::add(&worker.metrics.client_bytes_in, carried.received);
     metrics::add(&worker.metrics.client_bytes_out, carried.sent);
 }

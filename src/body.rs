@@ -33,6 +33,8 @@ pub struct Signals {
     pub active: Cell<bool>,
     /// hyper has nothing left to write.
     pub flushed: Cell<bool>,
+    /// When the request that is in work was whole, in the park's time.
+    pub began: Cell<u32>,
     /// The next head was looked for since the last exchange.
     pub looked: Cell<bool>,
     /// What came between two messages and is not for this hyper to read: the task takes it down.
@@ -49,8 +51,8 @@ pub struct Signals {
     pub waiting: Cell<bool>,
     /// An interim response (1xx) to be written before anything else.
     pub interim: RefCell<Vec<u8>>,
-    /// The upstream's half of a tunnel, once it said 101.
-    pub tunnel: RefCell<Option<Box<Upstream>>>,
+    /// What is to be joined with the client, once the upstream said 101.
+    pub tunnel: RefCell<Option<Box<Tunnel>>>,
 }
 
 impl Signals {
@@ -60,6 +62,7 @@ impl Signals {
             watch,
             active: Cell::new(false),
             flushed: Cell::new(true),
+            began: Cell::new(0),
             looked: Cell::new(false),
             arrival: Cell::new(None),
             broken: Cell::new(false),
@@ -73,6 +76,15 @@ impl Signals {
     }
 }
 
+/// The upstream's half of a tunnel, and the line that the log will get of it.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The connection that was upgraded.
+    pub upstream: Upstream,
+    /// Written when the tunnel has ended.
+    pub record: Option<Box<Record>>,
+}
+
 /// What an exchange holds until its last byte is gone.
 #[derive(Debug)]
 pub struct Ride {
@@ -84,8 +96,12 @@ pub struct Ride {
     pub place: RefCell<Option<crate::pool::Place>>,
     /// Its line in the access log.
     pub record: RefCell<Option<Box<Record>>>,
+    /// Bytes of request body so far.
+    pub received: Cell<u64>,
     /// Bytes of response body so far.
     pub sent: Cell<u64>,
+    /// Not all of the answer was taken.
+    pub cut: Cell<bool>,
     /// The client reads until the close (HTTP/1.0): a body that breaks off must end in a reset, or it looks whole.
     pub until_close: bool,
     /// Everybody's counters.
@@ -95,8 +111,13 @@ pub struct Ride {
 impl Drop for Ride {
     fn drop(&mut self) {
         if let Some(record) = self.record.get_mut() {
+            record.received = self.received.get();
             record.sent = self.sent.get();
+            if self.cut.get() && record.outcome == "ok" {
+                record.outcome = "client-gone";
+            }
         }
+        metrics::add(&self.metrics.client_bytes_in, self.received.get());
         metrics::gone(&self.metrics.exchanges);
         metrics::add(&self.metrics.client_bytes_out, self.sent.get());
         self.signals.active.set(false);
@@ -117,29 +138,48 @@ enum Kind {
     /// Bytes made for this answer.
     Made(Vec<u8>),
     /// Whatever the upstream sends.
-    Upstream(Download),
+    Upstream(Box<Download>),
 }
 
 impl Body {
     /// A body known beforehand.
     pub fn own(ride: Rc<Ride>, text: &'static [u8]) -> Body {
-        Body { ride, kind: Kind::Own(text) }
+        Body {
+            ride,
+            kind: Kind::Own(text),
+        }
     }
 
     /// A body made for this answer.
     pub fn made(ride: Rc<Ride>, bytes: Vec<u8>) -> Body {
-        Body { ride, kind: Kind::Made(bytes) }
+        Body {
+            ride,
+            kind: Kind::Made(bytes),
+        }
     }
 
     /// The rest of the upstream's answer.
     pub fn upstream(ride: Rc<Ride>, download: Download) -> Body {
-        Body { ride, kind: Kind::Upstream(download) }
+        Body {
+            ride,
+            kind: Kind::Upstream(Box::new(download)),
+        }
     }
 
     fn piece(&self, bytes: Bytes, start: usize, end: usize) -> Frame<Piece> {
-        self.ride.sent.set(self.ride.sent.get() + (end - start) as u64);
-        self.ride.signals.pieces.set(self.ride.signals.pieces.get() + 1);
-        Frame::data(Piece { bytes, start, end, ride: Rc::clone(&self.ride) })
+        self.ride
+            .sent
+            .set(self.ride.sent.get() + (end - start) as u64);
+        self.ride
+            .signals
+            .pieces
+            .set(self.ride.signals.pieces.get() + 1);
+        Frame::data(Piece {
+            bytes,
+            start,
+            end,
+            ride: Rc::clone(&self.ride),
+        })
     }
 }
 
@@ -147,12 +187,17 @@ impl hyper::body::Body for Body {
     type Data = Piece;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Piece>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Piece>>>> {
         let this = &mut *self;
         match &mut this.kind {
             Kind::Own(text) => {
                 let text = std::mem::take(text);
-                Poll::Ready((!text.is_empty()).then(|| Ok(this.piece(Bytes::Static(text), 0, text.len()))))
+                Poll::Ready(
+                    (!text.is_empty()).then(|| Ok(this.piece(Bytes::Static(text), 0, text.len()))),
+                )
             }
             Kind::Made(bytes) => {
                 let (bytes, end) = (std::mem::take(bytes), 0);
@@ -166,9 +211,14 @@ impl hyper::body::Body for Body {
                     this.ride.signals.waiting.set(true);
                     return Poll::Pending;
                 }
-                let got = std::task::ready!(download.poll(context, &this.ride.buffers));
+                let received = &this.ride.received;
+                let mut progress = |count| received.set(received.get() + count as u64);
+                let got =
+                    std::task::ready!(download.poll(context, &this.ride.buffers, &mut progress));
                 Poll::Ready(match got {
-                    Some(Ok(Got::Data(buffer, start, end))) => Some(Ok(this.piece(Bytes::Pooled(buffer), start, end))),
+                    Some(Ok(Got::Data(buffer, start, end))) => {
+                        Some(Ok(this.piece(Bytes::Pooled(buffer), start, end)))
+                    }
                     Some(Ok(Got::Trailers(trailers))) => Some(Ok(Frame::trailers(trailers))),
                     Some(Err(error)) => {
                         if let Some(record) = &mut *this.ride.record.borrow_mut() {
@@ -195,7 +245,19 @@ impl hyper::body::Body for Body {
         match &self.kind {
             Kind::Own(text) => SizeHint::with_exact(text.len() as u64),
             Kind::Made(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Upstream(download) => download.remaining().map_or_else(SizeHint::new, SizeHint::with_exact),
+            Kind::Upstream(download) => download
+                .remaining()
+                .map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Kind::Upstream(download) = &self.kind
+            && !download.is_end()
+        {
+            self.ride.cut.set(true);
         }
     }
 }
@@ -239,6 +301,9 @@ impl Drop for Piece {
     fn drop(&mut self) {
         let pieces = &self.ride.signals.pieces;
         pieces.set(pieces.get() - 1);
+        if self.start < self.end {
+            self.ride.cut.set(true);
+        }
         if let Bytes::Pooled(buffer) = &mut self.bytes {
             self.ride.buffers.put(std::mem::take(buffer));
         }

@@ -19,14 +19,18 @@ pub const CONNECTION: u64 = 4_400;
 /// socket, and what usually stands in the queues of both.
 pub const EXCHANGE: u64 = 42_000;
 
+/// Bytes of a request head that are in the price of an exchange.
+const LARGE_HEAD: usize = 4 * 1024;
+
 /// An idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
 
 /// What a TLS session adds to an upstream connection: about 10 kB at rest, more while bytes flow.
 pub const TLS_SESSION: u64 = 24_000;
 
-/// What the program needs for itself before anybody calls: text that was touched, allocator, runtime.
-const BASE: u64 = 1_300_000;
+/// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
+/// again), the allocator, the runtime.
+const BASE: u64 = 2_000_000;
 
 /// The shape of a budget, fixed at start: what the limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +54,34 @@ impl Plan {
         let workers_wide = workers as u64;
         let configured = max_connections.map_or(usize::MAX, |all| all.div_ceil(workers).max(1));
         let Some(limit) = limit else {
-            return Plan { pool: None, connections: configured, socket_buffer: None, unsent: 128 * 1024, tight: false };
+            return Plan {
+                pool: None,
+                connections: configured,
+                socket_buffer: None,
+                unsent: 128 * 1024,
+                tight: false,
+            };
         };
         // a twelfth stays free for what no permit foresees: fragmentation, bursts of packets, page tables
-        let pool = limit.saturating_sub(BASE + 100_000 * (workers_wide - 1)).saturating_sub(limit / 12) / workers_wide;
+        let pool = limit
+            .saturating_sub(BASE + 100_000 * (workers_wide - 1))
+            .saturating_sub(limit / 12)
+            / workers_wide;
         let pool = pool.max(CONNECTION * 8 + EXCHANGE * 2);
-        let connections = usize::try_from(pool * 3 / 8 / CONNECTION).unwrap_or(usize::MAX).clamp(8, configured.max(8));
+        let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
+            .unwrap_or(usize::MAX)
+            .clamp(8, configured.max(8));
         let socket_buffer = usize::try_from(limit / 640).unwrap_or(usize::MAX);
         Plan {
             pool: Some(pool),
             connections: connections.min(configured),
-            socket_buffer: (limit < 512 << 20).then_some(socket_buffer.clamp(16 * 1024, 256 * 1024)),
-            unsent: if limit < 64 << 20 { 16 * 1024 } else { 128 * 1024 },
+            socket_buffer: (limit < 512 << 20)
+                .then_some(socket_buffer.clamp(16 * 1024, 256 * 1024)),
+            unsent: if limit < 64 << 20 {
+                16 * 1024
+            } else {
+                128 * 1024
+            },
             tight: limit < 64 << 20,
         }
     }
@@ -81,6 +101,8 @@ pub struct Budget {
     /// Exchanges that hold a permit, and how many ever did.
     exchanges: Cell<usize>,
     admitted: Cell<u64>,
+    /// What unfinished request heads cost.
+    heads: Cell<u64>,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
     /// Who waits for an exchange's worth.
@@ -92,12 +114,29 @@ pub struct Budget {
 pub struct Permit {
     budget: Rc<Budget>,
     bytes: u64,
+    purpose: Purpose,
+}
+
+/// What a permit is for, where that is counted apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Head,
+    Exchange,
+    Other,
 }
 
 impl Budget {
     /// A purse with nothing spent.
     pub fn new(plan: Plan) -> Rc<Budget> {
-        Rc::new(Budget { plan, spent: Cell::new(0), exchanges: Cell::new(0), admitted: Cell::new(0), pressed: Cell::new(false), queue: Queue::default() })
+        Rc::new(Budget {
+            plan,
+            spent: Cell::new(0),
+            exchanges: Cell::new(0),
+            admitted: Cell::new(0),
+            heads: Cell::new(0),
+            pressed: Cell::new(false),
+            queue: Queue::default(),
+        })
     }
 
     /// What it was made from.
@@ -119,19 +158,42 @@ impl Budget {
         Some(self.force(bytes))
     }
 
-    /// Takes bytes whether they are there or not: for what is already in the kernel, and for the one place that is
-    /// always free.
+    /// Takes bytes whether they are there or not: for what cannot be refused any more.
     pub fn force(self: &Rc<Budget>, bytes: u64) -> Permit {
         self.spent.set(self.spent.get() + bytes);
-        Permit { budget: Rc::clone(self), bytes }
+        Permit {
+            budget: Rc::clone(self),
+            bytes,
+            purpose: Purpose::Other,
+        }
     }
 
-    /// Takes an exchange's worth, unless others wait for it or memory is pressed.
-    pub fn exchange(self: &Rc<Budget>) -> Option<Permit> {
-        if self.pressed.get() && self.spent.get() > 0 {
+    /// Takes bytes for a request head that is still coming in. All of them together get a fifth of the budget: whoever
+    /// sends large heads slowly takes nothing from those who send small ones.
+    pub fn head(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
+        let heads = self.heads.get() + bytes;
+        if self.plan.pool.is_some_and(|pool| heads > pool / 5) {
             return None;
         }
-        let permit = self.take(EXCHANGE)?;
+        let mut permit = self.take(bytes)?;
+        self.heads.set(heads);
+        permit.purpose = Purpose::Head;
+        Some(permit)
+    }
+
+    /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
+    /// held three times: as it came, as hyper reads it, as the upstream gets it.
+    pub fn exchange(self: &Rc<Budget>, head: usize) -> Option<Permit> {
+        if self.pressed.get() && self.exchanges.get() > 0 {
+            return None;
+        }
+        let large = if head > LARGE_HEAD {
+            3 * head as u64
+        } else {
+            0
+        };
+        let mut permit = self.take(EXCHANGE + large)?;
+        permit.purpose = Purpose::Exchange;
         self.exchanges.set(self.exchanges.get() + 1);
         self.admitted.set(self.admitted.get() + 1);
         Some(permit)
@@ -144,7 +206,11 @@ impl Budget {
 
     /// Whether less than half is left: then buffers are small and nothing lies about.
     pub fn is_short(&self) -> bool {
-        self.pressed.get() || self.plan.pool.is_some_and(|pool| self.spent.get() > pool / 2)
+        self.pressed.get()
+            || self
+                .plan
+                .pool
+                .is_some_and(|pool| self.spent.get() > pool / 2)
     }
 
     /// Told by the sweep: whether memory is near its limit.
@@ -164,8 +230,10 @@ impl Budget {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);
-        if self.bytes == EXCHANGE {
-            self.budget.exchanges.set(self.budget.exchanges.get() - 1);
+        match self.purpose {
+            Purpose::Head => self.budget.heads.set(self.budget.heads.get() - self.bytes),
+            Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
+            Purpose::Other => {}
         }
         self.budget.queue.wake();
     }
@@ -228,7 +296,10 @@ impl Queue {
         let ticket = self.next.get();
         self.next.set(ticket + 1);
         self.line.borrow_mut().push_back((ticket, waker));
-        Turn { queue: self, ticket }
+        Turn {
+            queue: self,
+            ticket,
+        }
     }
 
     fn renew(&self, ticket: u64, waker: &Waker) {
@@ -303,33 +374,60 @@ mod tests {
         assert!(plan.connections >= 500, "{plan:?}");
         assert!(plan.exchanges().unwrap() >= 100, "{plan:?}");
         let idle_beside_128 = (plan.pool.unwrap() - 128 * EXCHANGE) / CONNECTION;
-        assert!(idle_beside_128 >= 500, "{idle_beside_128} idle connections beside 128 exchanges");
+        assert!(
+            idle_beside_128 >= 500,
+            "{idle_beside_128} idle connections beside 128 exchanges"
+        );
     }
 
     #[test]
     fn workers_share_and_small_limits_still_work() {
         for (limit, workers) in [(6 << 20, 1), (10 << 20, 4), (1 << 20, 1), (4096, 64)] {
             let plan = Plan::new(Some(limit), workers, None);
-            assert!(plan.connections >= 8 && plan.pool.unwrap() >= EXCHANGE * 2, "{limit} by {workers}: {plan:?}");
+            assert!(
+                plan.connections >= 8 && plan.pool.unwrap() >= EXCHANGE * 2,
+                "{limit} by {workers}: {plan:?}"
+            );
         }
         assert_eq!(Plan::new(None, 2, Some(3)).connections, 2);
         assert_eq!(Plan::new(Some(10 << 20), 1, Some(3)).connections, 3);
     }
 
     #[test]
+    fn large_heads_get_a_fifth_and_leave_the_rest() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let heads: Vec<Permit> = std::iter::from_fn(|| budget.head(60_000)).collect();
+        assert!((10..40).contains(&heads.len()), "{}", heads.len());
+        assert!(budget.exchange(300).is_some());
+        drop(heads);
+        assert!(budget.head(60_000).is_some());
+        assert_eq!((budget.spent(), budget.exchanges()), (0, (0, 1)));
+    }
+
+    #[test]
     fn what_is_dropped_is_given_back_and_the_next_in_line_gets_it() {
-        let budget = Budget::new(Plan { pool: Some(100), ..Plan::new(Some(10 << 20), 1, None) });
+        let budget = Budget::new(Plan {
+            pool: Some(100),
+            ..Plan::new(Some(10 << 20), 1, None)
+        });
         let first = budget.take(80).unwrap();
         assert!(budget.take(21).is_none());
         let mut context = Context::from_waker(Waker::noop());
         let mut second = pin!(budget.queue.until(|| budget.take(60)));
         let mut third = pin!(budget.queue.until(|| budget.take(20)));
         assert!(second.as_mut().poll(&mut context).is_pending());
-        assert!(third.as_mut().poll(&mut context).is_pending(), "20 are free, but it is not its turn");
+        assert!(
+            third.as_mut().poll(&mut context).is_pending(),
+            "20 are free, but it is not its turn"
+        );
         assert_eq!(budget.queue.len(), 2);
         drop(first);
-        let Poll::Ready(second) = second.as_mut().poll(&mut context) else { panic!("80 came free") };
-        let Poll::Ready(third) = third.as_mut().poll(&mut context) else { panic!("it is its turn now") };
+        let Poll::Ready(second) = second.as_mut().poll(&mut context) else {
+            panic!("80 came free")
+        };
+        let Poll::Ready(third) = third.as_mut().poll(&mut context) else {
+            panic!("it is its turn now")
+        };
         assert_eq!((budget.spent(), budget.queue.len()), (80, 0));
         drop((second, third));
         assert_eq!(budget.spent(), 0);
@@ -337,7 +435,10 @@ mod tests {
 
     #[test]
     fn who_leaves_the_line_does_not_block_it() {
-        let budget = Budget::new(Plan { pool: Some(100), ..Plan::new(Some(10 << 20), 1, None) });
+        let budget = Budget::new(Plan {
+            pool: Some(100),
+            ..Plan::new(Some(10 << 20), 1, None)
+        });
         let _held = budget.take(80).unwrap();
         let mut context = Context::from_waker(Waker::noop());
         let mut second = Box::pin(budget.queue.until(|| budget.take(60)));
@@ -354,7 +455,9 @@ mod tests {
         let buffer = buffers.take(4096);
         let place = buffer.as_ptr();
         buffers.put(buffer);
-        assert_eq!(buffers.take(4000).as_ptr(), place, "the same one again");
+        let again = buffers.take(4000);
+        assert_eq!(again.as_ptr(), place, "the same one again");
+        drop(again);
         buffers.put(vec![0; 4096]);
         buffers.put(vec![0; BUFFER + 1]);
         assert_eq!(buffers.free.borrow().len(), 1, "large ones are not kept");

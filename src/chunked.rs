@@ -58,7 +58,11 @@ enum State {
 impl Chunked {
     /// A walk that stands before the first chunk.
     pub fn new() -> Chunked {
-        Chunked { state: State::Size, left: 0, extras: 0 }
+        Chunked {
+            state: State::Size,
+            left: 0,
+            extras: 0,
+        }
     }
 
     /// True once the closing empty line has been walked over.
@@ -82,42 +86,60 @@ impl Chunked {
         let in_trailer = self.is_trailer();
         let mut n = 0;
         for &byte in bytes {
-            if self.state == State::End || self.state == State::Data || self.is_trailer() != in_trailer {
+            if self.state == State::End
+                || self.state == State::Data
+                || self.is_trailer() != in_trailer
+            {
                 break;
             }
             self.step(byte)?;
             n += 1;
         }
-        Ok(if in_trailer { Piece::Trailer(n) } else { Piece::Framing(n) })
+        Ok(if in_trailer {
+            Piece::Trailer(n)
+        } else {
+            Piece::Framing(n)
+        })
     }
 
     fn is_trailer(&self) -> bool {
         matches!(
             self.state,
-            State::TrailerStart | State::TrailerName | State::TrailerValue | State::TrailerLf | State::EndLf
+            State::TrailerStart
+                | State::TrailerName
+                | State::TrailerValue
+                | State::TrailerLf
+                | State::EndLf
         )
     }
 
     fn step(&mut self, byte: u8) -> Result<(), Broken> {
         self.state = match (self.state, byte) {
             (State::Size, _) => self.digit(byte, 0)?,
-            (State::Digits(_), b'\r') | (State::Extension, b'\r') => State::SizeLf,
-            (State::Digits(_), b';') => self.extra(State::Extension)?,
+            (State::Digits(_) | State::Extension, b'\r') => State::SizeLf,
+            (State::Digits(_), b';') | (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.extra(State::Extension)?
+            }
             (State::Digits(n), _) => self.digit(byte, n)?,
-            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extra(State::Extension)?,
             (State::SizeLf, b'\n') if self.left == 0 => State::TrailerStart,
             (State::SizeLf, b'\n') => State::Data,
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size,
             (State::TrailerStart, b'\r') => State::EndLf,
-            (State::TrailerStart | State::TrailerName, _) if is_token(byte) => self.extra(State::TrailerName)?,
+            (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                self.extra(State::TrailerName)?
+            }
             (State::TrailerName, b':') => self.extra(State::TrailerValue)?,
             (State::TrailerValue, b'\r') => State::TrailerLf,
-            (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => self.extra(State::TrailerValue)?,
+            (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.extra(State::TrailerValue)?
+            }
             (State::TrailerLf, b'\n') => State::TrailerStart,
             (State::EndLf, b'\n') => State::End,
             (State::Extension, _) => return Err(Broken("a control byte in a chunk extension")),
-            (State::DataCr | State::DataLf, _) => return Err(Broken("a chunk is longer than its size")),
+            (State::DataCr | State::DataLf, _) => {
+                return Err(Broken("a chunk is longer than its size"));
+            }
             (State::SizeLf, _) => return Err(Broken("a chunk size line without its line feed")),
             _ => return Err(Broken("a malformed trailer section")),
         };
@@ -150,25 +172,28 @@ impl Chunked {
 
 /// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
 pub fn is_token(byte: u8) -> bool {
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let bytes = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        let mut i = 0;
-        while i < bytes.len() {
-            table[bytes[i] as usize] = true;
-            i += 1;
+    // bit n of the table: whether byte n may
+    const TOKEN: u128 = {
+        let mut table = 0;
+        let mut rest: &[u8] =
+            b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        while let [byte, others @ ..] = rest {
+            table |= 1 << *byte;
+            rest = others;
         }
         table
     };
-    TOKEN[usize::from(byte)]
+    byte < 128 && TOKEN >> byte & 1 == 1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    type Walked = (Vec<u8>, Vec<u8>, Option<usize>);
+
     /// Walks over `bytes` in pieces of `step`; gives the data, the trailers and how much belongs to the body.
-    fn walk(bytes: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>, Option<usize>), Broken> {
+    fn walk(bytes: &[u8], step: usize) -> Result<Walked, Broken> {
         let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
         let mut chunked = Chunked::new();
         while at < bytes.len() && !chunked.is_end() {
@@ -191,7 +216,7 @@ mod tests {
     #[test]
     fn a_body_reads_the_same_however_it_is_split() {
         let whole = b"5\r\nhello\r\n6;a=b; c=\"d\"\r\n world\r\n0\r\nA: b\r\nC:\r\n\r\nGET";
-        for step in 1..whole.len() + 1 {
+        for step in 1..=whole.len() {
             let (data, trailers, end) = walk(whole, step).unwrap();
             assert_eq!(data, b"hello world", "step {step}");
             assert_eq!(trailers, b"A: b\r\nC:\r\n\r\n", "step {step}");
@@ -210,13 +235,38 @@ mod tests {
     #[test]
     fn framing_that_is_not_to_the_letter_is_broken() {
         let cases: &[&[u8]] = &[
-            b"\r\n", b" 5\r\nhello\r\n", b"5 \r\nhello\r\n", b"+5\r\nhello\r\n", b"0x5\r\nhello\r\n", b"g\r\n", b";a\r\n", b"5\nhello\r\n",
-            b"5\r\rhello", b"5\r\nhello\n", b"5\r\nhello!\r\n", b"5\r\nhell\r\n0\r\n\r\n", b"5;a\nb\r\nhello\r\n", b"5;\x00\r\n",
-            b"0\r\nnot a field\r\n", b"0\r\n: empty\r\n", b"0\r\n folded: x\r\n", b"0\r\nA: b\n\r\n", b"0\r\n\n", b"0\r\n\rX",
-            b"0000000000000000\r\n\r\n", b"fffffffffffffffff\r\n", b"-1\r\n", b"5,5\r\n", b"5\t\r\n",
+            b"\r\n",
+            b" 5\r\nhello\r\n",
+            b"5 \r\nhello\r\n",
+            b"+5\r\nhello\r\n",
+            b"0x5\r\nhello\r\n",
+            b"g\r\n",
+            b";a\r\n",
+            b"5\nhello\r\n",
+            b"5\r\rhello",
+            b"5\r\nhello\n",
+            b"5\r\nhello!\r\n",
+            b"5\r\nhell\r\n0\r\n\r\n",
+            b"5;a\nb\r\nhello\r\n",
+            b"5;\x00\r\n",
+            b"0\r\nnot a field\r\n",
+            b"0\r\n: empty\r\n",
+            b"0\r\n folded: x\r\n",
+            b"0\r\nA: b\n\r\n",
+            b"0\r\n\n",
+            b"0\r\n\rX",
+            b"0000000000000000\r\n\r\n",
+            b"fffffffffffffffff\r\n",
+            b"-1\r\n",
+            b"5,5\r\n",
+            b"5\t\r\n",
         ];
         for case in cases {
-            assert!(walk(case, 64).is_err() && walk(case, 1).is_err(), "{}", case.escape_ascii());
+            assert!(
+                walk(case, 64).is_err() && walk(case, 1).is_err(),
+                "{}",
+                case.escape_ascii()
+            );
         }
     }
 

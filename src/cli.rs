@@ -166,7 +166,11 @@ impl Mode {
 
 /// Says something on stdout; gives exit code 0, or 3 where nobody can read it.
 pub fn say(text: &str) -> u8 {
-    if writeln!(io::stdout(), "{}", text.trim_end()).is_ok() { 0 } else { 3 }
+    if writeln!(io::stdout(), "{}", text.trim_end()).is_ok() {
+        0
+    } else {
+        3
+    }
 }
 
 /// Says what is wrong on stderr, one line each; gives `code`.

@@ -1029,7 +1029,7 @@ proxy:
         assert!(route.strip_prefix && !route.preserve_host && route.cors.is_none());
         assert_eq!(route.response_header_timeout, seconds(30));
         assert!(route.max_body_size.is_none() && route.host.is_none());
-        assert!(route.request_headers.is_empty() && route.response_headers.is_empty());
+        assert!(route.request_headers.set.is_empty() && route.response_headers.set.is_empty());
         assert!(config.cors.is_none());
     }
 

@@ -71,7 +71,9 @@ impl Io {
             Io::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
             Io::Unix(stream) => loop {
                 ready!(stream.poll_read_ready(cx))?;
-                match stream.try_io(Interest::READABLE, || SockRef::from(&*stream).peek(&mut byte)) {
+                match stream.try_io(Interest::READABLE, || {
+                    SockRef::from(&*stream).peek(&mut byte)
+                }) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     result => return Poll::Ready(result),
                 }

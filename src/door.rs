@@ -34,7 +34,7 @@ use crate::{
 const BACKLOG: i32 = 1024;
 
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
-const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(60);
+const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 /// How long accepting pauses when descriptors have run out and nobody leaves.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -54,20 +54,34 @@ impl Door {
     ///
     /// # Errors
     /// What cannot be bound, with the address.
-    pub fn open(listen: &Listen, workers: usize, plan: &Plan, inherited: &[(String, OwnedFd)]) -> Result<Door> {
-        let mut door = Door { listen: listen.clone(), name: String::new(), sockets: Vec::new(), file: None };
+    pub fn open(
+        listen: &Listen,
+        workers: usize,
+        plan: &Plan,
+        inherited: &[(String, OwnedFd)],
+    ) -> Result<Door> {
+        let mut door = Door {
+            listen: listen.clone(),
+            name: String::new(),
+            sockets: Vec::new(),
+            file: None,
+        };
         match listen {
             Listen::Everywhere(port) => {
                 let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
                 if door.bind(everywhere, workers, plan).is_err() {
                     // IPv6 is off, or this is what is taken: the second try tells
                     door.sockets.clear();
-                    door.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)), workers, plan)?;
+                    door.bind(
+                        SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
+                        workers,
+                        plan,
+                    )?;
                 }
             }
             Listen::Address(address) => door.bind(*address, workers, plan)?,
             Listen::Unix(path) => door.bind_unix(path, workers)?,
-            Listen::Inherited(name) => door.inherit(name, workers, inherited)?,
+            Listen::Inherited(name) => door.inherit(name, workers, plan, inherited)?,
         }
         Ok(door)
     }
@@ -77,14 +91,18 @@ impl Door {
     /// # Errors
     /// Out of descriptors.
     pub fn socket(&self, worker: usize) -> Result<OwnedFd> {
-        let socket = self.sockets.get(worker).ok_or_else(|| anyhow!("no socket for worker {worker}"))?;
+        let socket = self
+            .sockets
+            .get(worker)
+            .ok_or_else(|| anyhow!("no socket for worker {worker}"))?;
         socket.try_clone().context("duplicating a listener")
     }
 
     fn bind(&mut self, address: SocketAddr, workers: usize, plan: &Plan) -> Result<()> {
         let mut address = address;
         for _ in 0..workers {
-            let socket = tcp(address, workers > 1, plan).with_context(|| format!("listening on {address}"))?;
+            let socket = tcp(address, workers > 1, plan)
+                .with_context(|| format!("listening on {address}"))?;
             if let Some(bound) = socket.local_addr().ok().and_then(|bound| bound.as_socket()) {
                 address = bound;
             }
@@ -97,11 +115,15 @@ impl Door {
     /// A file that is left from a process that died is removed; one that somebody listens on is not.
     fn bind_unix(&mut self, path: &Path, workers: usize) -> Result<()> {
         self.name = format!("unix:{}", path.display());
-        if path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket()) {
+        if path
+            .symlink_metadata()
+            .is_ok_and(|file| file.file_type().is_socket())
+        {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
                 bail!("listening on {}: somebody listens there already", self.name);
             }
-            std::fs::remove_file(path).with_context(|| format!("removing the stale {}", self.name))?;
+            std::fs::remove_file(path)
+                .with_context(|| format!("removing the stale {}", self.name))?;
         }
         let bind = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -116,20 +138,44 @@ impl Door {
         self.share(&socket.into(), workers)
     }
 
-    fn inherit(&mut self, name: &str, workers: usize, inherited: &[(String, OwnedFd)]) -> Result<()> {
+    fn inherit(
+        &mut self,
+        name: &str,
+        workers: usize,
+        plan: &Plan,
+        inherited: &[(String, OwnedFd)],
+    ) -> Result<()> {
         // a number is the descriptor itself, counted from 3 as systemd does
-        let number = name.parse::<usize>().ok().and_then(|number| number.checked_sub(3));
-        let found = inherited.iter().find(|(other, _)| other == name).or_else(|| inherited.get(number?));
-        let (_, socket) = found.ok_or_else(|| anyhow!("no socket named {name} was handed over (LISTEN_FDS, LISTEN_FDNAMES)"))?;
+        let number = name
+            .parse::<usize>()
+            .ok()
+            .and_then(|number| number.checked_sub(3));
+        let found = inherited
+            .iter()
+            .find(|(other, _)| other == name)
+            .or_else(|| inherited.get(number?));
+        let (_, socket) = found.ok_or_else(|| {
+            anyhow!("no socket named {name} was handed over (LISTEN_FDS, LISTEN_FDNAMES)")
+        })?;
         let address = SockRef::from(socket).local_addr().ok();
-        let address = address.and_then(|address| address.as_socket()).map(|address| address.to_string());
+        if address
+            .as_ref()
+            .is_some_and(|address| address.as_socket().is_some())
+        {
+            // whoever made the socket may not know them: what cannot be set is left as it is
+            drop(set_options(&SockRef::from(socket), plan));
+        }
+        let address = address
+            .and_then(|address| address.as_socket())
+            .map(|address| address.to_string());
         self.name = address.unwrap_or_else(|| format!("fd:{name}"));
         self.share(socket, workers)
     }
 
     fn share(&mut self, socket: &OwnedFd, workers: usize) -> Result<()> {
         for _ in 0..workers {
-            self.sockets.push(socket.try_clone().context("duplicating a listener")?);
+            self.sockets
+                .push(socket.try_clone().context("duplicating a listener")?);
         }
         Ok(())
     }
@@ -145,12 +191,23 @@ impl Drop for Door {
 
 /// A listening socket whose options every accepted connection inherits, so that accepting costs one system call.
 fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
+    set_options(&SockRef::from(&socket), plan)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
     if let Some(size) = plan.socket_buffer {
         socket.set_send_buffer_size(size)?;
         socket.set_recv_buffer_size(size)?;
@@ -158,10 +215,14 @@ fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     // kernels and sandboxes that lack these serve without them
     drop(socket.set_tcp_notsent_lowat(plan.unsent));
-    drop(socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(CLIENT_KEEP_ALIVE).with_interval(CLIENT_KEEP_ALIVE)));
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
+    drop(
+        socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(CLIENT_KEEP_ALIVE)
+                .with_interval(CLIENT_KEEP_ALIVE),
+        ),
+    );
+    Ok(())
 }
 
 /// Accepts on a socket until the task is aborted.
@@ -169,8 +230,12 @@ fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
 /// # Errors
 /// A socket that is none, or does not listen.
 pub fn attend_to(worker: &Rc<Worker>, socket: OwnedFd) -> Result<JoinHandle<()>> {
-    let domain = SockRef::from(&socket).domain().context("asking a listener for its kind")?;
-    SockRef::from(&socket).set_nonblocking(true).context("preparing a listener")?;
+    let domain = SockRef::from(&socket)
+        .domain()
+        .context("asking a listener for its kind")?;
+    SockRef::from(&socket)
+        .set_nonblocking(true)
+        .context("preparing a listener")?;
     let worker = Rc::clone(worker);
     Ok(if domain == Domain::UNIX {
         let listener = UnixListener::from_std(socket.into()).context("preparing a listener")?;
@@ -201,12 +266,14 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
     metrics::count(&worker.metrics.connections_accepted);
     let take = || {
         let limit = worker.budget.plan().connections;
-        (worker.park.open() < limit).then(|| worker.budget.take(CONNECTION)).flatten()
+        (worker.park.open() < limit)
+            .then(|| worker.budget.take(CONNECTION))
+            .flatten()
     };
     let permit = if let Some(permit) = take() {
         permit
     } else {
-        worker.make_room();
+        worker.evict_silent(EVICTED_AT_ONCE, true);
         worker.park.room.until(take).await
     };
     let seat = worker.park.seat(address.map(|address| address.ip()));
@@ -219,7 +286,7 @@ async fn pause(worker: &Worker, error: &io::Error) {
         return;
     }
     log::warn("accept", &[("error", error)]);
-    worker.park.evict_silent(EVICTED_AT_ONCE, false);
+    worker.evict_silent(EVICTED_AT_ONCE, false);
     worker.pool.clear();
     sleep(PAUSE).await;
 }

@@ -43,8 +43,6 @@ pub enum Failure {
     ResponseTimedOut,
     /// The upstream took no byte of the request for `write_timeout`.
     RequestStalled,
-    /// Stopping.
-    Draining,
 }
 
 /// Whose fault a failure is.
@@ -59,7 +57,7 @@ pub enum Blame {
 }
 
 /// What [`Failure::outcome`] can say, in the order of the variants.
-pub const OUTCOMES: [&str; 18] = [
+pub const OUTCOMES: [&str; 17] = [
     "no-route",
     "dot-segment",
     "method-not-allowed",
@@ -77,7 +75,6 @@ pub const OUTCOMES: [&str; 18] = [
     "upstream-garbled",
     "response-timed-out",
     "request-stalled",
-    "draining",
 ];
 
 impl Failure {
@@ -89,7 +86,7 @@ impl Failure {
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
-            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection | Failure::Draining => {
+            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Failure::NameUnresolved(_)
@@ -134,7 +131,6 @@ impl Failure {
             Failure::UpstreamGarbled(_) => "The upstream's answer could not be understood.\n",
             Failure::ResponseTimedOut => "The upstream did not answer in time.\n",
             Failure::RequestStalled => "The upstream did not take the request in time.\n",
-            Failure::Draining => "The proxy is stopping.\n",
         }
     }
 
@@ -158,7 +154,6 @@ impl Failure {
             Failure::UpstreamGarbled(_) => "upstream-garbled",
             Failure::ResponseTimedOut => "response-timed-out",
             Failure::RequestStalled => "request-stalled",
-            Failure::Draining => "draining",
         }
     }
 
@@ -221,7 +216,6 @@ mod tests {
             ),
             (Failure::ResponseTimedOut, 504, Upstream),
             (Failure::RequestStalled, 504, Upstream),
-            (Failure::Draining, 503, Proxy),
         ]
     }
 

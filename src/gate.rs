@@ -59,7 +59,14 @@ const AMPLE: usize = 16 * 1024 - 1;
 impl Gate {
     /// A gate before the first request.
     pub fn new(io: Io) -> Gate {
-        Gate { io, held: Vec::new(), scanned: 0, feed: 0, due: Due::Length(0), permit: None }
+        Gate {
+            io,
+            held: Vec::new(),
+            scanned: 0,
+            feed: 0,
+            due: Due::Length(0),
+            permit: None,
+        }
     }
 
     /// Whether part of a head is held.
@@ -74,12 +81,16 @@ impl Gate {
 
     /// The target of the head that is ready.
     pub fn target(&self, head: &Head) -> &[u8] {
-        self.held.get(head.skip + head.target.0..head.skip + head.target.1).unwrap_or_default()
+        self.held
+            .get(head.skip + head.target.0..head.skip + head.target.1)
+            .unwrap_or_default()
     }
 
     /// Whether the head that is ready begins with this method.
     pub fn has_method(&self, head: &Head, method: &[u8]) -> bool {
-        self.held.get(head.skip..head.skip + head.target.0).is_some_and(|line| line.trim_ascii_end() == method)
+        self.held
+            .get(head.skip..head.skip + head.target.0)
+            .is_some_and(|line| line.trim_ascii_end() == method)
     }
 
     /// What was read behind an upgrade's head: the first bytes of the tunnel.
@@ -108,7 +119,13 @@ impl Gate {
     }
 
     /// Collects a request head. `scratch` is the worker's, for one read; `max` the bytes that a head may have.
-    pub fn poll_head(&mut self, context: &mut Context<'_>, scratch: &mut [u8], budget: &Rc<Budget>, max: usize) -> Poll<io::Result<Arrival>> {
+    pub fn poll_head(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut [u8],
+        budget: &Rc<Budget>,
+        max: usize,
+    ) -> Poll<io::Result<Arrival>> {
         loop {
             if self.held.len() > self.scanned {
                 match screen::head(&self.held, &mut self.scanned, max) {
@@ -134,10 +151,16 @@ impl Gate {
         let needed = self.held.len() + bytes.len();
         if needed > self.held.capacity() {
             // exact at first, then by halves again: most heads come in one piece
-            let target = if self.held.is_empty() { needed } else { needed + needed / 2 };
+            let target = if self.held.is_empty() {
+                needed
+            } else {
+                needed + needed / 2
+            };
             if target > FREE {
                 self.permit = None;
-                let Some(permit) = budget.take(target as u64) else { return false };
+                let Some(permit) = budget.head(2 * target as u64) else {
+                    return false;
+                };
                 self.permit = Some(permit);
             }
             self.held.reserve_exact(target - self.held.len());
@@ -189,7 +212,9 @@ impl Gate {
 fn walk(chunked: &mut Chunked, bytes: &[u8]) -> Result<usize, &'static str> {
     let mut at = 0;
     while at < bytes.len() && !chunked.is_end() {
-        let piece = chunked.next(bytes.get(at..).unwrap_or_default()).map_err(|broken| broken.0)?;
+        let piece = chunked
+            .next(bytes.get(at..).unwrap_or_default())
+            .map_err(|broken| broken.0)?;
         let (Piece::Framing(n) | Piece::Data(n) | Piece::Trailer(n)) = piece;
         at += n;
     }
@@ -229,7 +254,12 @@ impl Limits {
 
 impl Socket {
     /// A socket whose gate has a head ready, or not.
-    pub fn new(gate: Rc<RefCell<Gate>>, signals: Rc<Signals>, limits: Limits, worker: &crate::proxy::Worker) -> Socket {
+    pub fn new(
+        gate: Rc<RefCell<Gate>>,
+        signals: Rc<Signals>,
+        limits: Limits,
+        worker: &crate::proxy::Worker,
+    ) -> Socket {
         let config = &worker.state().config;
         Socket {
             gate,
@@ -243,15 +273,26 @@ impl Socket {
     }
 
     /// Between two messages: looks for the next head. What hyper is not to read is for the task to see.
-    fn poll_next(&self, gate: &mut Gate, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_next(
+        &self,
+        gate: &mut Gate,
+        context: &mut Context<'_>,
+        cursor: &mut ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let signals = &self.signals;
         if signals.active.get() || !signals.flushed.get() || signals.arrival.get().is_some() {
             return Poll::Pending;
         }
         signals.looked.set(true);
-        let arrival = gate.poll_head(context, &mut self.scratch.borrow_mut(), &self.budget, self.max_head);
+        let arrival = gate.poll_head(
+            context,
+            &mut self.scratch.borrow_mut(),
+            &self.budget,
+            self.max_head,
+        );
         match ready!(arrival)? {
             Arrival::Head(head) if self.limits.admit(&head) => {
+                signals.began.set(signals.watch.now());
                 self.begin();
                 gate.feed(cursor);
                 Poll::Ready(Ok(()))
@@ -270,7 +311,12 @@ impl Socket {
     }
 
     /// Reads on in a body, straight into hyper's buffer.
-    fn poll_body(&self, gate: &mut Gate, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_body(
+        &self,
+        gate: &mut Gate,
+        context: &mut Context<'_>,
+        cursor: &mut ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut room = cursor.remaining().min(AMPLE);
         if let Due::Length(left) = &gate.due {
             room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -299,7 +345,8 @@ impl Socket {
         };
         cursor.put_slice(bytes.get(..ours).unwrap_or_default());
         if ours < bytes.len() {
-            gate.held.extend_from_slice(bytes.get(ours..).unwrap_or_default());
+            gate.held
+                .extend_from_slice(bytes.get(ours..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
     }
@@ -331,7 +378,11 @@ impl Socket {
 }
 
 impl Read for Socket {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut gate = self.gate.borrow_mut();
         if gate.feed > 0 {
             if !self.signals.active.get() {
@@ -348,14 +399,22 @@ impl Read for Socket {
 }
 
 impl Write for Socket {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let mut gate = self.gate.borrow_mut();
         self.signals.flushed.set(false);
         ready!(self.poll_interim(&mut gate, context))?;
         self.wrote(Pin::new(&mut gate.io).poll_write(context, bytes))
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut gate = self.gate.borrow_mut();
         self.signals.flushed.set(false);
         ready!(self.poll_interim(&mut gate, context))?;

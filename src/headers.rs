@@ -10,6 +10,12 @@ use hyper::{
     http::request,
 };
 
+use crate::route::Edits;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// Hop-by-hop by themselves (RFC 9110 §7.6.1), in one direction or both.
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
@@ -25,7 +31,10 @@ const HOP_BY_HOP: [&str; 9] = [
 
 /// Which of the fields that matter to a proxy a request has: one pass over the names instead of a look-up for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is the presence of one field")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is the presence of one field"
+)]
 pub struct Present {
     /// Connection.
     pub connection: bool,
@@ -85,7 +94,10 @@ impl<'a> Hops<'a> {
     /// Reads the Connection fields.
     pub fn of(headers: &'a HeaderMap) -> Hops<'a> {
         let nominates = connection_options(headers).any(|option| {
-            !option.eq_ignore_ascii_case("close") && !HOP_BY_HOP.iter().any(|name| option.eq_ignore_ascii_case(name))
+            !option.eq_ignore_ascii_case("close")
+                && !HOP_BY_HOP
+                    .iter()
+                    .any(|name| option.eq_ignore_ascii_case(name))
         });
         Hops { headers, nominates }
     }
@@ -97,7 +109,8 @@ impl<'a> Hops<'a> {
     }
 
     fn is_nominated(&self, name: &str) -> bool {
-        !is_end_to_end(name) && connection_options(self.headers).any(|option| option.eq_ignore_ascii_case(name))
+        !is_end_to_end(name)
+            && connection_options(self.headers).any(|option| option.eq_ignore_ascii_case(name))
     }
 }
 
@@ -113,31 +126,56 @@ pub fn is_hop_by_hop(name: &str) -> bool {
 fn is_end_to_end(name: &str) -> bool {
     name.starts_with("content-")
         || name.starts_with("x-forwarded-")
-        || matches!(name, "host" | "authorization" | "cookie" | "cache-control" | "expect" | "date" | "set-cookie" | "location")
+        || matches!(
+            name,
+            "host"
+                | "authorization"
+                | "cookie"
+                | "cache-control"
+                | "expect"
+                | "date"
+                | "set-cookie"
+                | "location"
+        )
 }
 
 /// The options of all Connection fields.
 pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let fields = headers.get_all(header::CONNECTION).iter();
-    fields.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).filter(|option| !option.is_empty())
+    fields
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|option| !option.is_empty())
 }
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
 pub fn wants_websocket(parts: &request::Parts) -> bool {
-    parts.version == hyper::Version::HTTP_11 && parts.method == hyper::Method::GET && is_websocket(&parts.headers)
+    parts.version == hyper::Version::HTTP_11
+        && parts.method == hyper::Method::GET
+        && is_websocket(&parts.headers)
 }
 
 /// Whether Upgrade is `websocket`, and Connection means it.
 pub fn is_websocket(headers: &HeaderMap) -> bool {
     let mut upgrades = headers.get_all(header::UPGRADE).iter();
-    let upgrade = upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    upgrade && upgrades.next().is_none() && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+    let upgrade = upgrades
+        .next()
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    upgrade
+        && upgrades.next().is_none()
+        && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
 }
 
 /// Whether the sender takes trailers (`TE: trailers`, RFC 9110 §10.1.4).
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
-    let fields = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
-    fields.flat_map(|value| value.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    let fields = headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    fields
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// Whether a field may stand in a trailer section: nothing that frames, routes, authenticates or controls (RFC 9110 §6.5.1).
@@ -149,8 +187,23 @@ pub fn may_trail(name: &HeaderName) -> bool {
         || is_forwarding(name)
         || matches!(
             name,
-            "host" | "authorization" | "cookie" | "set-cookie" | "cache-control" | "expect" | "max-forwards" | "pragma" | "range"
-                | "vary" | "age" | "date" | "expires" | "location" | "retry-after" | "warning" | "www-authenticate"
+            "host"
+                | "authorization"
+                | "cookie"
+                | "set-cookie"
+                | "cache-control"
+                | "expect"
+                | "max-forwards"
+                | "pragma"
+                | "range"
+                | "vary"
+                | "age"
+                | "date"
+                | "expires"
+                | "location"
+                | "retry-after"
+                | "warning"
+                | "www-authenticate"
         ))
 }
 
@@ -180,13 +233,29 @@ pub struct Sender {
 /// Appends the fields that go to the target, in the client's order, with Host and the forwarding fields as they should
 /// be; framing and the closing empty line are the caller's.
 ///
-/// `host` is what the target reads as Host, `authority` what the client asked for.
-pub fn write_request(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, host: &[u8], authority: &[u8], sender: Sender) {
-    let hops = if present.connection { Hops::of(headers) } else { Hops { headers, nominates: false } };
+/// `host` is what the target reads as Host, `authority` what the client asked for. What the operator's `edits` set or
+/// remove is out of the client's reach: its Connection field cannot take it away, nor a field of its own replace it.
+pub fn write_request(
+    out: &mut Vec<u8>,
+    headers: &HeaderMap,
+    present: &Present,
+    edits: &Edits,
+    host: &[u8],
+    authority: &[u8],
+    sender: Sender,
+) {
+    let hops = if present.connection {
+        Hops::of(headers)
+    } else {
+        Hops {
+            headers,
+            nominates: false,
+        }
+    };
     line(out, b"host", host);
     for (name, value) in headers {
         let text = name.as_str();
-        if name == header::HOST || hops.stays_behind(name) || is_twin(text) {
+        if name == header::HOST || hops.stays_behind(name) || is_twin(text) || edits.touches(name) {
             continue;
         }
         if is_forwarding(text) && (!sender.trusted || text == "x-forwarded-for") {
@@ -197,12 +266,20 @@ pub fn write_request(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, 
     if present.te && takes_trailers(headers) {
         out.extend_from_slice(b"te: trailers\r\n");
     }
-    forwarded_for(out, headers, present, sender);
-    if !(authority.is_empty() || (sender.trusted && present.forwarded_host)) {
+    if !edits.touches(&FORWARDED_FOR) {
+        forwarded_for(out, headers, present, sender);
+    }
+    if !(authority.is_empty()
+        || (sender.trusted && present.forwarded_host)
+        || edits.touches(&FORWARDED_HOST))
+    {
         line(out, b"x-forwarded-host", authority);
     }
-    if !(sender.trusted && present.forwarded_proto) {
+    if !((sender.trusted && present.forwarded_proto) || edits.touches(&FORWARDED_PROTO)) {
         line(out, b"x-forwarded-proto", b"http");
+    }
+    for (name, value) in edits.set.iter().filter(|(name, _)| name != header::HOST) {
+        line(out, name.as_str().as_bytes(), value.as_bytes());
     }
 }
 
@@ -214,7 +291,11 @@ fn forwarded_for(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, send
     out.extend_from_slice(b"x-forwarded-for: ");
     let start = out.len();
     if is_kept {
-        for value in headers.get_all("x-forwarded-for").iter().filter(|value| !value.is_empty()) {
+        for value in headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter(|value| !value.is_empty())
+        {
             separate(out, start);
             out.extend_from_slice(value.as_bytes());
         }
@@ -272,7 +353,11 @@ pub fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
             }
         }
     }
-    if names.is_empty() { None } else { HeaderValue::from_bytes(&names).ok() }
+    if names.is_empty() {
+        None
+    } else {
+        HeaderValue::from_bytes(&names).ok()
+    }
 }
 
 #[cfg(test)]
@@ -282,25 +367,50 @@ mod tests {
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
-            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
         }
         headers
     }
 
     fn written(fields: &[(&str, &str)], trusted: bool) -> String {
         let mut out = Vec::new();
-        let sender = Sender { client: Some("192.0.2.7".parse().unwrap()), trusted };
+        let sender = Sender {
+            client: Some("192.0.2.7".parse().unwrap()),
+            trusted,
+        };
         let headers = map(fields);
-        write_request(&mut out, &headers, &Present::of(&headers), b"target:81", b"asked.example", sender);
+        write_request(
+            &mut out,
+            &headers,
+            &Present::of(&headers),
+            &Edits::default(),
+            b"target:81",
+            b"asked.example",
+            sender,
+        );
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn fields_travel_in_their_order_and_hops_stay_behind() {
         let fields = [
-            ("a", "1"), ("host", "asked.example"), ("connection", "keep-alive, X-Private"), ("b", "2"), ("x-private", "p"), ("te", "trailers, gzip"),
-            ("upgrade", "h2c"), ("proxy-authorization", "secret"), ("keep-alive", "timeout=5"), ("transfer-encoding", "chunked"),
-            ("trailer", "x"), ("proxy-connection", "close"), ("c", "3"), ("content-length", "5"),
+            ("a", "1"),
+            ("host", "asked.example"),
+            ("connection", "keep-alive, X-Private"),
+            ("b", "2"),
+            ("x-private", "p"),
+            ("te", "trailers, gzip"),
+            ("upgrade", "h2c"),
+            ("proxy-authorization", "secret"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("trailer", "x"),
+            ("proxy-connection", "close"),
+            ("c", "3"),
+            ("content-length", "5"),
         ];
         let expected = "host: target:81\r\na: 1\r\nb: 2\r\nc: 3\r\ncontent-length: 5\r\nte: trailers\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n";
         assert_eq!(written(&fields, true), expected);
@@ -308,7 +418,13 @@ mod tests {
 
     #[test]
     fn connection_cannot_steal_what_later_hops_need() {
-        for name in ["content-type", "authorization", "cookie", "x-forwarded-proto", "content-length"] {
+        for name in [
+            "content-type",
+            "authorization",
+            "cookie",
+            "x-forwarded-proto",
+            "content-length",
+        ] {
             let text = written(&[("connection", name), (name, "v")], true);
             assert!(text.contains(&format!("{name}: v\r\n")), "{name}: {text}");
         }
@@ -317,8 +433,15 @@ mod tests {
     #[test]
     fn who_forwarded_is_appended_to_or_replaced() {
         let fields = [
-            ("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "edge"),
-            ("x-forwarded-port", "443"), ("forwarded", "for=x"), ("x-real-ip", "x"), ("x_forwarded_for", "twin"), ("content_length", "7"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "edge"),
+            ("x-forwarded-port", "443"),
+            ("forwarded", "for=x"),
+            ("x-real-ip", "x"),
+            ("x_forwarded_for", "twin"),
+            ("content_length", "7"),
         ];
         let trusted = written(&fields, true);
         assert_eq!(
@@ -326,18 +449,88 @@ mod tests {
             "host: target:81\r\nx-forwarded-proto: https\r\nx-forwarded-host: edge\r\nx-forwarded-port: 443\r\nforwarded: for=x\r\nx-real-ip: x\r\nx-forwarded-for: 198.51.100.1, 203.0.113.9, 192.0.2.7\r\n"
         );
         let stranger = written(&fields, false);
-        assert_eq!(stranger, "host: target:81\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n");
+        assert_eq!(
+            stranger,
+            "host: target:81\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n"
+        );
+    }
+
+    #[test]
+    fn what_the_operator_sets_is_out_of_the_clients_reach() {
+        let edits = Edits {
+            set: [
+                ("x-api-key", "k"),
+                ("x-forwarded-proto", "https"),
+                ("x-real-ip", "r"),
+            ]
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .to_vec(),
+            remove: vec![HeaderName::from_static("cookie"), FORWARDED_HOST],
+        };
+        let headers = map(&[
+            ("connection", "x-api-key, x-real-ip"),
+            ("x-api-key", "mine"),
+            ("cookie", "c"),
+            ("a", "1"),
+        ]);
+        for trusted in [true, false] {
+            let mut out = Vec::new();
+            let sender = Sender {
+                client: None,
+                trusted,
+            };
+            write_request(
+                &mut out,
+                &headers,
+                &Present::of(&headers),
+                &edits,
+                b"t",
+                b"asked",
+                sender,
+            );
+            assert_eq!(
+                String::from_utf8(out).unwrap(),
+                "host: t\r\na: 1\r\nx-api-key: k\r\nx-forwarded-proto: https\r\nx-real-ip: r\r\n"
+            );
+        }
     }
 
     #[test]
     fn only_a_whole_websocket_handshake_upgrades() {
         let cases: &[(&[(&str, &str)], bool)] = &[
             (&[("upgrade", "websocket"), ("connection", "Upgrade")], true),
-            (&[("upgrade", "WebSocket"), ("connection", "keep-alive, upgrade")], true),
+            (
+                &[
+                    ("upgrade", "WebSocket"),
+                    ("connection", "keep-alive, upgrade"),
+                ],
+                true,
+            ),
             (&[("upgrade", "websocket")], false),
-            (&[("upgrade", "h2c"), ("connection", "upgrade, http2-settings")], false),
-            (&[("upgrade", "h2c, websocket"), ("connection", "upgrade")], false),
-            (&[("upgrade", "websocket"), ("upgrade", "h2c"), ("connection", "upgrade")], false),
+            (
+                &[
+                    ("upgrade", "h2c"),
+                    ("connection", "upgrade, http2-settings"),
+                ],
+                false,
+            ),
+            (
+                &[("upgrade", "h2c, websocket"), ("connection", "upgrade")],
+                false,
+            ),
+            (
+                &[
+                    ("upgrade", "websocket"),
+                    ("upgrade", "h2c"),
+                    ("connection", "upgrade"),
+                ],
+                false,
+            ),
             (&[("connection", "upgrade")], false),
         ];
         for (fields, expected) in cases {
@@ -347,13 +540,26 @@ mod tests {
 
     #[test]
     fn trailers_that_frame_or_route_do_not_trail() {
-        assert_eq!(announced_trailers(&map(&[("trailer", "X-Sum, Content-Length, host"), ("trailer", "grpc-status")])).unwrap(), "X-Sum, grpc-status");
+        assert_eq!(
+            announced_trailers(&map(&[
+                ("trailer", "X-Sum, Content-Length, host"),
+                ("trailer", "grpc-status")
+            ]))
+            .unwrap(),
+            "X-Sum, grpc-status"
+        );
         assert_eq!(announced_trailers(&map(&[("trailer", "host")])), None);
     }
 
     #[test]
     fn addresses_read_as_the_formatter_writes_them() {
-        for address in ["0.0.0.0", "1.20.255.100", "9.10.99.101", "::1", "2001:db8::7"] {
+        for address in [
+            "0.0.0.0",
+            "1.20.255.100",
+            "9.10.99.101",
+            "::1",
+            "2001:db8::7",
+        ] {
             let mut out = Vec::new();
             push_address(&mut out, address.parse().unwrap());
             assert_eq!(out, address.as_bytes());
@@ -369,17 +575,40 @@ mod tests {
             seed ^= seed << 17;
             usize::try_from(seed % n as u64).unwrap()
         };
-        let names = ["a", "b", "cookie", "te", "upgrade", "keep-alive", "x-one", "x-two", "trailer", "transfer-encoding", "proxy-connection"];
+        let names = [
+            "a",
+            "b",
+            "cookie",
+            "te",
+            "upgrade",
+            "keep-alive",
+            "x-one",
+            "x-two",
+            "trailer",
+            "transfer-encoding",
+            "proxy-connection",
+        ];
         for _ in 0..2_000 {
-            let mut fields: Vec<(&str, String)> = (0..random(12)).map(|_| (names[random(names.len())], "v".to_owned())).collect();
+            let mut fields: Vec<(&str, String)> = (0..random(12))
+                .map(|_| (names[random(names.len())], "v".to_owned()))
+                .collect();
             let listed = names[random(names.len())];
             fields.push(("connection", format!("close,  {}", listed.to_uppercase())));
-            let borrowed: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let borrowed: Vec<(&str, &str)> = fields
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
             let text = written(&borrowed, true);
             for line in text.lines() {
                 let name = line.split(':').next().unwrap();
-                assert!(!is_hop_by_hop(name) || line == "te: trailers", "{line} of {fields:?}");
-                assert!(name != listed || is_end_to_end(name), "{line} of {fields:?}");
+                assert!(
+                    !is_hop_by_hop(name) || line == "te: trailers",
+                    "{line} of {fields:?}"
+                );
+                assert!(
+                    name != listed || is_end_to_end(name),
+                    "{line} of {fields:?}"
+                );
             }
         }
     }

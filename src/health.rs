@@ -73,20 +73,25 @@ impl Report {
 /// # Errors
 /// Not there, not well, or too slow.
 pub fn ask(config: &Config) -> Result<String> {
-    let reachable = config.listen.iter().find(|listen| !matches!(listen, Listen::Inherited(_)));
+    let end = Instant::now() + PATIENCE;
+    let reachable = config
+        .listen
+        .iter()
+        .find(|listen| !matches!(listen, Listen::Inherited(_)));
     let path = &config.health_path;
-    match reachable.ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))? {
+    match reachable
+        .ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))?
+    {
         Listen::Unix(file) => {
-            let stream = UnixStream::connect(file).with_context(|| format!("connecting to unix:{}", file.display()))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            converse(stream, "localhost", path)
+            let stream = UnixStream::connect(file)
+                .with_context(|| format!("connecting to unix:{}", file.display()))?;
+            converse(Stream::Unix(stream), "localhost", path, end)
         }
         Listen::Everywhere(port) => {
             let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-            call(by_v4, &by_v4.to_string(), path).or_else(|error| {
+            call(by_v4, &by_v4.to_string(), path, end).or_else(|error| {
                 let by_v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
-                call(by_v6, &by_v6.to_string(), path).map_err(|_| error)
+                call(by_v6, &by_v6.to_string(), path, end).map_err(|_| error)
             })
         }
         Listen::Address(address) => {
@@ -96,7 +101,7 @@ pub fn ask(config: &Config) -> Result<String> {
                 ip => ip,
             };
             let address = SocketAddr::new(ip, address.port());
-            call(address, &address.to_string(), path)
+            call(address, &address.to_string(), path, end)
         }
         Listen::Inherited(_) => bail!("give a URL"),
     }
@@ -107,14 +112,27 @@ pub fn ask(config: &Config) -> Result<String> {
 /// # Errors
 /// Not there, not well, too slow, or no such URL.
 pub fn ask_url(url: &str) -> Result<String> {
-    let rest = url.strip_prefix("http://").ok_or_else(|| anyhow!("not an http:// URL: {url}"))?;
-    let (authority, path) = rest.find('/').map_or((rest, "/health"), |slash| rest.split_at(slash));
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-    let place = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-    let addresses = place.to_socket_addrs().with_context(|| format!("looking up {authority}"))?;
+    let end = Instant::now() + PATIENCE;
+    let rest = url
+        .strip_prefix("http://")
+        .ok_or_else(|| anyhow!("not an http:// URL: {url}"))?;
+    let (authority, path) = rest
+        .find('/')
+        .map_or((rest, "/health"), |slash| rest.split_at(slash));
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.ends_with(']'));
+    let place = if has_port {
+        authority.to_owned()
+    } else {
+        format!("{authority}:80")
+    };
+    let addresses = place
+        .to_socket_addrs()
+        .with_context(|| format!("looking up {authority}"))?;
     let mut last = anyhow!("{authority} has no address");
     for address in addresses {
-        match call(address, authority, path) {
+        match call(address, authority, path, end) {
             Ok(word) => return Ok(word),
             Err(error) => last = error,
         }
@@ -122,24 +140,62 @@ pub fn ask_url(url: &str) -> Result<String> {
     Err(last)
 }
 
-/// Two seconds in all: a second to connect, and for each read and write.
-const PATIENCE: Duration = Duration::from_millis(900);
+/// For everything together: a health check that is asked for every few seconds must have an end before the next.
+const PATIENCE: Duration = Duration::from_millis(1_900);
 
-fn call(address: SocketAddr, host: &str, path: &str) -> Result<String> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    converse(stream, host, path)
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
-fn converse(mut stream: impl Read + Write, host: &str, path: &str) -> Result<String> {
+impl Stream {
+    /// No read or write lasts longer than until `end`.
+    fn bound(&self, end: Instant) -> Result<()> {
+        let left = end.saturating_duration_since(Instant::now());
+        anyhow::ensure!(!left.is_zero(), "no answer in time");
+        match self {
+            Stream::Tcp(stream) => stream
+                .set_read_timeout(Some(left))
+                .and_then(|()| stream.set_write_timeout(Some(left))),
+            Stream::Unix(stream) => stream
+                .set_read_timeout(Some(left))
+                .and_then(|()| stream.set_write_timeout(Some(left))),
+        }
+        .context("setting a time-out")
+    }
+
+    fn read(&mut self, space: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(space),
+            Stream::Unix(stream) => stream.read(space),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
+        }
+    }
+}
+
+fn call(address: SocketAddr, host: &str, path: &str, end: Instant) -> Result<String> {
+    let left = end
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
+    let stream = TcpStream::connect_timeout(&address, left)
+        .with_context(|| format!("connecting to {address}"))?;
+    converse(Stream::Tcp(stream), host, path, end)
+}
+
+fn converse(mut stream: Stream, host: &str, path: &str, end: Instant) -> Result<String> {
+    stream.bound(end)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).context("asking")?;
-    let end = Instant::now() + PATIENCE;
     let mut answer = Vec::new();
     let mut space = [0; 1024];
-    // as far as the status goes: a body that never ends is nobody's health
-    while answer.len() < 4096 && Instant::now() < end {
+    while answer.len() < 4096 {
+        stream.bound(end)?;
         let count = stream.read(&mut space).context("waiting for the answer")?;
         answer.extend_from_slice(space.get(..count).unwrap_or_default());
         if count == 0 {
@@ -147,8 +203,14 @@ fn converse(mut stream: impl Read + Write, host: &str, path: &str) -> Result<Str
         }
     }
     let text = String::from_utf8_lossy(&answer);
-    let status = text.strip_prefix("HTTP/1.1 ").or_else(|| text.strip_prefix("HTTP/1.0 ")).and_then(|rest| rest.get(..3));
-    let word = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+    let status = text
+        .strip_prefix("HTTP/1.1 ")
+        .or_else(|| text.strip_prefix("HTTP/1.0 "))
+        .and_then(|rest| rest.get(..3));
+    let word = text
+        .split_once("\r\n\r\n")
+        .map_or("", |(_, body)| body)
+        .trim();
     match status {
         Some("200") => Ok(word.to_owned()),
         Some(status) => bail!("not well: {status} {word}"),

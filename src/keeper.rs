@@ -19,6 +19,15 @@ pub const EVICTED_AT_ONCE: usize = 8;
 /// How long somebody waits for a place before others are asked to leave for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What somebody waits for.
+#[derive(Debug, Clone, Copy)]
+enum Need {
+    Seat,
+    Place,
+    Memory,
+    Upstream,
+}
+
 /// One worker's keeper.
 pub struct Keeper {
     worker: Rc<Worker>,
@@ -30,6 +39,9 @@ pub struct Keeper {
     high: Cell<(usize, usize)>,
     /// How many there had been at the last look.
     admitted: Cell<u64>,
+    /// What the gauges were told last: connections at rest, bytes held.
+    parked: Cell<u64>,
+    spent: Cell<u64>,
     /// Nothing has happened since everything was given back.
     rested: Cell<bool>,
 }
@@ -41,7 +53,17 @@ impl Keeper {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
             _ => MemoryUse::of_process(),
         });
-        Keeper { worker, limit: limit.map(|limit| limit.0), usage, waiting: RefCell::default(), high: Cell::default(), admitted: Cell::new(0), rested: Cell::new(false) }
+        Keeper {
+            worker,
+            limit: limit.map(|limit| limit.0),
+            usage,
+            waiting: RefCell::default(),
+            high: Cell::default(),
+            admitted: Cell::new(0),
+            parked: Cell::new(0),
+            spent: Cell::new(0),
+            rested: Cell::new(false),
+        }
     }
 
     /// Says whether it wants to be called again soon.
@@ -51,46 +73,78 @@ impl Keeper {
         self.relieve();
         self.weigh();
         let tidy = self.tidy();
+        self.tell();
+        idle || tidy || worker.budget.is_pressed()
+    }
+
+    /// Brings the gauges up to date.
+    fn tell(&self) {
+        let worker = &self.worker;
         let metrics = &worker.metrics;
-        metrics::set(&metrics.connections_parked, (worker.park.count(Phase::Idle) + worker.park.count(Phase::Fresh)) as u64);
-        metrics::set(&metrics.memory_used_bytes, worker.budget.spent());
+        let parked = (worker.park.count(Phase::Idle) + worker.park.count(Phase::Fresh)) as u64;
+        metrics::shift(
+            &metrics.connections_parked,
+            self.parked.replace(parked),
+            parked,
+        );
+        let spent = worker.budget.spent();
+        metrics::shift(&metrics.memory_used_bytes, self.spent.replace(spent), spent);
         metrics::set(&metrics.memory_limit_bytes, self.limit.unwrap_or(0));
         metrics::set(&metrics.log_lines_dropped, log::dropped());
-        idle || tidy || worker.budget.is_pressed()
     }
 
     /// Whoever has waited for a second is helped: the least progressing go.
     fn relieve(&self) {
         let worker = &self.worker;
+        let asked = worker.pool.waiting();
         let fronts = [
             worker.park.room.front(),
             worker.places.queue.front(),
             worker.budget.queue.front(),
-            worker.pool.waiting().map(|(host, ticket)| ticket << 8 | host as u64 & 0xff),
+            asked.map(|(host, ticket)| ticket << 32 | u64::from(host)),
         ];
         let mut waiting = self.waiting.borrow_mut();
-        for (index, (front, seen)) in fronts.into_iter().zip(waiting.iter_mut()).enumerate() {
+        for (need, (front, seen)) in [Need::Seat, Need::Place, Need::Memory, Need::Upstream]
+            .into_iter()
+            .zip(fronts.into_iter().zip(waiting.iter_mut()))
+        {
             let Some(ticket) = front else {
                 *seen = None;
                 continue;
             };
             match seen {
                 Some((before, since)) if *before == ticket => {
-                    if since.elapsed() >= PATIENCE && !worker.park.evict_stream() && index == 0 {
-                        worker.park.evict_waiting();
+                    if since.elapsed() >= PATIENCE {
+                        self.help(need, asked.map(|(host, _)| host));
                     }
                 }
                 _ => *seen = Some((ticket, Instant::now())),
             }
         }
         if worker.park.room.front().is_some() {
-            self.worker.make_room();
+            worker.evict_silent(EVICTED_AT_ONCE, true);
+        }
+    }
+
+    fn help(&self, need: Need, host: Option<u32>) {
+        let worker = &self.worker;
+        match need {
+            Need::Upstream => drop(worker.evict_stream(host, false)),
+            Need::Place => drop(worker.evict_stream(None, false)),
+            Need::Memory => drop(worker.evict_stream(None, true)),
+            Need::Seat => {
+                if !worker.evict_stream(None, true) {
+                    worker.park.evict_waiting();
+                }
+            }
         }
     }
 
     /// Looks how near the limit is, and makes room where it is near.
     fn weigh(&self) {
-        let (Some(limit), Some(usage)) = (self.limit, &self.usage) else { return };
+        let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
+            return;
+        };
         let near = limit - limit / 12;
         let Some(used) = usage.read() else { return };
         let pressed = used > near && used.saturating_sub(usage.reclaimable()) > near;
@@ -98,8 +152,8 @@ impl Keeper {
             let worker = &self.worker;
             worker.pool.clear();
             worker.buffers.trim();
-            worker.park.evict_silent(EVICTED_AT_ONCE * 2, false);
-            worker.park.evict_stream();
+            worker.evict_silent(EVICTED_AT_ONCE * 2, false);
+            worker.evict_stream(None, true);
             sys::collect();
         }
         self.worker.budget.press(pressed);
@@ -114,7 +168,8 @@ impl Keeper {
         let (most_open, most) = self.high.get();
         let (most_open, most) = (most_open.max(open), most.max(exchanges));
         self.high.set((most_open, most));
-        let is_over = exchanges * 4 <= most * 3 && most > 0 || open * 4 <= most_open * 3 && most_open > 0;
+        let is_over =
+            exchanges * 4 <= most * 3 && most > 0 || open * 4 <= most_open * 3 && most_open > 0;
         if !is_over && (!is_quiet || self.rested.get()) {
             self.rested.set(is_quiet && self.rested.get());
             return !is_quiet && open > 0;

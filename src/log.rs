@@ -115,7 +115,12 @@ pub struct Record {
 
 impl Record {
     /// Begins a record, where access lines are written at all.
-    pub fn begin(client: Option<IpAddr>, method: &str, host: &[u8], path: &str) -> Option<Box<Record>> {
+    pub fn begin(
+        client: Option<IpAddr>,
+        method: &str,
+        host: &[u8],
+        path: &str,
+    ) -> Option<Box<Record>> {
         access_enabled().then(|| {
             Box::new(Record {
                 client,
@@ -135,7 +140,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let client = self.client.map_or_else(|| "unix".to_owned(), |client| client.to_string());
+        let client = self
+            .client
+            .map_or_else(|| "unix".to_owned(), |client| client.to_string());
         access(&Access {
             client: &client,
             method: &self.method,
@@ -145,7 +152,10 @@ impl Drop for Record {
             received: self.received,
             sent: self.sent,
             duration: self.begun.elapsed(),
-            upstream: self.upstream.as_ref().map(|upstream| upstream as &dyn Display),
+            upstream: self
+                .upstream
+                .as_ref()
+                .map(|upstream| upstream as &dyn Display),
             outcome: self.outcome,
         });
     }

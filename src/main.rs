@@ -80,7 +80,9 @@ impl Origin {
             Place::File(path) => Some(Origin::File(path)),
             Place::Default => match env::var("LEAN_PROXY_CONFIG") {
                 Ok(text) if !text.is_empty() => Some(Origin::Inline(text)),
-                _ => Path::new(cli::DEFAULT_CONFIG).exists().then(|| Origin::File(cli::DEFAULT_CONFIG.into())),
+                _ => Path::new(cli::DEFAULT_CONFIG)
+                    .exists()
+                    .then(|| Origin::File(cli::DEFAULT_CONFIG.into())),
             },
         }
     }
@@ -95,7 +97,9 @@ impl Origin {
 }
 
 fn serve(place: Place) -> u8 {
-    let Some(origin) = Origin::of(place) else { return cli::complain(USAGE, [cli::USAGE]) };
+    let Some(origin) = Origin::of(place) else {
+        return cli::complain(USAGE, [cli::USAGE]);
+    };
     let config = match origin.load() {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
@@ -107,11 +111,16 @@ fn serve(place: Place) -> u8 {
 }
 
 fn check(place: Place) -> u8 {
-    let Some(origin) = Origin::of(place) else { return cli::complain(USAGE, [cli::USAGE]) };
+    let Some(origin) = Origin::of(place) else {
+        return cli::complain(USAGE, [cli::USAGE]);
+    };
     match origin.load() {
         Ok(config) => {
             let routes = config.routes.len();
-            cli::say(&format!("ok: {routes} {}", if routes == 1 { "route" } else { "routes" }))
+            cli::say(&format!(
+                "ok: {routes} {}",
+                if routes == 1 { "route" } else { "routes" }
+            ))
         }
         Err(errors) => cli::complain(BAD, errors.iter().map(String::as_str)),
     }

@@ -53,7 +53,7 @@ metrics! {
     counter connections_accepted,
     /// Client connections closed under pressure.
     counter connections_evicted,
-    /// Exchanges that hold a place.
+    /// Requests in work, those that are answered without an upstream included.
     gauge exchanges,
     /// Requests that wait for a place or an upstream connection.
     gauge waiting,
@@ -71,10 +71,6 @@ metrics! {
     counter client_bytes_in,
     /// Body bytes to clients.
     counter client_bytes_out,
-    /// Body bytes from upstreams.
-    counter upstream_bytes_in,
-    /// Body bytes to upstreams.
-    counter upstream_bytes_out,
     /// The memory budget; 0 = none.
     gauge memory_limit_bytes,
     /// Bytes of the memory budget that are held.
@@ -140,6 +136,11 @@ pub fn gone(gauge: &AtomicU64) {
     gauge.fetch_sub(1, Relaxed);
 }
 
+/// What one worker's part of a gauge is from now on, and was before.
+pub fn shift(gauge: &AtomicU64, before: u64, now: u64) {
+    gauge.fetch_add(now.wrapping_sub(before), Relaxed);
+}
+
 /// What a gauge says from now on.
 pub fn set(gauge: &AtomicU64, now: u64) {
     gauge.store(now, Relaxed);
@@ -198,7 +199,7 @@ mod tests {
         count(&metrics.connections_open);
         gone(&metrics.connections_open);
         add(&metrics.client_bytes_out, 4096);
-        add(&metrics.upstream_bytes_in, 5);
+        add(&metrics.client_bytes_in, 5);
         set(&metrics.memory_limit_bytes, 10 << 20);
         let page = page(&metrics);
         for line in [
@@ -214,7 +215,7 @@ mod tests {
             "failures_total{outcome=\"no-route\"} 0",
             "client_bytes_in_total 0",
             "client_bytes_out_total 4096",
-            "upstream_bytes_in_total 5",
+            "client_bytes_in_total 5",
             "memory_limit_bytes 10485760",
             "start_time_seconds 1700000000",
         ] {

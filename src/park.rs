@@ -76,6 +76,10 @@ struct Entry {
     order: Cell<Order>,
     /// Whether the client (and not the upstream) is what this exchange waits for.
     client_blocks: Cell<bool>,
+    /// The answer is on its way to the client.
+    streams: Cell<bool>,
+    /// Which upstream it asks, by its number in the pool; 0 = none.
+    host: Cell<u32>,
     has_deadline: Cell<bool>,
     has_write_deadline: Cell<bool>,
     since: Cell<Tick>,
@@ -165,15 +169,23 @@ impl Park {
     }
 
     fn look_at_the_clock(&self) {
-        #[expect(clippy::cast_possible_truncation, reason = "it wraps, and is only compared by difference")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "it wraps, and is only compared by difference"
+        )]
         self.now.set(self.origin.elapsed().as_millis() as Tick);
     }
 
     /// When a time-out that begins now is due: never early, for the clock may be a tick behind.
     fn due(&self, limit: Duration) -> Tick {
-        let slack = if self.ticking.get() { self.tick.get() } else { Duration::ZERO };
+        let slack = if self.ticking.get() {
+            self.tick.get()
+        } else {
+            Duration::ZERO
+        };
         let span = (limit + slack).as_millis().saturating_add(1).min(LONGEST);
-        self.now().wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
+        self.now()
+            .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
     }
 
     /// A seat for a connection that was just accepted.
@@ -184,6 +196,8 @@ impl Park {
             phase: Cell::new(Phase::Fresh),
             order: Cell::new(Order::None),
             client_blocks: Cell::new(false),
+            streams: Cell::new(false),
+            host: Cell::new(0),
             has_deadline: Cell::new(false),
             has_write_deadline: Cell::new(false),
             since: Cell::new(now),
@@ -206,7 +220,10 @@ impl Park {
             u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
         };
         self.open.set(self.open.get() + 1);
-        Seat(Watch { park: Rc::clone(self), index })
+        Seat(Watch {
+            park: Rc::clone(self),
+            index,
+        })
     }
 
     fn rouse_sweep(&self, due: Option<Tick>) {
@@ -214,7 +231,10 @@ impl Park {
             (None, _) | (Some(_), None) => true,
             (Some(due), Some(next)) => is_past(next, due),
         };
-        if !self.ticking.get() && sooner && let Some(waker) = &*self.sweep.borrow() {
+        if !self.ticking.get()
+            && sooner
+            && let Some(waker) = &*self.sweep.borrow()
+        {
             waker.wake_by_ref();
         }
     }
@@ -238,7 +258,8 @@ impl Park {
             if entry.order.get() == Order::Leave || (spare && age < SPARED && rank != 0) {
                 continue;
             }
-            let at = victims.partition_point(|(r, a, _)| (*r, u32::MAX - *a) <= (rank, u32::MAX - age));
+            let at =
+                victims.partition_point(|(r, a, _)| (*r, u32::MAX - *a) <= (rank, u32::MAX - age));
             if at < many {
                 victims.insert(at, (rank, age, index));
                 victims.truncate(many);
@@ -253,29 +274,36 @@ impl Park {
     }
 
     /// Asks the least progressing stream to leave: one whose client blocked it for five seconds, then one without a
-    /// byte for as long, then the slowest under 1 kB/s. Says whether there was one.
-    pub fn evict_stream(&self) -> bool {
+    /// byte for as long, then the slowest under 1 kB/s; last, where tunnels count, one that is silent. `host` narrows it
+    /// to the exchanges with one upstream. A request that waits for its answer is no stream. Says whether there was one.
+    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
         let now = self.now();
         let entries = self.entries.borrow();
         let worst = entries.iter().filter_map(|entry| {
-            if !matches!(entry.phase.get(), Phase::Busy | Phase::Tunnel) || entry.order.get() == Order::Leave {
+            if entry.order.get() == Order::Leave
+                || host.is_some_and(|host| entry.host.get() != host)
+            {
                 return None;
             }
             let still = now.wrapping_sub(entry.moved_at.get());
             let span = now.wrapping_sub(entry.mark.get());
             let moved = entry.bytes.get().wrapping_sub(entry.bytes_at_mark.get());
-            let rate = u32::try_from(u64::from(moved) * 1000 / u64::from(span.max(1))).unwrap_or(u32::MAX);
-            if still >= STALLED && (entry.client_blocks.get() || entry.phase.get() == Phase::Tunnel) {
-                Some((2_u8, still, entry))
-            } else if still >= STALLED && moved > 0 {
-                Some((1, still, entry))
-            } else if span >= STALLED && entry.client_blocks.get() && rate < SLOW {
-                Some((0, u32::MAX - rate, entry))
-            } else {
-                None
+            let rate =
+                u32::try_from(u64::from(moved) * 1000 / u64::from(span.max(1))).unwrap_or(u32::MAX);
+            let (blocked, streams) = (entry.client_blocks.get(), entry.streams.get());
+            match entry.phase.get() {
+                Phase::Busy if blocked && still >= STALLED => Some((3_u8, still, entry)),
+                Phase::Busy if streams && still >= STALLED => Some((2, still, entry)),
+                Phase::Busy if streams && span >= STALLED && rate < SLOW => {
+                    Some((1, u32::MAX - rate, entry))
+                }
+                Phase::Tunnel if tunnels && still >= STALLED => Some((0, still, entry)),
+                _ => None,
             }
         });
-        let Some((_, _, entry)) = worst.max_by_key(|(class, key, _)| (*class, *key)) else { return false };
+        let Some((_, _, entry)) = worst.max_by_key(|(class, key, _)| (*class, *key)) else {
+            return false;
+        };
         entry.tell(Order::Leave);
         true
     }
@@ -284,22 +312,35 @@ impl Park {
     pub fn evict_waiting(&self) -> bool {
         let now = self.now();
         let entries = self.entries.borrow();
-        let waiting = entries.iter().filter(|entry| entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave);
-        let Some(entry) = waiting.max_by_key(|entry| now.wrapping_sub(entry.since.get())) else { return false };
+        let waiting = entries.iter().filter(|entry| {
+            entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave
+        });
+        let Some(entry) = waiting.max_by_key(|entry| now.wrapping_sub(entry.since.get())) else {
+            return false;
+        };
         entry.tell(Order::Leave);
         true
     }
 
     /// Tells every connection; those in the middle of an exchange finish it first.
     pub fn tell_all(&self, order: Order) {
-        for entry in self.entries.borrow().iter().filter(|entry| entry.phase.get() != Phase::Empty) {
+        for entry in self
+            .entries
+            .borrow()
+            .iter()
+            .filter(|entry| entry.phase.get() != Phase::Empty)
+        {
             entry.tell(order);
         }
     }
 
     /// Connections that are in this phase.
     pub fn count(&self, phase: Phase) -> usize {
-        self.entries.borrow().iter().filter(|entry| entry.phase.get() == phase).count()
+        self.entries
+            .borrow()
+            .iter()
+            .filter(|entry| entry.phase.get() == phase)
+            .count()
     }
 
     /// One look at every seat: wakes whose deadline passed, sends lulls to rest. Gives when the next look is due:
@@ -315,7 +356,10 @@ impl Park {
             if phase == Phase::Empty {
                 continue;
             }
-            if phase == Phase::Lull && entry.order.get() == Order::None && now.wrapping_sub(entry.since.get()) > 0 {
+            if phase == Phase::Lull
+                && entry.order.get() == Order::None
+                && now.wrapping_sub(entry.since.get()) > 0
+            {
                 entry.tell(Order::Rest);
             }
             working |= !matches!(phase, Phase::Fresh | Phase::Idle);
@@ -323,7 +367,10 @@ impl Park {
                 entry.mark.set(now);
                 entry.bytes_at_mark.set(entry.bytes.get());
             }
-            for (has, due) in [(&entry.has_deadline, &entry.deadline), (&entry.has_write_deadline, &entry.write_deadline)] {
+            for (has, due) in [
+                (&entry.has_deadline, &entry.deadline),
+                (&entry.has_write_deadline, &entry.write_deadline),
+            ] {
                 if !has.get() {
                     continue;
                 }
@@ -410,7 +457,11 @@ impl std::ops::Deref for Seat {
 impl Watch {
     fn with<T>(&self, look: impl FnOnce(&Entry) -> T) -> T {
         let entries = self.park.entries.borrow();
-        look(entries.get(self.index as usize).expect("a seat is in the table until it is dropped"))
+        look(
+            entries
+                .get(self.index as usize)
+                .expect("a seat is in the table until it is dropped"),
+        )
     }
 
     /// Registers the task that sits here.
@@ -443,9 +494,14 @@ impl Watch {
             if entry.order.get() == Order::Rest {
                 entry.order.set(Order::None);
             }
+            entry.streams.set(false);
+            entry.client_blocks.set(false);
+            entry.host.set(0);
+            entry.moved_at.set(entry.since.get());
             entry.phase.replace(phase)
         });
-        let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull) - usize::from(before == Phase::Lull);
+        let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull)
+            - usize::from(before == Phase::Lull);
         self.park.lulls.set(lulls);
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
             self.park.rouse_sweep(None);
@@ -471,7 +527,9 @@ impl Watch {
 
     /// Whether the deadline has passed. The sweep wakes the task when it does.
     pub fn is_overdue(&self) -> bool {
-        self.with(|entry| entry.has_deadline.get() && is_past(self.park.now(), entry.deadline.get()))
+        self.with(|entry| {
+            entry.has_deadline.get() && is_past(self.park.now(), entry.deadline.get())
+        })
     }
 
     /// The client takes no more bytes at the moment: it has `limit` to go on. A deadline that runs keeps running.
@@ -489,18 +547,42 @@ impl Watch {
 
     /// Whether the client took no byte for too long.
     pub fn is_write_overdue(&self) -> bool {
-        self.with(|entry| entry.has_write_deadline.get() && is_past(self.park.now(), entry.write_deadline.get()))
+        self.with(|entry| {
+            entry.has_write_deadline.get() && is_past(self.park.now(), entry.write_deadline.get())
+        })
     }
 
     /// The client took or gave bytes.
     pub fn moved(&self, bytes: usize) {
         let now = self.park.now();
         self.with(|entry| {
-            #[expect(clippy::cast_possible_truncation, reason = "it wraps, and is only compared by difference")]
-            entry.bytes.set(entry.bytes.get().wrapping_add(bytes as u32));
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "it wraps, and is only compared by difference"
+            )]
+            entry
+                .bytes
+                .set(entry.bytes.get().wrapping_add(bytes as u32));
             entry.moved_at.set(now);
             entry.has_write_deadline.set(false);
             entry.client_blocks.set(false);
+        });
+    }
+
+    /// The exchange asks this upstream from now on.
+    pub fn asks(&self, host: u32) {
+        self.with(|entry| entry.host.set(host));
+    }
+
+    /// The answer's head is there, the rest of it streams.
+    pub fn streams(&self) {
+        let now = self.park.now();
+        self.with(|entry| {
+            entry.streams.set(true);
+            entry.client_blocks.set(false);
+            entry.moved_at.set(now);
+            entry.mark.set(now);
+            entry.bytes_at_mark.set(entry.bytes.get());
         });
     }
 
@@ -523,7 +605,11 @@ impl Watch {
     ///
     /// # Errors
     /// [`Elapsed`] when the time is over.
-    pub async fn within<T>(&self, limit: Option<Duration>, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    pub async fn within<T>(
+        &self,
+        limit: Option<Duration>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Elapsed> {
         let mut work = pin!(work);
         let mut armed = false;
         let result = poll_fn(|context| {
@@ -537,7 +623,11 @@ impl Watch {
                 armed = true;
                 self.set_deadline(limit);
             }
-            if self.is_overdue() || self.order() == Order::Leave { Poll::Ready(Err(Elapsed)) } else { Poll::Pending }
+            if self.is_overdue() || self.order() == Order::Leave {
+                Poll::Ready(Err(Elapsed))
+            } else {
+                Poll::Pending
+            }
         })
         .await;
         if armed {
@@ -550,14 +640,18 @@ impl Watch {
 impl Drop for Seat {
     fn drop(&mut self) {
         let Watch { park, index } = &self.0;
-        let waker = park.entries.borrow_mut().get_mut(*index as usize).and_then(|entry| {
-            if entry.phase.replace(Phase::Empty) == Phase::Lull {
-                park.lulls.set(park.lulls.get() - 1);
-            }
-            entry.has_deadline.set(false);
-            entry.has_write_deadline.set(false);
-            entry.waker.take()
-        });
+        let waker = park
+            .entries
+            .borrow_mut()
+            .get_mut(*index as usize)
+            .and_then(|entry| {
+                if entry.phase.replace(Phase::Empty) == Phase::Lull {
+                    park.lulls.set(park.lulls.get() - 1);
+                }
+                entry.has_deadline.set(false);
+                entry.has_write_deadline.set(false);
+                entry.waker.take()
+            });
         drop(waker);
         park.free.borrow_mut().push(*index);
         park.open.set(park.open.get() - 1);

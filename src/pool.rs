@@ -25,6 +25,7 @@ pub struct Pool {
     limits: RefCell<Limits>,
     hosts: RefCell<Vec<Weak<Host>>>,
     idle: Cell<usize>,
+    next: Cell<u32>,
     budget: Rc<Budget>,
     metrics: Arc<Metrics>,
 }
@@ -43,6 +44,8 @@ struct Limits {
 pub struct Host {
     /// Who it is.
     pub origin: Origin,
+    /// Its number, from 1.
+    pub id: u32,
     /// Who waits for one of its connections.
     pub queue: Queue,
     pool: Rc<Pool>,
@@ -79,9 +82,21 @@ pub struct Lease {
 
 impl Pool {
     /// An empty pool; `workers` share the limits.
-    pub fn new(transport: &Transport, workers: usize, budget: Rc<Budget>, metrics: Arc<Metrics>) -> Rc<Pool> {
+    pub fn new(
+        transport: &Transport,
+        workers: usize,
+        budget: Rc<Budget>,
+        metrics: Arc<Metrics>,
+    ) -> Rc<Pool> {
         let limits = RefCell::new(Limits::of(transport, workers));
-        Rc::new(Pool { limits, hosts: RefCell::default(), idle: Cell::new(0), budget, metrics })
+        Rc::new(Pool {
+            limits,
+            hosts: RefCell::default(),
+            idle: Cell::new(0),
+            next: Cell::new(1),
+            budget,
+            metrics,
+        })
     }
 
     /// Takes over other limits; connections over them go as they come back.
@@ -93,11 +108,16 @@ impl Pool {
     pub fn host(self: &Rc<Pool>, origin: &Origin) -> Rc<Host> {
         let mut hosts = self.hosts.borrow_mut();
         hosts.retain(|host| host.strong_count() > 0);
-        if let Some(host) = hosts.iter().filter_map(Weak::upgrade).find(|host| host.origin == *origin) {
+        if let Some(host) = hosts
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|host| host.origin == *origin)
+        {
             return host;
         }
         let host = Rc::new(Host {
             origin: origin.clone(),
+            id: self.next.replace(self.next.get().wrapping_add(1).max(1)),
             queue: Queue::default(),
             pool: Rc::clone(self),
             idle: RefCell::default(),
@@ -111,7 +131,10 @@ impl Pool {
     pub fn sweep(&self, now: u32) -> bool {
         let limit = self.limits.borrow().idle_millis;
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
-            host.retain(|idle| limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit) && is_quiet(&mut idle.io));
+            host.retain(|idle| {
+                limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
+                    && is_quiet(&mut idle.io)
+            });
         }
         self.idle.get() > 0
     }
@@ -123,16 +146,24 @@ impl Pool {
         }
     }
 
-    /// Who waits longest for a connection of a host; a number that stays the same as long as that one waits.
-    pub fn waiting(&self) -> Option<(usize, u64)> {
+    /// A host for one of whose connections somebody waits, and a ticket that stays the same as long as that one waits.
+    pub fn waiting(&self) -> Option<(u32, u64)> {
         let hosts = self.hosts.borrow();
-        hosts.iter().enumerate().find_map(|(index, host)| Some((index, host.upgrade()?.queue.front()?)))
+        hosts
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find_map(|host| Some((host.id, host.queue.front()?)))
     }
 
     /// Makes room among the idle ones by closing the one that is idle longest.
     fn evict_oldest(&self, now: u32) {
         let hosts = self.hosts.borrow();
-        let age = |host: &Rc<Host>| host.idle.borrow().first().map(|idle| now.wrapping_sub(idle.since));
+        let age = |host: &Rc<Host>| {
+            host.idle
+                .borrow()
+                .first()
+                .map(|idle| now.wrapping_sub(idle.since))
+        };
         if let Some(host) = hosts.iter().filter_map(Weak::upgrade).max_by_key(age) {
             let mut first = true;
             host.retain(|_| !std::mem::take(&mut first));
@@ -140,21 +171,32 @@ impl Pool {
     }
 
     fn count_idle(&self, more: bool) {
-        let idle = if more { self.idle.get() + 1 } else { self.idle.get() - 1 };
+        let idle = if more {
+            self.idle.get() + 1
+        } else {
+            self.idle.get() - 1
+        };
         self.idle.set(idle);
         let gauge = &self.metrics.upstream_idle;
-        if more { metrics::count(gauge) } else { metrics::gone(gauge) }
+        if more {
+            metrics::count(gauge);
+        } else {
+            metrics::gone(gauge);
+        }
     }
 }
 
 impl Limits {
     fn of(transport: &Transport, workers: usize) -> Limits {
-        let share = |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
+        let share =
+            |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
         Limits {
             idle: share(transport.max_idle_conns),
             idle_per_host: share(Some(transport.max_idle_conns_per_host)),
             per_host: share(transport.max_conns_per_host),
-            idle_millis: transport.idle_conn_timeout.map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
+            idle_millis: transport
+                .idle_conn_timeout
+                .map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
         }
     }
 }
@@ -184,8 +226,17 @@ impl Host {
     }
 
     fn lease(self: &Rc<Host>) -> Lease {
-        let tls = self.origin.tls.as_ref().map(|_| self.pool.budget.force(TLS_SESSION));
-        Lease { io: None, host: Rc::clone(self), kept: false, _tls: tls }
+        let tls = self
+            .origin
+            .tls
+            .as_ref()
+            .map(|_| self.pool.budget.force(TLS_SESSION));
+        Lease {
+            io: None,
+            host: Rc::clone(self),
+            kept: false,
+            _tls: tls,
+        }
     }
 
     fn pop(&self) -> Option<Idle> {
@@ -206,9 +257,20 @@ impl Host {
         if self.pool.idle.get() >= limits.idle {
             self.pool.evict_oldest(now);
         }
-        let price = IDLE_UPSTREAM + if self.origin.tls.is_some() { TLS_SESSION / 2 } else { 0 };
-        let Some(permit) = self.pool.budget.take(price) else { return Err(io) };
-        self.idle.borrow_mut().push(Idle { io, since: now, _permit: permit });
+        let price = IDLE_UPSTREAM
+            + if self.origin.tls.is_some() {
+                TLS_SESSION / 2
+            } else {
+                0
+            };
+        let Some(permit) = self.pool.budget.take(price) else {
+            return Err(io);
+        };
+        self.idle.borrow_mut().push(Idle {
+            io,
+            since: now,
+            _permit: permit,
+        });
         self.pool.count_idle(true);
         self.queue.wake();
         Ok(())
@@ -285,14 +347,19 @@ pub struct Places {
 impl Places {
     /// `limit` exchanges at the same time; `None` = any number.
     pub fn new(limit: Option<usize>, workers: usize) -> Rc<Places> {
-        let places = Places { limit: Cell::new(0), taken: Cell::new(0), queue: Queue::default() };
+        let places = Places {
+            limit: Cell::new(0),
+            taken: Cell::new(0),
+            queue: Queue::default(),
+        };
         places.set_limit(limit, workers);
         Rc::new(places)
     }
 
     /// Takes over another limit.
     pub fn set_limit(&self, limit: Option<usize>, workers: usize) {
-        self.limit.set(limit.map_or(usize::MAX, |limit| limit.div_ceil(workers)));
+        self.limit
+            .set(limit.map_or(usize::MAX, |limit| limit.div_ceil(workers)));
         self.queue.wake();
     }
 
@@ -303,11 +370,6 @@ impl Places {
         }
         self.taken.set(self.taken.get() + 1);
         Some(Place(Rc::clone(self)))
-    }
-
-    /// How many are taken.
-    pub fn taken(&self) -> usize {
-        self.taken.get()
     }
 }
 

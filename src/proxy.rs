@@ -21,7 +21,7 @@ use hyper::{
 };
 
 use crate::{
-    body::{Body, Ride, Signals},
+    body::{Body, Ride, Signals, Tunnel},
     budget::{BUFFER, Budget, Buffers},
     config::{Config, Level},
     cors::{Grant, Verdict},
@@ -29,7 +29,6 @@ use crate::{
     failure::{Blame, Failure},
     headers::{self, Present, Sender},
     health::{self, Report},
-    keeper::EVICTED_AT_ONCE,
     log::{self, Record},
     metrics::{self, Metrics},
     park::{Order, Park},
@@ -106,9 +105,19 @@ enum Attempt {
 
 impl Worker {
     /// One of `config.threads` workers.
-    pub fn new(config: Arc<Config>, budget: Rc<Budget>, metrics: Arc<Metrics>, start: SystemTime) -> Rc<Worker> {
+    pub fn new(
+        config: Arc<Config>,
+        budget: Rc<Budget>,
+        metrics: Arc<Metrics>,
+        start: SystemTime,
+    ) -> Rc<Worker> {
         let workers = config.threads;
-        let pool = Pool::new(&config.transport, workers, Rc::clone(&budget), Arc::clone(&metrics));
+        let pool = Pool::new(
+            &config.transport,
+            workers,
+            Rc::clone(&budget),
+            Arc::clone(&metrics),
+        );
         let state = State::new(config, &pool, &budget, start);
         Rc::new(Worker {
             park: Park::new(tick(&state.config)),
@@ -134,7 +143,8 @@ impl Worker {
     /// Takes over another configuration; exchanges in work keep theirs.
     pub fn reload(&self, config: Arc<Config>) {
         self.pool.set_limits(&config.transport, self.workers);
-        self.places.set_limit(config.proxy.max_concurrent_requests, self.workers);
+        self.places
+            .set_limit(config.proxy.max_concurrent_requests, self.workers);
         self.park.set_tick(tick(&config));
         let state = State::new(config, &self.pool, &self.budget, self.start);
         *self.state.borrow_mut() = Rc::new(state);
@@ -144,7 +154,11 @@ impl Worker {
     ///
     /// # Errors
     /// None.
-    pub async fn handle(self: Rc<Worker>, signals: Rc<Signals>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    pub async fn handle(
+        self: Rc<Worker>,
+        signals: Rc<Signals>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         let state = self.state();
         let (parts, body) = request.into_parts();
         let ride = self.ride(signals, &parts);
@@ -160,7 +174,9 @@ impl Worker {
         };
         let mut response = exchange.judge(parts, body).await;
         if self.draining.get() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         self.metrics.answered(response.status().as_u16());
         if let Some(record) = &mut *ride.record.borrow_mut() {
@@ -175,28 +191,48 @@ impl Worker {
     fn ride(&self, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Ride> {
         metrics::count(&self.metrics.exchanges);
         let record = log::access_enabled()
-            .then(|| Record::begin(signals.watch.client(), parts.method.as_str(), authority(parts).as_bytes(), parts.uri.path()))
+            .then(|| {
+                Record::begin(
+                    signals.watch.client(),
+                    parts.method.as_str(),
+                    authority(parts).as_bytes(),
+                    parts.uri.path(),
+                )
+            })
             .flatten();
         Rc::new(Ride {
             signals,
             buffers: Rc::clone(&self.buffers),
             place: RefCell::default(),
             record: RefCell::new(record),
+            received: Cell::new(0),
             sent: Cell::new(0),
+            cut: Cell::new(false),
             until_close: parts.version == Version::HTTP_10,
             metrics: Arc::clone(&self.metrics),
         })
     }
 
-    /// Asks those who are silent longest to give way.
-    pub fn make_room(&self) {
-        let evicted = self.park.evict_silent(EVICTED_AT_ONCE, true);
+    /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
+    pub fn evict_silent(&self, many: usize, spare: bool) {
+        let evicted = self.park.evict_silent(many, spare);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
+    /// Asks a stream to give way; see [`Park::evict_stream`].
+    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
+        let evicted = self.park.evict_stream(host, tunnels);
+        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
+        evicted
     }
 
     /// Bytes to read from an upstream or tunnel at a time.
     pub fn buffer_size(&self, least: usize) -> usize {
-        if self.budget.is_short() { least } else { least.max(BUFFER) }
+        if self.budget.is_short() {
+            least
+        } else {
+            least.max(BUFFER)
+        }
     }
 }
 
@@ -209,14 +245,29 @@ impl State {
             send_buffer: plan.socket_buffer,
             notsent_lowat: Some(plan.unsent),
         });
-        let hosts = config.routes.iter().map(|route| pool.host(&route.target.origin)).collect();
+        let hosts = config
+            .routes
+            .iter()
+            .map(|route| pool.host(&route.target.origin))
+            .collect();
         let report = Report::new(&config.version, start, config.routes.len());
-        State { config, report, hosts, dialer }
+        State {
+            config,
+            report,
+            hosts,
+            dialer,
+        }
     }
 
     fn host(&self, route: &Route) -> &Rc<Host> {
-        let index = self.config.routes.iter().position(|other| std::ptr::eq(other, route));
-        index.and_then(|index| self.hosts.get(index)).expect("every route of this configuration has its host")
+        let index = self
+            .config
+            .routes
+            .iter()
+            .position(|other| std::ptr::eq(other, route));
+        index
+            .and_then(|index| self.hosts.get(index))
+            .expect("every route of this configuration has its host")
     }
 }
 
@@ -230,7 +281,11 @@ impl Exchange<'_> {
         }
         let is_health = path == config.health_path;
         let is_outside = holds_dot_segment(path);
-        let found = if is_health || is_outside { Found::Nothing } else { config.routes.find(authority(&parts), path) };
+        let found = if is_health || is_outside {
+            Found::Nothing
+        } else {
+            config.routes.find(authority(&parts), path)
+        };
         let policy = match &found {
             Found::Route(route) | Found::AddSlash(route) => route.cors.as_ref(),
             Found::Nothing => config.cors.as_ref(),
@@ -260,16 +315,24 @@ impl Exchange<'_> {
     fn health(&self, parts: &request::Parts) -> Response<Body> {
         if !matches!(self.method, Method::GET | Method::HEAD) {
             let mut response = self.fail(&Failure::MethodNotAllowed);
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         let accept = parts.headers.get(header::ACCEPT).map(HeaderValue::as_bytes);
-        let (status, kind, text) = self.state.report.answer(accept, parts.uri.query(), self.worker.draining.get());
+        let (status, kind, text) =
+            self.state
+                .report
+                .answer(accept, parts.uri.query(), self.worker.draining.get());
         let mut response = Response::new(Body::made(Rc::clone(self.ride), text.to_vec()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(health::CACHE_CONTROL));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static(health::CACHE_CONTROL),
+        );
         response
     }
 
@@ -295,14 +358,33 @@ impl Exchange<'_> {
         if let Some(record) = &mut *self.ride.record.borrow_mut() {
             record.outcome = failure.outcome();
         }
-        let level = if failure.blame() == Blame::Client { Level::Debug } else { Level::Warn };
+        let level = if failure.blame() == Blame::Client {
+            Level::Debug
+        } else {
+            Level::Warn
+        };
         if log::enabled(level) {
-            log::event(level, "no answer", &[("method", &self.method), ("path", &self.path), ("status", &failure.status().as_u16()), ("reason", failure)]);
+            log::event(
+                level,
+                "no answer",
+                &[
+                    ("method", &self.method),
+                    ("path", &self.path),
+                    ("status", &failure.status().as_u16()),
+                    ("reason", failure),
+                ],
+            );
         }
-        let mut response = Response::new(Body::own(Rc::clone(self.ride), failure.sentence().as_bytes()));
+        let mut response = Response::new(Body::own(
+            Rc::clone(self.ride),
+            failure.sentence().as_bytes(),
+        ));
         *response.status_mut() = failure.status();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
         if let Some(seconds) = failure.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
@@ -313,7 +395,12 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, parts: request::Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+    async fn answer(
+        &self,
+        route: &Route,
+        parts: request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Body>, Failure> {
         if self.ride.signals.full.get() {
             return Err(Failure::NoMemory);
         }
@@ -324,10 +411,10 @@ impl Exchange<'_> {
         {
             return Err(Failure::BodyTooLarge);
         }
-        let began = self.worker.park.now();
         self.take_place().await?;
         let host = self.state.host(route);
-        let checkout = self.checkout(host, began).await?;
+        let checkout = self.checkout(host).await?;
+        self.ride.signals.watch.asks(host.id);
         let mut upload = self.upload(route, &parts, &present, body);
         drop(parts);
         let (lease, reused) = match checkout {
@@ -336,13 +423,15 @@ impl Exchange<'_> {
         };
         self.note_upstream(route);
         let mut upstream = Upstream::new(lease, self.read_size());
-        let mut attempt = self.attempt(route, &mut upload, &mut upstream, reused).await;
+        let mut attempt = self
+            .attempt(route, &mut upload, &mut upstream, reused)
+            .await;
         if let Err(Attempt::Stale) = attempt {
             metrics::count(&self.worker.metrics.retries);
             log::debug("once more on a fresh connection", &[("path", &self.path)]);
             drop(upstream);
             upload.rewind();
-            let room = self.wait(began, host, || host.room()).await?;
+            let room = self.wait(host, || host.room()).await?;
             upstream = Upstream::new(self.dial(room).await?, self.read_size());
             attempt = self.attempt(route, &mut upload, &mut upstream, false).await;
         }
@@ -354,7 +443,8 @@ impl Exchange<'_> {
     }
 
     fn read_size(&self) -> usize {
-        self.worker.buffer_size(self.state.config.transport.read_buffer_size)
+        self.worker
+            .buffer_size(self.state.config.transport.read_buffer_size)
     }
 
     /// Takes one of `max_concurrent_requests`, and waits for it no longer than `queue_timeout`.
@@ -365,8 +455,13 @@ impl Exchange<'_> {
             taken => {
                 drop(taken);
                 metrics::count(&self.worker.metrics.waiting);
-                let limit = Some(self.state.config.proxy.queue_timeout);
-                let place = self.ride.signals.watch.within(limit, places.queue.until(|| places.take())).await;
+                let limit = Some(self.patience());
+                let place = self
+                    .ride
+                    .signals
+                    .watch
+                    .within(limit, places.queue.until(|| places.take()))
+                    .await;
                 metrics::gone(&self.worker.metrics.waiting);
                 place.map_err(|_| Failure::NoPlace)?
             }
@@ -375,21 +470,39 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    async fn checkout(&self, host: &Rc<Host>, began: u32) -> Result<Checkout, Failure> {
+    /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
+    fn patience(&self) -> Duration {
+        let waited = self
+            .worker
+            .park
+            .now()
+            .wrapping_sub(self.ride.signals.began.get());
+        self.state
+            .config
+            .proxy
+            .queue_timeout
+            .saturating_sub(Duration::from_millis(u64::from(waited)))
+    }
+
+    async fn checkout(&self, host: &Rc<Host>) -> Result<Checkout, Failure> {
         if host.queue.len() == 0
             && let Some(checkout) = host.checkout()
         {
             return Ok(checkout);
         }
-        self.wait(began, host, || host.checkout()).await
+        self.wait(host, || host.checkout()).await
     }
 
-    /// Waits in a host's line for what is left of `queue_timeout`.
-    async fn wait<T>(&self, began: u32, host: &Host, take: impl FnMut() -> Option<T>) -> Result<T, Failure> {
-        let waited = Duration::from_millis(u64::from(self.worker.park.now().wrapping_sub(began)));
-        let limit = self.state.config.proxy.queue_timeout.saturating_sub(waited);
+    /// Waits in a host's line.
+    async fn wait<T>(&self, host: &Host, take: impl FnMut() -> Option<T>) -> Result<T, Failure> {
+        let limit = self.patience();
         metrics::count(&self.worker.metrics.waiting);
-        let taken = self.ride.signals.watch.within(Some(limit), host.queue.until(take)).await;
+        let taken = self
+            .ride
+            .signals
+            .watch
+            .within(Some(limit), host.queue.until(take))
+            .await;
         metrics::gone(&self.worker.metrics.waiting);
         taken.map_err(|_| Failure::NoConnection)
     }
@@ -400,8 +513,21 @@ impl Exchange<'_> {
         let host = Rc::clone(lease.host());
         // boxed: it is large, rare, and would else be paid for by every exchange
         let dial = Box::pin(self.state.dialer.dial(&host.origin));
-        let dialled = self.ride.signals.watch.within(self.state.config.transport.dial_timeout, dial).await;
-        match dialled.map_err(|_| Failure::DialTimedOut).flatten() {
+        let dialled = self
+            .ride
+            .signals
+            .watch
+            .within(self.state.config.transport.dial_timeout, dial)
+            .await;
+        let is_evicted = self.ride.signals.watch.order() == Order::Leave;
+        let late = |_| {
+            if is_evicted {
+                Failure::NoMemory
+            } else {
+                Failure::DialTimedOut
+            }
+        };
+        match dialled.map_err(late).flatten() {
             Ok(io) => {
                 lease.io = Some(io);
                 Ok(lease)
@@ -414,7 +540,13 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present, body: Incoming) -> Upload {
+    fn upload(
+        &self,
+        route: &Route,
+        parts: &request::Parts,
+        present: &Present,
+        body: Incoming,
+    ) -> Upload {
         let has_body = !hyper::body::Body::is_end_stream(&body);
         let chunked = present.transfer_encoding;
         let authority = authority(parts);
@@ -423,25 +555,32 @@ impl Exchange<'_> {
         out.push(b' ');
         route.push_upstream_path(parts.uri.path(), parts.uri.query(), &mut out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        let edited = (!route.request_headers.is_empty()).then(|| {
-            let mut headers = parts.headers.clone();
-            route.request_headers.apply(&mut headers);
-            headers
-        });
-        let set_host = route.request_headers.set.iter().find(|(name, _)| name == header::HOST).map(|(_, value)| value.as_bytes());
+        let set_host = route
+            .request_headers
+            .set
+            .iter()
+            .find(|(name, _)| name == header::HOST)
+            .map(|(_, value)| value.as_bytes());
         let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
             authority.as_bytes()
         } else {
             route.target.host_header.as_bytes()
         });
-        let (headers, present) = match &edited {
-            Some(headers) => (headers, &Present::of(headers)),
-            None => (&parts.headers, present),
-        };
-        headers::write_request(&mut out, headers, present, host, authority.as_bytes(), self.sender());
+        let headers = &parts.headers;
+        headers::write_request(
+            &mut out,
+            headers,
+            present,
+            &route.request_headers,
+            host,
+            authority.as_bytes(),
+            self.sender(),
+        );
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            if present.trailer && let Some(names) = headers::announced_trailers(headers) {
+            if present.trailer
+                && let Some(names) = headers::announced_trailers(headers)
+            {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
@@ -450,18 +589,31 @@ impl Exchange<'_> {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
         out.extend_from_slice(b"\r\n");
-        self.takes_trailers.set(present.te && headers::takes_trailers(headers));
+        self.takes_trailers
+            .set(present.te && headers::takes_trailers(headers));
         let expects = present.expect
             && !self.is_old
-            && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        Upload::new(out, (has_body || chunked).then_some(body), chunked, route.max_body_size, has_body && expects)
+            && headers
+                .get(header::EXPECT)
+                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        Upload::new(
+            out,
+            (has_body || chunked).then_some(body),
+            chunked,
+            route.max_body_size,
+            has_body && expects,
+        )
     }
 
     fn sender(&self) -> Sender {
         let client = self.ride.signals.watch.client();
         let trusted = &self.state.config.server.trusted_proxies;
-        let is_trusted = client.is_none_or(|client| trusted.iter().any(|network| network.contains(client)));
-        Sender { client, trusted: trusted.is_empty() || is_trusted }
+        let is_trusted =
+            client.is_none_or(|client| trusted.iter().any(|network| network.contains(client)));
+        Sender {
+            client,
+            trusted: trusted.is_empty() || is_trusted,
+        }
     }
 
     fn note_upstream(&self, route: &Route) {
@@ -471,13 +623,30 @@ impl Exchange<'_> {
         if log::enabled(Level::Debug) {
             let mut path = Vec::new();
             route.push_upstream_path(&self.path, None, &mut path);
-            let url = format!("{}{}", name(&route.target.origin), String::from_utf8_lossy(&path));
-            log::debug("forward", &[("method", &self.method), ("path", &self.path), ("url", &url)]);
+            let url = format!(
+                "{}{}",
+                name(&route.target.origin),
+                String::from_utf8_lossy(&path)
+            );
+            log::debug(
+                "forward",
+                &[
+                    ("method", &self.method),
+                    ("path", &self.path),
+                    ("url", &url),
+                ],
+            );
         }
     }
 
     /// Sends the request and reads the head of its answer, both as far as they go.
-    async fn attempt(&self, route: &Route, upload: &mut Upload, upstream: &mut Upstream, reused: bool) -> Result<Head, Attempt> {
+    async fn attempt(
+        &self,
+        route: &Route,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+        reused: bool,
+    ) -> Result<Head, Attempt> {
         let may_repeat = reused && is_idempotent(&self.method);
         let mut attempt = Sending {
             exchange: self,
@@ -493,36 +662,54 @@ impl Exchange<'_> {
     }
 
     /// Makes the response out of the upstream's head, and lets the rest follow by itself.
-    fn hand_over(&self, route: &Route, mut head: Head, upload: Upload, mut upstream: Upstream) -> Result<Response<Body>, Failure> {
+    fn hand_over(
+        &self,
+        route: &Route,
+        mut head: Head,
+        upload: Upload,
+        mut upstream: Upstream,
+    ) -> Result<Response<Body>, Failure> {
         let buffers = &self.worker.buffers;
         let mut headers = std::mem::take(&mut head.headers);
         let (status, reason) = (head.status, head.reason.take());
         route.response_headers.apply(&mut headers);
-        if let Some(record) = &mut *self.ride.record.borrow_mut() {
-            record.received = upload.taken;
-        }
-        metrics::add(&self.worker.metrics.client_bytes_in, upload.taken);
+        self.ride.signals.watch.streams();
         let body = if status == StatusCode::SWITCHING_PROTOCOLS {
             if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            *self.ride.signals.tunnel.borrow_mut() = Some(Box::new(upstream));
+            let record = self.ride.record.take();
+            *self.ride.signals.tunnel.borrow_mut() = Some(Box::new(Tunnel { upstream, record }));
             Body::own(Rc::clone(self.ride), b"")
         } else {
             upstream.release(buffers);
             let upload = (!upload.is_done()).then_some(upload);
-            if self.ride.until_close && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close) {
+            if self.ride.until_close
+                && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close)
+            {
                 // HTTP/1.0 knows no chunks: the close is the end, whatever the client would like
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             let takes_trailers = self.takes_trailers.get();
-            Body::upstream(Rc::clone(self.ride), Download::new(upstream, upload, head, takes_trailers, self.ride.signals.watch.clone()))
+            Body::upstream(
+                Rc::clone(self.ride),
+                Download::new(
+                    upstream,
+                    upload,
+                    head,
+                    takes_trailers,
+                    self.ride.signals.watch.clone(),
+                ),
+            )
         };
         let mut response = Response::new(body);
         *response.status_mut() = status;
-        if headers.get(header::CONNECTION).is_some_and(|option| option == "close") {
+        if headers
+            .get(header::CONNECTION)
+            .is_some_and(|option| option == "close")
+        {
             // else hyper promises an HTTP/1.0 client that asks for it to stay
             *response.version_mut() = Version::HTTP_10;
         }
@@ -560,7 +747,12 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    fn poll(&mut self, context: &mut Context<'_>, upload: &mut Upload, upstream: &mut Upstream) -> Poll<Result<Head, Attempt>> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Head, Attempt>> {
         let watch = &self.exchange.ride.signals.watch;
         if let Err(failure) = self.send(context, upload, upstream) {
             return Poll::Ready(Err(Attempt::Failed(failure)));
@@ -586,17 +778,31 @@ impl Sending<'_> {
             }
             Wait::Client(_) => Poll::Ready(Err(Attempt::Failed(Failure::BodyTimedOut))),
             Wait::Upstream => Poll::Ready(Err(Attempt::Failed(Failure::RequestStalled))),
-            Wait::Nothing | Wait::Answer => Poll::Ready(Err(Attempt::Failed(Failure::ResponseTimedOut))),
+            Wait::Nothing | Wait::Answer => {
+                Poll::Ready(Err(Attempt::Failed(Failure::ResponseTimedOut)))
+            }
         }
     }
 
-    fn send(&mut self, context: &mut Context<'_>, upload: &mut Upload, upstream: &mut Upstream) -> Result<(), Failure> {
-        let Some(io) = &mut upstream.lease.io else { return Ok(()) };
+    fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Result<(), Failure> {
+        let Some(io) = &mut upstream.lease.io else {
+            return Ok(());
+        };
         if self.broken || upload.is_done() {
             return Ok(());
         }
         let watch = &self.exchange.ride.signals.watch;
-        match upload.poll(context, io, &mut |count| watch.moved(count)) {
+        let received = &self.exchange.ride.received;
+        let mut progress = |count| {
+            received.set(received.get() + count as u64);
+            watch.moved(count);
+        };
+        match upload.poll(context, io, &mut progress) {
             Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
             Poll::Ready(Err(UploadError::Client)) => {
                 self.exchange.ride.signals.broken.set(true);
@@ -610,25 +816,44 @@ impl Sending<'_> {
         }
     }
 
-    fn read(&mut self, context: &mut Context<'_>, upload: &mut Upload, upstream: &mut Upstream) -> Poll<Result<Head, Attempt>> {
+    fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Head, Attempt>> {
         loop {
             match ready!(upstream.poll_fill(context, &self.exchange.worker.buffers)) {
-                Ok(0) => return Poll::Ready(Err(self.closed(upload, upstream, "closed before it answered"))),
+                Ok(0) => {
+                    return Poll::Ready(Err(self.closed(
+                        upload,
+                        upstream,
+                        "closed before it answered",
+                    )));
+                }
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string()))),
+                Err(error) => {
+                    return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
+                }
             }
             while !upstream.unread().is_empty() {
                 match read_head(upstream.unread(), &self.exchange.method) {
-                    Err(reason) => return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(reason)))),
+                    Err(reason) => {
+                        return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(reason))));
+                    }
                     Ok(None) => break,
                     Ok(Some(head)) => {
                         upstream.start += head.len;
-                        if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                        if !head.status.is_informational()
+                            || head.status == StatusCode::SWITCHING_PROTOCOLS
+                        {
                             return Poll::Ready(Ok(head));
                         }
                         self.interim += 1;
                         if self.interim > MAX_INTERIM {
-                            return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled("too many interim answers"))));
+                            return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(
+                                "too many interim answers",
+                            ))));
                         }
                         if head.status == StatusCode::CONTINUE && upload.is_held_back() {
                             // hyper says 100 to the client when the body is asked for
@@ -651,7 +876,9 @@ impl Sending<'_> {
         }
         let mut interim = self.exchange.ride.signals.interim.borrow_mut();
         let reason = head.status.canonical_reason().unwrap_or("");
-        interim.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes());
+        interim.extend_from_slice(
+            format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes(),
+        );
         for (name, value) in &head.headers {
             headers::line(&mut interim, name.as_str().as_bytes(), value.as_bytes());
         }
@@ -659,7 +886,11 @@ impl Sending<'_> {
     }
 
     fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> Attempt {
-        if self.may_repeat && upstream.unread().is_empty() && self.interim == 0 && upload.can_rewind() {
+        if self.may_repeat
+            && upstream.unread().is_empty()
+            && self.interim == 0
+            && upload.can_rewind()
+        {
             return Attempt::Stale;
         }
         Attempt::Failed(Failure::UpstreamClosed(reason.to_owned()))
@@ -702,24 +933,41 @@ fn watch_again(signals: &Signals) {
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH).and_then(|value| screen::decimal(value.as_bytes()))
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| screen::decimal(value.as_bytes()))
 }
 
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
 fn authority(parts: &request::Parts) -> &str {
-    let asked = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
-    let host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let asked = parts
+        .uri
+        .authority()
+        .map(hyper::http::uri::Authority::as_str);
+    let host = || {
+        parts
+            .headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+    };
     asked.or_else(host).unwrap_or_default()
 }
 
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    )
 }
 
 /// An origin as the log shows it.
 fn name(origin: &Origin) -> String {
-    let scheme = if origin.tls.is_some() { "https" } else { "http" };
+    let scheme = if origin.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     match &origin.address {
         Address::Tcp(host, port) => format!("{scheme}://{host}:{port}"),
         Address::Unix(path) => format!("unix:{}", path.display()),
@@ -737,7 +985,16 @@ fn tick(config: &Config) -> Duration {
         config.transport.idle_conn_timeout,
         Some(config.proxy.queue_timeout),
     ];
-    let routes = config.routes.iter().map(|route| route.response_header_timeout);
-    let shortest = limits.into_iter().chain(routes).flatten().filter(|limit| !limit.is_zero()).min();
-    (shortest.unwrap_or(Duration::MAX) / 10).clamp(Duration::from_millis(10), Duration::from_millis(200))
+    let routes = config
+        .routes
+        .iter()
+        .map(|route| route.response_header_timeout);
+    let shortest = limits
+        .into_iter()
+        .chain(routes)
+        .flatten()
+        .filter(|limit| !limit.is_zero())
+        .min();
+    (shortest.unwrap_or(Duration::MAX) / 10)
+        .clamp(Duration::from_millis(10), Duration::from_millis(200))
 }

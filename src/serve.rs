@@ -55,7 +55,11 @@ struct Birth {
 /// What a worker is told.
 enum Word {
     /// Serve this from now on: open these doors, keep those, close the others.
-    Reload { config: Arc<Config>, opened: Vec<(Listen, std::os::fd::OwnedFd)>, kept: Vec<Listen> },
+    Reload {
+        config: Arc<Config>,
+        opened: Vec<(Listen, std::os::fd::OwnedFd)>,
+        kept: Vec<Listen>,
+    },
     /// Health says 503, clients are told to leave.
     Drain,
     /// Close the doors; be gone by then.
@@ -71,13 +75,31 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
     let limit = memory_limit(config.memory);
-    let plan = Plan::new(limit.map(|limit| limit.0), config.threads, config.server.max_connections);
+    let plan = Plan::new(
+        limit.map(|limit| limit.0),
+        config.threads,
+        config.server.max_connections,
+    );
     let open = |listen: &Listen, workers: usize| Door::open(listen, workers, &plan, &inherited);
-    let doors = config.listen.iter().map(|listen| open(listen, config.threads)).collect::<Result<Vec<_>>>()?;
-    let exposed = config.metrics.as_ref().map(|listen| open(listen, 1)).transpose()?;
+    let doors = config
+        .listen
+        .iter()
+        .map(|listen| open(listen, config.threads))
+        .collect::<Result<Vec<_>>>()?;
+    let exposed = config
+        .metrics
+        .as_ref()
+        .map(|listen| open(listen, 1))
+        .transpose()?;
     let start = SystemTime::now();
     let metrics = Arc::new(Metrics::new(start));
-    let birth = Birth { config: Arc::clone(&config), plan, limit, metrics: Arc::clone(&metrics), start };
+    let birth = Birth {
+        config: Arc::clone(&config),
+        plan,
+        limit,
+        metrics: Arc::clone(&metrics),
+        start,
+    };
 
     let mut words = Vec::new();
     let mut threads = Vec::new();
@@ -86,7 +108,9 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         words.push(sender);
         let (birth, sockets) = (birth.clone(), sockets(&doors, index)?);
         let work = move || runtime()?.block_on(labour(birth, sockets, receiver));
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).stack_size(512 * 1024);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .stack_size(512 * 1024);
         threads.push(thread.spawn(work).context("starting a worker")?);
     }
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -100,7 +124,14 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         greet(&birth, &doors, exposed.as_ref());
         sys::notify("READY=1");
         tokio::task::spawn_local(watchdog());
-        let captain = Captain { words, doors, config, plan, inherited, reread };
+        let captain = Captain {
+            words,
+            doors,
+            config,
+            plan,
+            inherited,
+            reread,
+        };
         tokio::task::spawn_local(captain.command(signals));
         labour(birth, own, receiver).await
     });
@@ -113,7 +144,10 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
 }
 
 fn sockets(doors: &[Door], worker: usize) -> Result<Vec<(Listen, std::os::fd::OwnedFd)>> {
-    doors.iter().map(|door| Ok((door.listen.clone(), door.socket(worker)?))).collect()
+    doors
+        .iter()
+        .map(|door| Ok((door.listen.clone(), door.socket(worker)?)))
+        .collect()
 }
 
 /// The limit that binds, and whether it is a cgroup's.
@@ -122,7 +156,11 @@ fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
     match memory {
         Memory::Off => None,
         Memory::Auto => cgroup,
-        Memory::Bytes(bytes) => Some(cgroup.filter(|limit| limit.0 <= bytes).unwrap_or((bytes, false))),
+        Memory::Bytes(bytes) => Some(
+            cgroup
+                .filter(|limit| limit.0 <= bytes)
+                .unwrap_or((bytes, false)),
+        ),
     }
 }
 
@@ -130,7 +168,13 @@ fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
 fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
     let (config, plan) = (&birth.config, &birth.plan);
     for door in doors {
-        log::info("listening", &[("address", &door.name), ("version", &env!("CARGO_PKG_VERSION"))]);
+        log::info(
+            "listening",
+            &[
+                ("address", &door.name),
+                ("version", &env!("CARGO_PKG_VERSION")),
+            ],
+        );
     }
     if let Some(door) = exposed {
         log::info("metrics", &[("address", &door.name)]);
@@ -138,11 +182,19 @@ fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
     let budget = match (birth.limit, plan.pool, plan.exchanges()) {
         (Some((limit, _)), Some(pool), Some(exchanges)) => {
             let workers = config.threads as u64;
-            #[expect(clippy::cast_precision_loss, reason = "a figure for people, with one decimal")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a figure for people, with one decimal"
+            )]
             let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
             let base = limit.saturating_sub(pool * workers);
             let connections = plan.connections.saturating_mul(config.threads);
-            format!("limit {}, base {}, up to {connections} connections, {} exchanges", mebibytes(limit), mebibytes(base), exchanges * workers)
+            format!(
+                "limit {}, base {}, up to {connections} connections, {} exchanges",
+                mebibytes(limit),
+                mebibytes(base),
+                exchanges * workers
+            )
         }
         _ => "no limit".to_owned(),
     };
@@ -167,8 +219,17 @@ fn runtime() -> Result<LocalRuntime> {
 }
 
 /// A worker's life: accept, sweep, and do as told.
-async fn labour(birth: Birth, sockets: Vec<(Listen, std::os::fd::OwnedFd)>, mut words: mpsc::UnboundedReceiver<Word>) -> Result<()> {
-    let worker = Worker::new(birth.config, Budget::new(birth.plan), birth.metrics, birth.start);
+async fn labour(
+    birth: Birth,
+    sockets: Vec<(Listen, std::os::fd::OwnedFd)>,
+    mut words: mpsc::UnboundedReceiver<Word>,
+) -> Result<()> {
+    let worker = Worker::new(
+        birth.config,
+        Budget::new(birth.plan),
+        birth.metrics,
+        birth.start,
+    );
     let mut doors: Vec<(Listen, JoinHandle<()>)> = Vec::new();
     for (listen, socket) in sockets {
         doors.push((listen, door::attend_to(&worker, socket)?));
@@ -177,7 +238,11 @@ async fn labour(birth: Birth, sockets: Vec<(Listen, std::os::fd::OwnedFd)>, mut 
     tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || keeper.look()));
     while let Some(word) = words.recv().await {
         match word {
-            Word::Reload { config, opened, kept } => {
+            Word::Reload {
+                config,
+                opened,
+                kept,
+            } => {
                 worker.reload(config);
                 doors.retain(|(listen, door)| {
                     let stays = kept.contains(listen);
@@ -231,12 +296,18 @@ enum Call {
 impl Signals {
     fn hear() -> Result<Signals> {
         let hear = |kind| signal(kind).context("listening for signals");
-        Ok(Signals { terminate: hear(SignalKind::terminate())?, interrupt: hear(SignalKind::interrupt())?, hangup: hear(SignalKind::hangup())? })
+        Ok(Signals {
+            terminate: hear(SignalKind::terminate())?,
+            interrupt: hear(SignalKind::interrupt())?,
+            hangup: hear(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) -> Call {
         std::future::poll_fn(|context| {
-            if self.terminate.poll_recv(context).is_ready() || self.interrupt.poll_recv(context).is_ready() {
+            if self.terminate.poll_recv(context).is_ready()
+                || self.interrupt.poll_recv(context).is_ready()
+            {
                 Poll::Ready(Call::Stop)
             } else if self.hangup.poll_recv(context).is_ready() {
                 Poll::Ready(Call::Reload)
@@ -256,7 +327,10 @@ impl Captain {
         sys::notify("STOPPING=1");
         log::info("stopping", &[]);
         self.tell(|| Word::Drain);
-        let (delay, grace) = (self.config.server.shutdown_delay, self.config.server.shutdown_timeout);
+        let (delay, grace) = (
+            self.config.server.shutdown_delay,
+            self.config.server.shutdown_timeout,
+        );
         let hurried = timeout(delay, signals.next_stop()).await.is_ok();
         if !hurried {
             let end = Instant::now() + grace;
@@ -278,16 +352,25 @@ impl Captain {
 
     /// Takes over the configuration as it is now; a bad one changes nothing.
     fn reload(&mut self) {
-        sys::notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", sys::monotonic_usec()));
+        sys::notify(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={}",
+            sys::monotonic_usec()
+        ));
         match (self.reread)() {
             Ok(config) => {
                 if let Err(error) = self.take_over(config) {
-                    log::error("not reloaded, the old configuration stays", &[("error", &format!("{error:#}"))]);
+                    log::error(
+                        "not reloaded, the old configuration stays",
+                        &[("error", &format!("{error:#}"))],
+                    );
                 }
             }
             Err(errors) => {
                 for error in errors {
-                    log::error("not reloaded, the old configuration stays", &[("error", &error)]);
+                    log::error(
+                        "not reloaded, the old configuration stays",
+                        &[("error", &error)],
+                    );
                 }
             }
         }
@@ -309,22 +392,30 @@ impl Captain {
         for door in &fresh {
             log::info("listening", &[("address", &door.name)]);
         }
-        self.doors.retain(|door| config.listen.contains(&door.listen));
+        self.doors
+            .retain(|door| config.listen.contains(&door.listen));
         self.doors.append(&mut fresh);
         let kept: Vec<Listen> = self.doors.iter().map(|door| door.listen.clone()).collect();
         log::init(config.log);
         for (worker, opened) in self.words.iter().zip(opened) {
-            drop(worker.send(Word::Reload { config: Arc::clone(&config), opened, kept: kept.clone() }));
+            drop(worker.send(Word::Reload {
+                config: Arc::clone(&config),
+                opened,
+                kept: kept.clone(),
+            }));
         }
-        for (what, before, after) in [
-            ("metrics.listen", &self.config.metrics != &config.metrics, ()),
-            ("the number of threads", self.config.threads != config.threads, ()),
-            ("limits.memory or server.max_connections", self.config.memory != config.memory || self.config.server.max_connections != config.server.max_connections, ()),
-        ] {
-            let () = after;
-            if before {
-                log::warn("takes effect at the next start only", &[("what", &what)]);
-            }
+        let before = &self.config;
+        let fixed = [
+            ("metrics.listen", before.metrics != config.metrics),
+            ("the number of threads", before.threads != config.threads),
+            ("limits.memory", before.memory != config.memory),
+            (
+                "server.max_connections",
+                before.server.max_connections != config.server.max_connections,
+            ),
+        ];
+        for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
+            log::warn("takes effect at the next start only", &[("key", what)]);
         }
         log::info("reloaded", &[("routes", &config.routes.len())]);
         self.config = config;
@@ -340,7 +431,9 @@ impl Signals {
 
 /// Tells systemd that we are alive, where it asked for that.
 async fn watchdog() {
-    let Some(interval) = sys::watchdog_interval() else { return };
+    let Some(interval) = sys::watchdog_interval() else {
+        return;
+    };
     loop {
         sys::notify("WATCHDOG=1");
         sleep(interval).await;
@@ -349,10 +442,17 @@ async fn watchdog() {
 
 /// Answers Prometheus, one asker after the other: whatever is asked, the counters are the answer.
 async fn expose(socket: std::os::fd::OwnedFd, metrics: Arc<Metrics>) -> Result<()> {
-    let socket = socket2::SockRef::from(&socket).set_nonblocking(true).map(|()| socket).context("preparing the metrics listener")?;
-    let is_unix = socket2::SockRef::from(&socket).domain().context("asking the metrics listener")? == socket2::Domain::UNIX;
+    let socket = socket2::SockRef::from(&socket)
+        .set_nonblocking(true)
+        .map(|()| socket)
+        .context("preparing the metrics listener")?;
+    let is_unix = socket2::SockRef::from(&socket)
+        .domain()
+        .context("asking the metrics listener")?
+        == socket2::Domain::UNIX;
     if is_unix {
-        let listener = UnixListener::from_std(socket.into()).context("preparing the metrics listener")?;
+        let listener =
+            UnixListener::from_std(socket.into()).context("preparing the metrics listener")?;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => drop(timeout(EXPOSURE, tell(Io::Unix(stream), &metrics)).await),
@@ -360,7 +460,8 @@ async fn expose(socket: std::os::fd::OwnedFd, metrics: Arc<Metrics>) -> Result<(
             }
         }
     }
-    let listener = TcpListener::from_std(socket.into()).context("preparing the metrics listener")?;
+    let listener =
+        TcpListener::from_std(socket.into()).context("preparing the metrics listener")?;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(timeout(EXPOSURE, tell(Io::Tcp(stream), &metrics)).await),
@@ -389,7 +490,8 @@ async fn tell(mut io: Io, metrics: &Metrics) -> std::io::Result<()> {
     );
     let mut bytes = answer.as_bytes();
     while !bytes.is_empty() {
-        let count = std::future::poll_fn(|context| Pin::new(&mut io).poll_write(context, bytes)).await?;
+        let count =
+            std::future::poll_fn(|context| Pin::new(&mut io).poll_write(context, bytes)).await?;
         bytes = bytes.get(count..).unwrap_or_default();
     }
     std::future::poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await

@@ -124,12 +124,23 @@ pub fn forget_code() {
         static __executable_start: u8;
         static etext: u8;
     }
-    let start = (&raw const __executable_start).addr().next_multiple_of(PAGE);
+    let start = (&raw const __executable_start)
+        .addr()
+        .next_multiple_of(PAGE);
     let end = (&raw const etext).addr() & !(PAGE - 1);
     if end > start {
         // SAFETY: from the file's start to the end of its code there are only private mappings of the file that nobody
         // has written to, so dropping their pages loses nothing: the next touch reads the file again (madvise(2)).
-        unsafe { libc::madvise((&raw const __executable_start).cast_mut().add(start - (&raw const __executable_start).addr()).cast(), end - start, libc::MADV_DONTNEED) };
+        unsafe {
+            libc::madvise(
+                (&raw const __executable_start)
+                    .cast_mut()
+                    .add(start - (&raw const __executable_start).addr())
+                    .cast(),
+                end - start,
+                libc::MADV_DONTNEED,
+            )
+        };
     }
 }
 

@@ -45,7 +45,14 @@ pub struct Carried {
 
 /// Joins them until both directions have ended, one breaks, or the seat is told to leave. `first` are bytes that were
 /// read from each before: (from the client, from the upstream).
-pub async fn join(client: &mut Io, upstream: &mut Io, first: (&[u8], &[u8]), size: usize, buffers: &Buffers, watch: &Watch) -> Carried {
+pub async fn join(
+    client: &mut Io,
+    upstream: &mut Io,
+    first: (&[u8], &[u8]),
+    size: usize,
+    buffers: &Buffers,
+    watch: &Watch,
+) -> Carried {
     let mut up = Flow::new(first.0, size);
     let mut down = Flow::new(first.1, size);
     poll_fn(|context| {
@@ -59,20 +66,39 @@ pub async fn join(client: &mut Io, upstream: &mut Io, first: (&[u8], &[u8]), siz
             watch.moved(usize::try_from(up.moved + down.moved - before).unwrap_or(usize::MAX));
         }
         match (upward, downward) {
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) | (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(()),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(())))
+            | (Poll::Ready(Err(_)), _)
+            | (_, Poll::Ready(Err(_))) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     })
     .await;
-    Carried { received: up.moved, sent: down.moved }
+    Carried {
+        received: up.moved,
+        sent: down.moved,
+    }
 }
 
 impl Flow {
     fn new(first: &[u8], size: usize) -> Flow {
-        Flow { buffer: first.to_vec(), start: 0, end: first.len(), size, ended: false, closed: false, moved: 0 }
+        Flow {
+            buffer: first.to_vec(),
+            start: 0,
+            end: first.len(),
+            size,
+            ended: false,
+            closed: false,
+            moved: 0,
+        }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>, source: &mut Io, sink: &mut Io, buffers: &Buffers) -> Poll<io::Result<()>> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &mut Io,
+        sink: &mut Io,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
         loop {
             while self.start < self.end {
                 let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();

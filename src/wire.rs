@@ -38,6 +38,10 @@ const MAX_FIELDS: usize = 256;
 
 /// A request on its way to the upstream.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that are true or not, in any mix"
+)]
 pub struct Upload {
     /// The head, then the sizes of chunks.
     text: Vec<u8>,
@@ -73,7 +77,13 @@ pub enum UploadError {
 
 impl Upload {
     /// A request whose head is `head`; `chunked` where its body has no length.
-    pub fn new(head: Vec<u8>, body: Option<Incoming>, chunked: bool, limit: Option<u64>, held_back: bool) -> Upload {
+    pub fn new(
+        head: Vec<u8>,
+        body: Option<Incoming>,
+        chunked: bool,
+        limit: Option<u64>,
+        held_back: bool,
+    ) -> Upload {
         Upload {
             text: head,
             written: 0,
@@ -125,7 +135,12 @@ impl Upload {
     }
 
     /// Sends what can be sent; ready when all of it is with the kernel. `progress` hears of bytes from the client.
-    pub fn poll(&mut self, context: &mut Context<'_>, io: &mut Io, progress: &mut dyn FnMut(usize)) -> Poll<Result<(), UploadError>> {
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        io: &mut Io,
+        progress: &mut dyn FnMut(usize),
+    ) -> Poll<Result<(), UploadError>> {
         loop {
             if !self.begun && !self.held_back && self.data.is_empty() {
                 // what is here of the body leaves together with the head
@@ -138,14 +153,16 @@ impl Upload {
                     IoSlice::new(self.tail),
                 ];
                 self.begun = true;
-                let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices)).map_err(|_| UploadError::Upstream)?;
+                let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices))
+                    .map_err(|_| UploadError::Upstream)?;
                 if count == 0 {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
                 self.wrote(count);
             }
             if matches!(io, Io::Tls(_)) {
-                ready!(Pin::new(&mut *io).poll_flush(context)).map_err(|_| UploadError::Upstream)?;
+                ready!(Pin::new(&mut *io).poll_flush(context))
+                    .map_err(|_| UploadError::Upstream)?;
             }
             if self.body.is_none() {
                 return Poll::Ready(Ok(()));
@@ -166,8 +183,14 @@ impl Upload {
     }
 
     /// Takes the next piece of the client's body, framed as the upstream is told.
-    fn poll_body(&mut self, context: &mut Context<'_>, progress: &mut dyn FnMut(usize)) -> Poll<Result<(), UploadError>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(Ok(())) };
+    fn poll_body(
+        &mut self,
+        context: &mut Context<'_>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Poll<Result<(), UploadError>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Ok(()));
+        };
         let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
             None => {
                 self.body = None;
@@ -264,33 +287,47 @@ pub enum Delimiter {
 pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static str> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut fields);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        bytes,
+        &mut fields,
+    );
     let len = match parsed {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Err("head too large"),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err("head too large");
+        }
         Err(_) => return Err("malformed head"),
     };
-    let (Some(code), Some(version)) = (response.code, response.version) else { return Err("malformed head") };
+    let (Some(code), Some(version)) = (response.code, response.version) else {
+        return Err("malformed head");
+    };
     let status = StatusCode::from_u16(code).map_err(|_| "malformed status")?;
-    let mut reader = HeadReader { persistent: version == 1, ..HeadReader::default() };
+    let mut reader = HeadReader {
+        persistent: version == 1,
+        ..HeadReader::default()
+    };
     let hops = connection_fields(response.headers)?;
     // one copy for all values: they are slices of it
     let text = Bytes::copy_from_slice(bytes.get(..len).unwrap_or_default());
     let mut headers = HeaderMap::with_capacity(response.headers.len() + 4);
     for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "malformed field name")?;
+        let name =
+            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "malformed field name")?;
         if !reader.keeps(&name, field.value, &hops)? {
             continue;
         }
-        let value = HeaderValue::from_maybe_shared(text.slice_ref_of(bytes, field.value)).map_err(|_| "malformed field value")?;
+        let value = HeaderValue::from_maybe_shared(text.slice_ref_of(bytes, field.value))
+            .map_err(|_| "malformed field value")?;
         headers.append(name, value);
     }
     let announced = reader.trailer && reader.chunked;
     if announced && let Some(names) = announced_in(response.headers) {
         headers.insert(header::TRAILER, names);
     }
-    let bodiless = *method == Method::HEAD || status.is_informational() || matches!(code, 204 | 304);
+    let bodiless =
+        *method == Method::HEAD || status.is_informational() || matches!(code, 204 | 304);
     if reader.chunked && version == 0 {
         return Err("Transfer-Encoding in HTTP/1.0");
     }
@@ -304,11 +341,24 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
     } else {
         Delimiter::Close
     };
-    let persistent = reader.persistent && !reader.close && !matches!(delimiter, Delimiter::Close) && !(reader.chunked && reader.length.is_some());
+    let is_ambiguous = reader.chunked && reader.length.is_some();
+    let ends_by_close = reader.close || matches!(delimiter, Delimiter::Close);
+    let persistent = reader.persistent && !ends_by_close && !is_ambiguous;
     let usual = status.canonical_reason().map(str::as_bytes);
-    let reason = response.reason.map(str::as_bytes).filter(|reason| !reason.is_empty() && Some(*reason) != usual);
+    let reason = response
+        .reason
+        .map(str::as_bytes)
+        .filter(|reason| !reason.is_empty() && Some(*reason) != usual);
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok());
-    Ok(Some(Head { status, reason, headers, delimiter, persistent, len, websocket: reader.websocket }))
+    Ok(Some(Head {
+        status,
+        reason,
+        headers,
+        delimiter,
+        persistent,
+        len,
+        websocket: reader.websocket,
+    }))
 }
 
 /// A slice of a copy that stands where `part` stands in the original.
@@ -328,6 +378,7 @@ impl SliceRefOf for Bytes {
 
 /// What the fields of an answer say about its framing.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is what one field said")]
 struct HeadReader {
     length: Option<u64>,
     chunked: bool,
@@ -339,7 +390,12 @@ struct HeadReader {
 
 impl HeadReader {
     /// Takes note of a field; says whether it is passed on.
-    fn keeps(&mut self, name: &HeaderName, value: &[u8], hops: &[&str]) -> Result<bool, &'static str> {
+    fn keeps(
+        &mut self,
+        name: &HeaderName,
+        value: &[u8],
+        hops: &[&str],
+    ) -> Result<bool, &'static str> {
         match *name {
             header::CONTENT_LENGTH => {
                 let length = screen::decimal(value).ok_or("malformed Content-Length")?;
@@ -356,8 +412,12 @@ impl HeadReader {
                 Ok(false)
             }
             header::CONNECTION => {
-                self.close |= hops.iter().any(|option| option.eq_ignore_ascii_case("close"));
-                self.persistent |= hops.iter().any(|option| option.eq_ignore_ascii_case("keep-alive"));
+                self.close |= hops
+                    .iter()
+                    .any(|option| option.eq_ignore_ascii_case("close"));
+                self.persistent |= hops
+                    .iter()
+                    .any(|option| option.eq_ignore_ascii_case("keep-alive"));
                 Ok(false)
             }
             header::UPGRADE => {
@@ -370,29 +430,46 @@ impl HeadReader {
             }
             // an upstream that asks for a proxy's credentials asks us, not the client
             _ if headers::is_hop_by_hop(name.as_str()) => Ok(false),
-            _ => Ok(!hops.iter().any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name))),
+            _ => Ok(!hops
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name))),
         }
     }
 }
 
 fn is_nominable(name: &HeaderName) -> bool {
     let name = name.as_str();
-    !name.starts_with("content-") && !matches!(name, "set-cookie" | "date" | "location" | "cache-control" | "vary")
+    !name.starts_with("content-")
+        && !matches!(
+            name,
+            "set-cookie" | "date" | "location" | "cache-control" | "vary"
+        )
 }
 
 /// The options that the Connection fields list.
 fn connection_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Vec<&'a str>, &'static str> {
     let mut options = Vec::new();
-    for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+    for field in fields
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("connection"))
+    {
         let value = std::str::from_utf8(field.value).map_err(|_| "malformed Connection")?;
-        options.extend(value.split(',').map(str::trim).filter(|option| !option.is_empty()));
+        options.extend(
+            value
+                .split(',')
+                .map(str::trim)
+                .filter(|option| !option.is_empty()),
+        );
     }
     Ok(options)
 }
 
 fn announced_in(fields: &[httparse::Header<'_>]) -> Option<HeaderValue> {
     let mut map = HeaderMap::new();
-    for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("trailer")) {
+    for field in fields
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("trailer"))
+    {
         map.append(header::TRAILER, HeaderValue::from_bytes(field.value).ok()?);
     }
     headers::announced_trailers(&map)
@@ -416,7 +493,13 @@ pub struct Upstream {
 impl Upstream {
     /// A connection from which nothing was read yet.
     pub fn new(lease: Lease, size: usize) -> Upstream {
-        Upstream { lease, buffer: Vec::new(), start: 0, end: 0, size }
+        Upstream {
+            lease,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            size,
+        }
     }
 
     /// Bytes that were read and not used.
@@ -425,8 +508,14 @@ impl Upstream {
     }
 
     /// Reads once behind what is there, into a buffer that is taken only when bytes have come. Gives how many came; 0 at the end.
-    pub fn poll_fill(&mut self, context: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<usize>> {
-        let Some(io) = &mut self.lease.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+    pub fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<usize>> {
+        let Some(io) = &mut self.lease.io else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
         if self.start == self.end {
             ready!(io.poll_read_ready(context))?;
             self.start = 0;
@@ -486,7 +575,13 @@ pub enum Got {
 
 impl Download {
     /// The rest of an answer; `upload` is the request where it is not sent to its end yet.
-    pub fn new(upstream: Upstream, upload: Option<Upload>, head: Head, passes_trailers: bool, watch: crate::park::Watch) -> Download {
+    pub fn new(
+        upstream: Upstream,
+        upload: Option<Upload>,
+        head: Head,
+        passes_trailers: bool,
+        watch: crate::park::Watch,
+    ) -> Download {
         let mut download = Download {
             upstream: Some(upstream),
             upload,
@@ -516,12 +611,22 @@ impl Download {
         }
     }
 
-    /// The next part; `None` at the end. A body that breaks off is an error, never an end.
-    pub fn poll(&mut self, context: &mut Context<'_>, buffers: &Buffers) -> Poll<Option<io::Result<Got>>> {
-        self.poll_upload(context);
+    /// The next part; `None` at the end. A body that breaks off is an error, never an end. `progress` hears of bytes that
+    /// the client still sends.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &Buffers,
+        progress: &mut dyn FnMut(usize),
+    ) -> Poll<Option<io::Result<Got>>> {
+        self.poll_upload(context, progress);
         loop {
             let Some(upstream) = &mut self.upstream else {
-                return Poll::Ready(self.ready_trailers.take().map(|trailers| Ok(Got::Trailers(trailers))));
+                return Poll::Ready(
+                    self.ready_trailers
+                        .take()
+                        .map(|trailers| Ok(Got::Trailers(trailers))),
+                );
             };
             if upstream.start == upstream.end {
                 match ready!(upstream.poll_fill(context, buffers)) {
@@ -531,7 +636,9 @@ impl Download {
                             self.finish();
                             return Poll::Ready(None);
                         }
-                        return Poll::Ready(Some(Err(self.abandon(io::ErrorKind::UnexpectedEof.into()))));
+                        return Poll::Ready(Some(Err(
+                            self.abandon(io::ErrorKind::UnexpectedEof.into())
+                        )));
                     }
                     Ok(_) => {}
                 }
@@ -543,17 +650,22 @@ impl Download {
                         upstream.release(buffers);
                     }
                 }
-                Err(reason) => return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason))))),
+                Err(reason) => {
+                    return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason)))));
+                }
             }
         }
     }
 
     /// Sends on what is left of the request. Its failure shows in the answer, if at all.
-    fn poll_upload(&mut self, context: &mut Context<'_>) {
-        let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else { return };
-        let Some(io) = &mut upstream.lease.io else { return };
-        let watch = &self.watch;
-        match upload.poll(context, io, &mut |count| watch.moved(count)) {
+    fn poll_upload(&mut self, context: &mut Context<'_>, progress: &mut dyn FnMut(usize)) {
+        let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
+            return;
+        };
+        let Some(io) = &mut upstream.lease.io else {
+            return;
+        };
+        match upload.poll(context, io, progress) {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => self.upload = None,
             Poll::Ready(Err(_)) => {
@@ -565,7 +677,9 @@ impl Download {
 
     /// Takes what is of use out of the buffer.
     fn take(&mut self) -> Result<Option<Got>, &'static str> {
-        let Some(upstream) = &mut self.upstream else { return Ok(None) };
+        let Some(upstream) = &mut self.upstream else {
+            return Ok(None);
+        };
         let (start, here) = (upstream.start, upstream.end - upstream.start);
         match &mut self.delimiter {
             Delimiter::Close => {
@@ -590,7 +704,11 @@ impl Download {
 
     /// Moves the data of all chunks in the buffer together, over their framing.
     fn take_chunks(&mut self) -> Result<Option<Got>, &'static str> {
-        let (Some(upstream), Delimiter::Chunked(chunked)) = (&mut self.upstream, &mut self.delimiter) else { return Ok(None) };
+        let (Some(upstream), Delimiter::Chunked(chunked)) =
+            (&mut self.upstream, &mut self.delimiter)
+        else {
+            return Ok(None);
+        };
         let begin = upstream.start;
         let (mut data_end, mut data_start, mut at) = (begin, begin, begin);
         while at < upstream.end && !chunked.is_end() {
@@ -609,7 +727,8 @@ impl Download {
                     at += count;
                 }
                 Piece::Trailer(count) => {
-                    self.trailers.extend_from_slice(rest.get(..count).unwrap_or_default());
+                    self.trailers
+                        .extend_from_slice(rest.get(..count).unwrap_or_default());
                     at += count;
                 }
             }
@@ -631,13 +750,17 @@ impl Download {
             return Ok(None);
         }
         let mut fields = [httparse::EMPTY_HEADER; 64];
-        let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&self.trailers, &mut fields) else {
+        let Ok(httparse::Status::Complete((_, fields))) =
+            httparse::parse_headers(&self.trailers, &mut fields)
+        else {
             return Err("malformed trailers");
         };
         let mut trailers = HeaderMap::new();
         for field in fields {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value))
-                && headers::may_trail(&name)
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::from_bytes(field.name.as_bytes()),
+                HeaderValue::from_bytes(field.value),
+            ) && headers::may_trail(&name)
             {
                 trailers.append(name, value);
             }
@@ -647,8 +770,13 @@ impl Download {
 
     /// The answer is whole: the connection goes back, if both sides are through with it.
     fn finish(&mut self) {
-        let Some(upstream) = self.upstream.take() else { return };
-        if self.persistent && self.upload.as_ref().is_none_or(Upload::is_done) && upstream.start == upstream.end {
+        let Some(upstream) = self.upstream.take() else {
+            return;
+        };
+        if self.persistent
+            && self.upload.as_ref().is_none_or(Upload::is_done)
+            && upstream.start == upstream.end
+        {
             upstream.lease.give_back(self.watch.now());
         }
     }
