@@ -227,6 +227,13 @@ impl Budget {
     }
 }
 
+impl Permit {
+    /// What it is worth.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);

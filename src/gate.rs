@@ -37,7 +37,7 @@ pub struct Gate {
     /// How much of `held` may be handed on.
     feed: usize,
     due: Due,
-    /// What `held` costs beyond its first kilobytes.
+    /// What `held` costs while the head is not complete.
     permit: Option<Permit>,
 }
 
@@ -50,8 +50,8 @@ enum Due {
     Chunked(Box<Chunked>),
 }
 
-/// `held` may grow this far without a permit of its own: it is in the price of a connection.
-const FREE: usize = 2_048;
+/// Bytes that one read may bring between two messages, where memory is short.
+const FIRST: usize = 4 * 1024;
 
 /// Bytes read from a client at a time, while memory is ample: one less than the step at which hyper's buffer doubles.
 const AMPLE: usize = 16 * 1024 - 1;
@@ -130,47 +130,60 @@ impl Gate {
             if self.held.len() > self.scanned {
                 match screen::head(&self.held, &mut self.scanned, max) {
                     Ok(Some(head)) => return Poll::Ready(Ok(self.admit(head))),
+                    Ok(None) if !self.pay(budget) => {
+                        return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
+                    }
                     Ok(None) => {}
                     Err(refusal) => return Poll::Ready(Ok(Arrival::Refused(refusal))),
                 }
             }
-            let mut buffer = ReadBuf::new(scratch);
+            // where memory is short a read brings little that belongs to a body
+            let room = if budget.plan().tight {
+                scratch.get_mut(..FIRST)
+            } else {
+                Some(&mut *scratch)
+            };
+            let mut buffer = ReadBuf::new(room.unwrap_or_default());
             ready!(Pin::new(&mut self.io).poll_read(context, &mut buffer))?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
                 return Poll::Ready(Ok(Arrival::End));
             }
-            if !self.hold(bytes, budget) {
-                return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
-            }
+            self.hold(bytes);
         }
     }
 
-    /// Keeps bytes, and pays for them where they are many.
-    fn hold(&mut self, bytes: &[u8], budget: &Rc<Budget>) -> bool {
+    /// Keeps bytes: exactly what came at first, for most heads come in one piece, then with room for half as much again.
+    fn hold(&mut self, bytes: &[u8]) {
         let needed = self.held.len() + bytes.len();
         if needed > self.held.capacity() {
-            // exact at first, then by halves again: most heads come in one piece
             let target = if self.held.is_empty() {
                 needed
             } else {
                 needed + needed / 2
             };
-            if target > FREE {
-                self.permit = None;
-                let Some(permit) = budget.head(2 * target as u64) else {
-                    return false;
-                };
-                self.permit = Some(permit);
-            }
             self.held.reserve_exact(target - self.held.len());
         }
         self.held.extend_from_slice(bytes);
-        true
+    }
+
+    /// Pays for a head that is not complete: twice its buffer, for it moves when it grows. Says whether there was enough.
+    fn pay(&mut self, budget: &Rc<Budget>) -> bool {
+        let price = 2 * self.held.capacity() as u64;
+        if self
+            .permit
+            .as_ref()
+            .is_none_or(|permit| permit.bytes() < price)
+        {
+            self.permit = None;
+            self.permit = budget.head(price);
+        }
+        self.permit.is_some()
     }
 
     /// Makes the head, and what of its body is already here, ready to be handed on.
     fn admit(&mut self, head: Head) -> Arrival {
+        self.permit = None;
         self.held.drain(..head.skip);
         let head = Head { skip: 0, ..head };
         self.scanned = 0;
@@ -201,7 +214,6 @@ impl Gate {
         self.feed -= count;
         if count == self.held.len() {
             self.held = Vec::new();
-            self.permit = None;
         } else {
             self.held.drain(..count);
         }

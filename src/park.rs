@@ -60,8 +60,9 @@ type Tick = u32;
 /// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
 const LONGEST: u128 = 1 << 30;
 
-/// A connection that has only just come is not evicted for this long, so that two floods do not starve each other.
-const SPARED: u32 = 1_000;
+/// A connection that has only just come, or just said something, is not evicted for this long, so that two floods do not
+/// starve each other and a client in the middle of its work is left alone; in milliseconds.
+const SPARED: u32 = 250;
 
 /// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones.
 const STALLED: u32 = 5_000;
@@ -239,36 +240,29 @@ impl Park {
         }
     }
 
-    /// Asks up to `many` connections to leave, the least useful first, and says how many were asked: those silent
-    /// longest, then unfinished heads, then what lingers. `spare` keeps those that have only just come.
+    /// Asks up to `many` connections to leave that do nothing, or are not done with a request head: those who are at it
+    /// longest first. Says how many were asked. `spare` keeps those that have only just come, or just said something.
     pub fn evict_silent(&self, many: usize, spare: bool) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let rank = |entry: &Entry| match entry.phase.get() {
-            Phase::Idle | Phase::Lull => Some(0),
-            Phase::Fresh => Some(1),
-            Phase::Lingering => Some(2),
-            Phase::Head => Some(3),
-            _ => None,
-        };
-        let mut victims: Vec<(u8, u32, usize)> = Vec::with_capacity(many + 1);
-        for (index, entry) in entries.iter().enumerate() {
+        let mut victims: Vec<(u32, &Entry)> = Vec::with_capacity(many + 1);
+        for entry in entries.iter() {
             let age = now.wrapping_sub(entry.since.get());
-            let Some(rank) = rank(entry) else { continue };
-            if entry.order.get() == Order::Leave || (spare && age < SPARED && rank != 0) {
+            let is_silent = matches!(
+                entry.phase.get(),
+                Phase::Fresh | Phase::Idle | Phase::Lull | Phase::Head | Phase::Lingering
+            );
+            if !is_silent || entry.order.get() == Order::Leave || (spare && age < SPARED) {
                 continue;
             }
-            let at =
-                victims.partition_point(|(r, a, _)| (*r, u32::MAX - *a) <= (rank, u32::MAX - age));
+            let at = victims.partition_point(|(older, _)| *older >= age);
             if at < many {
-                victims.insert(at, (rank, age, index));
-                victims.truncate(many);
+                victims.truncate(many - 1);
+                victims.insert(at, (age, entry));
             }
         }
-        for (_, _, index) in &victims {
-            if let Some(entry) = entries.get(*index) {
-                entry.tell(Order::Leave);
-            }
+        for (_, entry) in &victims {
+            entry.tell(Order::Leave);
         }
         victims.len()
     }
