@@ -2,7 +2,8 @@
 //!
 //! `document.rs` reads the YAML and collects what is wrong with it, `address.rs` knows targets and addresses; this room
 //! turns it into a [`Config`], after which nothing re-reads a string. It never asks the network or the clock; of the
-//! disk it reads the configuration and what `ca_file` names. No message repeats a header's value.
+//! disk it reads the configuration and the certificates that `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR` name. No
+//! message repeats a header's value.
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use crate::{
     cors::{Cors, Credentials, Settings},
     document::{self, Document, Environment, Field, Section, Unit, boolean, quote},
     route::{Edits, HostPattern, Route, Routes, Target, Tls},
+    tls::{self, Roots},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -173,6 +175,7 @@ fn from_yaml(name: &str, text: &str, environment: Environment<'_>) -> Result<Con
     let document = Document::parse(name, text, environment).map_err(|error| vec![error])?;
     let mut config = document.read(|root| config(root));
     apply_environment(&document, &mut config);
+    check_roots(&document, &config);
     config.warnings = document.finish()?;
     Ok(config)
 }
@@ -411,13 +414,13 @@ fn target(s: &Section<'_>) -> Option<Target> {
                 .ok()
         }),
     };
-    let tls = s.section("tls", |s| Tls {
+    let settings = s.section("tls", |s| Tls {
         server_name: parsed(s, "server_name", parse_server_name).unwrap_or_default(),
         ca_file: ca_file(s),
         insecure_skip_verify: s.flag("insecure_skip_verify", false),
     });
     let mut target = target?;
-    let plain = tls
+    let plain = settings
         == Tls {
             server_name: String::new(),
             ca_file: None,
@@ -429,15 +432,21 @@ fn target(s: &Section<'_>) -> Option<Target> {
             .complain("is for https targets, and this one is not"),
         None => {}
         Some(own) => {
-            if tls.insecure_skip_verify {
+            if settings.insecure_skip_verify {
                 let sentence = "any certificate is taken: whoever is in between can read and change everything";
                 s.place("tls")
                     .warn(format!("insecure_skip_verify: {sentence}"));
             }
             let server_name = std::mem::take(&mut own.server_name);
-            *own = tls;
-            if own.server_name.is_empty() {
+            *own = settings;
+            let field = if own.server_name.is_empty() {
                 own.server_name = server_name;
+                "target"
+            } else {
+                "tls"
+            };
+            if let Err(sentence) = tls::check_name(&own.server_name) {
+                s.place(field).complain(sentence);
             }
         }
     }
@@ -450,34 +459,10 @@ fn ca_file(s: &Section<'_>) -> Option<PathBuf> {
         .text()
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)?;
-    match document::read(&path) {
-        // The message begins with the path.
-        Err(error) => field.complain(error),
-        Ok(pem) if !holds_certificate(&pem) => {
-            field.complain(format!(
-                "{}: holds no certificate in PEM form",
-                path.display()
-            ));
-        }
-        Ok(_) => {}
+    if let Err(sentence) = tls::check_file(&path) {
+        field.complain(sentence);
     }
     Some(path)
-}
-
-/// Shape only: whoever dials parses it for real.
-fn holds_certificate(pem: &str) -> bool {
-    let Some((_, after)) = pem.split_once("-----BEGIN CERTIFICATE-----") else {
-        return false;
-    };
-    let Some((body, _)) = after.split_once("-----END CERTIFICATE-----") else {
-        return false;
-    };
-    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-    let body: Vec<u8> = body
-        .bytes()
-        .filter(|byte| !byte.is_ascii_whitespace())
-        .collect();
-    !body.is_empty() && body.len().is_multiple_of(4) && body.iter().all(|byte| base64(*byte))
 }
 
 fn edits(s: &Section<'_>, request: bool) -> Edits {
@@ -672,6 +657,18 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
         _ => {}
     }
     config.environment = effects.line;
+}
+
+/// The environment's roots are read where some target is verified against them, and nowhere else.
+fn check_roots(document: &Document<'_>, config: &Config) {
+    let targets = config.routes.iter().map(|route| &route.target.origin);
+    let asks = |tls: &Tls| tls.ca_file.is_none() && !tls.insecure_skip_verify;
+    if targets.filter_map(|origin| origin.tls.as_ref()).any(asks) {
+        let roots = Roots::of(&|name| document.variable(name).map(Into::into));
+        if let Err((variable, sentence)) = roots.check() {
+            document.complain_of(variable, &sentence);
+        }
+    }
 }
 
 fn boolean_or_digit(text: &str) -> Option<bool> {
@@ -1569,12 +1566,37 @@ proxy:
             "routes: [{path: /, target: \"https://h\", tls: {ca_file: /}}]",
             "c.yaml:1: routes[0].tls.ca_file: /: Is a directory",
         ),
+        (
+            "routes: [{path: /, target: \"https://-h\"}]",
+            "c.yaml:1: routes[0].target: \"-h\" is neither a host name nor an IP address",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {server_name: h-}}]",
+            "c.yaml:1: routes[0].tls: \"h-\" is neither a host name nor an IP address",
+        ),
         ("[1]", "c.yaml: must be a mapping of keys, got a list"),
         (
             "nonsense",
             "c.yaml: must be a mapping of keys, got \"nonsense\"",
         ),
     ];
+
+    #[test]
+    fn the_environments_roots_are_read_where_they_count() {
+        let pairs = [("SSL_CERT_FILE", "/nonexistent.pem")];
+        let environment = with(&pairs);
+        let load = |route: &str| {
+            let text = format!("routes: [{{path: /, target: {route}}}]");
+            load(Source::Text("c", &text), &environment).map(drop)
+        };
+        let complaint = "c: SSL_CERT_FILE: /nonexistent.pem: No such file or directory";
+        assert_eq!(load("\"https://h\""), Err(vec![complaint.to_owned()]));
+        assert_eq!(load("\"http://h\""), Ok(()));
+        assert_eq!(
+            load("\"https://h\", tls: {insecure_skip_verify: true}"),
+            Ok(())
+        );
+    }
 
     #[test]
     fn routes_that_cannot_be() {

@@ -1,11 +1,15 @@
 //! TLS towards upstreams: 1.2 and 1.3, the certificate verified against the right roots, sessions resumed.
 //!
-//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. [`check`] reads the same
-//! files at load, so that a later dial meets no surprise.
+//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. [`check_file`] and
+//! [`Roots::check`] read the same files at load, so that a later dial meets no surprise.
 
 use std::{
     cell::RefCell,
-    env, fs,
+    env,
+    ffi::OsString,
+    fmt,
+    fs::{self, File},
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -30,7 +34,13 @@ use crate::{failure::Failure, route};
 /// reload reads changed files.
 #[derive(Default)]
 pub struct Connectors {
-    built: RefCell<Vec<(route::Tls, TlsConnector)>>,
+    built: RefCell<Vec<Built>>,
+}
+
+struct Built {
+    tls: route::Tls,
+    verifier: Arc<dyn ServerCertVerifier>,
+    connector: TlsConnector,
 }
 
 impl Connectors {
@@ -50,55 +60,71 @@ impl Connectors {
     }
 
     fn connector(&self, tls: &route::Tls) -> Result<(TlsConnector, ServerName<'static>), String> {
-        let name = server_name(tls)?;
+        let name = server_name(&tls.server_name)?;
         let mut built = self.built.borrow_mut();
-        if let Some((_, connector)) = built.iter().find(|(known, _)| known == tls) {
-            return Ok((connector.clone(), name));
+        if let Some(known) = built.iter().find(|known| known.tls == *tls) {
+            return Ok((known.connector.clone(), name));
         }
-        let connector =
-            TlsConnector::from(Arc::new(client_config(tls, &Roots::from_environment())?));
-        built.push((tls.clone(), connector.clone()));
+        // One set of roots for all names that are verified alike.
+        let alike = |known: &&Built| {
+            known.tls.ca_file == tls.ca_file
+                && known.tls.insecure_skip_verify == tls.insecure_skip_verify
+        };
+        let verifier = match built.iter().find(alike) {
+            Some(known) => Arc::clone(&known.verifier),
+            None => verifier(tls, &Roots::of(&|name| env::var_os(name)))?,
+        };
+        let config = client_config(Arc::clone(&verifier))?;
+        let connector = TlsConnector::from(Arc::new(config));
+        built.push(Built {
+            tls: tls.clone(),
+            verifier,
+            connector: connector.clone(),
+        });
         Ok((connector, name))
     }
 }
 
-/// Whether a dial with these settings can work: the name is a name or an IP literal, and the files of roots
-/// (`ca_file`, else `SSL_CERT_FILE` and `SSL_CERT_DIR`) hold certificates. Asks no network.
-pub fn check(tls: &route::Tls) -> Result<(), String> {
-    server_name(tls)?;
-    client_config(tls, &Roots::from_environment()).map(|_| ())
+/// Whether this can be a `server_name`: what is a host name to a resolver may still be none to TLS.
+pub fn check_name(name: &str) -> Result<(), String> {
+    server_name(name).map(|_| ())
 }
 
-fn server_name(tls: &route::Tls) -> Result<ServerName<'static>, String> {
-    let name = tls.server_name.as_str();
+/// Whether this can be a `ca_file`: one certificate at least, and one that can be a root. Errors begin with the path.
+pub fn check_file(path: &Path) -> Result<(), String> {
+    let found = certificates(path)?;
+    store(found).map_err(|error| complaint(path, &error))?;
+    Ok(())
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(name.to_owned())
-        .map_err(|_| format!("server_name: neither a host name nor an IP address: {name:?}"))
+        .map_err(|_| format!("{name:?} is neither a host name nor an IP address"))
 }
 
-fn client_config(tls: &route::Tls, roots: &Roots) -> Result<ClientConfig, String> {
+fn verifier(tls: &route::Tls, roots: &Roots) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    if tls.insecure_skip_verify {
+        return Ok(Arc::new(AnyCertificate(provider)));
+    }
+    if let Some(path) = &tls.ca_file {
+        let own = certificates(path).map_err(|error| format!("ca_file: {error}"))?;
+        return Ok(Arc::new(OwnCertificates::new(own, provider)?));
+    }
+    let roots = roots
+        .load()
+        .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?;
+    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    Ok(usual.map_err(|error| error.to_string())?)
+}
+
+fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    // Read even where nothing is verified: a path that is wrong now will be wrong when verification is turned on.
-    let builder = match (&tls.ca_file, tls.insecure_skip_verify) {
-        (Some(path), insecure) => {
-            let own = certificates(path).map_err(|error| format!("ca_file: {error}"))?;
-            let verifier: Arc<dyn ServerCertVerifier> = if insecure {
-                Arc::new(AnyCertificate(provider))
-            } else {
-                Arc::new(OwnCertificates::new(own, provider)?)
-            };
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(verifier)
-        }
-        (None, true) => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
-        (None, false) => builder.with_root_certificates(roots.load()?),
-    };
-    let mut config = builder.with_no_client_auth();
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
@@ -106,15 +132,18 @@ fn client_config(tls: &route::Tls, roots: &Roots) -> Result<ClientConfig, String
 
 /// Where the roots are if a route names none.
 #[derive(Debug, Default)]
-struct Roots {
+pub struct Roots {
     file: Option<PathBuf>,
     directories: Vec<PathBuf>,
 }
 
+/// A variable, and what is wrong with the file or folder it names.
+type Flaw = (&'static str, String);
+
 impl Roots {
     /// OpenSSL's variables; an empty one counts as absent.
-    fn from_environment() -> Roots {
-        let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    pub fn of(environment: &dyn Fn(&str) -> Option<OsString>) -> Roots {
+        let variable = |name| environment(name).filter(|value| !value.is_empty());
         Roots {
             file: variable("SSL_CERT_FILE").map(PathBuf::from),
             directories: variable("SSL_CERT_DIR")
@@ -123,37 +152,74 @@ impl Roots {
         }
     }
 
+    /// Whether they can be used: where the environment names any, one at least is a root.
+    pub fn check(&self) -> Result<(), Flaw> {
+        if self.is_built_in() {
+            return Ok(());
+        }
+        self.load().map(|_| ())
+    }
+
+    fn is_built_in(&self) -> bool {
+        self.file.is_none() && self.directories.is_empty()
+    }
+
     /// The environment's roots instead of the ones compiled in, never beside them.
-    fn load(&self) -> Result<RootCertStore, String> {
-        if self.file.is_none() && self.directories.is_empty() {
+    fn load(&self) -> Result<RootCertStore, Flaw> {
+        if self.is_built_in() {
             return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect());
         }
         let mut found = Vec::new();
         if let Some(file) = &self.file {
-            found.extend(certificates(file).map_err(|error| format!("SSL_CERT_FILE: {error}"))?);
+            found.extend(certificates(file).map_err(|error| ("SSL_CERT_FILE", error))?);
         }
         for directory in &self.directories {
             let files = fs::read_dir(directory)
-                .map_err(|error| format!("SSL_CERT_DIR: {}: {error}", directory.display()))?;
+                .map_err(|error| ("SSL_CERT_DIR", complaint(directory, &error)))?;
             // Such a folder also holds lists of revocation and links to nowhere.
             let files = files.filter_map(|file| certificates(&file.ok()?.path()).ok());
             found.extend(files.flatten());
         }
-        store(found).map_err(|error| format!("SSL_CERT_FILE and SSL_CERT_DIR: {error}"))
+        // And it holds each certificate two or three times: by name, by hash and in a bundle.
+        found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+        found.dedup();
+        let variable = if self.directories.is_empty() {
+            "SSL_CERT_FILE"
+        } else {
+            "SSL_CERT_DIR"
+        };
+        store(found).map_err(|error| (variable, error))
     }
 }
 
-/// Every certificate of a PEM file, at least one.
+/// Every certificate of a PEM file, at least one. Nothing but a plain file of a sane size is read.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let complaint = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
-    let text = fs::read(path).map_err(|error| complaint(&error))?;
+    let wrong = |reason: &dyn fmt::Display| complaint(path, reason);
+    let kind = fs::metadata(path).map_err(|error| wrong(&error))?;
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(wrong(&"is no plain file"));
+    }
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
+        .map_err(|error| wrong(&error))?;
+    if text.len() as u64 == MAX_FILE {
+        return Err(wrong(&format_args!("is larger than {MAX_FILE} bytes")));
+    }
     let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
-        .map_err(|error| complaint(&error))?;
+        .map_err(|error| wrong(&error))?;
     if found.is_empty() {
-        return Err(complaint(&"no certificate in PEM form"));
+        return Err(wrong(&"holds no certificate in PEM form"));
     }
     Ok(found)
+}
+
+/// The path and what is wrong with it, without the number that Rust appends to the system's own words.
+fn complaint(path: &Path, reason: &dyn fmt::Display) -> String {
+    let reason = reason.to_string();
+    let words = reason.split(" (os error").next().unwrap_or_default();
+    format!("{}: {words}", path.display())
 }
 
 /// Bundles carry a few odd certificates; one good root is what it takes.
@@ -161,7 +227,7 @@ fn store(found: Vec<CertificateDer<'_>>) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     let (good, _odd) = store.add_parsable_certificates(found);
     if good == 0 {
-        return Err("no certificate that can be a root".to_owned());
+        return Err("holds no certificate that can be a root".to_owned());
     }
     Ok(store)
 }
@@ -290,6 +356,8 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// Bytes that may wait inside a connection for a socket that takes none: one record.
 const SEND_BUFFER: usize = 16 * 1024;
+/// Bytes of a file of certificates; the largest bundles are a quarter of a megabyte.
+const MAX_FILE: u64 = 4 << 20;
 /// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.
 const SESSIONS: usize = 8;
 
@@ -514,8 +582,10 @@ mod tests {
             }
             assert_eq!(check(tls(name, None, true)), Ok(()), "{case}, not verified");
             let built_in = check(tls(name, None, false)).expect_err(case);
+            // A sandbox without roots says so by a variable that names no file.
             assert!(
-                built_in.contains("invalid peer certificate"),
+                built_in.contains("invalid peer certificate")
+                    || built_in.starts_with("SSL_CERT_FILE: "),
                 "{case}: {built_in}"
             );
             assert!(
@@ -564,31 +634,58 @@ mod tests {
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         );
         let torn = file("torn", "-----BEGIN CERTIFICATE-----\nAAAA\n");
-        for (tls, complaint) in [
-            (tls("a.example", None, false), None),
-            (tls("::1", None, true), None),
-            (tls("a b", None, false), Some("server_name: neither")),
-            (tls("", None, false), Some("server_name: neither")),
-            (
-                tls("a", Some(Path::new("/nowhere.pem")), true),
-                Some("ca_file: /nowhere.pem: No such file"),
-            ),
-            (
-                tls("a", Some(&empty.0), false),
-                Some("no certificate in PEM form"),
-            ),
-            (
-                tls("a", Some(&broken.0), false),
-                Some("no certificate that can be a root"),
-            ),
-            (tls("a", Some(&torn.0), false), Some("ca_file: ")),
+        let good = file("sound", &authority().pem());
+        let mut bytes = b"# J\xfcrgen\n".to_vec();
+        bytes.extend(fs::read(&good.0).unwrap());
+        let commented = file("commented", "");
+        fs::write(&commented.0, bytes).unwrap();
+        assert_eq!(check_file(&good.0), Ok(()));
+        assert_eq!(check_file(&commented.0), Ok(()), "a comment in Latin-1");
+        for (path, complaint) in [
+            (Path::new("/nowhere.pem"), "No such file or directory"),
+            (Path::new("/"), "Is a directory"),
+            (Path::new("/dev/zero"), "is no plain file"),
+            (&empty.0, "holds no certificate in PEM form"),
+            (&broken.0, "holds no certificate that can be a root"),
+            (&torn.0, ""),
         ] {
-            match (check(&tls), complaint) {
-                (outcome, None) => assert_eq!(outcome, Ok(()), "{tls:?}"),
-                (Err(reason), Some(complaint)) => assert!(reason.contains(complaint), "{reason}"),
-                (Ok(()), Some(_)) => panic!("{tls:?} was accepted"),
-            }
+            let reason = check_file(path).unwrap_err();
+            let shown = path.display();
+            assert!(
+                reason.starts_with(&format!("{shown}: {complaint}")),
+                "{reason}"
+            );
         }
+        for name in ["a.example", "127.0.0.1", "::1", "under_score"] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in ["a b", "", "-a.example"] {
+            let reason = check_name(name).unwrap_err();
+            assert!(reason.contains("is neither"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_verified_alike_share_their_roots() {
+        let roots = file("shared", &authority().pem());
+        let connectors = Connectors::default();
+        for (name, ca_file, insecure) in [
+            ("a.example", Some(&*roots.0), false),
+            ("b.example", Some(&*roots.0), false),
+            ("a.example", Some(&*roots.0), true),
+            ("a.example", None, true),
+        ] {
+            connectors.connector(&tls(name, ca_file, insecure)).unwrap();
+        }
+        let built = connectors.built.borrow();
+        let [a, b, c, d] = &built[..] else {
+            panic!("{} were built", built.len());
+        };
+        assert!(Arc::ptr_eq(&a.verifier, &b.verifier));
+        for other in [&c.verifier, &d.verifier] {
+            assert!(!Arc::ptr_eq(&a.verifier, other));
+        }
+        assert!(!Arc::ptr_eq(&c.verifier, &d.verifier));
     }
 
     #[test]
@@ -607,13 +704,17 @@ mod tests {
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("two.pem"), two.clone() + &two).unwrap();
         fs::write(directory.join("readme"), "nothing").unwrap();
-        assert_eq!(roots(None, &[&directory]).load().unwrap().len(), 2);
-        assert_eq!(roots(Some(&one.0), &[&directory]).load().unwrap().len(), 3);
+        fs::write(directory.join("3b1a8f02.0"), &two).unwrap();
+        assert_eq!(roots(None, &[&directory]).load().unwrap().len(), 1);
+        assert_eq!(roots(Some(&one.0), &[&directory]).load().unwrap().len(), 2);
+        fs::remove_file(directory.join("3b1a8f02.0")).unwrap();
         fs::remove_file(directory.join("two.pem")).unwrap();
-        let reason = roots(None, &[&directory]).load().unwrap_err();
-        assert!(reason.contains("SSL_CERT_DIR"), "{reason}");
+        let flaw = roots(None, &[&directory]).check().unwrap_err();
+        assert_eq!(flaw.0, "SSL_CERT_DIR");
         fs::remove_dir_all(&directory).unwrap();
-        let reason = roots(Some(Path::new("/nowhere")), &[]).load().unwrap_err();
-        assert!(reason.starts_with("SSL_CERT_FILE: /nowhere: "), "{reason}");
+        let flaw = roots(Some(Path::new("/nowhere")), &[]).check().unwrap_err();
+        let sentence = "/nowhere: No such file or directory".to_owned();
+        assert_eq!(flaw, ("SSL_CERT_FILE", sentence));
+        assert_eq!(Roots::of(&|_| Some(OsString::new())).check(), Ok(()));
     }
 }

@@ -19,6 +19,7 @@ mod support;
 
 // an exchange
 mod forward;
+mod https;
 mod streaming;
 mod upgrade;
 
