@@ -1,0 +1,62 @@
+# Every limit has its status, and none of them harms the next request.
+start_all()
+proxy.wait_for_unit("lean-proxy.service")
+upstream.wait_for_unit("upstream.service")
+upstream.wait_for_open_port(8080)
+upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy:8080/health", timeout=60)
+
+CLIENT = "python3 /etc/vm/client.py"
+
+
+def status(target: str, *options: str) -> str:
+    return upstream.succeed(f"curl -s -o /dev/null -w '%{{http_code}}' --max-time 30 {' '.join(options)} 'http://proxy:8080{target}'")
+
+
+def raw(text: str) -> str:
+    """What comes back for these bytes (printf's notation)."""
+    return upstream.succeed(f"printf '{text}' | timeout 30 {CLIENT} raw proxy 8080")
+
+
+with subtest("sizes"):
+    t.assertEqual(status("/echo", "-H \"X-Long: $(head -c 9000 /dev/zero | tr '\\0' x)\""), "431")
+    t.assertEqual(status("/small/echo", "-d \"$(head -c 2000 /dev/zero | tr '\\0' x)\""), "413")
+    t.assertEqual(status("/small/echo", "-H 'Transfer-Encoding: chunked'", "-d \"$(head -c 2000 /dev/zero | tr '\\0' x)\""), "413")
+    t.assertEqual(status("/small/echo", "-d hello"), "200")
+
+with subtest("times"):
+    t.assertEqual(status("/slow?seconds=10"), "504")
+    t.assertEqual(status("/patient/slow?seconds=4"), "200")
+    late = raw("GET / HTTP/1.1\\r\\nHost: x\\r\\n")
+    t.assertTrue(late.startswith("HTTP/1.1 408 "), late)
+
+with subtest("upstreams that are not there"):
+    t.assertEqual(status("/refused/"), "502")
+    t.assertIn(status("/nowhere/"), ("502", "504"))
+    body = upstream.succeed("curl -s http://proxy:8080/refused/")
+    t.assertNotIn("upstream", body)
+    t.assertNotIn(":9", body)
+
+with subtest("requests that nobody should send"):
+    for bad in (
+        "GET / HTTP/1.1\\r\\n\\r\\n",
+        "GET / HTTP/1.1\\r\\nHost: a\\r\\nHost: b\\r\\n\\r\\n",
+        "GET / HTTP/1.1\\r\\nHost: a\\r\\nX : y\\r\\n\\r\\n",
+        "POST / HTTP/1.1\\r\\nHost: a\\r\\nTransfer-Encoding: x, chunked, x\\r\\n\\r\\n",
+        "POST / HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: +5\\r\\n\\r\\nhello",
+    ):
+        said = raw(bad)
+        t.assertTrue(said.startswith("HTTP/1.1 400 "), f"{bad}: {said}")
+        t.assertEqual(said.count("HTTP/1.1"), 1, bad)
+    t.assertTrue(raw("CONNECT a:1 HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n").startswith("HTTP/1.1 405 "))
+    t.assertTrue(raw("GET / HTTP/3.0\\r\\nHost: a\\r\\n\\r\\n").startswith("HTTP/1.1 505 "))
+
+with subtest("no place is a 503 in time, and health needs none"):
+    upstream.succeed(f"systemd-run --unit=streams --collect {CLIENT} hold streams proxy 8080 2 30 --ready /tmp/streams")
+    upstream.wait_for_file("/tmp/streams")
+    answer = upstream.succeed("curl -s -D - -o /dev/null -w '%{time_total}' --max-time 20 http://proxy:8080/echo")
+    t.assertIn(" 503 ", answer.splitlines()[0])
+    t.assertIn("retry-after:", answer.lower())
+    t.assertLess(float(answer.splitlines()[-1]), 3)
+    t.assertEqual(status("/health"), "200")
+    upstream.succeed("systemctl stop streams")
+    upstream.wait_until_succeeds("curl -sf --max-time 5 http://proxy:8080/echo", timeout=30)
