@@ -206,10 +206,7 @@ in
         unit.service
         // (if bindsLowPort then unit.low_port else unit.no_low_port)
         // {
-          ExecStart = utils.escapeSystemdExecArgs [
-            (lib.getExe cfg.package)
-            configPath
-          ];
+          ExecStart = "${lib.getExe cfg.package} ${utils.escapeSystemdExecArg configPath}";
         }
         // lib.optionalAttrs (cfg.memoryMax != null) { MemoryMax = cfg.memoryMax; }
         // lib.optionalAttrs (cfg.environmentFile != null) {

@@ -1,5 +1,8 @@
 # The image in Docker, as the README runs it, with --memory=10m.
 import json
+import unittest
+
+check = unittest.TestCase()
 
 start_all()
 proxy.wait_for_unit("docker.service")
@@ -9,8 +12,8 @@ upstream.wait_for_open_port(8080)
 with subtest("the image loads"):
     proxy.succeed("docker load < /etc/vm/image.tar.gz")
     image = json.loads(proxy.succeed("docker image inspect lean-proxy:latest"))[0]
-    t.assertEqual(image["Config"]["Entrypoint"], ["/lean-proxy"])
-    t.assertEqual(image["Config"]["User"], "65532:65532")
+    check.assertEqual(image["Config"]["Entrypoint"], ["/lean-proxy"])
+    check.assertEqual(image["Config"]["User"], "65532:65532")
 
 address = proxy.succeed("getent ahostsv4 upstream | cut -d' ' -f1 | head -1").strip()
 for name, label in (("config", "the-usual"), ("other", "the-other")):
@@ -34,11 +37,11 @@ def state(name: str, of: str) -> str:
 with subtest("with a config at /config.yaml"):
     run("usual", 8080, "config.yaml")
     seen = json.loads(proxy.succeed("curl -sf http://127.0.0.1:8080/api/x"))
-    t.assertEqual(seen["target"], "/base/x")
+    check.assertEqual(seen["target"], "/base/x")
 
 with subtest("with a config elsewhere"):
     run("other", 8081, "other.yaml", "/other.yaml")
-    t.assertIn("the-other", proxy.succeed("curl -sf 'http://127.0.0.1:8081/health?format=json'"))
+    check.assertIn("the-other", proxy.succeed("curl -sf 'http://127.0.0.1:8081/health?format=json'"))
 
 with subtest("the container's own health check"):
     proxy.succeed("docker exec usual /lean-proxy --health")
@@ -47,14 +50,14 @@ with subtest("the container's own health check"):
 with subtest("load and attacks inside ten megabytes"):
     client = "python3 /etc/vm/client.py"
     said = json.loads(proxy.succeed(f"{client} load 127.0.0.1 8080 /api/x 50 20", timeout=300))
-    t.assertEqual(said, {"200": 1000})
+    check.assertEqual(said, {"200": 1000})
     for kind, count in (("idle", 500), ("heads", 300), ("bodies", 100), ("endless", 30)):
         proxy.log(proxy.succeed(f"{client} hold {kind} 127.0.0.1 8080 {count} 5", timeout=120).strip())
         proxy.succeed("curl -sf --max-time 2 http://127.0.0.1:8080/health")
-    t.assertEqual(state("usual", "OOMKilled"), "false")
-    t.assertEqual(state("usual", "Running"), "true")
+    check.assertEqual(state("usual", "OOMKilled"), "false")
+    check.assertEqual(state("usual", "Running"), "true")
 
 with subtest("it stops at once when asked"):
     proxy.succeed("timeout 8 docker stop -t 10 usual other")
-    t.assertEqual(state("usual", "ExitCode"), "0")
+    check.assertEqual(state("usual", "ExitCode"), "0")
     proxy.succeed("docker rm usual other")

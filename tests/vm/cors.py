@@ -1,4 +1,8 @@
 # CORS: preflights without the upstream, one Allow-Origin on every answer, and nothing for strangers.
+import unittest
+
+check = unittest.TestCase()
+
 start_all()
 proxy.wait_for_unit("lean-proxy.service")
 upstream.wait_for_unit("upstream.service")
@@ -27,45 +31,45 @@ def preflight(target: str, origin: str) -> tuple[str, list[tuple[str, str]]]:
 
 with subtest("a preflight is answered by the proxy"):
     code, headers = preflight("/x", GOOD)
-    t.assertEqual(code, "204")
-    t.assertEqual(every(headers, "access-control-allow-origin"), [GOOD])
-    t.assertIn("PUT", every(headers, "access-control-allow-methods")[0])
-    t.assertEqual(every(headers, "access-control-max-age"), ["600"])
+    check.assertEqual(code, "204")
+    check.assertEqual(every(headers, "access-control-allow-origin"), [GOOD])
+    check.assertIn("PUT", every(headers, "access-control-allow-methods")[0])
+    check.assertEqual(every(headers, "access-control-max-age"), ["600"])
     vary = every(headers, "vary")[0].lower()
     for name in ("origin", "access-control-request-method", "access-control-request-headers"):
-        t.assertIn(name, vary)
+        check.assertIn(name, vary)
 
 with subtest("a preflight from a stranger is refused"):
     for origin in ("https://evil.example", "https://app.example.com.evil.example", "null", "https://pages.example"):
         code, headers = preflight("/x", origin)
-        t.assertEqual(code, "403", origin)
-        t.assertFalse([n for n, _ in headers if n.startswith("access-control-")], origin)
+        check.assertEqual(code, "403", origin)
+        check.assertFalse([n for n, _ in headers if n.startswith("access-control-")], origin)
 
 with subtest("wildcards match what they say"):
     for origin in ("https://a.pages.example", "https://a.b.pages.example", "http://localhost:3000", "http://localhost"):
-        t.assertEqual(every(head("/x", origin)[1], "access-control-allow-origin"), [origin])
-    t.assertEqual(every(head("/x", "http://a.pages.example")[1], "access-control-allow-origin"), [])
+        check.assertEqual(every(head("/x", origin)[1], "access-control-allow-origin"), [origin])
+    check.assertEqual(every(head("/x", "http://a.pages.example")[1], "access-control-allow-origin"), [])
 
 with subtest("the upstream's own CORS headers do not get through"):
     code, headers = head("/cors", GOOD)
-    t.assertEqual((code, every(headers, "access-control-allow-origin")), ("200", [GOOD]))
-    t.assertEqual(every(headers, "access-control-allow-methods"), [])
+    check.assertEqual((code, every(headers, "access-control-allow-origin")), ("200", [GOOD]))
+    check.assertEqual(every(headers, "access-control-allow-methods"), [])
     vary = ", ".join(every(headers, "vary")).lower()
-    t.assertIn("accept-encoding", vary)
-    t.assertIn("origin", vary)
-    t.assertEqual(every(head("/cors", "https://evil.example")[1], "access-control-allow-origin"), [])
+    check.assertIn("accept-encoding", vary)
+    check.assertIn("origin", vary)
+    check.assertEqual(every(head("/cors", "https://evil.example")[1], "access-control-allow-origin"), [])
 
 with subtest("a route may be open to all, or left alone"):
     code, headers = head("/open/cors", "https://anybody.example")
-    t.assertEqual(every(headers, "access-control-allow-origin"), ["*"])
-    t.assertEqual(every(headers, "vary"), ["Accept-Encoding"])
+    check.assertEqual(every(headers, "access-control-allow-origin"), ["*"])
+    check.assertEqual(every(headers, "vary"), ["Accept-Encoding"])
     code, headers = head("/closed/cors", GOOD)
-    t.assertEqual(every(headers, "access-control-allow-origin"), ["https://upstream.example"])
+    check.assertEqual(every(headers, "access-control-allow-origin"), ["https://upstream.example"])
 
 with subtest("preflights and CORS on errors when the upstream is down"):
     upstream.succeed("systemctl stop upstream")
-    t.assertEqual(preflight("/x", GOOD)[0], "204")
+    check.assertEqual(preflight("/x", GOOD)[0], "204")
     code, headers = head("/x", GOOD)
-    t.assertEqual((code, every(headers, "access-control-allow-origin")), ("502", [GOOD]))
+    check.assertEqual((code, every(headers, "access-control-allow-origin")), ("502", [GOOD]))
     code, headers = head("/health", GOOD)
-    t.assertEqual((code, every(headers, "access-control-allow-origin")), ("200", [GOOD]))
+    check.assertEqual((code, every(headers, "access-control-allow-origin")), ("200", [GOOD]))

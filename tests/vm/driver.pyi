@@ -1,6 +1,5 @@
 # The part of the NixOS test driver that the scripts beside this file use, for their types to be
 # checked on a machine without Nix.
-import unittest
 from contextlib import AbstractContextManager
 
 class Machine:
@@ -19,6 +18,5 @@ class Machine:
 def start_all() -> None: ...
 def subtest(name: str) -> AbstractContextManager[None]: ...
 
-t: unittest.TestCase
 proxy: Machine
 upstream: Machine

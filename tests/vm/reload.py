@@ -1,5 +1,8 @@
 # A new config without a restart: who is connected stays, who comes gets the new one; a bad one changes nothing.
 import json
+import unittest
+
+check = unittest.TestCase()
 
 start_all()
 proxy.wait_for_unit("lean-proxy.service")
@@ -28,28 +31,28 @@ def version(port: int = 8080) -> str:
 
 
 with subtest("a new config is taken over, and a WebSocket lives on"):
-    t.assertEqual((version(), target()), ("the-first", "/the-base/x"))
+    check.assertEqual((version(), target()), ("the-first", "/the-base/x"))
     upstream.succeed(f"systemd-run --unit=talk -p StandardOutput=file:/tmp/talk -p RemainAfterExit=yes {CLIENT} websocket proxy 8080 /ws 20")
     upstream.succeed("sleep 2")
     change("s/the-first/the-second/; s/the-base/a-new-base/")
     upstream.wait_until_succeeds("curl -sf 'http://proxy:8080/health?format=json' | grep -q the-second", timeout=10)
-    t.assertEqual(target(), "/a-new-base/x")
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
+    check.assertEqual(target(), "/a-new-base/x")
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
 
 with subtest("a bad config is reported and changes nothing"):
     proxy.succeed(f"cp {CONFIG} /run/good.yaml")
     change("s,http://upstream,ftp://upstream,")
-    t.assertEqual((version(), target()), ("the-second", "/a-new-base/x"))
+    check.assertEqual((version(), target()), ("the-second", "/a-new-base/x"))
     proxy.succeed("journalctl --no-pager -u lean-proxy.service | grep -F 'routes[0].target'")
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
     proxy.succeed(f"install -m 644 /run/good.yaml {CONFIG}")
 
 with subtest("listen may change"):
     change("s/:8080\\([^/]\\)/:8081\\1/; s/the-second/the-third/")
     upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy:8081/health", timeout=10)
-    t.assertEqual((version(8081), target(8081)), ("the-third", "/a-new-base/x"))
+    check.assertEqual((version(8081), target(8081)), ("the-third", "/a-new-base/x"))
     upstream.fail("curl -sf --max-time 2 http://proxy:8080/health")
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
 
 with subtest("the WebSocket from before all this got everything back"):
     upstream.wait_until_succeeds("grep -q 'all of it came back' /tmp/talk", timeout=60)
@@ -58,5 +61,5 @@ with subtest("a stop lets a request end"):
     upstream.succeed("systemd-run --unit=last -p StandardOutput=file:/tmp/last -p RemainAfterExit=yes curl -sf -w ' %{http_code}' 'http://proxy:8081/slow?seconds=3'")
     upstream.succeed("sleep 1")
     proxy.succeed("systemctl stop lean-proxy")
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "Result"), "success")
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "Result"), "success")
     upstream.wait_until_succeeds("grep -q ' 200$' /tmp/last", timeout=20)

@@ -1,4 +1,8 @@
 # systemd listens and hands the sockets over: no capability, a unix socket, and restarts that refuse nobody.
+import unittest
+
+check = unittest.TestCase()
+
 start_all()
 proxy.wait_for_unit("lean-proxy.socket")
 proxy.wait_for_unit("lean-proxy.service")
@@ -9,8 +13,8 @@ upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy/echo", timeout=
 with subtest("port 80 without a capability"):
     pid = proxy.get_unit_property("lean-proxy.service", "MainPID")
     effective = proxy.succeed(f"sed -n 's/^CapEff:[[:space:]]*//p' /proc/{pid}/status").strip()
-    t.assertEqual(effective, "0000000000000000")
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "PrivateUsers"), "yes")
+    check.assertEqual(effective, "0000000000000000")
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "PrivateUsers"), "yes")
     proxy.log(proxy.succeed("systemd-analyze security --no-pager --threshold=15 lean-proxy.service | tail -1"))
 
 with subtest("the unix socket beside it"):
@@ -25,5 +29,5 @@ with subtest("a restart refuses nobody"):
     upstream.succeed("sleep 1")
     proxy.succeed("systemctl restart lean-proxy.service")
     upstream.wait_until_succeeds("grep -q done /tmp/asked", timeout=120)
-    t.assertEqual(upstream.succeed("sort -u /tmp/asked").split(), ["200", "done"])
-    t.assertNotEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), pid)
+    check.assertEqual(upstream.succeed("sort -u /tmp/asked").split(), ["200", "done"])
+    check.assertNotEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), pid)

@@ -1,5 +1,8 @@
 # Bodies pass piece by piece, both ways, whatever their size, inside the unit's ten megabytes.
 import json
+import unittest
+
+check = unittest.TestCase()
 
 start_all()
 proxy.wait_for_unit("lean-proxy.service")
@@ -18,25 +21,25 @@ def memory(what: str) -> str:
 
 with subtest("server-sent events arrive one by one"):
     came: list[float] = json.loads(upstream.succeed(f"{CLIENT} sse proxy 8080 '/sse?count=5&pause=1'"))
-    t.assertEqual(len(came), 5)
-    t.assertLess(came[0], 0.9)
+    check.assertEqual(len(came), 5)
+    check.assertLess(came[0], 0.9)
     for before, after in zip(came, came[1:]):
-        t.assertGreater(after - before, 0.5, f"{came}")
+        check.assertGreater(after - before, 0.5, f"{came}")
 
 with subtest("a large answer"):
     got = upstream.succeed(f"curl -sf 'http://proxy:8080/bytes?size={MEGABYTES << 20}' | wc -c")
-    t.assertEqual(int(got), MEGABYTES << 20)
+    check.assertEqual(int(got), MEGABYTES << 20)
 
 with subtest("a large request, with and without its length"):
     want = upstream.succeed(f"head -c {MEGABYTES}M /dev/zero | sha256sum").split()[0]
     upstream.succeed(f"truncate -s {MEGABYTES}M /tmp/zeros")
     for source in ("-T /tmp/zeros", "-T - < /tmp/zeros"):
         seen = json.loads(upstream.succeed(f"curl -sf -H 'Expect:' http://proxy:8080/echo {source}"))
-        t.assertEqual((seen["size"], seen["sha256"]), (MEGABYTES << 20, want), source)
+        check.assertEqual((seen["size"], seen["sha256"]), (MEGABYTES << 20, want), source)
 
 with subtest("Expect: 100-continue"):
     seen = json.loads(upstream.succeed("curl -sf -H 'Expect: 100-continue' http://proxy:8080/echo -d hello"))
-    t.assertEqual(seen["size"], 5)
+    check.assertEqual(seen["size"], 5)
 
 with subtest("a WebSocket"):
     upstream.succeed(f"{CLIENT} websocket proxy 8080 /ws 3")
@@ -47,12 +50,12 @@ with subtest("a reader who stops, stops the upstream, and fills no memory"):
     upstream.succeed("sleep 5")
     held = int(memory("current"))
     proxy.log(f"memory.current with ten stalled readers: {held}")
-    t.assertLess(held, 10 << 20)
-    t.assertEqual(upstream.succeed("curl -sf --max-time 5 http://proxy:8080/health"), "ok\n")
+    check.assertLess(held, 10 << 20)
+    check.assertEqual(upstream.succeed("curl -sf --max-time 5 http://proxy:8080/health"), "ok\n")
     upstream.succeed("systemctl stop readers")
 
 with subtest("all of it inside the limit"):
     proxy.log(f"memory.peak {memory('peak')}, memory.current {memory('current')}")
-    t.assertEqual(memory("max"), str(10 << 20))
-    t.assertIn("oom_kill 0", memory("events"))
-    t.assertEqual(proxy.get_unit_property("lean-proxy.service", "NRestarts"), "0")
+    check.assertEqual(memory("max"), str(10 << 20))
+    check.assertIn("oom_kill 0", memory("events"))
+    check.assertEqual(proxy.get_unit_property("lean-proxy.service", "NRestarts"), "0")
