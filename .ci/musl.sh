@@ -12,6 +12,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "${1:?folder for the binary}" && cd "$1" && pwd)
 arch=$(uname -m)
 target=$arch-unknown-linux-musl
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 toolchain=${MUSL_TOOLCHAIN:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-musl-toolchain}
 
 say() { echo "musl: $*" >&2; }
@@ -26,7 +28,8 @@ wrap() {
 }
 
 unpack() {
-  local debs=$1 version llvm deb
+  local debs=$work/debs version llvm deb
+  mkdir "$debs"
   root apt-get update -qq
   version=$(apt-cache show --no-all-versions rustc-web 2> /dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\)\..*/\1/p')
   [ -n "$version" ] || { say "neither rustup's target $target nor Debian's rustc-web is to be had"; exit 3; }
@@ -35,7 +38,7 @@ unpack() {
   (cd "$debs" && apt-get download -qq rustc-web rust-web-src "libstd-rust-web-$version" libstd-rust-web-dev "$llvm" >&2)
   for deb in "$debs"/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" |
-      tar -x -C "$toolchain" --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # of the source: library/
+      tar -x -C "$toolchain" --no-wildcards-match-slash --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # of the source: library/
   done
 }
 
@@ -58,7 +61,7 @@ SCRIPT
 }
 
 compile_std() {
-  local work=$1 to=$2 source
+  local to=$1 source
   source=$(echo "$toolchain"/usr/src/rustc-*/library)
   say "compiling std for $target"
   # std's few dependencies come from the registry, at the versions and sums of its own Cargo.lock
@@ -75,33 +78,33 @@ compile_std() {
 }
 
 make_toolchain() {
-  local work lib=$toolchain/usr/lib/rustlib/$target/lib
-  work=$(mktemp -d)
-  trap 'rm -rf "$work"' RETURN
+  local lib=$toolchain/usr/lib/rustlib/$target/lib
   rm -rf "$toolchain"
-  mkdir -p "$toolchain" "$work/debs"
-  unpack "$work/debs"
+  mkdir -p "$toolchain"
+  unpack
   wrap
   mkdir -p "$lib/self-contained"
   self_contained "$lib/self-contained"
-  compile_std "$work" "$lib"
+  compile_std "$lib"
   rm -rf "$toolchain"/usr/src
   echo "export RUSTC=$toolchain/rustc" > "$toolchain/env.sh"
   "$toolchain/rustc" -V > "$toolchain/.complete" # last: without it, all is made anew
 }
 
+missing=()
 for tool in gcc:gcc musl-gcc:musl-tools readelf:binutils; do
   command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
 done
-if [ -n "${missing[*]-}" ]; then
+if [ ${#missing[@]} -gt 0 ]; then
   root apt-get update -qq
   DEBIAN_FRONTEND=noninteractive root apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
 fi
 
+# shellcheck disable=SC2031 # the toolchain's own build has a folder of its own
+folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to one compiler
 # C code that crates bring goes through musl-gcc. The linker stays plain cc: rustc then links its own
 # start files statically, whereas musl-gcc as the linker quietly makes a dynamic program.
 export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
-folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to one compiler
 if rustup target list --installed 2> /dev/null | grep -qx "$target"; then
   say "rustup's own target"
 else

@@ -6,6 +6,7 @@
     { pkgs, ... }:
     {
       virtualisation.docker.enable = true;
+      documentation.enable = false;
       virtualisation.memorySize = 1024;
       virtualisation.cores = 2;
       networking.firewall.enable = false;

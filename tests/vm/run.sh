@@ -14,13 +14,14 @@ binary=$(realpath "$1"); shift
 rig=${VMRIG:-$here/../../../shared/vmrig}
 base=${VMTEST_BASE:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-proxy-vm}
 systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')} # the base is this machine's own release
-[ $# -gt 0 ] || set -- $(cd "$here" && ls ./*.toml | sed 's,^\./,,; s/\.toml$//')
+names=("$@")
+[ $# -gt 0 ] || for file in "$here"/*.toml; do names+=("$(basename "$file" .toml)"); done
 
 "$rig/vm-image.sh" "$base" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=()
-for name; do
+for name in "${names[@]}"; do
   python3 "$here/rig.py" "$name" "$systemd" > "$work/$name.json"
   start=$SECONDS
   if python3 "$rig/vmtest.py" "$work/$name.json" "$here/$name.py" --base "$base" --set "BIN=$binary" --out "$work/out" > "$work/$name.log" 2>&1; then

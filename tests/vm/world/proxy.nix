@@ -19,6 +19,7 @@ options:
     pkgs.python3
   ];
   environment.etc."vm/client.py".source = ./client.py;
+  documentation.enable = false;
   virtualisation.memorySize = 512;
   virtualisation.cores = 2;
 }

@@ -19,6 +19,7 @@
   environment.etc."vm/client.py".source = ./client.py;
   environment.etc."vm/upstream.py".source = ./upstream.py;
   networking.firewall.enable = false;
+  documentation.enable = false;
   virtualisation.memorySize = 512;
   virtualisation.cores = 2;
 }
