@@ -1,1 +1,231 @@
 //! What the command line asks for.
+//!
+//! Pure: arguments in, a [`Command`] out. Whether a file exists, and what the environment holds, is asked by `main`.
+
+use std::{ffi::OsString, path::PathBuf};
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes
+
+usage:
+  lean-proxy [CONFIG]              serve
+  lean-proxy --check [CONFIG]      read and validate the configuration, print one line, exit 0 or 1
+  lean-proxy --health [CONFIG|URL] ask the running proxy whether it is well, exit 0 or 1 within 2 s
+  lean-proxy --help, -h            this text
+  lean-proxy --version, -V         the version
+
+CONFIG is a YAML file. Without it: the YAML in $LEAN_PROXY_CONFIG, else the file /config.yaml.
+
+environment:
+  LEAN_PROXY_CONFIG                the configuration itself
+  LEAN_PROXY_MEMORY, GOMEMLIMIT    the memory limit: bytes, 10MiB, off
+  LEAN_PROXY_THREADS, GOMAXPROCS   worker threads
+  PORT                             where to listen if the configuration does not say
+  LOG_FORMAT=json, DEBUG=true      how and how much is logged
+  SSL_CERT_FILE, SSL_CERT_DIR      roots for https targets instead of those compiled in
+
+exit codes: 0 stopped as asked, 1 bad configuration, 2 bad usage, 3 cannot bind or a runtime failure
+";
+
+/// What is printed after a usage error.
+pub const USAGE: &str =
+    "usage: lean-proxy [--check] CONFIG | --health [CONFIG|URL] | --help | --version";
+
+/// Where the image keeps its configuration; tried where no argument and no `LEAN_PROXY_CONFIG` is given.
+pub const DEFAULT_CONFIG: &str = "/config.yaml";
+
+/// What the program is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve this configuration.
+    Serve(Place),
+    /// Read and validate it, and say so.
+    Check(Place),
+    /// Ask a running proxy for its health.
+    Health(Asked),
+    /// Print the version.
+    Version,
+    /// Print [`HELP`].
+    Help,
+}
+
+/// Where the configuration is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the file that was named.
+    File(PathBuf),
+    /// Nothing was named: `LEAN_PROXY_CONFIG`, else [`DEFAULT_CONFIG`] if it exists, else a usage error (exit 2).
+    Default,
+}
+
+/// Whose health.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// That of the proxy which this configuration starts.
+    Config(Place),
+    /// Whatever answers this `http://` URL.
+    Url(String),
+}
+
+/// One line that says what is wrong with the command line; exit 2.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Usage(pub String);
+
+/// Reads the arguments, without the program's own name.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Usage> {
+    let mut mode = Mode::Serve;
+    let mut operand: Option<OsString> = None;
+    let mut options_over = false;
+    for argument in arguments {
+        let text = argument.to_str().unwrap_or_default();
+        if options_over || text == "-" || !argument.as_encoded_bytes().starts_with(b"-") {
+            if operand.is_some() {
+                return Err(Usage(format!(
+                    "one argument at most, got a second: {argument:?}"
+                )));
+            }
+            operand = Some(argument);
+            continue;
+        }
+        // `--check=FILE` is what some people write for `--check FILE`.
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        match (name, value) {
+            ("-h" | "--help", None) => return Ok(Command::Help),
+            ("-V" | "--version", None) => return Ok(Command::Version),
+            ("--", None) => options_over = true,
+            ("--check", _) => mode = mode.turn(Mode::Check)?,
+            ("--health", _) => mode = mode.turn(Mode::Health)?,
+            _ => return Err(Usage(format!("unknown option {argument:?}"))),
+        }
+        if let Some(value) = value {
+            if operand.is_some() {
+                return Err(Usage(format!(
+                    "one argument at most, got a second: {value:?}"
+                )));
+            }
+            operand = Some(value.into());
+        }
+    }
+    if operand.as_ref().is_some_and(|operand| operand.is_empty()) {
+        return Err(Usage("CONFIG is empty".to_owned()));
+    }
+    mode.command(operand)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Serve,
+    Check,
+    Health,
+}
+
+impl Mode {
+    fn turn(self, to: Mode) -> Result<Mode, Usage> {
+        if self == Mode::Serve || self == to {
+            Ok(to)
+        } else {
+            Err(Usage("--check and --health exclude each other".to_owned()))
+        }
+    }
+
+    fn command(self, operand: Option<OsString>) -> Result<Command, Usage> {
+        if self == Mode::Health {
+            let url = operand.as_ref().and_then(|operand| operand.to_str());
+            if let Some(url) = url.filter(|text| text.starts_with("http://")) {
+                return Ok(Command::Health(Asked::Url(url.to_owned())));
+            }
+            if url.is_some_and(|text| text.contains("://")) {
+                return Err(Usage("--health asks by http:// only".to_owned()));
+            }
+        }
+        let place = match operand {
+            Some(path) => Place::File(path.into()),
+            None => Place::Default,
+        };
+        Ok(match self {
+            Mode::Serve => Command::Serve(place),
+            Mode::Check => Command::Check(place),
+            Mode::Health => Command::Health(Asked::Config(place)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Command, Usage> {
+        parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn each_call_has_its_command() {
+        let file = |path: &str| Place::File(path.into());
+        let cases: Vec<(&[&str], Command)> = vec![
+            (&[], Command::Serve(Place::Default)),
+            (&["c.yaml"], Command::Serve(file("c.yaml"))),
+            (&["--", "-c.yaml"], Command::Serve(file("-c.yaml"))),
+            (&["--check", "c.yaml"], Command::Check(file("c.yaml"))),
+            (&["c.yaml", "--check"], Command::Check(file("c.yaml"))),
+            (&["--check=c.yaml"], Command::Check(file("c.yaml"))),
+            (&["--check"], Command::Check(Place::Default)),
+            (
+                &["--health"],
+                Command::Health(Asked::Config(Place::Default)),
+            ),
+            (
+                &["--health", "c.yaml"],
+                Command::Health(Asked::Config(file("c.yaml"))),
+            ),
+            (
+                &["--health", "http://127.0.0.1:8080/health"],
+                Command::Health(Asked::Url("http://127.0.0.1:8080/health".to_owned())),
+            ),
+            (&["-h"], Command::Help),
+            (&["--help", "--nonsense"], Command::Help),
+            (&["--check", "--help"], Command::Help),
+            (&["-V"], Command::Version),
+            (&["--version"], Command::Version),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(parsed(arguments), Ok(expected), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_a_usage_error() {
+        let cases: &[&[&str]] = &[
+            &["--chek", "c.yaml"],
+            &["-x"],
+            &["--help=yes"],
+            &["a.yaml", "b.yaml"],
+            &["a.yaml", "--check=b.yaml"],
+            &["--check", "--health"],
+            &["--health", "https://example.com/health"],
+            &[""],
+            &["--check="],
+        ];
+        for arguments in cases {
+            let Usage(sentence) = parsed(arguments).expect_err(&format!("{arguments:?}"));
+            assert!(
+                !sentence.is_empty() && !sentence.contains('\n'),
+                "{sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_path_need_not_be_unicode() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = OsString::from_vec(b"c\xff.yaml".to_vec());
+        assert_eq!(
+            parse([path.clone()]),
+            Ok(Command::Serve(Place::File(path.into())))
+        );
+        assert!(parse([OsString::from_vec(b"--\xff".to_vec())]).is_err());
+    }
+}

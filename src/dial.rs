@@ -1,1 +1,852 @@
-//! Names resolved, addresses raced, connections made.
+//! From an origin to a connection: look the name up, try every address, shake hands where it is https.
+//!
+//! A dial has no time-out of its own: whoever asks drops the future at `dial_timeout`, and all it held is gone with it.
+//! Concurrent dials to one name share one look-up; nothing here is kept longer than a few seconds but the sessions of
+//! `tls.rs`.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt::{self, Write},
+    future::{Future, poll_fn},
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpSocket, TcpStream, UnixStream, lookup_host},
+    task::spawn_local,
+    time::sleep,
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    failure::Failure,
+    route::{Address, Origin},
+    tls::Connectors,
+};
+
+/// A connection to an upstream.
+#[derive(Debug)]
+pub enum Io {
+    /// `http://`.
+    Tcp(TcpStream),
+    /// `unix:`.
+    Unix(UnixStream),
+    /// `https://`; boxed, for it is a kilobyte and most are not.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    /// Ready when there is something to read, or the end, or an error. It may be ready though nothing is there: after a
+    /// read that filled its buffer exactly, and with TLS for a record that carries no data.
+    pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Io::Tcp(stream) => stream.poll_read_ready(cx),
+            Io::Unix(stream) => stream.poll_read_ready(cx),
+            Io::Tls(stream) => {
+                let (socket, session) = stream.get_mut();
+                match io::BufRead::fill_buf(&mut session.reader()) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        socket.poll_read_ready(cx)
+                    }
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
+        }
+    }
+
+    /// Whether an idle connection is alive and silent, and so may be used again. What is not quiet must be dropped: a
+    /// byte of what it said may be gone. Costs no system call where nothing came. The context's waker is woken when it
+    /// speaks or ends later.
+    pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        // Reading is the one way that tells stale readiness from real, and that takes in the session tickets that a TLS
+        // server sends when it likes.
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        Pin::new(self).poll_read(cx, &mut buffer).is_pending()
+    }
+
+    /// The socket, for its options.
+    pub fn socket(&self) -> SockRef<'_> {
+        match self {
+            Io::Tcp(stream) => SockRef::from(stream),
+            Io::Unix(stream) => SockRef::from(stream),
+            Io::Tls(stream) => SockRef::from(stream.get_ref().0),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Io::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What a TCP connection is given before it connects. `None` leaves the kernel's own. A kernel that lacks an option
+/// still connects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Idle time before the first probe and between probes; whole seconds, at least one. `None` = off.
+    pub keep_alive: Option<Duration>,
+    /// `SO_RCVBUF` in bytes; the kernel doubles it.
+    pub receive_buffer: Option<usize>,
+    /// `SO_SNDBUF` in bytes; the kernel doubles it.
+    pub send_buffer: Option<usize>,
+    /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel that is not on its way.
+    pub notsent_lowat: Option<u32>,
+}
+
+impl SocketOptions {
+    fn apply(&self, socket: &TcpSocket) {
+        let socket = SockRef::from(socket);
+        let size = |size: Option<usize>, set: fn(&SockRef<'_>, usize) -> io::Result<()>| {
+            size.map(|size| set(&socket, size));
+        };
+        size(self.receive_buffer, |socket, size| {
+            socket.set_recv_buffer_size(size)
+        });
+        size(self.send_buffer, |socket, size| {
+            socket.set_send_buffer_size(size)
+        });
+        self.notsent_lowat
+            .map(|bytes| socket.set_tcp_notsent_lowat(bytes));
+        self.keep_alive.map(|time| {
+            // Beyond these the kernel says EINVAL.
+            let time = time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+            let probes = TcpKeepalive::new().with_time(time).with_interval(time);
+            socket.set_tcp_keepalive(&probes)
+        });
+        // A head and its body are written in one go, and a frame of a tunnel must not wait for the next.
+        drop(socket.set_tcp_nodelay(true));
+    }
+}
+
+/// Makes connections; belongs to one worker and one configuration. Must be used inside tokio's `LocalRuntime`.
+pub struct Dialer {
+    options: SocketOptions,
+    names: Names,
+    connectors: Connectors,
+    stagger: Duration,
+}
+
+impl Dialer {
+    /// Asks nobody and builds nothing yet.
+    pub fn new(options: SocketOptions) -> Dialer {
+        Dialer {
+            options,
+            names: Names::new(|name| Box::pin(resolve(name))),
+            connectors: Connectors::default(),
+            stagger: STAGGER,
+        }
+    }
+
+    /// A fresh connection, ready for a request. Dropping the future ends the attempt.
+    pub async fn dial(&self, origin: &Origin) -> Result<Io, Failure> {
+        let stream = match &origin.address {
+            Address::Tcp(host, port) => self.connect(host, *port).await?,
+            Address::Unix(path) => {
+                let connected = UnixStream::connect(path).await.map(Io::Unix);
+                return connected.map_err(|error| {
+                    Failure::DialFailed(format!("unix:{}: {error}", path.display()))
+                });
+            }
+        };
+        match &origin.tls {
+            None => Ok(Io::Tcp(stream)),
+            Some(tls) => {
+                let stream = self.connectors.connect(tls, stream).await?;
+                Ok(Io::Tls(Box::new(stream)))
+            }
+        }
+    }
+
+    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, Failure> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            let raced = self.race(&[SocketAddr::new(address, port)]).await;
+            return raced.map_err(Failure::from);
+        }
+        let (known, fresh) = self.names.find(host).await?;
+        let failed = match self.try_all(host, &known, port).await {
+            Ok(stream) => return Ok(stream),
+            Err(failed) => failed,
+        };
+        if fresh || failed.ours {
+            return Err(failed.into());
+        }
+        // What was known may be out of date: a container comes back with another address.
+        let (now, _) = self.names.find(host).await?;
+        if now.iter().all(|address| known.contains(address)) {
+            return Err(failed.into());
+        }
+        Ok(self.try_all(host, &now, port).await?)
+    }
+
+    /// Tries the addresses of a name, and forgets them if none answers, also if nobody waits any longer: the next dial
+    /// asks again.
+    async fn try_all(
+        &self,
+        host: &str,
+        known: &Rc<[SocketAddr]>,
+        port: u16,
+    ) -> Result<TcpStream, Failed> {
+        let doubt = Doubt {
+            names: &self.names,
+            host,
+            known,
+            cleared: Cell::new(false),
+        };
+        let mut addresses = interleave(known);
+        for address in &mut addresses {
+            address.set_port(port);
+        }
+        let raced = self.race(&addresses).await;
+        doubt
+            .cleared
+            .set(raced.as_ref().map_or_else(|failed| failed.ours, |_| true));
+        raced
+    }
+
+    /// RFC 8305 §5: each address gets a start of its own, the next at once when one fails, and the first that connects
+    /// wins. The others are closed by being dropped.
+    async fn race(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
+        let mut waiting = addresses.iter();
+        let mut running: Vec<Pin<Box<dyn Future<Output = _> + '_>>> = Vec::new();
+        let mut failed = Failed::default();
+        let mut pause = pin!(sleep(self.stagger));
+        poll_fn(|cx| {
+            loop {
+                let before = running.len();
+                let mut connected = None;
+                running.retain_mut(|attempt| match attempt.as_mut().poll(cx) {
+                    Poll::Pending => true,
+                    Poll::Ready(Ok(stream)) => {
+                        connected = Some(stream);
+                        false
+                    }
+                    Poll::Ready(Err((address, error))) => {
+                        failed.add(address, &error);
+                        false
+                    }
+                });
+                if let Some(stream) = connected {
+                    return Poll::Ready(Ok(stream));
+                }
+                let due = before == 0
+                    || running.len() < before
+                    || (waiting.len() > 0 && pause.as_mut().poll(cx).is_ready());
+                // Where we lack descriptors or memory, the next address would fail alike.
+                let next = if due && !failed.ours {
+                    waiting.next()
+                } else {
+                    None
+                };
+                match next {
+                    Some(address) => {
+                        running.push(Box::pin(self.attempt(*address)));
+                        pause.set(sleep(self.stagger));
+                    }
+                    None if running.is_empty() => {
+                        return Poll::Ready(Err(std::mem::take(&mut failed)));
+                    }
+                    None => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn attempt(&self, address: SocketAddr) -> Result<TcpStream, (SocketAddr, io::Error)> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        };
+        let socket = socket.map_err(|error| (address, error))?;
+        self.options.apply(&socket);
+        let connected = socket.connect(address).await;
+        connected.map_err(|error| (address, error))
+    }
+}
+
+/// Families by turns, beginning with the one that the resolver put first (RFC 8305 §4).
+fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let mut one = addresses
+        .iter()
+        .filter(|address| address.is_ipv6() == first);
+    let mut other = addresses
+        .iter()
+        .filter(|address| address.is_ipv6() != first);
+    let mut mixed = Vec::with_capacity(addresses.len());
+    for _ in addresses {
+        mixed.extend(one.next());
+        mixed.extend(other.next());
+    }
+    mixed
+}
+
+/// Why no address answered.
+#[derive(Debug, Default)]
+struct Failed {
+    reason: String,
+    /// We lack descriptors or memory: no address is to blame, and no other would do better.
+    ours: bool,
+}
+
+impl Failed {
+    fn add(&mut self, address: SocketAddr, error: &io::Error) {
+        let lacking = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+        self.ours |= error
+            .raw_os_error()
+            .is_some_and(|code| lacking.contains(&code));
+        let comma = if self.reason.is_empty() { "" } else { "; " };
+        write!(self.reason, "{comma}{address}: {error}").expect("a String takes everything");
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Failure {
+        Failure::DialFailed(failed.reason)
+    }
+}
+
+/// Takes a name's addresses out of the cache when it is dropped, unless they proved good.
+struct Doubt<'a> {
+    names: &'a Names,
+    host: &'a str,
+    known: &'a Rc<[SocketAddr]>,
+    cleared: Cell<bool>,
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.cleared.get() {
+            self.names.forget(self.host, self.known);
+        }
+    }
+}
+
+type Answer = Result<Rc<[SocketAddr]>, Rc<str>>;
+type LookUp = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>>>>;
+
+/// What is known of names: one entry for each name of the configuration.
+struct Names {
+    entries: RefCell<HashMap<String, Rc<RefCell<Entry>>>>,
+    look_up: fn(String) -> LookUp,
+}
+
+enum Entry {
+    Asking(Vec<Waker>),
+    Known(Answer, Instant),
+}
+
+impl Names {
+    fn new(look_up: fn(String) -> LookUp) -> Names {
+        Names {
+            entries: RefCell::default(),
+            look_up,
+        }
+    }
+
+    /// The addresses of a name, with port 0, and whether they were asked for just now.
+    async fn find(&self, name: &str) -> Result<(Rc<[SocketAddr]>, bool), Failure> {
+        let known = self.entries.borrow().get(name).map(Rc::clone);
+        let known = known.filter(|entry| entry.borrow().is_valid());
+        let fresh = known
+            .as_ref()
+            .is_none_or(|entry| matches!(*entry.borrow(), Entry::Asking(_)));
+        let entry = known.unwrap_or_else(|| self.ask(name));
+        let answer = poll_fn(|cx| entry.borrow_mut().poll(cx)).await;
+        answer
+            .map(|addresses| (addresses, fresh))
+            .map_err(|reason| Failure::NameUnresolved(format!("{name}: {reason}")))
+    }
+
+    /// Starts a look-up in a task of its own, so that it outlives whoever waits for it.
+    fn ask(&self, name: &str) -> Rc<RefCell<Entry>> {
+        let entry = Rc::new(RefCell::new(Entry::Asking(Vec::new())));
+        self.entries
+            .borrow_mut()
+            .insert(name.to_owned(), Rc::clone(&entry));
+        let (look_up, filled) = ((self.look_up)(name.to_owned()), Rc::clone(&entry));
+        spawn_local(async move {
+            let answer = match look_up.await {
+                Ok(addresses) if addresses.is_empty() => Err("no address".into()),
+                Ok(addresses) => Ok(addresses.into()),
+                Err(error) => Err(error.to_string().into()),
+            };
+            let asking = filled.replace(Entry::Known(answer, Instant::now()));
+            if let Entry::Asking(wakers) = asking {
+                wakers.into_iter().for_each(Waker::wake);
+            }
+        });
+        entry
+    }
+
+    /// Forgets these addresses, but not newer ones that somebody else has asked for meanwhile.
+    fn forget(&self, name: &str, addresses: &Rc<[SocketAddr]>) {
+        let mut entries = self.entries.borrow_mut();
+        let theirs = entries
+            .get(name)
+            .is_some_and(|entry| match &*entry.borrow() {
+                Entry::Known(Ok(known), _) => Rc::ptr_eq(known, addresses),
+                _ => false,
+            });
+        if theirs {
+            entries.remove(name);
+        }
+    }
+}
+
+impl Entry {
+    fn is_valid(&self) -> bool {
+        match self {
+            Entry::Asking(_) => true,
+            Entry::Known(Ok(_), since) => since.elapsed() < GOOD_FOR,
+            Entry::Known(Err(_), since) => since.elapsed() < BAD_FOR,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        match self {
+            Entry::Known(answer, _) => Poll::Ready(answer.clone()),
+            Entry::Asking(wakers) => {
+                if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    wakers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// getaddrinfo, in a thread of the blocking pool.
+async fn resolve(name: String) -> io::Result<Vec<SocketAddr>> {
+    Ok(lookup_host((name, 0)).await?.collect())
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer").finish_non_exhaustive()
+    }
+}
+
+/// Between the starts of two attempts.
+const STAGGER: Duration = Duration::from_millis(300);
+/// A burst of dials asks once; a container that moved is followed soon, and at once where its old address is dead.
+const GOOD_FOR: Duration = Duration::from_secs(5);
+/// Keeps a name that does not exist from being asked for with each request.
+const BAD_FOR: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env, fs,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
+
+    use socket2::{Domain, Socket, Type};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, UnixListener},
+        runtime::{Builder, LocalOptions},
+        task::yield_now,
+    };
+
+    use super::*;
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        runtime.block_on(test)
+    }
+
+    fn origin(host: &str, port: u16) -> Origin {
+        Origin {
+            address: Address::Tcp(host.to_owned(), port),
+            tls: None,
+        }
+    }
+
+    fn at(address: &str) -> SocketAddr {
+        SocketAddr::new(address.parse().unwrap(), 0)
+    }
+
+    /// A dialer whose resolver is this one, and that never starts a second attempt for the clock's sake.
+    fn dialer(look_up: fn(String) -> LookUp) -> Dialer {
+        Dialer {
+            names: Names::new(look_up),
+            stagger: Duration::from_hours(1),
+            ..Dialer::new(SocketOptions::default())
+        }
+    }
+
+    /// An address that neither answers nor refuses: its backlog is full.
+    fn silent() -> (SocketAddr, Vec<Socket>) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut sockets = vec![listener];
+        for _ in 0..3 {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+            drop(socket.connect(&address.into()));
+            sockets.push(socket);
+        }
+        (address, sockets)
+    }
+
+    #[test]
+    fn families_take_turns() {
+        for (given, mixed) in [
+            ("", ""),
+            (
+                "::1 ::2 ::3 127.0.0.1 127.0.0.2",
+                "::1 127.0.0.1 ::2 127.0.0.2 ::3",
+            ),
+            ("127.0.0.1 127.0.0.2 ::1", "127.0.0.1 ::1 127.0.0.2"),
+            ("127.0.0.1 127.0.0.2", "127.0.0.1 127.0.0.2"),
+            ("::1 127.0.0.1 ::2", "::1 127.0.0.1 ::2"),
+        ] {
+            let list = |text: &str| text.split_whitespace().map(at).collect::<Vec<_>>();
+            assert_eq!(interleave(&list(given)), list(mixed), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn literals_names_and_paths_are_dialled() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let dialer = Dialer::new(SocketOptions {
+                keep_alive: Some(Duration::from_secs(30)),
+                receive_buffer: Some(32 * 1024),
+                send_buffer: Some(16 * 1024),
+                notsent_lowat: Some(16 * 1024),
+            });
+            for host in ["127.0.0.1", "localhost"] {
+                let io = dialer.dial(&origin(host, port)).await.unwrap();
+                let socket = io.socket();
+                assert!(
+                    socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap(),
+                    "{host}"
+                );
+                assert_eq!(
+                    socket.tcp_keepalive_time().unwrap(),
+                    Duration::from_secs(30)
+                );
+                assert_eq!(
+                    socket.tcp_keepalive_interval().unwrap(),
+                    Duration::from_secs(30)
+                );
+                assert_eq!(socket.recv_buffer_size().unwrap(), 64 * 1024);
+                assert_eq!(socket.send_buffer_size().unwrap(), 32 * 1024);
+                assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16 * 1024);
+            }
+
+            let path = env::temp_dir().join(format!("lean-proxy-dial-{}", std::process::id()));
+            let target = Origin {
+                address: Address::Unix(path.clone()),
+                tls: None,
+            };
+            let Failure::DialFailed(reason) = dialer.dial(&target).await.unwrap_err() else {
+                panic!("another failure");
+            };
+            assert!(reason.starts_with(&format!("unix:{}: No such file", path.display())));
+            let listener = UnixListener::bind(&path).unwrap();
+            let mut io = dialer.dial(&target).await.unwrap();
+            let (mut accepted, _) = listener.accept().await.unwrap();
+            io.write_all(b"hello").await.unwrap();
+            let mut buffer = [0; 5];
+            accepted.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(&buffer, b"hello");
+            fs::remove_file(path).unwrap();
+        });
+    }
+
+    #[test]
+    fn every_address_is_tried_and_failures_name_theirs() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.9:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let dialer = dialer(|name| {
+                let last = if name == "some" {
+                    "127.0.0.9"
+                } else {
+                    "127.0.0.4"
+                };
+                Box::pin(async move { Ok(["127.0.0.2", "127.0.0.3", last].map(at).to_vec()) })
+            });
+            let io = dialer.dial(&origin("some", port)).await.unwrap();
+            assert!(matches!(io, Io::Tcp(_)));
+            let Failure::DialFailed(reason) = dialer.dial(&origin("none", port)).await.unwrap_err()
+            else {
+                panic!("another failure");
+            };
+            for address in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+                assert!(
+                    reason.contains(&format!("{address}:{port}: Connection refused")),
+                    "{reason}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_silent_address_does_not_hold_the_next() {
+        run(async {
+            let (silent, _sockets) = silent();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let good = listener.local_addr().unwrap();
+            let mut dialer = dialer(|_| Box::pin(async { Ok(vec![]) }));
+            dialer.stagger = Duration::from_millis(1);
+            let stream = dialer.race(&[silent, good]).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), good);
+            let stream = dialer.race(&[good, silent]).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), good);
+        });
+    }
+
+    thread_local! {
+        /// What the resolvers of these tests count and answer.
+        static ASKED: Cell<u32> = const { Cell::new(0) };
+        static NOW_AT: Cell<u8> = const { Cell::new(0) };
+    }
+
+    fn moving(_name: String) -> LookUp {
+        ASKED.set(ASKED.get() + 1);
+        Box::pin(async {
+            yield_now().await;
+            Ok(vec![SocketAddr::new(
+                Ipv4Addr::new(127, 0, 0, NOW_AT.get()).into(),
+                0,
+            )])
+        })
+    }
+
+    #[test]
+    fn an_upstream_that_moved_is_followed() {
+        run(async {
+            NOW_AT.set(11);
+            let listener = TcpListener::bind("127.0.0.11:0").await.unwrap();
+            let target = origin("moving", listener.local_addr().unwrap().port());
+            let dialer = dialer(moving);
+            for _ in 0..3 {
+                dialer.dial(&target).await.unwrap();
+            }
+            assert_eq!(ASKED.get(), 1);
+
+            NOW_AT.set(12);
+            let Address::Tcp(_, port) = target.address else {
+                unreachable!()
+            };
+            drop(listener);
+            let listener = TcpListener::bind(("127.0.0.12", port)).await.unwrap();
+            dialer.dial(&target).await.unwrap();
+            assert_eq!(ASKED.get(), 2, "within the same dial");
+            dialer.dial(&target).await.unwrap();
+            assert_eq!(ASKED.get(), 2);
+
+            drop(listener);
+            dialer.dial(&target).await.unwrap_err();
+            assert_eq!(ASKED.get(), 3);
+            dialer.dial(&target).await.unwrap_err();
+            assert_eq!(ASKED.get(), 4, "what did not answer is not kept");
+        });
+    }
+
+    #[test]
+    fn a_dial_given_up_makes_the_next_ask_again() {
+        run(async {
+            let (silent, _sockets) = silent();
+            let dialer = dialer(moving);
+            NOW_AT.set(1);
+            let target = origin("silent", silent.port());
+            {
+                let mut dial = pin!(dialer.dial(&target));
+                poll_fn(|cx| {
+                    assert!(dial.as_mut().poll(cx).is_pending());
+                    let names = dialer.names.entries.borrow();
+                    let known = names
+                        .get("silent")
+                        .is_some_and(|entry| matches!(*entry.borrow(), Entry::Known(..)));
+                    cx.waker().wake_by_ref();
+                    if known {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await;
+                // Connecting now, or about to.
+                assert!(
+                    poll_fn(|cx| Poll::Ready(dial.as_mut().poll(cx)))
+                        .await
+                        .is_pending()
+                );
+            }
+            assert!(dialer.names.entries.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn concurrent_dials_share_a_look_up_that_outlives_them() {
+        run(async {
+            let names = Rc::new(Names::new(moving));
+            NOW_AT.set(7);
+            let first = Rc::clone(&names);
+            let first = spawn_local(async move { first.find("a").await.map(drop) });
+            let second = Rc::clone(&names);
+            let second = spawn_local(async move { second.find("a").await.map(|(found, _)| found) });
+            yield_now().await;
+            first.abort();
+            let (found, fresh) = names.find("a").await.unwrap();
+            assert_eq!((&*found, fresh), (&[at("127.0.0.7")][..], true));
+            assert_eq!(*second.await.unwrap().unwrap(), [at("127.0.0.7")]);
+            assert_eq!(ASKED.get(), 1);
+            let (_, fresh) = names.find("a").await.unwrap();
+            assert!(!fresh && ASKED.get() == 1);
+            names.forget("a", &Vec::new().into());
+            assert!(
+                !names.find("a").await.unwrap().1,
+                "only the addresses that failed are forgotten"
+            );
+        });
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_asked_for_once_a_second() {
+        run(async {
+            let dialer = dialer(|_| {
+                ASKED.set(ASKED.get() + 1);
+                Box::pin(async { Err(io::Error::other("no such name")) })
+            });
+            for _ in 0..3 {
+                match dialer.dial(&origin("nobody", 80)).await.unwrap_err() {
+                    Failure::NameUnresolved(reason) => assert_eq!(reason, "nobody: no such name"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(ASKED.get(), 1);
+        });
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_blames_no_address() {
+        let mut failed = Failed::default();
+        failed.add(
+            at("127.0.0.1"),
+            &io::Error::from_raw_os_error(libc::ECONNREFUSED),
+        );
+        assert!(!failed.ours);
+        failed.add(at("::1"), &io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(failed.ours);
+        assert!(
+            failed.reason.contains("; [::1]:0: Too many open files"),
+            "{}",
+            failed.reason
+        );
+    }
+
+    #[test]
+    fn an_idle_connection_is_quiet_until_it_speaks_or_ends() {
+        run(async {
+            let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await;
+            let listener = match listener {
+                Ok(listener) => listener,
+                Err(_) => TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            };
+            let address = listener.local_addr().unwrap();
+            let target = origin(&address.ip().to_string(), address.port());
+            let dialer = Dialer::new(SocketOptions::default());
+            let mut io = dialer.dial(&target).await.unwrap();
+            let (mut accepted, _) = listener.accept().await.unwrap();
+            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            // A read that fills its buffer leaves the readiness behind.
+            accepted.write_all(b"hello").await.unwrap();
+            io.read_exact(&mut [0; 5]).await.unwrap();
+            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(
+                poll_fn(|cx| Poll::Ready(io.poll_read_ready(cx)))
+                    .await
+                    .is_pending()
+            );
+            accepted.write_all(b"!").await.unwrap();
+            poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
+            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+
+            let mut io = dialer.dial(&target).await.unwrap();
+            drop(listener.accept().await.unwrap());
+            poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
+            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+        });
+    }
+
+    #[test]
+    fn sizes_stay_small() {
+        assert!(size_of::<Io>() <= 40, "{}", size_of::<Io>());
+    }
+}

@@ -58,31 +58,231 @@ pub enum Blame {
     Proxy,
 }
 
+/// What [`Failure::outcome`] can say, in the order of the variants.
+pub const OUTCOMES: [&str; 18] = [
+    "no-route",
+    "dot-segment",
+    "method-not-allowed",
+    "body-too-large",
+    "body-timed-out",
+    "body-broken",
+    "no-place",
+    "no-memory",
+    "no-connection",
+    "name-unresolved",
+    "dial-failed",
+    "dial-timed-out",
+    "tls-failed",
+    "upstream-closed",
+    "upstream-garbled",
+    "response-timed-out",
+    "request-stalled",
+    "draining",
+];
+
 impl Failure {
     /// The status that the client is answered with.
     pub fn status(&self) -> StatusCode {
-        StatusCode::BAD_GATEWAY
+        match self {
+            Failure::NoRoute => StatusCode::NOT_FOUND,
+            Failure::DotSegment | Failure::BodyBroken => StatusCode::BAD_REQUEST,
+            Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
+            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection | Failure::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Failure::NameUnresolved(_)
+            | Failure::DialFailed(_)
+            | Failure::TlsFailed(_)
+            | Failure::UpstreamClosed(_)
+            | Failure::UpstreamGarbled(_) => StatusCode::BAD_GATEWAY,
+            Failure::DialTimedOut | Failure::ResponseTimedOut | Failure::RequestStalled => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+        }
     }
 
-    /// Whose fault it is.
+    /// Whose fault it is; the status says it already.
     pub fn blame(&self) -> Blame {
-        Blame::Upstream
+        match self.status() {
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Blame::Upstream,
+            StatusCode::SERVICE_UNAVAILABLE => Blame::Proxy,
+            _ => Blame::Client,
+        }
     }
 
     /// One short plain sentence for the client, with a newline at its end.
     pub fn sentence(&self) -> &'static str {
-        "Bad gateway.\n"
+        match self {
+            Failure::NoRoute => "Nothing is served at this path.\n",
+            Failure::DotSegment => "The path may not hold dot segments.\n",
+            Failure::MethodNotAllowed => "This method is not allowed.\n",
+            Failure::BodyTooLarge => "The request body is too large.\n",
+            Failure::BodyTimedOut => "The request body did not arrive in time.\n",
+            Failure::BodyBroken => "The request body is broken.\n",
+            Failure::NoPlace => "No place came free in time.\n",
+            Failure::NoMemory => "There is no memory left for this request.\n",
+            Failure::NoConnection => "No connection to the upstream came free in time.\n",
+            Failure::NameUnresolved(_) => "The upstream's name could not be resolved.\n",
+            Failure::DialFailed(_) => "The upstream could not be reached.\n",
+            Failure::DialTimedOut => "The upstream could not be reached in time.\n",
+            Failure::TlsFailed(_) => "No secure connection to the upstream could be made.\n",
+            Failure::UpstreamClosed(_) => {
+                "The upstream closed the connection before it answered.\n"
+            }
+            Failure::UpstreamGarbled(_) => "The upstream's answer could not be understood.\n",
+            Failure::ResponseTimedOut => "The upstream did not answer in time.\n",
+            Failure::RequestStalled => "The upstream did not take the request in time.\n",
+            Failure::Draining => "The proxy is stopping.\n",
+        }
     }
 
-    /// A short stable word for the log, such as `dial-timed-out`.
+    /// A short stable word for the log and the metrics, such as `dial-timed-out`; one of [`OUTCOMES`].
     pub fn outcome(&self) -> &'static str {
-        "failed"
+        match self {
+            Failure::NoRoute => "no-route",
+            Failure::DotSegment => "dot-segment",
+            Failure::MethodNotAllowed => "method-not-allowed",
+            Failure::BodyTooLarge => "body-too-large",
+            Failure::BodyTimedOut => "body-timed-out",
+            Failure::BodyBroken => "body-broken",
+            Failure::NoPlace => "no-place",
+            Failure::NoMemory => "no-memory",
+            Failure::NoConnection => "no-connection",
+            Failure::NameUnresolved(_) => "name-unresolved",
+            Failure::DialFailed(_) => "dial-failed",
+            Failure::DialTimedOut => "dial-timed-out",
+            Failure::TlsFailed(_) => "tls-failed",
+            Failure::UpstreamClosed(_) => "upstream-closed",
+            Failure::UpstreamGarbled(_) => "upstream-garbled",
+            Failure::ResponseTimedOut => "response-timed-out",
+            Failure::RequestStalled => "request-stalled",
+            Failure::Draining => "draining",
+        }
+    }
+
+    /// The value of Retry-After, in seconds, where a retry is worth while: on every 503.
+    pub fn retry_after(&self) -> Option<&'static str> {
+        (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some("1")
+    }
+
+    /// The value of Allow, which a 405 must carry (RFC 9110 §15.5.6). Other methods pass too, but they have no list.
+    pub fn allow(&self) -> Option<&'static str> {
+        matches!(self, Failure::MethodNotAllowed)
+            .then_some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
     }
 }
 
 impl fmt::Display for Failure {
-    /// For the log: with the inner error.
+    /// For the log: the outcome, with the inner error where there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.outcome())
+        f.write_str(self.outcome())?;
+        match self {
+            Failure::NameUnresolved(inner)
+            | Failure::DialFailed(inner)
+            | Failure::TlsFailed(inner)
+            | Failure::UpstreamClosed(inner) => write!(f, ": {inner}"),
+            Failure::UpstreamGarbled(inner) => write!(f, ": {inner}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inner() -> String {
+        "10.0.0.1:80 refused".to_owned()
+    }
+
+    fn table() -> Vec<(Failure, u16, Blame)> {
+        use Blame::{Client, Proxy, Upstream};
+        vec![
+            (Failure::NoRoute, 404, Client),
+            (Failure::DotSegment, 400, Client),
+            (Failure::MethodNotAllowed, 405, Client),
+            (Failure::BodyTooLarge, 413, Client),
+            (Failure::BodyTimedOut, 408, Client),
+            (Failure::BodyBroken, 400, Client),
+            (Failure::NoPlace, 503, Proxy),
+            (Failure::NoMemory, 503, Proxy),
+            (Failure::NoConnection, 503, Proxy),
+            (Failure::NameUnresolved(inner()), 502, Upstream),
+            (Failure::DialFailed(inner()), 502, Upstream),
+            (Failure::DialTimedOut, 504, Upstream),
+            (Failure::TlsFailed(inner()), 502, Upstream),
+            (Failure::UpstreamClosed(inner()), 502, Upstream),
+            (
+                Failure::UpstreamGarbled("10.0.0.1:80 refused"),
+                502,
+                Upstream,
+            ),
+            (Failure::ResponseTimedOut, 504, Upstream),
+            (Failure::RequestStalled, 504, Upstream),
+            (Failure::Draining, 503, Proxy),
+        ]
+    }
+
+    #[test]
+    fn each_failure_has_its_status_and_blame() {
+        for (failure, status, blame) in table() {
+            assert_eq!(failure.status().as_u16(), status, "{failure}");
+            assert_eq!(failure.blame(), blame, "{failure}");
+            assert_eq!(
+                failure.retry_after(),
+                (status == 503).then_some("1"),
+                "{failure}"
+            );
+            assert_eq!(failure.allow().is_some(), status == 405, "{failure}");
+        }
+    }
+
+    #[test]
+    fn outcomes_are_those_of_the_list() {
+        assert_eq!(
+            table()
+                .iter()
+                .map(|row| row.0.outcome())
+                .collect::<Vec<_>>(),
+            OUTCOMES
+        );
+    }
+
+    #[test]
+    fn sentences_tell_which_failure_it_is_and_nothing_else() {
+        let mut seen = Vec::new();
+        for (failure, ..) in table() {
+            let sentence = failure.sentence();
+            assert!(
+                sentence.ends_with(".\n") && sentence.lines().count() == 1,
+                "{failure}"
+            );
+            assert!(
+                sentence.is_ascii() && !sentence.contains(['/', ':', '0']),
+                "{failure}"
+            );
+            assert!(!seen.contains(&sentence), "{sentence}");
+            seen.push(sentence);
+        }
+    }
+
+    #[test]
+    fn the_log_gets_the_inner_error() {
+        assert_eq!(
+            Failure::DialFailed(inner()).to_string(),
+            "dial-failed: 10.0.0.1:80 refused"
+        );
+        assert_eq!(
+            Failure::UpstreamGarbled("bad chunk size").to_string(),
+            "upstream-garbled: bad chunk size"
+        );
+        assert_eq!(Failure::NoPlace.to_string(), "no-place");
+    }
+
+    #[test]
+    fn a_failure_stays_small() {
+        assert!(size_of::<Failure>() <= 32, "{}", size_of::<Failure>());
     }
 }

@@ -1,1 +1,404 @@
-//! The socket under hyper.
+//! The socket under hyper: what the client sends passes here first, and hyper gets one whole message at a time.
+//!
+//! A request head is collected in a buffer of its own, as large as the bytes that came, and read strictly by
+//! `screen.rs`; only a complete and sound one is handed on. The body's framing is walked along, so hyper never holds
+//! a byte of the next request: between two messages a connection can be taken from hyper and put to rest. What hyper
+//! writes passes through, with interim responses put in where nothing else is under way.
+
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    body::Signals,
+    budget::{Budget, Permit},
+    chunked::{Chunked, Piece},
+    dial::Io,
+    screen::{self, Framing, Head, Refusal},
+};
+
+/// A client's socket with the bytes that were read from it and not handed on.
+#[derive(Debug)]
+pub struct Gate {
+    /// The socket.
+    pub io: Io,
+    held: Vec<u8>,
+    /// How much of `held` was searched in vain for the end of a head.
+    scanned: usize,
+    /// How much of `held` may be handed on.
+    feed: usize,
+    due: Due,
+    /// What `held` costs beyond its first kilobytes.
+    permit: Option<Permit>,
+}
+
+/// What the bytes after `feed` belong to.
+#[derive(Debug)]
+enum Due {
+    /// So many bytes of a body; 0 = the next head.
+    Length(u64),
+    /// A chunked body.
+    Chunked(Box<Chunked>),
+}
+
+/// What a search for a head came to.
+#[derive(Debug)]
+pub enum Found {
+    /// A whole one; it is ready to be handed on.
+    Head(Head),
+    /// The client has closed, with or without a part of one.
+    End,
+    /// Not to be served.
+    Refused(Refusal),
+}
+
+/// `held` may grow this far without a permit of its own: it is in the price of a connection.
+const FREE: usize = 2_048;
+
+/// Bytes read from a client at a time, while memory is ample: one less than the step at which hyper's buffer doubles.
+const AMPLE: usize = 16 * 1024 - 1;
+
+impl Gate {
+    /// A gate before the first request.
+    pub fn new(io: Io) -> Gate {
+        Gate { io, held: Vec::new(), scanned: 0, feed: 0, due: Due::Length(0), permit: None }
+    }
+
+    /// Whether part of a head is held.
+    pub fn is_amid_head(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether bytes of the last message may still be unread: then the close has to be a lingering one.
+    pub fn is_amid_message(&self) -> bool {
+        self.feed > 0 || !self.held.is_empty() || !self.is_between()
+    }
+
+    /// The target of the head that is ready.
+    pub fn target(&self, head: &Head) -> &[u8] {
+        self.held.get(head.skip + head.target.0..head.skip + head.target.1).unwrap_or_default()
+    }
+
+    /// Whether the head that is ready begins with this method.
+    pub fn has_method(&self, head: &Head, method: &[u8]) -> bool {
+        self.held.get(head.skip..head.skip + head.target.0).is_some_and(|line| line.trim_ascii_end() == method)
+    }
+
+    /// What was read behind an upgrade's head: the first bytes of the tunnel.
+    pub fn into_parts(mut self) -> (Io, Vec<u8>) {
+        let rest = self.held.split_off(self.feed.min(self.held.len()));
+        (self.io, rest)
+    }
+
+    fn is_between(&self) -> bool {
+        match &self.due {
+            Due::Length(left) => *left == 0,
+            Due::Chunked(chunked) => chunked.is_end(),
+        }
+    }
+
+    /// Collects a request head. `scratch` is the worker's, for one read; `max` the bytes that a head may have.
+    pub fn poll_head(&mut self, context: &mut Context<'_>, scratch: &mut [u8], budget: &Rc<Budget>, max: usize) -> Poll<io::Result<Found>> {
+        loop {
+            if self.held.len() > self.scanned {
+                match screen::head(&self.held, &mut self.scanned, max) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(self.admit(head))),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Ok(Found::Refused(refusal))),
+                }
+            }
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.io).poll_read(context, &mut buffer))?;
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                return Poll::Ready(Ok(Found::End));
+            }
+            if !self.hold(bytes, budget) {
+                return Poll::Ready(Ok(Found::Refused(Refusal::NoMemory)));
+            }
+        }
+    }
+
+    /// Keeps bytes, and pays for them where they are many.
+    fn hold(&mut self, bytes: &[u8], budget: &Rc<Budget>) -> bool {
+        let needed = self.held.len() + bytes.len();
+        if needed > self.held.capacity() {
+            // exact at first, then by halves again: most heads come in one piece
+            let target = if self.held.is_empty() { needed } else { needed + needed / 2 };
+            if target > FREE {
+                self.permit = None;
+                let Some(permit) = budget.take(target as u64) else { return false };
+                self.permit = Some(permit);
+            }
+            self.held.reserve_exact(target - self.held.len());
+        }
+        self.held.extend_from_slice(bytes);
+        true
+    }
+
+    /// Makes the head, and what of its body is already here, ready to be handed on.
+    fn admit(&mut self, head: Head) -> Found {
+        self.held.drain(..head.skip);
+        let head = Head { skip: 0, ..head };
+        self.scanned = 0;
+        self.feed = head.len;
+        let behind = self.held.len() - head.len;
+        match head.framing {
+            Framing::Length(length) => {
+                let here = usize::try_from(length).unwrap_or(usize::MAX).min(behind);
+                self.feed += here;
+                self.due = Due::Length(length - here as u64);
+            }
+            Framing::Chunked => {
+                let mut chunked = Box::new(Chunked::new());
+                match walk(&mut chunked, self.held.get(head.len..).unwrap_or_default()) {
+                    Ok(here) => self.feed += here,
+                    Err(reason) => return Found::Refused(Refusal::Malformed(reason)),
+                }
+                self.due = Due::Chunked(chunked);
+            }
+        }
+        Found::Head(head)
+    }
+
+    /// Hands on what is ready.
+    fn feed(&mut self, cursor: &mut ReadBufCursor<'_>) {
+        let count = self.feed.min(cursor.remaining());
+        cursor.put_slice(self.held.get(..count).unwrap_or_default());
+        self.feed -= count;
+        if count == self.held.len() {
+            self.held = Vec::new();
+            self.permit = None;
+        } else {
+            self.held.drain(..count);
+        }
+    }
+}
+
+/// Walks as far as the body goes; gives how many of the bytes belong to it.
+fn walk(chunked: &mut Chunked, bytes: &[u8]) -> Result<usize, &'static str> {
+    let mut at = 0;
+    while at < bytes.len() && !chunked.is_end() {
+        let piece = chunked.next(bytes.get(at..).unwrap_or_default()).map_err(|broken| broken.0)?;
+        let (Piece::Framing(n) | Piece::Data(n) | Piece::Trailer(n)) = piece;
+        at += n;
+    }
+    Ok(at)
+}
+
+/// What hyper holds as its socket.
+#[derive(Debug)]
+pub struct Socket {
+    /// The gate; taken back when hyper is taken down.
+    pub gate: Gate,
+    /// Shared with the exchange and the task.
+    pub signals: Rc<Signals>,
+    /// The next head, found while hyper waits for it; the task decides whether this hyper may have it.
+    pub found: Option<Found>,
+    /// What this hyper can read.
+    pub limits: Limits,
+    budget: Rc<Budget>,
+    scratch: Rc<std::cell::RefCell<Box<[u8]>>>,
+    write_timeout: Option<Duration>,
+    max_head: usize,
+}
+
+/// What a hyper connection was built for: a larger head needs another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of its read buffer, and so of a head.
+    pub head: usize,
+    /// Fields of a head.
+    pub fields: usize,
+}
+
+impl Limits {
+    /// Whether a head fits.
+    pub fn admit(&self, head: &Head) -> bool {
+        head.len < self.head && head.fields <= self.fields
+    }
+}
+
+impl Socket {
+    /// A socket whose gate has a head ready, or not.
+    pub fn new(gate: Gate, signals: Rc<Signals>, limits: Limits, worker: &crate::proxy::Worker) -> Socket {
+        let config = &worker.state().config;
+        Socket {
+            gate,
+            signals,
+            found: None,
+            limits,
+            budget: Rc::clone(&worker.budget),
+            scratch: Rc::clone(&worker.scratch),
+            write_timeout: config.server.write_timeout,
+            max_head: config.server.max_header_bytes,
+        }
+    }
+
+    /// Between two messages: looks for the next head.
+    fn poll_next(&mut self, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.found.is_some() {
+            return Poll::Pending;
+        }
+        if self.signals.active.get() || !self.signals.flushed.get() {
+            return self.poll_quiet(context);
+        }
+        let found = {
+            let mut scratch = self.scratch.borrow_mut();
+            ready!(self.gate.poll_head(context, &mut scratch, &self.budget, self.max_head))?
+        };
+        match found {
+            Found::Head(head) if self.limits.admit(&head) => {
+                self.signals.active.set(true);
+                self.gate.feed(cursor);
+                Poll::Ready(Ok(()))
+            }
+            Found::End if !self.gate.is_amid_head() => {
+                self.signals.ended.set(true);
+                Poll::Ready(Ok(()))
+            }
+            found => {
+                // for the task to see: it takes hyper down
+                self.found = Some(found);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// While an exchange is in work nothing is read, but a client that leaves is noticed.
+    fn poll_quiet(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.gate.held.is_empty() {
+            self.signals.starved.set(true);
+            return Poll::Pending;
+        }
+        let mut byte = [MaybeUninit::uninit()];
+        let mut byte = ReadBuf::uninit(&mut byte);
+        match ready!(self.gate.io.poll_peek(context, &mut byte)) {
+            Ok(0) => {
+                self.signals.ended.set(true);
+                Poll::Ready(Ok(()))
+            }
+            Ok(_) => {
+                self.signals.starved.set(true);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Reads on in a body, straight into hyper's buffer.
+    fn poll_body(&mut self, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut room = cursor.remaining().min(AMPLE);
+        if let Due::Length(left) = &self.gate.due {
+            room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
+        }
+        let mut scratch = self.scratch.borrow_mut();
+        let room = room.min(scratch.len());
+        let mut buffer = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
+        ready!(Pin::new(&mut self.gate.io).poll_read(context, &mut buffer))?;
+        let bytes = buffer.filled();
+        self.signals.watch.moved(bytes.len());
+        if bytes.is_empty() {
+            self.signals.ended.set(true);
+            return Poll::Ready(Ok(()));
+        }
+        let ours = match &mut self.gate.due {
+            Due::Length(left) => {
+                *left -= bytes.len() as u64;
+                bytes.len()
+            }
+            Due::Chunked(chunked) => walk(chunked, bytes).map_err(io::Error::other)?,
+        };
+        cursor.put_slice(bytes.get(..ours).unwrap_or_default());
+        if ours < bytes.len() {
+            self.gate.held.extend_from_slice(bytes.get(ours..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what must come before hyper's bytes.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut interim = self.signals.interim.borrow_mut();
+        while !interim.is_empty() {
+            let written = ready!(Pin::new(&mut self.gate.io).poll_write(context, &interim))?;
+            interim.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Notes how a write went: progress, or a wait that has its time.
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Ready(Ok(count)) => self.signals.watch.moved(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                if self.signals.watch.is_write_overdue() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                self.signals.watch.write_blocked(self.write_timeout);
+            }
+        }
+        result
+    }
+}
+
+impl Read for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.gate.feed > 0 {
+            this.signals.active.set(true);
+            this.gate.feed(&mut cursor);
+            Poll::Ready(Ok(()))
+        } else if this.gate.is_between() {
+            this.poll_next(context, &mut cursor)
+        } else {
+            this.poll_body(context, &mut cursor)
+        }
+    }
+}
+
+impl Write for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.signals.flushed.set(false);
+        ready!(this.poll_interim(context))?;
+        let result = Pin::new(&mut this.gate.io).poll_write(context, bytes);
+        this.wrote(result)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.signals.flushed.set(false);
+        ready!(this.poll_interim(context))?;
+        let result = Pin::new(&mut this.gate.io).poll_write_vectored(context, slices);
+        this.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper calls it only with an empty write buffer.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        ready!(this.poll_interim(context))?;
+        this.signals.flushed.set(true);
+        if !this.signals.active.get() && this.signals.starved.replace(false) {
+            context.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The task closes the socket, in its own time.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,1 +1,305 @@
-//! Which fields travel on, and which are rewritten.
+//! Which fields travel on, which stay behind, and which are written anew.
+//!
+//! Pure. Requests are written to the upstream straight from the client's fields, in their order; nothing is removed
+//! from a map on the way, for removal would reorder it.
+
+use std::net::IpAddr;
+
+use hyper::{
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    http::request,
+};
+
+/// Hop-by-hop by themselves (RFC 9110 §7.6.1), in one direction or both.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What a message's Connection fields say of the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Hops<'a> {
+    headers: &'a HeaderMap,
+    /// Connection lists a name that is not hop-by-hop by itself.
+    nominates: bool,
+}
+
+impl<'a> Hops<'a> {
+    /// Reads the Connection fields.
+    pub fn of(headers: &'a HeaderMap) -> Hops<'a> {
+        let nominates = connection_options(headers).any(|option| {
+            !option.eq_ignore_ascii_case("close") && !HOP_BY_HOP.iter().any(|name| option.eq_ignore_ascii_case(name))
+        });
+        Hops { headers, nominates }
+    }
+
+    /// Whether a field ends its journey here.
+    pub fn stays_behind(&self, name: &HeaderName) -> bool {
+        let name = name.as_str();
+        is_hop_by_hop(name) || (self.nominates && self.is_nominated(name))
+    }
+
+    fn is_nominated(&self, name: &str) -> bool {
+        !is_end_to_end(name) && connection_options(self.headers).any(|option| option.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Whether a field of this (lower-case) name is hop-by-hop by itself.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    match name.len() {
+        2 | 7 | 10 | 16 | 17 | 18 | 19 => HOP_BY_HOP.contains(&name),
+        _ => false,
+    }
+}
+
+/// What Connection may not take away: a client that lists these would steal them from the hops behind us.
+fn is_end_to_end(name: &str) -> bool {
+    name.starts_with("content-")
+        || name.starts_with("x-forwarded-")
+        || matches!(name, "host" | "authorization" | "cookie" | "cache-control" | "expect" | "date" | "set-cookie" | "location")
+}
+
+/// The options of all Connection fields.
+pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let fields = headers.get_all(header::CONNECTION).iter();
+    fields.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).filter(|option| !option.is_empty())
+}
+
+/// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
+pub fn wants_websocket(parts: &request::Parts) -> bool {
+    parts.version == hyper::Version::HTTP_11
+        && parts.method == hyper::Method::GET
+        && is_websocket(&parts.headers)
+}
+
+/// Whether Upgrade is `websocket`, and Connection means it.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let mut upgrades = headers.get_all(header::UPGRADE).iter();
+    let upgrade = upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    upgrade && upgrades.next().is_none() && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Whether the sender takes trailers (`TE: trailers`, RFC 9110 §10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    fields.flat_map(|value| value.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Whether a field may stand in a trailer section: nothing that frames, routes, authenticates or controls (RFC 9110 §6.5.1).
+pub fn may_trail(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    !(is_hop_by_hop(name)
+        || name.starts_with("content-")
+        || name.starts_with("access-control-")
+        || is_forwarding(name)
+        || matches!(
+            name,
+            "host" | "authorization" | "cookie" | "set-cookie" | "cache-control" | "expect" | "max-forwards" | "pragma" | "range"
+                | "vary" | "age" | "date" | "expires" | "location" | "retry-after" | "warning" | "www-authenticate"
+        ))
+}
+
+/// Whether a (lower-case) name tells of the hops before us.
+pub fn is_forwarding(name: &str) -> bool {
+    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+}
+
+/// Whether a (lower-case) name would be taken for another one by a CGI-like server, which reads `_` as `-`.
+pub fn is_twin(name: &str) -> bool {
+    if !name.contains('_') {
+        return false;
+    }
+    let plain = name.replace('_', "-");
+    is_forwarding(&plain) || is_hop_by_hop(&plain) || plain == "content-length" || plain == "host"
+}
+
+/// What a request is told of where it came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender {
+    /// The client's address; `None` on a unix socket.
+    pub client: Option<IpAddr>,
+    /// Whether what it says of earlier hops is believed.
+    pub trusted: bool,
+}
+
+/// Appends the fields that go to the target, in the client's order, with Host and the forwarding fields as they should
+/// be; framing and the closing empty line are the caller's.
+///
+/// `host` is what the target reads as Host, `authority` what the client asked for.
+pub fn write_request(out: &mut Vec<u8>, headers: &HeaderMap, host: &[u8], authority: &[u8], sender: Sender) {
+    let hops = Hops::of(headers);
+    line(out, b"host", host);
+    for (name, value) in headers {
+        let text = name.as_str();
+        if name == header::HOST || hops.stays_behind(name) || is_twin(text) {
+            continue;
+        }
+        if is_forwarding(text) && (!sender.trusted || text == "x-forwarded-for") {
+            continue;
+        }
+        line(out, text.as_bytes(), value.as_bytes());
+    }
+    if takes_trailers(headers) {
+        out.extend_from_slice(b"te: trailers\r\n");
+    }
+    forwarded_for(out, headers, sender);
+    for (name, value) in [("x-forwarded-host", authority), ("x-forwarded-proto", b"http")] {
+        if (!sender.trusted || !headers.contains_key(name)) && !value.is_empty() {
+            line(out, name.as_bytes(), value);
+        }
+    }
+}
+
+fn forwarded_for(out: &mut Vec<u8>, headers: &HeaderMap, sender: Sender) {
+    let mut before = headers.get_all("x-forwarded-for").iter().filter(|value| sender.trusted && !value.is_empty()).peekable();
+    if before.peek().is_none() && sender.client.is_none() {
+        return;
+    }
+    out.extend_from_slice(b"x-forwarded-for: ");
+    let start = out.len();
+    for value in before {
+        separate(out, start);
+        out.extend_from_slice(value.as_bytes());
+    }
+    if let Some(client) = sender.client {
+        separate(out, start);
+        use std::io::Write as _;
+        write!(out, "{}", client.to_canonical()).expect("a Vec takes every byte");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn separate(out: &mut Vec<u8>, start: usize) {
+    if out.len() > start {
+        out.extend_from_slice(b", ");
+    }
+}
+
+/// Appends one field line.
+pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The names that a Trailer field announces and that may trail, joined anew; `None` where none is left.
+pub fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut names = Vec::new();
+    for value in headers.get_all(header::TRAILER) {
+        for name in value.to_str().unwrap_or_default().split(',') {
+            if HeaderName::from_bytes(name.trim().as_bytes()).is_ok_and(|name| may_trail(&name)) {
+                separate(&mut names, 0);
+                names.extend_from_slice(name.trim().as_bytes());
+            }
+        }
+    }
+    if names.is_empty() { None } else { HeaderValue::from_bytes(&names).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    fn written(fields: &[(&str, &str)], trusted: bool) -> String {
+        let mut out = Vec::new();
+        let sender = Sender { client: Some("192.0.2.7".parse().unwrap()), trusted };
+        write_request(&mut out, &map(fields), b"target:81", b"asked.example", sender);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn fields_travel_in_their_order_and_hops_stay_behind() {
+        let fields = [
+            ("a", "1"), ("host", "asked.example"), ("connection", "keep-alive, X-Private"), ("b", "2"), ("x-private", "p"), ("te", "trailers, gzip"),
+            ("upgrade", "h2c"), ("proxy-authorization", "secret"), ("keep-alive", "timeout=5"), ("transfer-encoding", "chunked"),
+            ("trailer", "x"), ("proxy-connection", "close"), ("c", "3"), ("content-length", "5"),
+        ];
+        let expected = "host: target:81\r\na: 1\r\nb: 2\r\nc: 3\r\ncontent-length: 5\r\nte: trailers\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n";
+        assert_eq!(written(&fields, true), expected);
+    }
+
+    #[test]
+    fn connection_cannot_steal_what_later_hops_need() {
+        for name in ["content-type", "authorization", "cookie", "x-forwarded-proto", "content-length"] {
+            let text = written(&[("connection", name), (name, "v")], true);
+            assert!(text.contains(&format!("{name}: v\r\n")), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn who_forwarded_is_appended_to_or_replaced() {
+        let fields = [
+            ("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "edge"),
+            ("x-forwarded-port", "443"), ("forwarded", "for=x"), ("x-real-ip", "x"), ("x_forwarded_for", "twin"), ("content_length", "7"),
+        ];
+        let trusted = written(&fields, true);
+        assert_eq!(
+            trusted,
+            "host: target:81\r\nx-forwarded-proto: https\r\nx-forwarded-host: edge\r\nx-forwarded-port: 443\r\nforwarded: for=x\r\nx-real-ip: x\r\nx-forwarded-for: 198.51.100.1, 203.0.113.9, 192.0.2.7\r\n"
+        );
+        let stranger = written(&fields, false);
+        assert_eq!(stranger, "host: target:81\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n");
+    }
+
+    #[test]
+    fn only_a_whole_websocket_handshake_upgrades() {
+        let cases: &[(&[(&str, &str)], bool)] = &[
+            (&[("upgrade", "websocket"), ("connection", "Upgrade")], true),
+            (&[("upgrade", "WebSocket"), ("connection", "keep-alive, upgrade")], true),
+            (&[("upgrade", "websocket")], false),
+            (&[("upgrade", "h2c"), ("connection", "upgrade, http2-settings")], false),
+            (&[("upgrade", "h2c, websocket"), ("connection", "upgrade")], false),
+            (&[("upgrade", "websocket"), ("upgrade", "h2c"), ("connection", "upgrade")], false),
+            (&[("connection", "upgrade")], false),
+        ];
+        for (fields, expected) in cases {
+            assert_eq!(is_websocket(&map(fields)), *expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_that_frame_or_route_do_not_trail() {
+        assert_eq!(announced_trailers(&map(&[("trailer", "X-Sum, Content-Length, host"), ("trailer", "grpc-status")])).unwrap(), "X-Sum, grpc-status");
+        assert_eq!(announced_trailers(&map(&[("trailer", "host")])), None);
+    }
+
+    #[test]
+    fn no_stripped_field_ever_survives() {
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move |n: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % n as u64).unwrap()
+        };
+        let names = ["a", "b", "cookie", "te", "upgrade", "keep-alive", "x-one", "x-two", "trailer", "transfer-encoding", "proxy-connection"];
+        for _ in 0..2_000 {
+            let mut fields: Vec<(&str, String)> = (0..random(12)).map(|_| (names[random(names.len())], "v".to_owned())).collect();
+            let listed = names[random(names.len())];
+            fields.push(("connection", format!("close,  {}", listed.to_uppercase())));
+            let borrowed: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let text = written(&borrowed, true);
+            for line in text.lines() {
+                let name = line.split(':').next().unwrap();
+                assert!(!is_hop_by_hop(name) || line == "te: trailers", "{line} of {fields:?}");
+                assert!(name != listed || is_end_to_end(name), "{line} of {fields:?}");
+            }
+        }
+    }
+}

@@ -1,1 +1,238 @@
 //! The report, and the client that asks for it.
+//!
+//! The report is written once, when the configuration is known, in its four forms (up or draining, text or JSON);
+//! a health check then costs a look at its Accept and never waits for anything.
+
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use hyper::http::StatusCode;
+
+/// What the health path answers.
+#[derive(Debug)]
+pub struct Report {
+    up: Bytes,
+    draining: Bytes,
+}
+
+impl Report {
+    /// `version` is the configuration's label, `start` the time at which the program began, `routes` how many there are.
+    pub fn new(version: &str, start: SystemTime, routes: usize) -> Report {
+        let json = |status: &str| {
+            let mut body = format!(
+                r#"{{"status":"{status}","startTime":"{}","version":"#,
+                rfc3339(start)
+            );
+            push_json(&mut body, env!("CARGO_PKG_VERSION"));
+            body.push_str(r#","config":{"version":"#);
+            push_json(&mut body, version);
+            let _ = writeln!(body, r#","routes":{routes}}}}}"#);
+            Bytes::from(body)
+        };
+        Report {
+            up: json("UP"),
+            draining: json("DRAINING"),
+        }
+    }
+
+    /// Status, Content-Type and body for a GET; a HEAD has the same fields and no body. `accept` is the request's Accept.
+    /// The answer carries `Cache-Control:` [`CACHE_CONTROL`].
+    pub fn answer(
+        &self,
+        accept: Option<&[u8]>,
+        query: Option<&str>,
+        draining: bool,
+    ) -> (StatusCode, &'static str, Bytes) {
+        let json = accept.is_some_and(accepts_json)
+            || query.is_some_and(|query| query.split('&').any(|pair| pair == "format=json"));
+        let status = if draining {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        match (json, draining) {
+            (true, false) => (status, JSON, self.up.clone()),
+            (true, true) => (status, JSON, self.draining.clone()),
+            (false, false) => (status, TEXT, Bytes::from_static(b"ok\n")),
+            (false, true) => (status, TEXT, Bytes::from_static(b"draining\n")),
+        }
+    }
+}
+
+/// Whether an Accept names JSON, and not with a weight of zero (RFC 9110 §12.4.2). `*/*` is content with text.
+fn accepts_json(accept: &[u8]) -> bool {
+    let is_zero = |parameter: &[u8]| matches!(parameter, [b'q' | b'Q', b'=', weight @ ..] if weight.iter().all(|byte| matches!(byte, b'0' | b'.')));
+    accept.split(|byte| *byte == b',').any(|range| {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        parts
+            .next()
+            .is_some_and(|kind| kind.eq_ignore_ascii_case(JSON.as_bytes()))
+            && !parts.any(is_zero)
+    })
+}
+
+/// A time as `2024-02-29T23:59:59Z`: UTC, whole seconds. Times before 1970 are shown as its first second.
+pub fn rfc3339(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March put the leap day last, and 400 of them always have 146,097 days.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let march_month = (5 * day + 2) / 153;
+    let day = day - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
+    let year = 400 * era + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Appends a JSON string with its quotes (RFC 8259 §7).
+fn push_json(out: &mut String, text: &str) {
+    out.push('"');
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => out.extend(['\\', char]),
+            '\0'..='\x1f' | '\x7f' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(char));
+            }
+            _ => out.push(char),
+        }
+    }
+    out.push('"');
+}
+
+/// No cache may answer for us.
+pub const CACHE_CONTROL: &str = "no-store";
+const TEXT: &str = "text/plain";
+const JSON: &str = "application/json";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn text_unless_json_is_asked_for() {
+        let report = Report::new("1", at(0), 1);
+        for (accept, query, expected) in [
+            (None, None, TEXT),
+            (Some("*/*"), None, TEXT),
+            (Some(""), None, TEXT),
+            (Some("text/plain"), None, TEXT),
+            (Some("application/jsonp"), None, TEXT),
+            (Some("application/json"), None, JSON),
+            (Some("Application/JSON; q=0.5"), None, JSON),
+            (Some("text/html, application/json;q=0.001"), None, JSON),
+            (Some("application/json, text/plain, */*"), None, JSON),
+            (Some("application/json;q=0"), None, TEXT),
+            (Some("application/json; q=0.000"), None, TEXT),
+            (None, Some("format=json"), JSON),
+            (Some("text/plain"), Some("a=b&format=json&c"), JSON),
+            (None, Some("format=jsonx"), TEXT),
+            (None, Some("xformat=json"), TEXT),
+            (None, Some(""), TEXT),
+        ] {
+            let (status, kind, body) = report.answer(accept.map(str::as_bytes), query, false);
+            assert_eq!(
+                (status, kind),
+                (StatusCode::OK, expected),
+                "{accept:?} {query:?}"
+            );
+            assert_eq!(body.starts_with(b"{"), kind == JSON, "{accept:?} {query:?}");
+        }
+    }
+
+    #[test]
+    fn the_report_says_what_runs_since_when() {
+        let report = Report::new("a\"b\\\n\u{1}é", at(1_709_251_199), 3);
+        let rest = format!(
+            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\u000a\u0001é","routes":3}}}}"#,
+            env!("CARGO_PKG_VERSION")
+        );
+        let json = |draining| report.answer(None, Some("format=json"), draining);
+        let text = |draining| report.answer(None, None, draining);
+        assert_eq!(
+            json(false),
+            (
+                StatusCode::OK,
+                JSON,
+                format!("{{\"status\":\"UP\",{rest}\n").into()
+            )
+        );
+        let draining = format!("{{\"status\":\"DRAINING\",{rest}\n");
+        assert_eq!(
+            json(true),
+            (StatusCode::SERVICE_UNAVAILABLE, JSON, draining.into())
+        );
+        assert_eq!(text(false), (StatusCode::OK, TEXT, "ok\n".into()));
+        assert_eq!(
+            text(true),
+            (StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".into())
+        );
+    }
+
+    #[test]
+    fn times_are_civil() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (86_399, "1970-01-01T23:59:59Z"),
+            (86_400, "1970-01-02T00:00:00Z"),
+            (5_097_599, "1970-02-28T23:59:59Z"),
+            (5_097_600, "1970-03-01T00:00:00Z"),
+            (68_169_600, "1972-02-29T00:00:00Z"),
+            (68_256_000, "1972-03-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (978_307_199, "2000-12-31T23:59:59Z"),
+            (1_234_567_890, "2009-02-13T23:31:30Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(at(seconds)), expected, "{seconds}");
+        }
+        assert_eq!(
+            rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
+            "1970-01-01T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn days_follow_each_other_for_a_thousand_years() {
+        let (mut year, mut month, mut day) = (1970, 1, 1);
+        for days in 0..365_243 {
+            assert_eq!(
+                rfc3339(at(days * 86_400)),
+                format!("{year:04}-{month:02}-{day:02}T00:00:00Z")
+            );
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let last = match month {
+                2 => 28 + i32::from(leap),
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            day += 1;
+            if day > last {
+                (month, day) = (month + 1, 1);
+            }
+            if month > 12 {
+                (year, month) = (year + 1, 1);
+            }
+        }
+    }
+}

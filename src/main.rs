@@ -3,6 +3,8 @@
 mod cli;
 
 // values and decisions: no tokio, no sockets, no clock
+mod address;
+mod chunked;
 mod config;
 mod cors;
 mod document;
@@ -10,12 +12,14 @@ mod failure;
 mod headers;
 mod route;
 mod screen;
+mod yaml;
 
 // the world
 mod body;
 mod budget;
 mod dial;
 mod log;
+mod park;
 mod pool;
 mod sys;
 mod tls;
@@ -23,10 +27,10 @@ mod tunnel;
 mod wire;
 
 // the life of a request
+mod attend;
 mod gate;
 mod health;
 mod metrics;
-mod park;
 mod proxy;
 mod serve;
 

@@ -1,1 +1,552 @@
-//! Client connections at rest, and the one sweep.
+//! Every client connection has a seat here, and one sweep looks after all of them: every deadline of the program, who
+//! is silent longest, who makes least progress.
+//!
+//! A seat is some fifty bytes in one table. Nothing here owns a socket: the sweep only wakes the task that does, and
+//! that task looks at its seat. Time is coarse: it stands still between two ticks, deadlines are rounded up and never
+//! early. While only resting connections are open the sweep sleeps until the first of them is due; with none it does
+//! not run at all.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    net::IpAddr,
+    pin::pin,
+    rc::Rc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// What a connection is doing, as far as deadlines and eviction care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody sits here.
+    Empty,
+    /// Accepted, and has not spoken.
+    Fresh,
+    /// Between two requests, a bare socket.
+    Idle,
+    /// Between two requests, hyper still around it.
+    Lull,
+    /// In the middle of a request head.
+    Head,
+    /// A whole request that waits for memory.
+    Waiting,
+    /// A request in work.
+    Busy,
+    /// Two upgraded connections joined.
+    Tunnel,
+    /// Said its last word, reads on a little.
+    Lingering,
+}
+
+/// What the sweep wants of a connection's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Carry on.
+    None,
+    /// Take hyper down, if it rests.
+    Rest,
+    /// Others need the room more.
+    Leave,
+    /// The program is stopping: close once the exchange is done.
+    Finish,
+}
+
+/// Milliseconds since the park opened; wraps after 49 days, so it is only ever compared by difference.
+type Tick = u32;
+
+/// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
+const LONGEST: u128 = 1 << 30;
+
+/// A connection that has only just come is not evicted for this long, so that two floods do not starve each other.
+const SPARED: u32 = 1_000;
+
+/// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones.
+const STALLED: u32 = 5_000;
+
+/// Bytes a second below which a stream counts as slow under pressure.
+const SLOW: u32 = 1_000;
+
+#[derive(Debug)]
+struct Entry {
+    waker: Option<Waker>,
+    phase: Cell<Phase>,
+    order: Cell<Order>,
+    /// Whether the client (and not the upstream) is what this exchange waits for.
+    client_blocks: Cell<bool>,
+    has_deadline: Cell<bool>,
+    has_write_deadline: Cell<bool>,
+    since: Cell<Tick>,
+    deadline: Cell<Tick>,
+    write_deadline: Cell<Tick>,
+    moved_at: Cell<Tick>,
+    bytes: Cell<u32>,
+    bytes_at_mark: Cell<u32>,
+    mark: Cell<Tick>,
+    client: Option<IpAddr>,
+}
+
+/// The table of seats and its clock.
+#[derive(Debug)]
+pub struct Park {
+    entries: RefCell<Vec<Entry>>,
+    free: RefCell<Vec<u32>>,
+    open: Cell<usize>,
+    /// Connections with hyper around them that do nothing.
+    lulls: Cell<usize>,
+    origin: Instant,
+    now: Cell<Tick>,
+    /// The sweep runs at every tick, so that `now` is at most one tick old.
+    ticking: Cell<bool>,
+    tick: Cell<Duration>,
+    /// When a sleeping sweep will wake.
+    next: Cell<Option<Tick>>,
+    sweep: RefCell<Option<Waker>>,
+    /// Wakes whoever waits for a seat.
+    pub room: crate::budget::Queue,
+}
+
+/// One connection's place in the park; given up on drop.
+#[derive(Debug)]
+pub struct Seat(Watch);
+
+/// A look at a seat, for those who work for the connection that sits there. Must not outlive the [`Seat`].
+#[derive(Debug, Clone)]
+pub struct Watch {
+    park: Rc<Park>,
+    index: u32,
+}
+
+/// A wait took longer than it may.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl Park {
+    /// An empty park with a tick of `tick`.
+    pub fn new(tick: Duration) -> Rc<Park> {
+        Rc::new(Park {
+            entries: RefCell::default(),
+            free: RefCell::default(),
+            open: Cell::new(0),
+            lulls: Cell::new(0),
+            origin: Instant::now(),
+            now: Cell::new(0),
+            ticking: Cell::new(false),
+            tick: Cell::new(tick),
+            next: Cell::new(None),
+            sweep: RefCell::default(),
+            room: crate::budget::Queue::default(),
+        })
+    }
+
+    /// How often the sweep runs while something is going on.
+    pub fn set_tick(&self, tick: Duration) {
+        self.tick.set(tick);
+    }
+
+    /// Connections with a seat.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Connections with hyper around them that do nothing.
+    pub fn lulls(&self) -> usize {
+        self.lulls.get()
+    }
+
+    /// Milliseconds since the start, at most a tick old.
+    pub fn now(&self) -> u32 {
+        if !self.ticking.get() {
+            self.look_at_the_clock();
+        }
+        self.now.get()
+    }
+
+    fn look_at_the_clock(&self) {
+        #[expect(clippy::cast_possible_truncation, reason = "it wraps, and is only compared by difference")]
+        self.now.set(self.origin.elapsed().as_millis() as Tick);
+    }
+
+    /// When a time-out that begins now is due: never early, for the clock may be a tick behind.
+    fn due(&self, limit: Duration) -> Tick {
+        let slack = if self.ticking.get() { self.tick.get() } else { Duration::ZERO };
+        let span = (limit + slack).as_millis().saturating_add(1).min(LONGEST);
+        self.now().wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
+    }
+
+    /// A seat for a connection that was just accepted.
+    pub fn seat(self: &Rc<Park>, client: Option<IpAddr>) -> Seat {
+        let now = self.now();
+        let entry = Entry {
+            waker: None,
+            phase: Cell::new(Phase::Fresh),
+            order: Cell::new(Order::None),
+            client_blocks: Cell::new(false),
+            has_deadline: Cell::new(false),
+            has_write_deadline: Cell::new(false),
+            since: Cell::new(now),
+            deadline: Cell::new(0),
+            write_deadline: Cell::new(0),
+            moved_at: Cell::new(now),
+            bytes: Cell::new(0),
+            bytes_at_mark: Cell::new(0),
+            mark: Cell::new(now),
+            client,
+        };
+        let mut entries = self.entries.borrow_mut();
+        let index = if let Some(index) = self.free.borrow_mut().pop() {
+            if let Some(place) = entries.get_mut(index as usize) {
+                *place = entry;
+            }
+            index
+        } else {
+            entries.push(entry);
+            u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.open.set(self.open.get() + 1);
+        Seat(Watch { park: Rc::clone(self), index })
+    }
+
+    fn rouse_sweep(&self, due: Option<Tick>) {
+        let sooner = match (due, self.next.get()) {
+            (None, _) | (Some(_), None) => true,
+            (Some(due), Some(next)) => is_past(next, due),
+        };
+        if !self.ticking.get() && sooner && let Some(waker) = &*self.sweep.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Asks up to `many` connections to leave, the least useful first, and says how many were asked: those silent
+    /// longest, then unfinished heads, then what lingers. `spare` keeps those that have only just come.
+    pub fn evict_silent(&self, many: usize, spare: bool) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let rank = |entry: &Entry| match entry.phase.get() {
+            Phase::Idle | Phase::Lull => Some(0),
+            Phase::Fresh => Some(1),
+            Phase::Lingering => Some(2),
+            Phase::Head => Some(3),
+            _ => None,
+        };
+        let mut victims: Vec<(u8, u32, usize)> = Vec::with_capacity(many + 1);
+        for (index, entry) in entries.iter().enumerate() {
+            let age = now.wrapping_sub(entry.since.get());
+            let Some(rank) = rank(entry) else { continue };
+            if entry.order.get() == Order::Leave || (spare && age < SPARED && rank != 0) {
+                continue;
+            }
+            let at = victims.partition_point(|(r, a, _)| (*r, u32::MAX - *a) <= (rank, u32::MAX - age));
+            if at < many {
+                victims.insert(at, (rank, age, index));
+                victims.truncate(many);
+            }
+        }
+        for (_, _, index) in &victims {
+            if let Some(entry) = entries.get(*index) {
+                entry.tell(Order::Leave);
+            }
+        }
+        victims.len()
+    }
+
+    /// Asks the least progressing stream to leave: one whose client blocked it for five seconds, then one without a
+    /// byte for as long, then the slowest under 1 kB/s. Says whether there was one.
+    pub fn evict_stream(&self) -> bool {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let worst = entries.iter().filter_map(|entry| {
+            if !matches!(entry.phase.get(), Phase::Busy | Phase::Tunnel) || entry.order.get() == Order::Leave {
+                return None;
+            }
+            let still = now.wrapping_sub(entry.moved_at.get());
+            let span = now.wrapping_sub(entry.mark.get());
+            let moved = entry.bytes.get().wrapping_sub(entry.bytes_at_mark.get());
+            let rate = u32::try_from(u64::from(moved) * 1000 / u64::from(span.max(1))).unwrap_or(u32::MAX);
+            if still >= STALLED && (entry.client_blocks.get() || entry.phase.get() == Phase::Tunnel) {
+                Some((2_u8, still, entry))
+            } else if still >= STALLED && moved > 0 {
+                Some((1, still, entry))
+            } else if span >= STALLED && entry.client_blocks.get() && rate < SLOW {
+                Some((0, u32::MAX - rate, entry))
+            } else {
+                None
+            }
+        });
+        let Some((_, _, entry)) = worst.max_by_key(|(class, key, _)| (*class, *key)) else { return false };
+        entry.tell(Order::Leave);
+        true
+    }
+
+    /// Tells every connection; those in the middle of an exchange finish it first.
+    pub fn tell_all(&self, order: Order) {
+        for entry in self.entries.borrow().iter().filter(|entry| entry.phase.get() != Phase::Empty) {
+            entry.tell(order);
+        }
+    }
+
+    /// Connections that are in this phase.
+    pub fn count(&self, phase: Phase) -> usize {
+        self.entries.borrow().iter().filter(|entry| entry.phase.get() == phase).count()
+    }
+
+    /// One look at every seat: wakes whose deadline passed, sends lulls to rest. Gives when the next look is due:
+    /// `None` = nobody waits for anything.
+    fn look(&self) -> Option<Duration> {
+        self.look_at_the_clock();
+        let now = self.now.get();
+        let tick = self.tick.get();
+        let mut next: Option<Tick> = None;
+        let mut working = false;
+        for entry in self.entries.borrow().iter() {
+            let phase = entry.phase.get();
+            if phase == Phase::Empty {
+                continue;
+            }
+            if phase == Phase::Lull && entry.order.get() == Order::None && now.wrapping_sub(entry.since.get()) > 0 {
+                entry.tell(Order::Rest);
+            }
+            working |= !matches!(phase, Phase::Fresh | Phase::Idle);
+            if now.wrapping_sub(entry.mark.get()) >= 2 * STALLED {
+                entry.mark.set(now);
+                entry.bytes_at_mark.set(entry.bytes.get());
+            }
+            for (has, due) in [(&entry.has_deadline, &entry.deadline), (&entry.has_write_deadline, &entry.write_deadline)] {
+                if !has.get() {
+                    continue;
+                }
+                if is_past(now, due.get()) {
+                    entry.wake();
+                    working = true;
+                } else if next.is_none_or(|next| is_past(next, due.get())) {
+                    next = Some(due.get());
+                }
+            }
+        }
+        self.ticking.set(working);
+        self.next.set(next);
+        if working {
+            return Some(tick);
+        }
+        next.map(|due| Duration::from_millis(u64::from(due.wrapping_sub(now))).max(tick))
+    }
+
+    /// The one timer of the program: runs for ever; `each` is called after every look.
+    pub async fn sweep(self: Rc<Park>, mut each: impl FnMut() -> bool) {
+        poll_fn(|context| {
+            *self.sweep.borrow_mut() = Some(context.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
+        loop {
+            let pause = self.look();
+            // what else wants a tick: idle upstream connections, a budget under pressure
+            let pause = if each() && pause.is_none_or(|pause| pause > self.tick.get()) {
+                self.ticking.set(true);
+                Some(self.tick.get())
+            } else {
+                pause
+            };
+            let mut sleep = pin!(pause.map(tokio::time::sleep));
+            let mut slept = false;
+            poll_fn(|context| {
+                if let Some(sleep) = sleep.as_mut().as_pin_mut()
+                    && sleep.poll(context).is_ready()
+                {
+                    return Poll::Ready(());
+                }
+                // woken by hand: something is due sooner than the sleep
+                if slept && !self.ticking.get() {
+                    return Poll::Ready(());
+                }
+                slept = true;
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+}
+
+/// Whether `due` has come at `now`.
+fn is_past(now: Tick, due: Tick) -> bool {
+    now.wrapping_sub(due) < u32::MAX / 2
+}
+
+impl Entry {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn tell(&self, order: Order) {
+        if self.order.get() != Order::Leave {
+            self.order.set(order);
+        }
+        self.wake();
+    }
+}
+
+impl std::ops::Deref for Seat {
+    type Target = Watch;
+
+    fn deref(&self) -> &Watch {
+        &self.0
+    }
+}
+
+impl Watch {
+    fn with<T>(&self, look: impl FnOnce(&Entry) -> T) -> T {
+        let entries = self.park.entries.borrow();
+        look(entries.get(self.index as usize).expect("a seat is in the table until it is dropped"))
+    }
+
+    /// Registers the calling task as the one that sits here.
+    pub async fn settle(&self) {
+        poll_fn(|context| {
+            if let Some(entry) = self.park.entries.borrow_mut().get_mut(self.index as usize) {
+                entry.waker = Some(context.waker().clone());
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// The client's address; `None` on a unix socket.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.with(|entry| entry.client)
+    }
+
+    /// Goes over to another phase, which may last for `limit`.
+    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        let before = self.with(|entry| {
+            entry.since.set(self.park.now());
+            if entry.order.get() == Order::Rest {
+                entry.order.set(Order::None);
+            }
+            entry.phase.replace(phase)
+        });
+        let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull) - usize::from(before == Phase::Lull);
+        self.park.lulls.set(lulls);
+        self.set_deadline(limit);
+        if !matches!(phase, Phase::Fresh | Phase::Idle) {
+            self.park.rouse_sweep(None);
+        }
+    }
+
+    /// The phase it is in.
+    pub fn phase(&self) -> Phase {
+        self.with(|entry| entry.phase.get())
+    }
+
+    /// What the task waits for next must come within `limit`; `None` = it may take for ever.
+    pub fn set_deadline(&self, limit: Option<Duration>) {
+        let due = limit.map(|limit| self.park.due(limit));
+        self.with(|entry| {
+            entry.has_deadline.set(due.is_some());
+            entry.deadline.set(due.unwrap_or(0));
+        });
+        if due.is_some() {
+            self.park.rouse_sweep(due);
+        }
+    }
+
+    /// Whether a deadline is set.
+    pub fn has_deadline(&self) -> bool {
+        self.with(|entry| entry.has_deadline.get())
+    }
+
+    /// Whether the deadline has passed. The sweep wakes the task when it does.
+    pub fn is_overdue(&self) -> bool {
+        self.with(|entry| entry.has_deadline.get() && is_past(self.park.now(), entry.deadline.get()))
+    }
+
+    /// The client takes no more bytes at the moment: it has `limit` to go on. A deadline that runs keeps running.
+    pub fn write_blocked(&self, limit: Option<Duration>) {
+        self.with(|entry| {
+            entry.client_blocks.set(true);
+            if let Some(limit) = limit
+                && !entry.has_write_deadline.replace(true)
+            {
+                entry.write_deadline.set(self.park.due(limit));
+            }
+        });
+        self.park.rouse_sweep(None);
+    }
+
+    /// Whether the client took no byte for too long.
+    pub fn is_write_overdue(&self) -> bool {
+        self.with(|entry| entry.has_write_deadline.get() && is_past(self.park.now(), entry.write_deadline.get()))
+    }
+
+    /// The client took or gave bytes.
+    pub fn moved(&self, bytes: usize) {
+        let now = self.park.now();
+        self.with(|entry| {
+            #[expect(clippy::cast_possible_truncation, reason = "it wraps, and is only compared by difference")]
+            entry.bytes.set(entry.bytes.get().wrapping_add(bytes as u32));
+            entry.moved_at.set(now);
+            entry.has_write_deadline.set(false);
+            entry.client_blocks.set(false);
+        });
+    }
+
+    /// The exchange waits for bytes from the client.
+    pub fn client_blocks(&self) {
+        self.with(|entry| entry.client_blocks.set(true));
+    }
+
+    /// What the sweep wants.
+    pub fn order(&self) -> Order {
+        self.with(|entry| entry.order.get())
+    }
+
+    /// Runs this connection's task again.
+    pub fn wake(&self) {
+        self.with(Entry::wake);
+    }
+
+    /// Waits for `work`, but no longer than `limit` and not once the seat is told to leave.
+    ///
+    /// # Errors
+    /// [`Elapsed`] when the time is over.
+    pub async fn within<T>(&self, limit: Option<Duration>, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut work = pin!(work);
+        let mut armed = false;
+        let result = poll_fn(|context| {
+            if let Poll::Ready(value) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
+            }
+            if !armed {
+                armed = true;
+                self.set_deadline(limit);
+            }
+            if self.is_overdue() || self.order() == Order::Leave { Poll::Ready(Err(Elapsed)) } else { Poll::Pending }
+        })
+        .await;
+        if armed {
+            self.set_deadline(None);
+        }
+        result
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Watch { park, index } = &self.0;
+        let waker = park.entries.borrow_mut().get_mut(*index as usize).and_then(|entry| {
+            if entry.phase.replace(Phase::Empty) == Phase::Lull {
+                park.lulls.set(park.lulls.get() - 1);
+            }
+            entry.has_deadline.set(false);
+            entry.has_write_deadline.set(false);
+            entry.waker.take()
+        });
+        drop(waker);
+        park.free.borrow_mut().push(*index);
+        park.open.set(park.open.get() - 1);
+        park.room.wake();
+    }
+}

@@ -1,1 +1,318 @@
-//! Upstream connections, idle and leased.
+//! Upstream connections: idle ones kept, busy ones lent, never more than the configuration allows.
+//!
+//! A host's connections count against `max_conns_per_host` from the start of the dial to the close; whoever finds none
+//! waits in line. Idle connections are bare sockets, reused last-in first-out, and dropped when the upstream closes
+//! them, when their time is over, or when more would be idle than allowed.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Context, Waker},
+};
+
+use crate::{
+    budget::{Budget, IDLE_UPSTREAM, Permit, Queue, TLS_SESSION},
+    config::Transport,
+    dial::Io,
+    metrics::Metrics,
+    route::Origin,
+};
+
+/// All upstream connections of a worker.
+#[derive(Debug)]
+pub struct Pool {
+    limits: RefCell<Limits>,
+    hosts: RefCell<Vec<Weak<Host>>>,
+    idle: Cell<usize>,
+    budget: Rc<Budget>,
+    metrics: Arc<Metrics>,
+}
+
+/// A worker's share of `transport:`.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    idle: usize,
+    idle_per_host: usize,
+    per_host: usize,
+    idle_millis: Option<u32>,
+}
+
+/// The connections to one origin.
+#[derive(Debug)]
+pub struct Host {
+    /// Who it is.
+    pub origin: Origin,
+    /// Who waits for one of its connections.
+    pub queue: Queue,
+    pool: Rc<Pool>,
+    idle: RefCell<Vec<Idle>>,
+    open: Cell<usize>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    io: Io,
+    since: u32,
+    _permit: Permit,
+}
+
+/// What a checkout found.
+#[derive(Debug)]
+pub enum Checkout {
+    /// An idle connection: the upstream may have closed it by the time the request arrives.
+    Reused(Lease),
+    /// Room for a new connection: dial it.
+    Room(Lease),
+}
+
+/// A borrowed connection, or the room for one; both are given up on drop.
+#[derive(Debug)]
+pub struct Lease {
+    /// The connection; `None` until it is dialled.
+    pub io: Option<Io>,
+    host: Rc<Host>,
+    /// It lies among the idle ones now, and its room with it.
+    kept: bool,
+    _tls: Option<Permit>,
+}
+
+impl Pool {
+    /// An empty pool; `workers` share the limits.
+    pub fn new(transport: &Transport, workers: usize, budget: Rc<Budget>, metrics: Arc<Metrics>) -> Rc<Pool> {
+        let limits = RefCell::new(Limits::of(transport, workers));
+        Rc::new(Pool { limits, hosts: RefCell::default(), idle: Cell::new(0), budget, metrics })
+    }
+
+    /// Takes over other limits; connections over them go as they come back.
+    pub fn set_limits(&self, transport: &Transport, workers: usize) {
+        *self.limits.borrow_mut() = Limits::of(transport, workers);
+    }
+
+    /// The connections of an origin, shared by all routes that lead there.
+    pub fn host(self: &Rc<Pool>, origin: &Origin) -> Rc<Host> {
+        let mut hosts = self.hosts.borrow_mut();
+        hosts.retain(|host| host.strong_count() > 0);
+        if let Some(host) = hosts.iter().filter_map(Weak::upgrade).find(|host| host.origin == *origin) {
+            return host;
+        }
+        let host = Rc::new(Host {
+            origin: origin.clone(),
+            queue: Queue::default(),
+            pool: Rc::clone(self),
+            idle: RefCell::default(),
+            open: Cell::new(0),
+        });
+        hosts.push(Rc::downgrade(&host));
+        host
+    }
+
+    /// Closes idle connections that the upstream has closed or whose time is over; says whether any are left.
+    pub fn sweep(&self, now: u32) -> bool {
+        let limit = self.limits.borrow().idle_millis;
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            host.retain(|idle| limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit) && is_quiet(&mut idle.io));
+        }
+        self.idle.get() > 0
+    }
+
+    /// Closes every idle connection: memory is short.
+    pub fn clear(&self) {
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            host.retain(|_| false);
+        }
+    }
+
+    /// Who waits longest for a connection of a host; a number that stays the same as long as that one waits.
+    pub fn waiting(&self) -> Option<(usize, u64)> {
+        let hosts = self.hosts.borrow();
+        hosts.iter().enumerate().find_map(|(index, host)| Some((index, host.upgrade()?.queue.front()?)))
+    }
+
+    /// Makes room among the idle ones by closing the one that is idle longest.
+    fn evict_oldest(&self, now: u32) {
+        let hosts = self.hosts.borrow();
+        let age = |host: &Rc<Host>| host.idle.borrow().first().map(|idle| now.wrapping_sub(idle.since));
+        if let Some(host) = hosts.iter().filter_map(Weak::upgrade).max_by_key(age) {
+            let mut first = true;
+            host.retain(|_| !std::mem::take(&mut first));
+        }
+    }
+
+    fn count_idle(&self, more: bool) {
+        let idle = if more { self.idle.get() + 1 } else { self.idle.get() - 1 };
+        self.idle.set(idle);
+        self.metrics.upstream_idle(more);
+    }
+}
+
+impl Limits {
+    fn of(transport: &Transport, workers: usize) -> Limits {
+        let share = |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
+        Limits {
+            idle: share(transport.max_idle_conns),
+            idle_per_host: share(Some(transport.max_idle_conns_per_host)),
+            per_host: share(transport.max_conns_per_host),
+            idle_millis: transport.idle_conn_timeout.map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
+        }
+    }
+}
+
+impl Host {
+    /// Takes an idle connection, or the room for a new one; `None` where neither is to be had: wait in `queue`.
+    pub fn checkout(self: &Rc<Host>) -> Option<Checkout> {
+        while let Some(mut idle) = self.pop() {
+            if is_quiet(&mut idle.io) {
+                let mut lease = self.lease();
+                lease.io = Some(idle.io);
+                return Some(Checkout::Reused(lease));
+            }
+            self.close();
+        }
+        self.room().map(Checkout::Room)
+    }
+
+    /// Takes room for a new connection and passes the idle ones by: what was idle has just proved to be dead.
+    pub fn room(self: &Rc<Host>) -> Option<Lease> {
+        if self.open.get() >= self.pool.limits.borrow().per_host {
+            return None;
+        }
+        self.open.set(self.open.get() + 1);
+        self.pool.metrics.upstream_open(true);
+        Some(self.lease())
+    }
+
+    fn lease(self: &Rc<Host>) -> Lease {
+        let tls = self.origin.tls.as_ref().map(|_| self.pool.budget.force(TLS_SESSION));
+        Lease { io: None, host: Rc::clone(self), kept: false, _tls: tls }
+    }
+
+    fn pop(&self) -> Option<Idle> {
+        let idle = self.idle.borrow_mut().pop()?;
+        self.pool.count_idle(false);
+        Some(idle)
+    }
+
+    fn put(&self, io: Io, now: u32) -> Result<(), Io> {
+        let limits = *self.pool.limits.borrow();
+        let waited_for = self.queue.len() > 0;
+        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) {
+            return Err(io);
+        }
+        if !waited_for && (self.idle.borrow().len() >= limits.idle_per_host || limits.idle == 0) {
+            return Err(io);
+        }
+        if self.pool.idle.get() >= limits.idle {
+            self.pool.evict_oldest(now);
+        }
+        let price = IDLE_UPSTREAM + if self.origin.tls.is_some() { TLS_SESSION / 2 } else { 0 };
+        let Some(permit) = self.pool.budget.take(price) else { return Err(io) };
+        self.idle.borrow_mut().push(Idle { io, since: now, _permit: permit });
+        self.pool.count_idle(true);
+        self.queue.wake();
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.open.set(self.open.get() - 1);
+        self.pool.metrics.upstream_open(false);
+        self.queue.wake();
+    }
+
+    fn retain(&self, mut keep: impl FnMut(&mut Idle) -> bool) {
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        idle.retain_mut(&mut keep);
+        let gone = before - idle.len();
+        if idle.is_empty() {
+            idle.shrink_to_fit();
+        }
+        drop(idle);
+        for _ in 0..gone {
+            self.pool.count_idle(false);
+            self.close();
+        }
+    }
+}
+
+impl Lease {
+    /// Brings the connection back for the next request; only where both messages were read and written to their end.
+    pub fn give_back(mut self, now: u32) {
+        if let Some(io) = self.io.take() {
+            self.kept = self.host.put(io, now).is_ok();
+        }
+    }
+
+    /// Whose connection it is.
+    pub fn host(&self) -> &Rc<Host> {
+        &self.host
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.host.close();
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.retain(|_| false);
+    }
+}
+
+/// Whether an idle connection is alive and silent. No system call but after a read that filled its buffer.
+fn is_quiet(io: &mut Io) -> bool {
+    io.is_quiet(&mut Context::from_waker(Waker::noop()))
+}
+
+/// A place among `max_concurrent_requests`; given up on drop.
+#[derive(Debug)]
+pub struct Place(Rc<Places>);
+
+/// The places of a worker.
+#[derive(Debug)]
+pub struct Places {
+    limit: Cell<usize>,
+    taken: Cell<usize>,
+    /// Who waits for one.
+    pub queue: Queue,
+}
+
+impl Places {
+    /// `limit` exchanges at the same time; `None` = any number.
+    pub fn new(limit: Option<usize>, workers: usize) -> Rc<Places> {
+        let places = Places { limit: Cell::new(0), taken: Cell::new(0), queue: Queue::default() };
+        places.set_limit(limit, workers);
+        Rc::new(places)
+    }
+
+    /// Takes over another limit.
+    pub fn set_limit(&self, limit: Option<usize>, workers: usize) {
+        self.limit.set(limit.map_or(usize::MAX, |limit| limit.div_ceil(workers)));
+        self.queue.wake();
+    }
+
+    /// Takes a place if one is free.
+    pub fn take(self: &Rc<Places>) -> Option<Place> {
+        if self.taken.get() >= self.limit.get() {
+            return None;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Some(Place(Rc::clone(self)))
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.taken.get()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.set(self.0.taken.get() - 1);
+        self.0.queue.wake();
+    }
+}

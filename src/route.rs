@@ -3,7 +3,7 @@
 //! Pure: a table built once from the configuration, then only looked at. The bytes that were matched are the bytes
 //! that are sent; nothing is decoded or encoded here.
 
-use std::{path::PathBuf, time::Duration};
+use std::{cmp::Reverse, path::PathBuf, time::Duration};
 
 use hyper::http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -51,7 +51,14 @@ pub struct Edits {
 
 impl Edits {
     /// Applies the edits: first `remove`, then `set`.
-    pub fn apply(&self, _headers: &mut HeaderMap) {}
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+    }
 
     /// True where there is nothing to do.
     pub fn is_empty(&self) -> bool {
@@ -73,7 +80,8 @@ pub enum HostPattern {
 pub struct Target {
     /// The connection it needs; connections are shared by equal origins.
     pub origin: Origin,
-    /// Path in front of what is left of the request's path; `""` or `/base` without a slash at its end.
+    /// Path in front of what is left of the request's path: `""`, `/base`, or `/base/` where the slash was written.
+    /// That slash shows only where nothing is left to join: `/api` then asks for `/base/` and not for `/base`.
     pub base: String,
     /// What the target wants to read as Host: with its port unless that is the scheme's default; `localhost` for `unix:`.
     pub host_header: HeaderValue,
@@ -120,8 +128,17 @@ pub enum Found<'a> {
 }
 
 impl Routes {
-    /// Orders the routes: those with a host before those without, longer paths before shorter.
-    pub fn new(routes: Vec<Route>) -> Routes {
+    /// Orders the routes as they are tried: exact hosts, then wildcards (the longer suffix first), then any host;
+    /// among equals the longer path first.
+    pub fn new(mut routes: Vec<Route>) -> Routes {
+        routes.sort_by_key(|route| {
+            let (rank, suffix) = match &route.host {
+                Some(HostPattern::Exact(_)) => (0, 0),
+                Some(HostPattern::Below(suffix)) => (1, suffix.len()),
+                None => (2, 0),
+            };
+            (rank, Reverse(suffix), Reverse(route.path.len()))
+        });
         Routes { routes }
     }
 
@@ -135,20 +152,571 @@ impl Routes {
         self.routes.iter()
     }
 
-    /// The route of a path; `host` is the request's authority (case and port are ignored), `path` has no query.
-    pub fn find(&self, _host: &str, _path: &str) -> Found<'_> {
-        Found::Nothing
+    /// The route of a path; `host` is the request's authority (its case, port and trailing dot are ignored), `path` has
+    /// no query. Where both `/api/` and `/api` are routes of a host, `/api` is served and not sent to `/api/`.
+    ///
+    /// A linear scan: a table has a handful of routes, and most differ in their first bytes.
+    pub fn find(&self, host: &str, path: &str) -> Found<'_> {
+        let host = bare_host(host);
+        let mut candidates = self
+            .routes
+            .iter()
+            .filter(|route| route.host.as_ref().is_none_or(|it| it.matches(host)));
+        match candidates.find(|route| route.covers(path) || route.lacks_slash(path)) {
+            Some(route) if route.covers(path) => Found::Route(route),
+            Some(slashed) => candidates
+                .find(|route| route.host == slashed.host && route.path == path)
+                .map_or(Found::AddSlash(slashed), Found::Route),
+            None => Found::Nothing,
+        }
+    }
+}
+
+impl HostPattern {
+    /// Whether a host (without its port, in any case) is meant.
+    fn matches(&self, host: &str) -> bool {
+        match self {
+            HostPattern::Exact(name) => host.eq_ignore_ascii_case(name),
+            HostPattern::Below(suffix) => host
+                .len()
+                .checked_sub(suffix.len())
+                .and_then(|start| host.split_at_checked(start))
+                .is_some_and(|(labels, end)| {
+                    !labels.is_empty() && end.eq_ignore_ascii_case(suffix)
+                }),
+        }
     }
 }
 
 impl Route {
     /// Appends the path and query that the target is asked for: prefix stripped (or not), base in front, exactly one
     /// slash at the joint, every other byte as it came.
-    pub fn push_upstream_path(&self, _path: &str, _query: Option<&str>, _out: &mut Vec<u8>) {}
+    ///
+    /// `path` is one that [`Routes::find`] gave to this route.
+    pub fn push_upstream_path(&self, path: &str, query: Option<&str>, out: &mut Vec<u8>) {
+        let base = self.target.base.as_str();
+        let stripped = path
+            .strip_prefix(self.path.as_str())
+            .filter(|_| self.strip_prefix);
+        let rest = stripped.unwrap_or(path);
+        // A stripped `/api/` took the slash of the joint with it. Any other rest brings its own, or is empty.
+        let slash_stripped = stripped.is_some() && self.path.ends_with('/');
+        let nothing_joined = rest.is_empty() && (base.is_empty() || base.ends_with('/'));
+
+        out.extend_from_slice(base.trim_end_matches('/').as_bytes());
+        if slash_stripped || nothing_joined {
+            out.push(b'/');
+        }
+        out.extend_from_slice(rest.as_bytes());
+        if let Some(query) = query {
+            out.push(b'?');
+            out.extend_from_slice(query.as_bytes());
+        }
+    }
+
+    /// Whether a path is this route's: `/api/` has all that begins with it, `/api` itself and what is below `/api/`.
+    fn covers(&self, path: &str) -> bool {
+        path.strip_prefix(self.path.as_str()).is_some_and(|rest| {
+            rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/')
+        })
+    }
+
+    /// Whether a path is this route's without its final slash.
+    fn lacks_slash(&self, path: &str) -> bool {
+        !path.is_empty() && self.path.strip_suffix('/') == Some(path)
+    }
 }
 
 /// Whether a path holds a `.` or `..` segment, plain or percent-encoded in any mix (`%2e`, `.%2E`, also where the
 /// slash beside it is encoded as `%2f` or `%5c`, or is a backslash): such a request is refused, so that nothing leaves the base path.
-pub fn holds_dot_segment(_path: &str) -> bool {
-    false
+///
+/// Some servers cut `;parameters` off a segment before they resolve it, so `/..;/` counts too. Decoding is done once:
+/// `%252e` is the text `%2e` and stays allowed.
+pub fn holds_dot_segment(path: &str) -> bool {
+    let mut bytes = path.bytes();
+    // How many dots the segment holds so far; `None` once it holds anything else.
+    let mut dots = Some(0);
+    while let Some(byte) = bytes.next() {
+        let byte = if byte == b'%' {
+            decoded(&mut bytes)
+        } else {
+            byte
+        };
+        dots = match (byte, dots) {
+            (b'/' | b'\\' | b';', Some(1 | 2)) => return true,
+            (b'/' | b'\\', _) => Some(0),
+            (b'.', Some(count)) => Some(count + 1),
+            _ => None,
+        };
+    }
+    matches!(dots, Some(1 | 2))
+}
+
+/// The byte that the two digits after a `%` stand for; `%` itself, with nothing taken, where they are no digits.
+fn decoded(bytes: &mut std::str::Bytes<'_>) -> u8 {
+    let mut ahead = bytes.clone();
+    let mut digit = || {
+        char::from(ahead.next()?)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    match (digit(), digit()) {
+        (Some(high), Some(low)) => {
+            *bytes = ahead;
+            high << 4 | low
+        }
+        _ => b'%',
+    }
+}
+
+/// An authority without its port and the trailing dot of its name; an IPv6 literal keeps its brackets.
+fn bare_host(authority: &str) -> &str {
+    let port = authority.rfind(']').map_or(0, |end| end + 1);
+    let end = authority
+        .bytes()
+        .skip(port)
+        .position(|byte| byte == b':')
+        .map_or(authority.len(), |colon| port + colon);
+    let host = authority.get(..end).unwrap_or(authority);
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host: &str, path: &str, base: &str) -> Route {
+        Route {
+            path: path.to_owned(),
+            host: match host.strip_prefix('*') {
+                _ if host.is_empty() => None,
+                Some(suffix) => Some(HostPattern::Below(suffix.to_owned())),
+                None => Some(HostPattern::Exact(host.to_owned())),
+            },
+            target: Target {
+                origin: Origin {
+                    address: Address::Tcp("h".to_owned(), 80),
+                    tls: None,
+                },
+                base: base.to_owned(),
+                host_header: HeaderValue::from_static("h"),
+            },
+            strip_prefix: true,
+            preserve_host: false,
+            response_header_timeout: None,
+            max_body_size: None,
+            request_headers: Edits::default(),
+            response_headers: Edits::default(),
+            cors: None,
+        }
+    }
+
+    fn table(routes: &[(&str, &str)]) -> Routes {
+        Routes::new(
+            routes
+                .iter()
+                .map(|(host, path)| route(host, path, ""))
+                .collect(),
+        )
+    }
+
+    /// `host path`, with `+` in front for a redirect, `-` for nothing.
+    fn shown(found: &Found<'_>) -> String {
+        let name = |route: &Route| {
+            let host = match &route.host {
+                Some(HostPattern::Exact(name)) => name.clone(),
+                Some(HostPattern::Below(suffix)) => format!("*{suffix}"),
+                None => String::new(),
+            };
+            format!("{host}{}", route.path)
+        };
+        match found {
+            Found::Route(route) => name(route),
+            Found::AddSlash(route) => format!("+{}", name(route)),
+            Found::Nothing => "-".to_owned(),
+        }
+    }
+
+    fn joined(route: &Route, path: &str, query: Option<&str>) -> String {
+        let mut out = Vec::new();
+        route.push_upstream_path(path, query, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_longest_prefix_of_the_closest_host_wins() {
+        let all = table(&[
+            ("", "/"),
+            ("", "/api/"),
+            ("", "/api/v1"),
+            ("*.example.com", "/"),
+            ("*.eu.example.com", "/api/"),
+            ("app.example.com", "/api/"),
+            ("app.example.com", "/api/v2/"),
+            ("[::1]", "/six/"),
+        ]);
+        for (host, path, expected) in [
+            ("x", "/", "/"),
+            ("x", "/a", "/"),
+            ("x", "/api", "+/api/"),
+            ("x", "/api/", "/api/"),
+            ("x", "/api/v", "/api/"),
+            ("x", "/api/v1", "/api/v1"),
+            ("x", "/api/v1/", "/api/v1"),
+            ("x", "/api/v1/y", "/api/v1"),
+            ("x", "/api/v1y", "/api/"),
+            ("x", "/API/", "/"),
+            ("x", "/%61pi/", "/"),
+            ("x", "/api%2Fv1", "/"),
+            ("x", "//api/", "/"),
+            ("x", "*", "-"),
+            ("x", "", "-"),
+            ("", "/api/", "/api/"),
+            ("app.example.com", "/api/x", "app.example.com/api/"),
+            ("app.example.com", "/api", "+app.example.com/api/"),
+            ("app.example.com", "/api/v2", "+app.example.com/api/v2/"),
+            ("app.example.com", "/api/v2/", "app.example.com/api/v2/"),
+            ("APP.Example.COM:8443", "/api/x", "app.example.com/api/"),
+            ("app.example.com.", "/api/x", "app.example.com/api/"),
+            ("app.example.com.:80", "/api/x", "app.example.com/api/"),
+            ("app.example.com", "/other", "*.example.com/"),
+            ("a.b.example.com", "/other", "*.example.com/"),
+            ("a.eu.example.com", "/api/x", "*.eu.example.com/api/"),
+            ("a.EU.example.com", "/x", "*.example.com/"),
+            ("eu.example.com", "/api/x", "*.example.com/"),
+            ("example.com", "/x", "/"),
+            ("notexample.com", "/x", "/"),
+            ("example.com.evil", "/x", "/"),
+            ("ü.example.com", "/x", "*.example.com/"),
+            ("üüüüüüüü", "/x", "/"),
+            ("[::1]", "/six/", "[::1]/six/"),
+            ("[::1]:80", "/six/", "[::1]/six/"),
+            ("[::2]:80", "/six/", "/"),
+        ] {
+            assert_eq!(shown(&all.find(host, path)), expected, "{host} {path}");
+        }
+        assert_eq!(shown(&table(&[("", "/api/")]).find("x", "/apix")), "-");
+        assert_eq!(shown(&table(&[("", "/api")]).find("x", "/apix")), "-");
+        assert_eq!(shown(&table(&[]).find("x", "/")), "-");
+    }
+
+    #[test]
+    fn a_route_without_the_slash_is_served_where_one_with_it_would_redirect() {
+        let both = table(&[
+            ("", "/api/"),
+            ("", "/api"),
+            ("a", "/api/"),
+            ("b", "/api/"),
+            ("b", "/api"),
+        ]);
+        assert_eq!(shown(&both.find("x", "/api")), "/api");
+        assert_eq!(shown(&both.find("x", "/api/x")), "/api/");
+        assert_eq!(shown(&both.find("a", "/api")), "+a/api/");
+        assert_eq!(shown(&both.find("b", "/api")), "b/api");
+    }
+
+    #[test]
+    fn paths_are_joined_with_one_slash() {
+        for (prefix, base, path, expected) in [
+            ("/api/", "/base", "/api/x", "/base/x"),
+            ("/api/", "/base", "/api/", "/base/"),
+            ("/api/", "", "/api/x", "/x"),
+            ("/api/", "", "/api/", "/"),
+            ("/api/", "/base/", "/api/x", "/base/x"),
+            ("/api/", "/base/", "/api/", "/base/"),
+            ("/api/", "/base", "/api//x", "/base//x"),
+            ("/api/", "/base", "/api/x//y%2Fz/", "/base/x//y%2Fz/"),
+            ("/api", "/base", "/api", "/base"),
+            ("/api", "/base", "/api/", "/base/"),
+            ("/api", "/base", "/api/x", "/base/x"),
+            ("/api", "/base", "/api//x", "/base//x"),
+            ("/api", "/base/", "/api", "/base/"),
+            ("/api", "/base/", "/api/x", "/base/x"),
+            ("/api", "/", "/api", "/"),
+            ("/api", "", "/api", "/"),
+            ("/api", "", "/api/", "/"),
+            ("/api", "", "/api/x", "/x"),
+            ("/", "", "/", "/"),
+            ("/", "", "/x", "/x"),
+            ("/", "", "//x", "//x"),
+            ("/", "/", "/x", "/x"),
+            ("/", "/base", "/", "/base/"),
+            ("/", "/base/", "/x", "/base/x"),
+        ] {
+            let route = route("", prefix, base);
+            assert_eq!(
+                joined(&route, path, None),
+                expected,
+                "{prefix} -> {base}: {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_whole_path_is_joined_where_the_prefix_stays() {
+        for (prefix, base, path, expected) in [
+            ("/api/", "/base", "/api/x", "/base/api/x"),
+            ("/api/", "/base/", "/api/x", "/base/api/x"),
+            ("/api/", "", "/api/", "/api/"),
+            ("/api", "", "/api", "/api"),
+            ("/", "/base", "/", "/base/"),
+        ] {
+            let route = Route {
+                strip_prefix: false,
+                ..route("", prefix, base)
+            };
+            assert_eq!(
+                joined(&route, path, None),
+                expected,
+                "{prefix} -> {base}: {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_query_is_never_touched() {
+        let route = route("", "/api", "/base");
+        for (query, expected) in [
+            (None, "/base"),
+            (Some(""), "/base?"),
+            (Some("q=/../?&%"), "/base?q=/../?&%"),
+            (Some("?"), "/base??"),
+        ] {
+            assert_eq!(joined(&route, "/api", query), expected);
+        }
+    }
+
+    #[test]
+    fn dot_segments_are_seen_through_every_disguise() {
+        for bad in [
+            "/.",
+            "/..",
+            "/./",
+            "/../",
+            "/a/./b",
+            "/a/../b",
+            "/a/..",
+            "..",
+            ".",
+            "../a",
+            "/%2e",
+            "/%2E/",
+            "/%2e%2e/",
+            "/.%2e",
+            "/%2E./a",
+            "/a/%2e%2E",
+            "/a%2f..%2fb",
+            "/a%2F.%2Fb",
+            "/..%2f",
+            "/a%5c..",
+            "/a%5C%2e%2e%5cb",
+            "/a\\..\\b",
+            "\\..",
+            "/..\\a",
+            "/..;/",
+            "/..;x=y/a",
+            "/.;",
+            "/a/..;a;b",
+            "/%2e.;v=1/x",
+            "/..%3b/",
+            "/..%3B",
+        ] {
+            assert!(holds_dot_segment(bad), "{bad}");
+        }
+        for good in [
+            "",
+            "*",
+            "/",
+            "//",
+            "/a",
+            "/a.b",
+            "/.a",
+            "/a.",
+            "/..a",
+            "/a..",
+            "/...",
+            "/.../",
+            "/.well-known/x",
+            "/a;..",
+            "/;/a",
+            "/a/..b/c",
+            "/%2ea",
+            "/%2e%2e%2e",
+            "/%252e%252e/",
+            "/%2",
+            "/%",
+            "/%2g",
+            "/%2x%2e",
+            "/..%",
+            "/..%2",
+            "/. ",
+            "/a?b",
+            "/a;b=..%2",
+        ] {
+            assert!(!holds_dot_segment(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn edits_remove_then_set() {
+        let edits = Edits {
+            set: vec![(
+                HeaderName::from_static("x-a"),
+                HeaderValue::from_static("ours"),
+            )],
+            remove: vec![
+                HeaderName::from_static("x-b"),
+                HeaderName::from_static("x-a"),
+                HeaderName::from_static("x-none"),
+            ],
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-a", "1"),
+            ("x-a", "2"),
+            ("x-b", "3"),
+            ("x-b", "4"),
+            ("x-c", "5"),
+            ("x-c", "6"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        edits.apply(&mut headers);
+        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["ours"]);
+        assert!(!headers.contains_key("x-b"));
+        assert_eq!(
+            headers.get_all("x-c").iter().collect::<Vec<_>>(),
+            ["5", "6"]
+        );
+        assert!(!edits.is_empty() && Edits::default().is_empty());
+    }
+
+    /// Marsaglia's xorshift: the same cases at every run.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % u64::try_from(bound).unwrap()).unwrap()
+        }
+
+        fn pick<'a>(&mut self, words: &[&'a str]) -> &'a str {
+            words[self.below(words.len())]
+        }
+
+        /// `/`-led, of up to `most` small words, with slashes of its own.
+        fn path(&mut self, most: usize) -> String {
+            let mut path = "/".to_owned();
+            for _ in 0..self.below(most + 1) {
+                path.push_str(self.pick(&["a", "b", "/", "ab", "%2F", "/"]));
+            }
+            path
+        }
+    }
+
+    #[test]
+    fn a_join_keeps_the_rest_and_has_one_slash_at_the_joint() {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        for _ in 0..20_000 {
+            let base = dice.pick(&["", "/", "/base", "/base/", "/a/b", "/a//b/"]);
+            let strip_prefix = dice.below(2) == 0;
+            let route = Route {
+                strip_prefix,
+                ..route("", &dice.path(4), base)
+            };
+            let path = route.path.clone()
+                + if route.path.ends_with('/') { "" } else { "/" }
+                + dice.path(5).get(1..).unwrap();
+            let case = format!("{} -> {base} ({strip_prefix}): {path}", route.path);
+            assert!(route.covers(&path), "{case}");
+
+            let out = joined(&route, &path, None);
+            let rest = if strip_prefix {
+                path.get(route.path.len()..).unwrap()
+            } else {
+                &path
+            };
+            let rest = if strip_prefix && route.path.ends_with('/') {
+                rest
+            } else {
+                rest.strip_prefix('/').unwrap()
+            };
+            assert_eq!(
+                out,
+                format!("{}/{rest}", base.trim_end_matches('/')),
+                "{case}"
+            );
+            assert!(out.starts_with('/'), "{case}");
+        }
+    }
+
+    #[test]
+    fn find_agrees_with_a_naive_reading() {
+        const PATTERNS: &[&str] = &["", "", "a.b", "*.b", "*.a.b", "b"];
+        const HOSTS: &[&str] = &[
+            "", "b", "a.b", "A.B:80", "c.a.b", "x.a.b.", "bb", "c", ".b", "a.b:",
+        ];
+        let mut dice = Dice(0x0123_4567_89ab_cdef);
+        for _ in 0..20_000 {
+            let mut written: Vec<(&str, String)> = Vec::new();
+            for _ in 0..dice.below(7) {
+                let next = (dice.pick(PATTERNS), dice.path(3));
+                if !written.contains(&next) {
+                    written.push(next);
+                }
+            }
+            let (host, path) = (dice.pick(HOSTS), dice.path(4));
+            let routes = Routes::new(
+                written
+                    .iter()
+                    .map(|(host, path)| route(host, path, ""))
+                    .collect(),
+            );
+            assert_eq!(
+                shown(&routes.find(host, &path)),
+                naive(&written, host, &path),
+                "{written:?} {host} {path}"
+            );
+        }
+    }
+
+    /// What [`Routes::find`] promises, written the long way round.
+    fn naive(routes: &[(&str, String)], host: &str, path: &str) -> String {
+        let lower = host.to_lowercase();
+        let name = lower.split(':').next().unwrap().trim_end_matches('.');
+        let mut best: Option<((usize, usize), String)> = None;
+        for (pattern, prefix) in routes {
+            let closeness = match pattern.strip_prefix('*') {
+                _ if pattern.is_empty() => 0,
+                Some(suffix) if name.ends_with(suffix) && name != suffix => suffix.len(),
+                None if name == *pattern => 1000,
+                _ => continue,
+            };
+            let below = if prefix.ends_with('/') {
+                prefix.clone()
+            } else {
+                format!("{prefix}/")
+            };
+            let answer = if path == prefix || path.starts_with(&below) {
+                format!("{pattern}{prefix}")
+            } else if format!("{path}/") == *prefix
+                && !routes
+                    .iter()
+                    .any(|other| other.0 == *pattern && other.1 == path)
+            {
+                format!("+{pattern}{prefix}")
+            } else {
+                continue;
+            };
+            if best
+                .as_ref()
+                .is_none_or(|(score, _)| (closeness, prefix.len()) > *score)
+            {
+                best = Some(((closeness, prefix.len()), answer));
+            }
+        }
+        best.map_or("-".to_owned(), |(_, answer)| answer)
+    }
 }

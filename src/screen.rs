@@ -1,1 +1,491 @@
-//! The strict reading of raw request bytes.
+//! The strict reading of a request head, before any parser acts on it.
+//!
+//! hyper reads requests for us, and reads them well; this room makes sure that what it gets can be read in one way
+//! only, and tells where the message ends, so that hyper is never handed a byte of the next one. Pure: bytes in,
+//! a verdict out. RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses.
+
+use hyper::http::StatusCode;
+
+use crate::chunked::is_token;
+
+/// A head that passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes before it to skip: one empty line (RFC 9112 §2.2).
+    pub skip: usize,
+    /// Its bytes behind those, the closing empty line included.
+    pub len: usize,
+    /// How many fields it has.
+    pub fields: usize,
+    /// What follows it.
+    pub framing: Framing,
+    /// Where its target stands, counted from its first byte.
+    pub target: (usize, usize),
+}
+
+/// How a request body is delimited (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes; none where neither Content-Length nor Transfer-Encoding is given.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// Why a request is answered by a close before anybody looked at what it asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 400, with what is wrong for the log.
+    Malformed(&'static str),
+    /// 405: CONNECT.
+    Connect,
+    /// 408: the head was not complete in `server.header_timeout`.
+    HeadTimedOut,
+    /// 414: the target alone is over the limit.
+    TargetTooLong,
+    /// 431: the head is over `server.max_header_bytes`, or has too many fields.
+    HeadTooLarge,
+    /// 505: well-formed, but neither HTTP/1.1 nor HTTP/1.0.
+    Version,
+    /// 503: the memory budget has no room for this head.
+    NoMemory,
+}
+
+/// More fields than any client of ours has; each costs memory in every parser on the way.
+const MAX_FIELDS: usize = 256;
+
+/// hyper's and `http::Uri`'s own bound.
+const MAX_TARGET: usize = 65_534;
+
+impl Refusal {
+    /// The status that is answered before the close.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
+            Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
+            Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Refusal::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// One plain sentence for the client.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Refusal::Malformed(_) => "The request is malformed.\n",
+            Refusal::Connect => "The method is not allowed.\n",
+            Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
+            Refusal::TargetTooLong => "The request target is too long.\n",
+            Refusal::HeadTooLarge => "The request head is too large.\n",
+            Refusal::Version => "The HTTP version is not supported.\n",
+            Refusal::NoMemory => "There is no room for this request now.\n",
+        }
+    }
+
+    /// What the log says.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Refusal::Malformed(reason) => reason,
+            Refusal::Connect => "CONNECT",
+            Refusal::HeadTimedOut => "head timed out",
+            Refusal::TargetTooLong => "target too long",
+            Refusal::HeadTooLarge => "head too large",
+            Refusal::Version => "unknown HTTP version",
+            Refusal::NoMemory => "no memory for the head",
+        }
+    }
+
+    /// The whole answer, to be written as it is before the close.
+    pub fn answer(self) -> String {
+        let (status, sentence) = (self.status(), self.sentence());
+        let extra = match self {
+            Refusal::Connect => "allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n",
+            Refusal::NoMemory => "retry-after: 1\r\n",
+            _ => "",
+        };
+        format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n{sentence}",
+            status.as_str(),
+            status.canonical_reason().unwrap_or(""),
+            sentence.len(),
+        )
+    }
+}
+
+/// Reads the head at the start of `bytes`; `None` where it is not complete yet.
+///
+/// `scanned` is how many bytes were looked at in vain before: the caller keeps it, so that a head that drips in byte
+/// by byte is not read again from its start each time.
+///
+/// # Errors
+/// A [`Refusal`] where the head is malformed, or cannot become right within `max` bytes.
+pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Refusal> {
+    if bytes == b"\r" {
+        return Ok(None);
+    }
+    let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let rest = bytes.get(skip..).unwrap_or_default();
+    if rest.starts_with(b"\r") || rest.starts_with(b"\n") {
+        return Err(Refusal::Malformed("an empty line before the request"));
+    }
+    if !ends_somewhere(bytes, (*scanned).max(skip)) {
+        *scanned = bytes.len();
+        return if rest.len() < max { Ok(None) } else { Err(too_large(rest)) };
+    }
+    let head = Walk { bytes: rest, at: 0 }.head(skip)?;
+    if head.len > max {
+        return Err(too_large(rest.get(..max).unwrap_or(rest)));
+    }
+    Ok(Some(head))
+}
+
+/// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
+fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
+    if bytes.ends_with(b"\r\n\r\n") {
+        return true;
+    }
+    let window = bytes.get(from.saturating_sub(3)..).unwrap_or_default();
+    window.windows(2).enumerate().any(|(i, pair)| {
+        pair == b"\n\n" || (pair == b"\n\r" && window.get(i + 2) == Some(&b'\n'))
+    })
+}
+
+/// 414 where the request line alone fills the limit, else 431.
+fn too_large(bytes: &[u8]) -> Refusal {
+    if bytes.contains(&b'\n') { Refusal::HeadTooLarge } else { Refusal::TargetTooLong }
+}
+
+/// A walk over the lines of one head.
+struct Walk<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+/// What the fields said about the message.
+#[derive(Default)]
+struct Seen {
+    host: bool,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn head(mut self, skip: usize) -> Result<Head, Refusal> {
+        let (http11, target) = self.request_line()?;
+        let mut seen = Seen::default();
+        let mut fields = 0;
+        while let Some((name, value)) = self.field()? {
+            fields += 1;
+            if fields > MAX_FIELDS {
+                return Err(Refusal::HeadTooLarge);
+            }
+            seen.note(name, value, http11)?;
+        }
+        if !seen.host && http11 {
+            return Err(Refusal::Malformed("no Host"));
+        }
+        let framing = match (seen.chunked, seen.length) {
+            (true, Some(_)) => return Err(Refusal::Malformed("both Content-Length and Transfer-Encoding")),
+            (true, None) => Framing::Chunked,
+            (false, length) => Framing::Length(length.unwrap_or(0)),
+        };
+        Ok(Head { skip, len: self.at, fields, framing, target })
+    }
+
+    /// Takes `METHOD SP target SP HTTP/1.x CRLF`.
+    fn request_line(&mut self) -> Result<(bool, (usize, usize)), Refusal> {
+        let method = self.take_while(is_token);
+        if method.is_empty() || !self.eat(b' ') {
+            return Err(Refusal::Malformed("a malformed method"));
+        }
+        let start = self.at;
+        let target = self.take_while(is_target);
+        let end = self.at;
+        if target.len() > MAX_TARGET {
+            return Err(Refusal::TargetTooLong);
+        }
+        if !self.eat(b' ') || std::str::from_utf8(target).is_err() {
+            return Err(Refusal::Malformed("a byte in the target that may not stand there"));
+        }
+        let version = self.take_while(|byte| byte != b'\r' && byte != b'\n');
+        if !(self.eat(b'\r') && self.eat(b'\n')) {
+            return Err(Refusal::Malformed("a bare CR or LF in the request line"));
+        }
+        if method == b"PRI" {
+            return Err(Refusal::Malformed("the HTTP/2 preface"));
+        }
+        let http11 = match version {
+            b"HTTP/1.1" => true,
+            b"HTTP/1.0" => false,
+            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+                return Err(Refusal::Version);
+            }
+            _ => return Err(Refusal::Malformed("a malformed version")),
+        };
+        match target {
+            _ if method == b"CONNECT" => return Err(Refusal::Connect),
+            [b'/', ..] => {}
+            b"*" if method == b"OPTIONS" => {}
+            _ => {
+                let authority = strip_scheme(target).ok_or(Refusal::Malformed("a target of no known form"))?;
+                let end = authority.iter().position(|&byte| byte == b'/' || byte == b'?').unwrap_or(authority.len());
+                if !is_host(authority.get(..end).unwrap_or_default()) {
+                    return Err(Refusal::Malformed("a malformed authority"));
+                }
+            }
+        }
+        Ok((http11, (start, end)))
+    }
+
+    /// Takes one field line; `None` at the empty line that closes the head.
+    fn field(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Refusal> {
+        let name = self.take_while(is_token);
+        if name.is_empty() {
+            return if self.eat(b'\r') && self.eat(b'\n') {
+                Ok(None)
+            } else {
+                Err(Refusal::Malformed("a line that begins with no field name"))
+            };
+        }
+        if !self.eat(b':') {
+            return Err(Refusal::Malformed("a field name without its colon"));
+        }
+        let value = self.take_while(is_value);
+        if !(self.eat(b'\r') && self.eat(b'\n')) {
+            return Err(Refusal::Malformed("a byte in a value that may not stand there"));
+        }
+        Ok(Some((name, value.trim_ascii())))
+    }
+
+    fn take_while(&mut self, fits: impl Fn(u8) -> bool) -> &'a [u8] {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let len = rest.iter().position(|&byte| !fits(byte)).unwrap_or(rest.len());
+        self.at += len;
+        rest.get(..len).unwrap_or_default()
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let fits = self.bytes.get(self.at) == Some(&byte);
+        self.at += usize::from(fits);
+        fits
+    }
+}
+
+impl Seen {
+    fn note(&mut self, name: &[u8], value: &[u8], http11: bool) -> Result<(), Refusal> {
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                if self.host {
+                    return Err(Refusal::Malformed("more than one Host"));
+                }
+                if !is_host(value) {
+                    return Err(Refusal::Malformed("a malformed Host"));
+                }
+                self.host = true;
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                if self.length.is_some() {
+                    return Err(Refusal::Malformed("more than one Content-Length"));
+                }
+                self.length = Some(decimal(value).ok_or(Refusal::Malformed("a malformed Content-Length"))?);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                if self.chunked || !http11 || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Refusal::Malformed("a Transfer-Encoding other than chunked"));
+                }
+                self.chunked = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Digits only, and few enough of them that no reader overflows (RFC 9110 §8.6).
+pub fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, &byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
+}
+
+fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = target.split_at_checked(7)?;
+    if scheme.eq_ignore_ascii_case(b"http://") {
+        return Some(rest);
+    }
+    let (scheme, rest) = target.split_at_checked(8)?;
+    scheme.eq_ignore_ascii_case(b"https://").then_some(rest)
+}
+
+/// `host`, `host:port` or `[v6]:port` (RFC 9110 §7.2), never empty, without user info.
+pub fn is_host(value: &[u8]) -> bool {
+    let (host, port) = match value {
+        [b'[', rest @ ..] => match rest.iter().position(|&byte| byte == b']') {
+            Some(end) => {
+                let inside = rest.get(..end).unwrap_or_default();
+                let after = rest.get(end + 1..).unwrap_or_default();
+                if inside.is_empty() || !inside.iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte)) {
+                    return false;
+                }
+                match after {
+                    [] => return true,
+                    [b':', port @ ..] => (inside, Some(port)),
+                    _ => return false,
+                }
+            }
+            None => return false,
+        },
+        _ => match value.iter().position(|&byte| byte == b':') {
+            Some(colon) => (value.get(..colon).unwrap_or_default(), value.get(colon + 1..)),
+            None => (value, None),
+        },
+    };
+    let host_fits = matches!(value, [b'[', ..])
+        || (!host.is_empty() && host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)));
+    host_fits && port.is_none_or(|port| port.is_empty() || (port.len() <= 5 && decimal(port).is_some_and(|port| port <= 65_535)))
+}
+
+/// What may stand in a target: what `http::Uri` takes, without the fragment's `#`.
+fn is_target(byte: u8) -> bool {
+    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~' | 0x80..)
+}
+
+/// What may stand in a field value: no control byte but the tab.
+fn is_value(byte: u8) -> bool {
+    (byte >= b' ' && byte != 0x7f) || byte == b'\t'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+        head(bytes, &mut 0, 65_536)
+    }
+
+    #[test]
+    fn a_plain_request_passes_with_its_end_and_framing() {
+        let bytes = b"POST /a?b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
+        let head = read(bytes).unwrap().unwrap();
+        assert_eq!(head, Head { skip: 0, len: bytes.len() - 5, fields: 2, framing: Framing::Length(5), target: (5, 9) });
+    }
+
+    #[test]
+    fn a_head_is_complete_at_its_last_byte_and_not_before() {
+        let bytes = b"\r\nGET / HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n";
+        let mut scanned = 0;
+        for cut in 0..bytes.len() {
+            assert_eq!(head(&bytes[..cut], &mut scanned, 1000), Ok(None), "cut at {cut}");
+        }
+        let done = head(bytes, &mut scanned, 1000).unwrap().unwrap();
+        assert_eq!((done.skip, done.len), (2, bytes.len() - 2));
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        let cases: &[&str] = &[
+            "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: \r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", "GET / HTTP/1.1\r\nHost: u@h\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a:70000\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", "GET / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nA b: c\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nnocolon\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n: c\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", "GET / HTTP/1.1\r\n Host: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\nA: b\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/1.1\r\nHost: a\r\nA: b\rc\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nA: b\0c\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1 \r\nHost: a\r\n\r\n", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", "GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n", "GET ftp://h/ HTTP/1.1\r\nHost: a\r\n\r\n", "GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n", "G@T / HTTP/1.1\r\nHost: a\r\n\r\n", " GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / http/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.10\r\nHost: a\r\n\r\n", "GET / HTTPS/1.1\r\nHost: a\r\n\r\n", "GET /\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ];
+        for case in cases {
+            assert!(matches!(read(case.as_bytes()), Err(Refusal::Malformed(_))), "{}: {:?}", case.escape_debug(), read(case.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn other_refusals_have_their_own_status() {
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(2000));
+        let wide = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(300));
+        let cases: &[(&str, usize, Refusal)] = &[
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 1000, Refusal::Version),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 1000, Refusal::Version),
+            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 1000, Refusal::Connect),
+            (&long, 1000, Refusal::TargetTooLong),
+            (&long[..1500], 1000, Refusal::TargetTooLong),
+            (&wide, 65_536, Refusal::HeadTooLarge),
+            (&wide, 500, Refusal::HeadTooLarge),
+        ];
+        for (case, max, refusal) in cases {
+            assert_eq!(head(case.as_bytes(), &mut 0, *max), Err(*refusal), "{:.40}", case);
+        }
+    }
+
+    #[test]
+    fn the_limit_counts_to_the_byte() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(head(bytes, &mut 0, bytes.len()).is_ok());
+        assert_eq!(head(bytes, &mut 0, bytes.len() - 1), Err(Refusal::HeadTooLarge));
+    }
+
+    #[test]
+    fn what_passes_here_passes_hypers_parser_too() {
+        for byte in 0..=255_u8 {
+            let mut bytes = b"GET /a".to_vec();
+            bytes.push(byte);
+            bytes.extend_from_slice(b" HTTP/1.1\r\nHost: a\r\n\r\n");
+            if byte < 0x80 && read(&bytes).is_ok() {
+                let target = &bytes[4..7];
+                assert!(hyper::Uri::try_from(target).is_ok(), "byte {byte:#x}");
+                let mut fields = [httparse::EMPTY_HEADER; 4];
+                assert!(httparse::Request::new(&mut fields).parse(&bytes).is_ok_and(|status| status.is_complete()), "byte {byte:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_and_what_passes_is_what_httparse_reads() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |n: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % n as u64).unwrap()
+        };
+        let good = b"POST /a/b?c=d HTTP/1.1\r\nHost: example.com:80\r\nContent-Length: 5\r\nAccept: */*\r\nX-Y: \"z\"\r\n\r\n";
+        for _ in 0..20_000 {
+            let mut bytes = good.to_vec();
+            for _ in 0..=random(3) {
+                if bytes.is_empty() {
+                    break;
+                }
+                let at = random(bytes.len());
+                match random(4) {
+                    0 => bytes[at] = u8::try_from(random(256)).unwrap(),
+                    1 => bytes.insert(at, b"\r\n :\0\t,;"[random(8)]),
+                    2 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            if let Ok(Some(head)) = read(&bytes) {
+                let mut fields = [httparse::EMPTY_HEADER; 16];
+                let mut request = httparse::Request::new(&mut fields);
+                let status = request.parse(&bytes[head.skip..]);
+                assert_eq!(status, Ok(httparse::Status::Complete(head.len)), "{}", bytes.escape_ascii());
+                assert_eq!(request.headers.len(), head.fields, "{}", bytes.escape_ascii());
+            }
+        }
+    }
+}

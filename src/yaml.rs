@@ -1,0 +1,431 @@
+//! YAML as a tree, and on which line of the text each part of it stands.
+//!
+//! `serde_yaml` gives no spans, but its errors know their line: to learn where a field stands, the text is parsed once
+//! more by a visitor that fails there. Never a panic, whatever the bytes; aliases are paid for by what they expand to.
+
+use std::{cell::Cell, collections::HashSet, fmt};
+
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess,
+    SeqAccess, Visitor,
+};
+
+/// A node of the tree. Mappings keep their order; merge keys are already laid in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// `null`, `~`, or nothing.
+    Null,
+    /// `true` or `false`.
+    Flag(bool),
+    /// A whole number; what is too large is the largest.
+    Whole(i128),
+    /// A number with a fraction or exponent; may be infinite or none.
+    Decimal(f64),
+    /// Any other scalar, and every scalar in quotes.
+    Text(String),
+    /// A sequence.
+    List(Vec<Value>),
+    /// A mapping; its keys are unique.
+    Map(Vec<(String, Value)>),
+}
+
+/// From the root down to a value.
+pub type Path = Vec<Step>;
+
+/// One step down.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Into a mapping.
+    Key(String),
+    /// Into a list.
+    Index(usize),
+}
+
+/// What a text holds.
+pub struct Tree {
+    /// The first document.
+    pub root: Value,
+    /// Whether others follow it.
+    pub more: bool,
+}
+
+/// What is wrong with a text, and on which line of it.
+pub struct SyntaxError {
+    /// Counted from 1.
+    pub line: Option<usize>,
+    /// May hold the path and parts of the text.
+    pub sentence: String,
+}
+
+/// Parses the first document of a text; an empty text is a `Null`.
+pub fn parse(text: &str) -> Result<Tree, SyntaxError> {
+    let mut documents = serde_yaml::Deserializer::from_str(text);
+    let budget = Cell::new(MAX_TREE);
+    let root = match documents.next() {
+        Some(first) => Build { budget: &budget }.deserialize(first)?,
+        None => Value::Null,
+    };
+    let more = match documents.next() {
+        // What follows is not read, but it must not be the rest of a document that broke off.
+        Some(second) => IgnoredAny::deserialize(second).map(|_| true)?,
+        None => false,
+    };
+    Ok(Tree { root, more })
+}
+
+/// The line of a field's key (or list element), else that of the closest thing around it that is written down.
+pub fn line(text: &str, mut path: &[Step]) -> usize {
+    while let Some((_, around)) = path.split_last() {
+        for merged in [false, true] {
+            if let Some(line) = walk(text, path, merged, None) {
+                return line;
+            }
+        }
+        path = around;
+    }
+    1
+}
+
+/// A scalar as it is written: `1.10` stays `1.10`.
+pub fn raw(text: &str, path: &[Step]) -> Option<String> {
+    let found = Cell::new(None);
+    for merged in [false, true] {
+        walk(text, path, merged, Some(&found));
+        if let Some(text) = found.take() {
+            return Some(text);
+        }
+    }
+    None
+}
+
+fn walk(
+    text: &str,
+    path: &[Step],
+    merged: bool,
+    raw: Option<&Cell<Option<String>>>,
+) -> Option<usize> {
+    let first = serde_yaml::Deserializer::from_str(text).next()?;
+    let error = Walk { path, merged, raw }.deserialize(first).err()?;
+    error.location().map(|location| location.line())
+}
+
+impl From<serde_yaml::Error> for SyntaxError {
+    /// `serde_yaml` puts the place behind the sentence; people and editors look for it in front.
+    fn from(error: serde_yaml::Error) -> SyntaxError {
+        let text = error.to_string();
+        let Some(location) = error.location() else {
+            return SyntaxError {
+                line: None,
+                sentence: text,
+            };
+        };
+        let place = format!(" at line {} column {}", location.line(), location.column());
+        SyntaxError {
+            line: Some(location.line()),
+            sentence: text.replacen(&place, "", 1),
+        }
+    }
+}
+
+/// Builds the tree. What a node weighs is taken from the budget each time it is reached, also through an alias:
+/// `serde_yaml` bounds how often an alias is followed, not how much that costs.
+#[derive(Clone, Copy)]
+struct Build<'b> {
+    budget: &'b Cell<usize>,
+}
+
+impl Build<'_> {
+    fn spend<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
+        let left = self.budget.get().checked_sub(bytes + size_of::<Value>());
+        self.budget.set(left.unwrap_or(0));
+        left.map(|_| ())
+            .ok_or_else(|| E::custom("grows too large when its aliases are followed"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Build<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Build<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Flag(flag))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Whole(number.into()))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Whole(number.into()))
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, number: i128) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Whole(number))
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, number: u128) -> Result<Value, E> {
+        self.spend(0)?;
+        Ok(Value::Whole(i128::try_from(number).unwrap_or(i128::MAX)))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Decimal(number))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Value, E> {
+        self.spend(text.len())
+            .map(|()| Value::Text(text.to_owned()))
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.spend(0).map(|()| Value::Null)
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.visit_unit()
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        Err(A::Error::custom(
+            "tags (a word that begins with `!`) mean nothing here",
+        ))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
+        let mut entries = Vec::new();
+        let mut merged = Vec::new();
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key_seed(FreshKey { seen: &mut seen })? {
+            self.spend(2 * key.len())?;
+            let value = map.next_value_seed(self)?;
+            if key != MERGE {
+                entries.push((key, value));
+                continue;
+            }
+            let sources = match value {
+                Value::List(sources) => sources,
+                source => vec![source],
+            };
+            for source in sources {
+                let Value::Map(source) = source else {
+                    return Err(A::Error::custom(
+                        "`<<` merges a mapping or a list of mappings",
+                    ));
+                };
+                merged.extend(source);
+            }
+        }
+        // What is written wins over what is merged, and an earlier source over a later one.
+        for (key, value) in merged {
+            if seen.insert(key.clone()) {
+                entries.push((key, value));
+            }
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+/// A key as text, which must not have been there before.
+struct FreshKey<'s> {
+    seen: &'s mut HashSet<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for FreshKey<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for FreshKey<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key that is a plain word")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
+        if self.seen.insert(key.to_owned()) {
+            Ok(key.to_owned())
+        } else {
+            Err(E::custom(format_args!("duplicate key {key:?}")))
+        }
+    }
+}
+
+/// Goes down a path in the text and fails where it ends, because the failure knows its line. `Ok` means not found.
+#[derive(Clone, Copy)]
+struct Walk<'p> {
+    path: &'p [Step],
+    /// Whether merge keys are gone through.
+    merged: bool,
+    /// Where to put the scalar at the end of the path, if that is what is wanted.
+    raw: Option<&'p Cell<Option<String>>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match (self.path, self.raw) {
+            ([], None) => deserializer.deserialize_any(Stop),
+            ([], Some(raw)) => deserializer.deserialize_str(Keep(raw)),
+            _ => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let mut at = 0;
+        loop {
+            let more = match self.path.split_first() {
+                Some((Step::Index(index), path)) if *index == at => {
+                    items.next_element_seed(Walk { path, ..self })?.is_some()
+                }
+                // A list of mappings below a merge key.
+                Some((Step::Key(_), _)) => items.next_element_seed(self)?.is_some(),
+                _ => items.next_element::<IgnoredAny>()?.is_some(),
+            };
+            if !more {
+                return Ok(());
+            }
+            at += 1;
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key_seed(WalkKey(self))? {
+            match self.path.split_first() {
+                Some((Step::Key(wanted), path)) if *wanted == key => {
+                    map.next_value_seed(Walk { path, ..self })?;
+                }
+                Some(_) if self.merged && key == MERGE => map.next_value_seed(self)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A key on the way; fails if it is the one at which the path ends.
+struct WalkKey<'p>(Walk<'p>);
+
+impl<'de> DeserializeSeed<'de> for WalkKey<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for WalkKey<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
+        match self.0.path {
+            [Step::Key(wanted)] if wanted == key && self.0.raw.is_none() => Err(E::custom("here")),
+            _ => Ok(key.to_owned()),
+        }
+    }
+}
+
+/// Accepts nothing, so that whatever stands here is an error with its line.
+struct Stop;
+
+impl Visitor<'_> for Stop {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing")
+    }
+}
+
+/// Keeps a scalar as it is written.
+struct Keep<'c>(&'c Cell<Option<String>>);
+
+impl Visitor<'_> for Keep<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a scalar")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.set(Some(text.to_owned()));
+        Ok(())
+    }
+}
+/// Bytes of tree that a text may become, aliases followed.
+const MAX_TREE: usize = 16 * 1024 * 1024;
+const MERGE: &str = "<<";
