@@ -135,9 +135,10 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     try:
         while True:
             request = Request(await reader.readuntil(b"\r\n\r\n"), reader)
-            if not await answer(request, writer):
-                break
+            again = await answer(request, writer)
             await writer.drain()
+            if not again or request.header("connection").lower() == "close":
+                break
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
