@@ -347,3 +347,240 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        let address = |text: &str| Listen::Address(text.parse().unwrap());
+        let cases = [
+            (":80", Some(Listen::Everywhere(80))),
+            (":0", Some(Listen::Everywhere(0))),
+            ("127.0.0.1:80", Some(address("127.0.0.1:80"))),
+            ("0.0.0.0:80", Some(address("0.0.0.0:80"))),
+            ("localhost:80", Some(address("127.0.0.1:80"))),
+            ("[::1]:80", Some(address("[::1]:80"))),
+            ("[::]:8080", Some(address("[::]:8080"))),
+            ("unix:/x", Some(Listen::Unix("/x".into()))),
+            ("unix:run/x.sock", Some(Listen::Unix("run/x.sock".into()))),
+            ("fd:3", Some(Listen::Inherited("3".to_owned()))),
+            ("fd:http", Some(Listen::Inherited("http".to_owned()))),
+            ("", None),
+            (":", None),
+            ("80", None),
+            (":65536", None),
+            (":-1", None),
+            (":+80", None),
+            (":http", None),
+            ("127.0.0.1", None),
+            ("127.0.0.1:", None),
+            ("127.0.0.256:80", None),
+            ("::1:80", None),
+            ("[::1]", None),
+            ("[::1:80", None),
+            ("[127.0.0.1]:80", None),
+            ("example.com:80", None),
+            ("*:80", None),
+            ("http://127.0.0.1:80", None),
+            ("127.0.0.1:80/", None),
+            (" :80", None),
+            ("unix:", None),
+            ("unix:/", None),
+            ("fd:", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_listen(text).ok(), expected, "{text}");
+        }
+        assert!(parse_listen(&format!("unix:/{}", "x".repeat(107))).is_err());
+        assert!(
+            parse_listen("8080")
+                .unwrap_err()
+                .contains("write \":8080\"")
+        );
+    }
+
+    /// Host, port, base, Host header, server name.
+    type Parts<'a> = (&'a str, u16, &'a str, &'a str, Option<&'a str>);
+
+    #[test]
+    fn targets() {
+        let cases: [(&str, Parts<'_>); 14] = [
+            ("http://h", ("h", 80, "", "h", None)),
+            ("http://h/", ("h", 80, "", "h", None)),
+            ("http://h:8080/", ("h", 8080, "", "h:8080", None)),
+            ("http://h:80", ("h", 80, "", "h", None)),
+            ("http://h:443", ("h", 443, "", "h:443", None)),
+            ("https://h", ("h", 443, "", "h", Some("h"))),
+            ("https://h:443/a/b/", ("h", 443, "/a/b", "h", Some("h"))),
+            (
+                "HTTPS://H.Example:80//a//",
+                ("h.example", 80, "//a", "h.example:80", Some("h.example")),
+            ),
+            (
+                "http://my_service:1/%2F..a",
+                ("my_service", 1, "/%2F..a", "my_service:1", None),
+            ),
+            (
+                "http://10.0.0.1:65535",
+                ("10.0.0.1", 65535, "", "10.0.0.1:65535", None),
+            ),
+            ("http://[::1]", ("::1", 80, "", "[::1]", None)),
+            (
+                "https://[2001:DB8::1]:8443/x",
+                (
+                    "2001:db8::1",
+                    8443,
+                    "/x",
+                    "[2001:db8::1]:8443",
+                    Some("2001:db8::1"),
+                ),
+            ),
+            (
+                "https://h.example.:443",
+                ("h.example.", 443, "", "h.example.", Some("h.example")),
+            ),
+            (
+                "https://eu.i.posthog.com",
+                (
+                    "eu.i.posthog.com",
+                    443,
+                    "",
+                    "eu.i.posthog.com",
+                    Some("eu.i.posthog.com"),
+                ),
+            ),
+        ];
+        for (text, (host, port, base, host_header, server_name)) in cases {
+            let target = parse_target(text).expect(text);
+            assert_eq!(
+                target.origin.address,
+                Address::Tcp(host.to_owned(), port),
+                "{text}"
+            );
+            assert_eq!(target.base, base, "{text}");
+            assert_eq!(target.host_header, host_header, "{text}");
+            let tls = target.origin.tls.map(|tls| tls.server_name);
+            assert_eq!(tls.as_deref(), server_name, "{text}");
+        }
+    }
+
+    #[test]
+    fn unix_targets() {
+        let cases = [
+            ("unix:/run/app.sock", "/run/app.sock", ""),
+            ("unix:///run/app.sock", "/run/app.sock", ""),
+            ("unix:/run/app.sock:/base/", "/run/app.sock", "/base"),
+            ("unix:app.sock", "app.sock", ""),
+        ];
+        for (text, path, base) in cases {
+            let target = parse_target(text).expect(text);
+            assert_eq!(target.origin.address, Address::Unix(path.into()), "{text}");
+            assert_eq!(target.base, base, "{text}");
+            assert_eq!(target.host_header, "localhost", "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_targets() {
+        let cases = [
+            ("", "must begin with"),
+            ("h", "must begin with"),
+            ("h:80", "must begin with"),
+            ("//h", "must begin with"),
+            ("ftp://h", "scheme must be http, https or unix, got \"ftp\""),
+            ("http:/h", "two slashes"),
+            ("http:h", "two slashes"),
+            ("http://", "host"),
+            ("http:///path", "host"),
+            ("http://:80", "host"),
+            ("http://h:0", "port"),
+            ("http://h:", "port"),
+            ("http://h:65536", "port"),
+            ("http://h:http", "port"),
+            ("http://h:80:80", "host"),
+            ("http://user:secret@h/", "user name"),
+            ("http://h/?q=secret", "query"),
+            ("http://h?q", "query"),
+            ("http://h/#f", "fragment"),
+            ("http://h h/", "host"),
+            ("http://h%20/", "host"),
+            ("http://hé/", "host"),
+            ("http://a..b/", "host"),
+            ("http://.a/", "host"),
+            ("http://10.0.0.999/", "host"),
+            ("http://[::g]/", "IPv6"),
+            ("http://h/a b", "percent-encoded"),
+            ("http://h/é", "percent-encoded"),
+            ("http://h/a\r\nb", "percent-encoded"),
+            ("http://h/a/../b", "segment"),
+            ("unix:", "socket"),
+            ("unix:/", "socket"),
+            ("unix:/a?b", "query"),
+        ];
+        for (text, part) in cases {
+            let sentence = parse_target(text).expect_err(text);
+            assert!(sentence.contains(part), "{text}: {sentence}");
+            assert!(!sentence.contains("secret"), "{text}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn host_patterns() {
+        let exact = |host: &str| Some(Some(HostPattern::Exact(host.to_owned())));
+        let cases = [
+            ("", Some(None)),
+            ("App.Example.com", exact("app.example.com")),
+            ("app.example.com.", exact("app.example.com")),
+            ("192.0.2.1", exact("192.0.2.1")),
+            ("[::1]", exact("[::1]")),
+            (
+                "*.Example.com",
+                Some(Some(HostPattern::Below(".example.com".to_owned()))),
+            ),
+            ("*", None),
+            ("*.", None),
+            ("*example.com", None),
+            ("a.*.com", None),
+            ("app.example.com:80", None),
+            ("http://app.example.com", None),
+            ("app/", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse_host_pattern(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let cases = [
+            ("10.0.0.0/8", Some(("10.1.2.3", "11.0.0.0"))),
+            ("10.9.9.9/8", Some(("10.1.2.3", "11.0.0.0"))),
+            ("10.0.0.1", Some(("10.0.0.1", "10.0.0.2"))),
+            ("10.0.0.1", Some(("::ffff:10.0.0.1", "::1"))),
+            ("0.0.0.0/0", Some(("255.255.255.255", "::1"))),
+            ("::1", Some(("::1", "::2"))),
+            ("fd00::/8", Some(("fdff::1", "fe00::1"))),
+            ("::/0", Some(("ffff::", "10.0.0.1"))),
+            ("10.0.0.0/33", None),
+            ("::/129", None),
+            ("10.0.0.0/", None),
+            ("10.0.0.0/-1", None),
+            ("10.0.0/8", None),
+            ("example.com", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let network = parse_network(text).ok();
+            assert_eq!(network.is_some(), expected.is_some(), "{text}");
+            if let (Some(network), Some((inside, outside))) = (network, expected) {
+                assert!(network.contains(inside.parse().unwrap()), "{text} {inside}");
+                assert!(
+                    !network.contains(outside.parse().unwrap()),
+                    "{text} {outside}"
+                );
+            }
+        }
+    }
+}

@@ -1,1 +1,319 @@
 //! One client connection, from accept to close.
+//!
+//! At rest it is a bare socket and a few hundred bytes in a task of its own. When a whole request head has come, and
+//! an exchange's worth of memory is paid for, hyper is built around the socket; when nothing more comes it is taken
+//! down again: at the sweep's next tick, or at once where memory is short.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    body::Signals,
+    budget::Permit,
+    dial::Io,
+    gate::{Gate, Limits, Socket},
+    log,
+    metrics,
+    park::{Order, Phase, Seat},
+    proxy::Worker,
+    screen::{Arrival, Head, Refusal},
+    tunnel,
+    wire::Upstream,
+};
+
+/// hyper's least read buffer, and the most that it gets while memory is short.
+const SMALL: usize = 8 * 1024;
+
+/// hyper's read buffer while memory is ample: bulk uploads are read in larger pieces.
+const LARGE: usize = 32 * 1024;
+
+/// Fields of a head that hyper reads without an allocation.
+const USUAL_FIELDS: usize = 100;
+
+/// Connections that keep their hyper between two requests, while memory is ample.
+const LULLS: usize = 64;
+
+/// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How an answer that was given without memory of its own may hold the reserve.
+const BRIEF: Duration = Duration::from_secs(1);
+
+/// How a stretch of requests on a connection ended.
+enum End {
+    /// Nothing more for now: hyper is taken down, the socket kept.
+    Rest,
+    /// The next head is here, and not for this hyper.
+    Arrival(Arrival),
+    /// hyper is through with it.
+    Over,
+    /// Others need the room, or its time is over.
+    Leave,
+}
+
+/// Serves one client until it leaves or is asked to.
+pub async fn attend(worker: Rc<Worker>, io: Io, seat: Seat) {
+    seat.settle().await;
+    metrics::count(&worker.metrics.connections_open);
+    let mut gate = Gate::new(io);
+    let mut fresh = true;
+    loop {
+        let Some(arrival) = rest(&worker, &mut gate, &seat, fresh).await else { break };
+        fresh = false;
+        let kept = match arrival {
+            Arrival::Head(head) => Box::pin(serve(&worker, gate, &seat, head)).await,
+            Arrival::Refused(refusal) => {
+                Box::pin(refuse(&worker, gate, &seat, refusal)).await;
+                None
+            }
+            Arrival::End => break,
+        };
+        match kept {
+            Some(rested) => gate = rested,
+            None => break,
+        }
+    }
+    metrics::gone(&worker.metrics.connections_open);
+}
+
+/// Waits for the next whole head; `None` where the connection is to be closed.
+async fn rest(worker: &Worker, gate: &mut Gate, seat: &Seat, fresh: bool) -> Option<Arrival> {
+    let mut phase = Phase::Empty;
+    let result = poll_fn(|context| {
+        if matches!(seat.order(), Order::Leave | Order::Finish) && phase != Phase::Head {
+            return Poll::Ready(None);
+        }
+        let state = worker.state();
+        let server = &state.config.server;
+        let arrival = {
+            let mut scratch = worker.scratch.borrow_mut();
+            gate.poll_head(context, &mut scratch, &worker.budget, server.max_header_bytes)
+        };
+        match arrival {
+            Poll::Ready(result) => return Poll::Ready(result.ok()),
+            Poll::Pending if seat.order() == Order::Leave => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        let now = if gate.is_amid_head() {
+            Phase::Head
+        } else if fresh {
+            Phase::Fresh
+        } else {
+            Phase::Idle
+        };
+        if now != phase {
+            // a head has its time since the connection came, or since its own first byte
+            if phase == Phase::Fresh {
+                seat.enter_on_time(now);
+            } else {
+                seat.enter(now, if now == Phase::Idle { server.idle_timeout } else { server.header_timeout });
+            }
+            phase = now;
+        }
+        if !seat.is_overdue() {
+            return Poll::Pending;
+        }
+        Poll::Ready((phase == Phase::Head).then_some(Arrival::Refused(Refusal::HeadTimedOut)))
+    })
+    .await;
+    seat.set_deadline(None);
+    result
+}
+
+/// Says why a connection is not served on, and closes it.
+async fn refuse(worker: &Worker, mut gate: Gate, seat: &Seat, refusal: Refusal) {
+    worker.metrics.answered(refusal.status().as_u16());
+    log::debug("refused", &[("status", &refusal.status().as_u16()), ("reason", &refusal.reason())]);
+    if log::access_enabled() {
+        let mut record = log::Record::begin(seat.client(), "-", b"", "-");
+        if let Some(record) = &mut record {
+            record.status = refusal.status().as_u16();
+            record.outcome = "refused";
+        }
+    }
+    seat.enter(Phase::Lingering, Some(LINGER));
+    let answer = refusal.answer();
+    let mut bytes = answer.as_bytes();
+    let written = poll_fn(|context| {
+        while !bytes.is_empty() {
+            match Pin::new(&mut gate.io).poll_write(context, bytes) {
+                Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if seat.is_overdue() || seat.order() == Order::Leave => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(true)
+    })
+    .await;
+    if written {
+        linger(worker, gate.into_parts().0, seat).await;
+    }
+}
+
+/// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
+/// takes it away (RFC 9112 §9.6).
+async fn linger(worker: &Worker, mut io: Io, seat: &Seat) {
+    seat.enter(Phase::Lingering, Some(LINGER));
+    poll_fn(|context| {
+        if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
+            return Poll::Ready(());
+        }
+        loop {
+            if seat.is_overdue() || seat.order() == Order::Leave {
+                return Poll::Ready(());
+            }
+            let mut scratch = worker.scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
+}
+
+/// Serves requests until the connection rests (then it is given back), or ends.
+async fn serve(worker: &Rc<Worker>, mut gate: Gate, seat: &Seat, head: Head) -> Option<Gate> {
+    let mut head = head;
+    let (mut permit, mut full) = admit(worker, &gate, seat, &head).await?;
+    loop {
+        let signals = Signals::new((*seat).clone());
+        signals.full.set(full.is_some());
+        let (end, back) = drive(worker, gate, &signals, seat, &head, full.is_some()).await;
+        gate = back;
+        let arrival = match end {
+            End::Rest => return Some(gate),
+            End::Arrival(arrival) => arrival,
+            End::Leave => return None,
+            End::Over => {
+                if let Some(upstream) = signals.tunnel.take() {
+                    drop(full);
+                    join(worker, gate, seat, *upstream).await;
+                } else if signals.reset.get() {
+                    drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
+                } else if gate.is_amid_message() {
+                    drop((permit, full));
+                    linger(worker, gate.into_parts().0, seat).await;
+                }
+                return None;
+            }
+        };
+        match arrival {
+            Arrival::Head(next) => {
+                head = next;
+                if full.take().is_some() {
+                    drop(permit);
+                    (permit, full) = admit(worker, &gate, seat, &head).await?;
+                }
+            }
+            Arrival::Refused(refusal) => {
+                drop((permit, full));
+                refuse(worker, gate, seat, refusal).await;
+                return None;
+            }
+            Arrival::End => return None,
+        }
+    }
+}
+
+/// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
+/// preflights and the word that there is no room are answered; then the second part holds a place of it.
+async fn admit(worker: &Worker, gate: &Gate, seat: &Seat, head: &Head) -> Option<(Option<Permit>, Option<crate::pool::Place>)> {
+    let budget = &worker.budget;
+    if budget.queue.len() == 0
+        && let Some(permit) = budget.exchange()
+    {
+        return Some((Some(permit), None));
+    }
+    let state = worker.state();
+    let path = gate.target(head).split(|byte| *byte == b'?').next().unwrap_or_default();
+    let is_brief = path == state.config.health_path.as_bytes() || gate.has_method(head, b"OPTIONS");
+    if !is_brief {
+        seat.enter(Phase::Waiting, None);
+        metrics::count(&worker.metrics.waiting);
+        let permit = seat.within(Some(state.config.proxy.queue_timeout), budget.queue.until(|| budget.exchange())).await;
+        metrics::gone(&worker.metrics.waiting);
+        if let Ok(permit) = permit {
+            return Some((Some(permit), None));
+        }
+    }
+    seat.enter(Phase::Busy, None);
+    let place = seat.within(Some(2 * BRIEF), worker.reserve.queue.until(|| worker.reserve.take())).await.ok()?;
+    Some((None, Some(place)))
+}
+
+/// Builds hyper around the socket and runs it until something else has to be done with the connection.
+async fn drive(worker: &Rc<Worker>, gate: Gate, signals: &Rc<Signals>, seat: &Seat, head: &Head, brief: bool) -> (End, Gate) {
+    let is_short = worker.budget.is_short() || worker.budget.plan().tight;
+    let limits = Limits {
+        head: (head.len + 1).max(if is_short { SMALL } else { LARGE }),
+        fields: head.fields.max(USUAL_FIELDS),
+    };
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(limits.head).auto_date_header(false).header_read_timeout(None);
+    if limits.fields > USUAL_FIELDS {
+        builder.max_headers(limits.fields);
+    }
+    let idle_timeout = worker.state().config.server.idle_timeout;
+    let service = {
+        let (worker, signals) = (Rc::clone(worker), Rc::clone(signals));
+        service_fn(move |request| Rc::clone(&worker).handle(Rc::clone(&signals), request))
+    };
+    let socket = Socket::new(gate, Rc::clone(signals), limits, worker);
+    let mut connection = builder.serve_connection(socket, service);
+    if brief {
+        seat.enter(Phase::Busy, Some(BRIEF));
+    }
+    let end = poll_fn(|context| {
+        if let Poll::Ready(result) = Pin::new(&mut connection).poll(context) {
+            return Poll::Ready(if result.is_ok() || signals.reset.get() { End::Over } else { End::Leave });
+        }
+        let order = seat.order();
+        if order == Order::Leave || (brief && seat.is_overdue()) {
+            return Poll::Ready(End::Leave);
+        }
+        if signals.active.get() || !signals.flushed.get() {
+            return Poll::Pending;
+        }
+        if let Some(arrival) = signals.arrival.take() {
+            return Poll::Ready(End::Arrival(arrival));
+        }
+        if signals.amid_head.get() || brief || order != Order::None || worker.budget.queue.len() > 0 {
+            return Poll::Ready(End::Rest);
+        }
+        if seat.phase() != Phase::Lull {
+            if worker.park.lulls() >= LULLS || is_short {
+                return Poll::Ready(End::Rest);
+            }
+            seat.enter(Phase::Lull, idle_timeout);
+        }
+        if seat.is_overdue() { Poll::Ready(End::Leave) } else { Poll::Pending }
+    })
+    .await;
+    let parts = connection.into_parts();
+    // the gate gives hyper whole messages only, so there is nothing left in it where the connection goes on
+    let end = if parts.read_buf.is_empty() || matches!(end, End::Over) { end } else { End::Leave };
+    (end, parts.io.gate)
+}
+
+/// Carries bytes both ways until the tunnel ends.
+async fn join(worker: &Worker, gate: Gate, seat: &Seat, mut upstream: Upstream) {
+    seat.enter(Phase::Tunnel, None);
+    let (mut client, first) = gate.into_parts();
+    let unread = upstream.unread().to_vec();
+    let size = worker.buffer_size(worker.state().config.transport.read_buffer_size);
+    let Some(io) = &mut upstream.lease.io else { return };
+    let carried = tunnel::join(&mut client, io, (&first, &unread), size, &worker.buffers, seat).await;
+    metrics::add(&worker.metrics.client_bytes_in, carried.received);
+    metrics::add(&worker.metrics.client_bytes_out, carried.sent);
+}

@@ -8,6 +8,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -17,7 +18,9 @@ use hyper::body::{Frame, SizeHint};
 use crate::{
     budget::Buffers,
     log::Record,
+    metrics::{self, Metrics},
     park::Watch,
+    screen::Arrival,
     wire::{Download, Got, Upstream},
 };
 
@@ -32,8 +35,10 @@ pub struct Signals {
     pub flushed: Cell<bool>,
     /// Bytes of the next request are there, and must wait for this exchange's end.
     pub starved: Cell<bool>,
-    /// hyper has been told of the end of the client's bytes.
-    pub ended: Cell<bool>,
+    /// Part of the next head is here.
+    pub amid_head: Cell<bool>,
+    /// What came between two messages and is not for this hyper to read: the task takes it down.
+    pub arrival: Cell<Option<Arrival>>,
     /// The exchange was cut short where the client could not tell: reset the connection.
     pub reset: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
@@ -54,7 +59,8 @@ impl Signals {
             active: Cell::new(false),
             flushed: Cell::new(true),
             starved: Cell::new(false),
-            ended: Cell::new(false),
+            amid_head: Cell::new(false),
+            arrival: Cell::new(None),
             reset: Cell::new(false),
             full: Cell::new(false),
             pieces: Cell::new(0),
@@ -77,6 +83,10 @@ pub struct Ride {
     pub record: RefCell<Option<Box<Record>>>,
     /// Bytes of response body so far.
     pub sent: Cell<u64>,
+    /// The client reads until the close (HTTP/1.0): a body that breaks off must end in a reset, or it looks whole.
+    pub until_close: bool,
+    /// Everybody's counters.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Drop for Ride {
@@ -84,6 +94,8 @@ impl Drop for Ride {
         if let Some(record) = self.record.get_mut() {
             record.sent = self.sent.get();
         }
+        metrics::gone(&self.metrics.exchanges);
+        metrics::add(&self.metrics.client_bytes_out, self.sent.get());
         self.signals.active.set(false);
         if self.signals.starved.replace(false) {
             self.signals.watch.wake();
@@ -161,7 +173,7 @@ impl hyper::body::Body for Body {
                         if let Some(record) = &mut *this.ride.record.borrow_mut() {
                             record.outcome = "upstream-cut";
                         }
-                        this.ride.signals.reset.set(true);
+                        this.ride.signals.reset.set(this.ride.until_close);
                         Some(Err(error))
                     }
                     None => None,

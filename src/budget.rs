@@ -265,14 +265,16 @@ impl Buffers {
         }
     }
 
-    /// Lets half of the free ones go; called by the sweep, so that a quiet proxy keeps none.
-    pub fn trim(&self) {
+    /// Lets half of the free ones go, and says whether any are left; called when fewer are needed, so that a quiet proxy
+    /// keeps none.
+    pub fn trim(&self) -> bool {
         let mut free = self.free.borrow_mut();
         let keep = free.len() / 2;
         free.truncate(keep);
         if keep == 0 {
             free.shrink_to_fit();
         }
+        keep > 0
     }
 }
 

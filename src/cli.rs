@@ -2,7 +2,11 @@
 //!
 //! Pure: arguments in, a [`Command`] out. Whether a file exists, and what the environment holds, is asked by `main`.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -82,7 +86,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
         if options_over || text == "-" || !argument.as_encoded_bytes().starts_with(b"-") {
             if operand.is_some() {
                 return Err(Usage(format!(
-                    "one argument at most, got a second: {argument:?}"
+                    "one argument at most, got a second: {:?}",
+                    argument.to_string_lossy()
                 )));
             }
             operand = Some(argument);
@@ -99,7 +104,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("--", None) => options_over = true,
             ("--check", _) => mode = mode.turn(Mode::Check)?,
             ("--health", _) => mode = mode.turn(Mode::Health)?,
-            _ => return Err(Usage(format!("unknown option {argument:?}"))),
+            _ => {
+                return Err(Usage(format!(
+                    "unknown option {:?}",
+                    argument.to_string_lossy()
+                )));
+            }
         }
         if let Some(value) = value {
             if operand.is_some() {
@@ -152,6 +162,19 @@ impl Mode {
             Mode::Health => Command::Health(Asked::Config(place)),
         })
     }
+}
+
+/// Says something on stdout; gives exit code 0, or 3 where nobody can read it.
+pub fn say(text: &str) -> u8 {
+    if writeln!(io::stdout(), "{}", text.trim_end()).is_ok() { 0 } else { 3 }
+}
+
+/// Says what is wrong on stderr, one line each; gives `code`.
+pub fn complain<'a>(code: u8, lines: impl IntoIterator<Item = &'a str>) -> u8 {
+    for line in lines {
+        drop(writeln!(io::stderr(), "{}", line.trim_end()));
+    }
+    code
 }
 
 #[cfg(test)]

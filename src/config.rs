@@ -374,7 +374,7 @@ fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
     let target = target(s);
     let host = parsed(s, "host", parse_host_pattern).flatten();
     let response_header_timeout =
-        own_time(s, "response_header_timeout").unwrap_or(common.response_header_timeout);
+        time_or(s, "response_header_timeout", common.response_header_timeout);
     let max_body_size = s.whole("max_body_size", Unit::Bytes, 0, &(0..=i64::MAX));
     let strip_prefix = s.flag("strip_prefix", true);
     let preserve_host = s.flag("preserve_host", false);
@@ -477,7 +477,7 @@ fn holds_certificate(pem: &str) -> bool {
         .bytes()
         .filter(|byte| !byte.is_ascii_whitespace())
         .collect();
-    !body.is_empty() && body.len() % 4 == 0 && body.iter().all(|byte| base64(*byte))
+    !body.is_empty() && body.len().is_multiple_of(4) && body.iter().all(|byte| base64(*byte))
 }
 
 fn edits(s: &Section<'_>, request: bool) -> Edits {
@@ -614,8 +614,7 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
         document,
         line: String::new(),
     };
-    let unset = config.listen.is_empty();
-    if unset && document.error_count() == 0 {
+    if config.listen.is_empty() {
         let port = effects.read("PORT", "listen", |text| match text.parse() {
             Ok(port) => Ok((port, format!(":{port}"))),
             Err(_) => Err("must be a port from 0 to 65535".to_owned()),
@@ -779,6 +778,10 @@ fn listen_list(field: &Field<'_>) -> Vec<Listen> {
             Err(sentence) => item.complain(sentence),
         }
     }
+    if list.is_empty() {
+        // Complained of, so nobody will listen there; an empty list means that the key is absent.
+        list.push(Listen::Everywhere(0));
+    }
     list
 }
 
@@ -799,12 +802,14 @@ fn at_most(s: &Section<'_>, key: &'static str, default: i64) -> Option<usize> {
 
 /// A time; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
 fn time(s: &Section<'_>, key: &'static str, default: f64) -> Option<Duration> {
-    own_time(s, key).unwrap_or_else(|| duration(default))
+    time_or(s, key, duration(default))
 }
 
-/// A time that is written; the outer `None` where it is not.
-fn own_time(s: &Section<'_>, key: &'static str) -> Option<Option<Duration>> {
-    s.get(key)?.seconds(&(0.0..=MAX_SECONDS)).map(duration)
+fn time_or(s: &Section<'_>, key: &'static str, default: Option<Duration>) -> Option<Duration> {
+    let written = s
+        .get(key)
+        .and_then(|field| field.seconds(&(0.0..=MAX_SECONDS)));
+    written.map_or(default, duration)
 }
 
 fn duration(seconds: f64) -> Option<Duration> {
@@ -884,3 +889,893 @@ const FRAMING: [&str; 8] = [
     "transfer-encoding",
     "upgrade",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Address;
+
+    const NOTHING: Environment<'static> = &|_| None;
+
+    fn with<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        |name| {
+            let pair = pairs.iter().find(|(key, _)| *key == name);
+            pair.map(|(_, value)| (*value).to_owned())
+        }
+    }
+
+    fn read(text: &str) -> Result<Arc<Config>, Vec<String>> {
+        load(Source::Text("c.yaml", text), NOTHING)
+    }
+
+    fn good(text: &str) -> Arc<Config> {
+        read(text).unwrap_or_else(|errors| panic!("{text}: {errors:#?}"))
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        read(text)
+            .err()
+            .unwrap_or_else(|| panic!("accepted: {text}"))
+    }
+
+    fn first(config: &Config) -> &Route {
+        config.routes.iter().next().unwrap()
+    }
+
+    /// A good configuration with these lines before it.
+    fn plus(lines: &str) -> String {
+        format!("{lines}\nroutes: [{{path: /, target: \"http://h\"}}]\n")
+    }
+
+    /// A good configuration whose only route has these lines, too.
+    fn route_plus(lines: &str) -> String {
+        format!(
+            "routes:\n- path: /\n  target: http://h\n  {}\n",
+            lines.replace('\n', "\n  ")
+        )
+    }
+
+    const SEED: &str = "\
+listen: :80
+
+routes:
+  - path: /api/
+    target: http://backend-service:8080/
+
+cors:
+  allowed_origins:
+    - \"https://example.com\"
+    - \"https://app.example.com\"
+
+transport:
+  dial_timeout: 10
+  dial_keep_alive: 30
+  max_idle_conns: 10
+  max_idle_conns_per_host: 2
+  max_conns_per_host: 20
+  idle_conn_timeout: 30
+  response_header_timeout: 30
+  read_buffer_size: 4096
+  write_buffer_size: 4096
+
+proxy:
+  max_concurrent_requests: 100
+";
+
+    #[test]
+    fn a_file_of_the_seed_runs_unchanged() {
+        let config = good(SEED);
+        assert_eq!(config.listen, [Listen::Everywhere(80)]);
+        let route = first(&config);
+        assert_eq!(route.path, "/api/");
+        let address = Address::Tcp("backend-service".to_owned(), 8080);
+        assert_eq!(route.target.origin.address, address);
+        assert_eq!(route.target.host_header, "backend-service:8080");
+        assert!(config.cors.is_some() && route.cors.is_some());
+        assert_eq!(read(&SEED.replace('\n', "\r\n")).map(|_| ()), Ok(()));
+        assert_eq!(read(&format!("\u{feff}{SEED}")).map(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn every_default() {
+        let config = good(&plus(""));
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(config.version, "");
+        assert_eq!(config.listen, [Listen::Everywhere(80)]);
+        assert_eq!(
+            config.transport,
+            Transport {
+                dial_timeout: seconds(10),
+                dial_keep_alive: seconds(30),
+                max_idle_conns: Some(10),
+                max_idle_conns_per_host: 2,
+                max_conns_per_host: Some(20),
+                idle_conn_timeout: seconds(30),
+                read_buffer_size: 4096,
+                write_buffer_size: 4096,
+            }
+        );
+        let places = Places {
+            max_concurrent_requests: Some(100),
+            queue_timeout: Duration::from_secs(10),
+        };
+        assert_eq!(config.proxy, places);
+        assert_eq!(
+            config.server,
+            Server {
+                header_timeout: seconds(30),
+                read_timeout: seconds(30),
+                write_timeout: seconds(120),
+                idle_timeout: seconds(30),
+                max_header_bytes: 65536,
+                max_connections: None,
+                shutdown_timeout: Duration::from_secs(5),
+                shutdown_delay: Duration::ZERO,
+                trusted_proxies: Vec::new(),
+            }
+        );
+        assert_eq!(config.memory, Memory::Auto);
+        let log = Log {
+            json: false,
+            level: Level::Info,
+            access: false,
+        };
+        assert_eq!(config.log, log);
+        assert_eq!(config.health_path, "/health");
+        assert_eq!(config.metrics, None);
+        assert_eq!(config.threads, 1);
+        assert!(config.environment.is_empty() && config.warnings.is_empty());
+        let route = first(&config);
+        assert!(route.strip_prefix && !route.preserve_host && route.cors.is_none());
+        assert_eq!(route.response_header_timeout, seconds(30));
+        assert!(route.max_body_size.is_none() && route.host.is_none());
+        assert!(route.request_headers.is_empty() && route.response_headers.is_empty());
+        assert!(config.cors.is_none());
+    }
+
+    #[test]
+    fn the_sample_at_the_top_holds_the_defaults() {
+        let sample = good(include_str!("../config.yaml"));
+        let plain = good(&plus(""));
+        assert_eq!(sample.listen, [Listen::Everywhere(8080)]);
+        assert_eq!(
+            first(&sample).target.origin.address,
+            Address::Tcp("127.0.0.1".to_owned(), 9000)
+        );
+        let fields = |config: &Config| {
+            format!(
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                config.transport,
+                config.proxy,
+                config.server,
+                config.memory,
+                config.log,
+                config.health_path,
+                config.metrics,
+                config.version,
+                config.warnings
+            )
+        };
+        assert_eq!(fields(&sample), fields(&plain));
+        let sample = include_str!("../config.yaml");
+        for key in [
+            "allowed_methods",
+            "allowed_headers",
+            "exposed_headers",
+            "max_age: 86400",
+        ] {
+            assert!(sample.contains(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn zero_is_what_go_means_by_it() {
+        let config = good(&plus(
+            "transport: {dial_timeout: 0, dial_keep_alive: 0, max_idle_conns: 0, max_idle_conns_per_host: 0, \
+             max_conns_per_host: 0, idle_conn_timeout: 0, response_header_timeout: 0, read_buffer_size: 0, \
+             write_buffer_size: 1}\n\
+             proxy: {max_concurrent_requests: 0, queue_timeout: 0}\n\
+             limits: {memory: 0}",
+        ));
+        let transport = Transport {
+            dial_timeout: None,
+            dial_keep_alive: Some(Duration::from_secs(15)),
+            max_idle_conns: None,
+            max_idle_conns_per_host: 2,
+            max_conns_per_host: None,
+            idle_conn_timeout: None,
+            read_buffer_size: 4096,
+            write_buffer_size: 512,
+        };
+        assert_eq!(config.transport, transport);
+        assert_eq!(config.proxy.max_concurrent_requests, None);
+        assert_eq!(config.proxy.queue_timeout, Duration::ZERO);
+        assert_eq!(config.memory, Memory::Off);
+        assert_eq!(first(&config).response_header_timeout, None);
+        let negative = good(&plus("transport: {dial_keep_alive: -1}"));
+        assert_eq!(negative.transport.dial_keep_alive, None);
+    }
+
+    #[test]
+    fn lenient_where_the_meaning_is_clear() {
+        let cases = [
+            "transport: {max_idle_conns: 10.0, dial_timeout: 0.5}",
+            "transport: {max_idle_conns: \"10\", dial_timeout: '2.5'}",
+            "transport:\nproxy: ~\nserver: {}\nlisten: null\ncors:",
+            "x-anchor: &a {dial_timeout: 3, x-y: 1}\ntransport: {<<: *a, x-more: [1]}",
+            "listen: [\":80\", \"127.0.0.1:81\"]\nserver: {trusted_proxies: 10.0.0.0/8}",
+            "cors: {allowed_origins: \"*\"}",
+            "cors: false",
+            "log: {access: yes, level: INFO}",
+            "version: 1.10",
+            "limits: {memory: auto}",
+            "limits: {memory: off}",
+            "listen: [\":0\", \":0\"]",
+        ];
+        for case in cases {
+            good(&plus(case));
+        }
+        assert_eq!(good(&plus("version: 1.10")).version, "1.10");
+        assert_eq!(good(&plus("version: 7")).version, "7");
+        let one = good("routes: {path: /, target: http://h}");
+        assert_eq!(one.routes.len(), 1);
+        let two = good(&format!("{}---\nnonsense: 1\n", plus("")));
+        assert_eq!(two.warnings.len(), 1, "{:?}", two.warnings);
+    }
+
+    #[test]
+    fn routes_with_everything() {
+        let config = good(
+            "cors: {allowed_origins: [\"https://a.example\"]}\n\
+             routes:\n\
+             - path: /a\n  target: https://h/b\n  host: \"*.Example.com\"\n  strip_prefix: false\n  preserve_host: true\n  \
+               response_header_timeout: 1.5\n  max_body_size: 1000\n  \
+               request_headers: {set: {X-A: 1.10, x-b: true, Host: other}, remove: x-c}\n  \
+               response_headers: {remove: [Server, x-d]}\n  \
+               tls: {server_name: other.example, insecure_skip_verify: true}\n  cors: false\n\
+             - {path: /a, target: \"http://h\", cors: {}}\n\
+             - {path: /b, target: \"unix:/x.sock\", cors: {max_age: 5}, tls: {server_name: \"\", ca_file: \"\", insecure_skip_verify: false}}\n",
+        );
+        let routes: Vec<&Route> = config.routes.iter().collect();
+        let route = routes.iter().find(|route| route.host.is_some()).unwrap();
+        assert_eq!(
+            route.host,
+            Some(HostPattern::Below(".example.com".to_owned()))
+        );
+        assert!(!route.strip_prefix && route.preserve_host && route.cors.is_none());
+        assert_eq!(
+            route.response_header_timeout,
+            Some(Duration::from_millis(1500))
+        );
+        assert_eq!(route.max_body_size, Some(1000));
+        let set: Vec<String> = route
+            .request_headers
+            .set
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        assert_eq!(set, ["x-a: 1.10", "x-b: true", "host: other"]);
+        assert_eq!(route.request_headers.remove, ["x-c"]);
+        assert_eq!(route.response_headers.remove, ["server", "x-d"]);
+        let tls = route.target.origin.tls.as_ref().unwrap();
+        assert_eq!(tls.server_name, "other.example");
+        assert!(tls.insecure_skip_verify);
+        assert_eq!(config.warnings.len(), 1);
+        assert!(
+            config.warnings[0].starts_with("c.yaml:12: routes[0].tls: "),
+            "{:?}",
+            config.warnings
+        );
+        assert_eq!(
+            routes.iter().filter(|route| route.cors.is_some()).count(),
+            2
+        );
+    }
+
+    /// What is written, then the beginning of the error it must get.
+    const IN_A_SECTION: &[(&str, &str)] = &[
+        (
+            "listn: \":80\"",
+            "c.yaml:1: listn: unknown key, did you mean `listen`?",
+        ),
+        (
+            "transport:\n  dial_timout: 1",
+            "c.yaml:2: transport.dial_timout: unknown key, did you mean `dial_timeout`?",
+        ),
+        (
+            "transport:\n  zzz: 1",
+            "c.yaml:2: transport.zzz: unknown key; known here: ",
+        ),
+        (
+            "log: {levle: info}",
+            "c.yaml:1: log.levle: unknown key, did you mean `level`?",
+        ),
+        (
+            "transport: 7",
+            "c.yaml:1: transport: must be a mapping of keys, got 7",
+        ),
+        (
+            "transport: [a]",
+            "c.yaml:1: transport: must be a mapping of keys, got a list",
+        ),
+        (
+            "transport:\n\n  dial_timeout: 30s",
+            "c.yaml:3: transport.dial_timeout: is a number of seconds: write 30, not \"30s\"",
+        ),
+        (
+            "transport: {dial_timeout: 1m30s}",
+            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 90",
+        ),
+        (
+            "transport: {dial_timeout: 500ms}",
+            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 0.5",
+        ),
+        (
+            "transport: {idle_conn_timeout: 1m}",
+            "c.yaml:1: transport.idle_conn_timeout: is a number of seconds: write 60",
+        ),
+        (
+            "transport: {read_buffer_size: 64KB}",
+            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 64000",
+        ),
+        (
+            "transport: {read_buffer_size: 64 KiB}",
+            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 65536",
+        ),
+        (
+            "limits: {memory: 8MiB}",
+            "c.yaml:1: limits.memory: is a number of bytes: write 8388608",
+        ),
+        (
+            "limits: {memory: 10}",
+            "c.yaml:1: limits.memory: counts bytes",
+        ),
+        (
+            "limits: {memory: -1}",
+            "c.yaml:1: limits.memory: must be at least 0, got -1",
+        ),
+        (
+            "transport: {max_idle_conns: 10k}",
+            "c.yaml:1: transport.max_idle_conns: must be a number, got \"10k\"",
+        ),
+        (
+            "transport: {max_idle_conns: 1.5}",
+            "c.yaml:1: transport.max_idle_conns: must be a whole number, got 1.5",
+        ),
+        (
+            "transport: {max_idle_conns: -1}",
+            "c.yaml:1: transport.max_idle_conns: must be at least 0, got -1",
+        ),
+        (
+            "transport: {max_idle_conns: 99999999999}",
+            "c.yaml:1: transport.max_idle_conns: must be at most ",
+        ),
+        (
+            "transport: {max_idle_conns: 99999999999999999999999999999999999999999999}",
+            "c.yaml:1: transport.max_idle_conns: must be at most ",
+        ),
+        (
+            "transport: {max_idle_conns: [1]}",
+            "c.yaml:1: transport.max_idle_conns: must be a number, got a list",
+        ),
+        (
+            "transport: {max_idle_conns: true}",
+            "c.yaml:1: transport.max_idle_conns: must be a number, got true",
+        ),
+        (
+            "transport: {dial_timeout: .inf}",
+            "c.yaml:1: transport.dial_timeout: must be a number",
+        ),
+        (
+            "transport: {dial_timeout: .nan}",
+            "c.yaml:1: transport.dial_timeout: must be a number",
+        ),
+        (
+            "transport: {dial_timeout: -1}",
+            "c.yaml:1: transport.dial_timeout: must be at least 0, got -1",
+        ),
+        (
+            "transport: {dial_timeout: 1e300}",
+            "c.yaml:1: transport.dial_timeout: must be at most ",
+        ),
+        (
+            "transport: {dial_timeout: \"\"}",
+            "c.yaml:1: transport.dial_timeout: must be a number, got \"\"",
+        ),
+        (
+            "transport: {dial_timeout: \"010\"}",
+            "c.yaml:1: transport.dial_timeout: must be a number, got \"010\"",
+        ),
+        (
+            "server: {max_header_bytes: 10}",
+            "c.yaml:1: server.max_header_bytes: must be at least 1024, got 10",
+        ),
+        (
+            "server: {max_header_bytes: 10000000}",
+            "c.yaml:1: server.max_header_bytes: must be at most 1048576",
+        ),
+        (
+            "server:\n  trusted_proxies:\n  - 10.0.0.0/8\n  - 10.0.0.0/99",
+            "c.yaml:4: server.trusted_proxies[1]: must be a network",
+        ),
+        (
+            "listen: 80",
+            "c.yaml:1: listen: must be an address and a port: write \":80\"",
+        ),
+        (
+            "listen: []",
+            "c.yaml:1: listen: must name at least one address",
+        ),
+        (
+            "listen: [\":80\", \":80\"]",
+            "c.yaml:1: listen[1]: \":80\" is listed twice",
+        ),
+        (
+            "listen:\n- :80\n- nonsense",
+            "c.yaml:3: listen[1]: must be like",
+        ),
+        (
+            "listen: {a: 1}",
+            "c.yaml:1: listen: must be a string, got a mapping",
+        ),
+        (
+            "log: {level: loud}",
+            "c.yaml:1: log.level: must be one of debug, info, warn, error, got \"loud\"",
+        ),
+        (
+            "log: {format: xml}",
+            "c.yaml:1: log.format: must be one of text, json, got \"xml\"",
+        ),
+        (
+            "log: {access: maybe}",
+            "c.yaml:1: log.access: must be true or false, got \"maybe\"",
+        ),
+        (
+            "log: {access: 1}",
+            "c.yaml:1: log.access: must be true or false, got 1",
+        ),
+        (
+            "health: {path: health}",
+            "c.yaml:1: health.path: must begin with /",
+        ),
+        (
+            "health: {path: /a?b}",
+            "c.yaml:1: health.path: must not have a query",
+        ),
+        (
+            "health: {path: /}",
+            "c.yaml:2: routes[0].path: is the health path",
+        ),
+        (
+            "metrics: {listen: nonsense}",
+            "c.yaml:1: metrics.listen: must be like",
+        ),
+        (
+            "listen: \":80\"\nmetrics: {listen: \":80\"}",
+            "c.yaml:2: metrics.listen: must be another address",
+        ),
+        (
+            "cors: {allowed_origins: [\"https://a.example\", \"https://b.example/\"]}",
+            "c.yaml:1: cors.allowed_origins[1]: ",
+        ),
+        (
+            "cors: {allowed_origins: [a.example]}",
+            "c.yaml:1: cors.allowed_origins[0]: ",
+        ),
+        (
+            "cors:\n  allowed_origins: \"*\"\n  allow_credentials: true",
+            "c.yaml:3: cors.allow_credentials: ",
+        ),
+        (
+            "cors: {allow_credentials: perhaps}",
+            "c.yaml:1: cors.allow_credentials: must be auto, true or false",
+        ),
+        (
+            "cors: {max_age: -2}",
+            "c.yaml:1: cors.max_age: must be at least -1, got -2",
+        ),
+        (
+            "cors: {max_age: 1d}",
+            "c.yaml:1: cors.max_age: is a number of seconds: write 86400",
+        ),
+        (
+            "cors: {allowed_origins: [{a: 1}]}",
+            "c.yaml:1: cors.allowed_origins[0]: must be a string, got a mapping",
+        ),
+        (
+            "cors: {allowed_origins: [~]}",
+            "c.yaml:1: cors.allowed_origins[0]: must be a string, got nothing",
+        ),
+        (
+            "version: [1]",
+            "c.yaml:1: version: must be a string, got a list",
+        ),
+        (
+            "version: ${NONE}",
+            "c.yaml:1: version: the environment variable NONE is not set and has no default",
+        ),
+        (
+            "transport: {dial_timeout: \"${NONE}\"}",
+            "c.yaml:1: transport.dial_timeout: the environment variable NONE",
+        ),
+        (
+            "version: ${A",
+            "c.yaml:1: version: holds a ${ without its }",
+        ),
+        (
+            "version: ${A B}",
+            "c.yaml:1: version: holds ${A B}, which is no variable's name",
+        ),
+        ("a: 1\na: 2", "c.yaml:2: duplicate key \"a\""),
+    ];
+
+    #[test]
+    fn mistakes_in_a_section() {
+        for (text, expected) in IN_A_SECTION {
+            let errors = errors(&plus(text));
+            assert!(
+                errors.len() == 1 && errors[0].starts_with(expected),
+                "{text}: {errors:#?}"
+            );
+        }
+    }
+
+    /// What is written, then the beginning of the error it must get.
+    const IN_A_ROUTE: &[(&str, &str)] = &[
+        (
+            "targt: x",
+            "c.yaml:4: routes[0].targt: unknown key, did you mean `target`?",
+        ),
+        (
+            "host: a:80",
+            "c.yaml:4: routes[0].host: must not have a port",
+        ),
+        (
+            "tls: {server_name: a}",
+            "c.yaml:4: routes[0].tls: is for https targets",
+        ),
+        (
+            "tls: {insecure_skip_verify: true}",
+            "c.yaml:4: routes[0].tls: is for https targets",
+        ),
+        (
+            "max_body_size: 1MB",
+            "c.yaml:4: routes[0].max_body_size: is a number of bytes: write 1000000",
+        ),
+        (
+            "response_header_timeout: 2s",
+            "c.yaml:4: routes[0].response_header_timeout: is a number of seconds: write 2",
+        ),
+        (
+            "request_headers:\n  set:\n    bad name: x",
+            "c.yaml:6: routes[0].request_headers.set.bad name: \"bad name\" is no valid header name",
+        ),
+        (
+            "request_headers: {set: {\"X-A\": \"a\\r\\nX-B: secret\"}}",
+            "c.yaml:4: routes[0].request_headers.set.X-A: holds a byte",
+        ),
+        (
+            "request_headers: {set: {X-A: 1, x-a: 2}}",
+            "c.yaml:4: routes[0].request_headers.set.x-a: is set twice",
+        ),
+        (
+            "request_headers: {set: {X-A: }}",
+            "c.yaml:4: routes[0].request_headers.set.X-A: must be a string, got nothing",
+        ),
+        (
+            "request_headers: {set: [a]}",
+            "c.yaml:4: routes[0].request_headers.set: must be a mapping",
+        ),
+        (
+            "request_headers: {remove: [a, \"b:\"]}",
+            "c.yaml:4: routes[0].request_headers.remove[1]: \"b:\" is no valid",
+        ),
+        (
+            "request_headers: {remove: Host}",
+            "c.yaml:4: routes[0].request_headers.remove: Host cannot be removed",
+        ),
+        (
+            "response_headers: {set: {Content-Length: 1}}",
+            "c.yaml:4: routes[0].response_headers.set.Content-Length: content-length frames",
+        ),
+        (
+            "cors: {allowed_origins: [\"https://a.example/\"]}",
+            "c.yaml:4: routes[0].cors.allowed_origins[0]: ",
+        ),
+        ("cors: yes", "c.yaml:4: routes[0].cors: must be a mapping"),
+    ];
+
+    #[test]
+    fn mistakes_in_a_route() {
+        for (text, expected) in IN_A_ROUTE {
+            let errors = errors(&route_plus(text));
+            assert!(
+                errors.len() == 1 && errors[0].starts_with(expected),
+                "{text}: {errors:#?}"
+            );
+            assert!(!errors[0].contains("secret"), "{errors:?}");
+        }
+    }
+
+    /// What is written, then the beginning of the error it must get.
+    const NO_ROUTES: &[(&str, &str)] = &[
+        ("", "c.yaml:1: routes: at least one route is needed"),
+        (
+            "routes: []",
+            "c.yaml:1: routes: at least one route is needed",
+        ),
+        ("a: &a 1\n\nroutes: ~\nx-a: *a", "c.yaml:1: a: unknown key"),
+        (
+            "routes:\n- {target: \"http://h\"}",
+            "c.yaml:2: routes[0].path: is missing",
+        ),
+        (
+            "routes:\n- {path: /}",
+            "c.yaml:2: routes[0].target: is missing",
+        ),
+        (
+            "routes: [x]",
+            "c.yaml:1: routes[0]: must be a mapping of keys, got \"x\"",
+        ),
+        (
+            "routes: [{path: /a, target: \"http://h\"}, {path: /a, target: \"http://i\"}]",
+            "c.yaml:1: routes[1]: has the same host and path as routes[0]",
+        ),
+        (
+            "routes: [{path: /a, host: A, target: \"http://h\"}, {path: /a, host: a., target: \"http://i\"}]",
+            "c.yaml:1: routes[1]: has the same host",
+        ),
+        (
+            "routes: [{path: /health, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: is the health path",
+        ),
+        (
+            "routes: [{path: api, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must begin with /, got \"api\"",
+        ),
+        (
+            "routes: [{path: /a/../b, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a \".\"",
+        ),
+        (
+            "routes: [{path: /a/%2e, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a \".\"",
+        ),
+        (
+            "routes: [{path: \"/a?b\", target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a query",
+        ),
+        (
+            "routes: [{path: \"/a#b\", target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a fragment",
+        ),
+        (
+            "routes: [{path: /a b, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: holds ' '",
+        ),
+        (
+            "routes:\n- path: /\n  target: ftp://h",
+            "c.yaml:3: routes[0].target: scheme must be http, https or unix, got \"ftp\"",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /nonexistent.pem}}]",
+            "c.yaml:1: routes[0].tls.ca_file: /nonexistent.pem: No such file",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: Cargo.toml}}]",
+            "c.yaml:1: routes[0].tls.ca_file: Cargo.toml: holds no certificate",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /}}]",
+            "c.yaml:1: routes[0].tls.ca_file: /: Is a directory",
+        ),
+        ("[1]", "c.yaml: must be a mapping of keys, got a list"),
+        (
+            "nonsense",
+            "c.yaml: must be a mapping of keys, got \"nonsense\"",
+        ),
+    ];
+
+    #[test]
+    fn routes_that_cannot_be() {
+        for (text, expected) in NO_ROUTES {
+            let errors = errors(text);
+            assert!(errors[0].starts_with(expected), "{text}: {errors:#?}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_at_once_in_the_order_of_their_lines() {
+        let found = errors(
+            "log: {level: x}\nroutes:\n- path: x\n  target: ftp://h\n- {path: /, target: \"http://h\", zzz: 1}\n\
+             cors: {allowed_origins: [nonsense]}\nlisten: x\n",
+        );
+        let starts: Vec<&str> = found
+            .iter()
+            .map(|error| error.split(':').nth(1).unwrap())
+            .collect();
+        assert_eq!(starts, ["1", "3", "4", "5", "6", "7"], "{found:#?}");
+        // What a route inherits is told once, where it is written; and there is an end to it.
+        let inherited = "cors: {allowed_origins: [x]}\nroutes: [{path: /, target: \"http://h\", cors: {max_age: 1}}]";
+        assert_eq!(errors(inherited).len(), 1);
+        let many = errors(&plus(&format!("{}: 1", "k\u{7f}".repeat(900))));
+        assert!(
+            many.iter()
+                .all(|line| line.len() < 2000 && !line.contains('\n'))
+        );
+        let keys: Vec<String> = (0..1000).map(|n| format!("k{n}: 1")).collect();
+        assert_eq!(errors(&plus(&keys.join("\n"))).len(), 101);
+    }
+
+    #[test]
+    fn variables_are_replaced_in_values() {
+        let pairs = [
+            ("A", "1"),
+            ("EMPTY", ""),
+            ("HOST", "h.example"),
+            ("FLAG", "true"),
+            ("COST", "$A ${A}"),
+        ];
+        let text = "version: \"$$ ${A} $x ${NONE:-d:-e} ${EMPTY} ${EMPTY:-f} ${COST}\"\n\
+                    transport: {dial_timeout: \"${A}\", max_idle_conns: \"${NONE:-7}\"}\n\
+                    log: {access: \"${FLAG}\"}\n\
+                    x-free: ${NONE}\n\
+                    routes: [{path: /, target: \"http://${HOST}:${PORT:-81}/\"}]\n";
+        let config = load(Source::Text("c", text), &with(&pairs)).unwrap();
+        assert_eq!(config.version, "$ 1 $x d:-e  f $A ${A}");
+        assert_eq!(config.transport.dial_timeout, Some(Duration::from_secs(1)));
+        assert_eq!(config.transport.max_idle_conns, Some(7));
+        assert!(config.log.access);
+        assert_eq!(first(&config).target.host_header, "h.example:81");
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let pairs = [
+            ("GOMEMLIMIT", "8MiB"),
+            ("GOMAXPROCS", "4"),
+            ("GOGC", "nonsense"),
+            ("LOG_FORMAT", "json"),
+            ("DEBUG", "true"),
+            ("PORT", "8081"),
+        ];
+        let config = load(
+            Source::Text("c", &plus("limits: {memory: 0}")),
+            &with(&pairs),
+        )
+        .unwrap();
+        assert_eq!(config.memory, Memory::Bytes(8 << 20));
+        assert_eq!(config.threads, 4);
+        assert_eq!(
+            config.log,
+            Log {
+                json: true,
+                level: Level::Debug,
+                access: false
+            }
+        );
+        assert_eq!(config.listen, [Listen::Everywhere(8081)]);
+        assert_eq!(
+            config.environment,
+            "PORT=8081 -> listen :8081, GOMEMLIMIT=8MiB -> limits.memory 8388608, GOMAXPROCS=4 -> threads 4, \
+             LOG_FORMAT=json -> log.format json, DEBUG=true -> log.level debug"
+        );
+        let pairs = [
+            ("GOMEMLIMIT", "x"),
+            ("LEAN_PROXY_MEMORY", "off"),
+            ("GOMAXPROCS", "2"),
+            ("LEAN_PROXY_THREADS", "99"),
+        ];
+        let listen = plus("listen: \":1\"\ntransport: {max_conns_per_host: 7}");
+        let config = load(Source::Text("c", &listen), &with(&pairs)).unwrap();
+        assert_eq!((config.memory, config.threads), (Memory::Off, 7));
+        let odd = load(
+            Source::Text("c", &plus("")),
+            &with(&[("DEBUG", "express:*"), ("PORT", "")]),
+        )
+        .unwrap();
+        assert_eq!(odd.log.level, Level::Info);
+        assert_eq!(
+            (odd.warnings.len(), odd.listen.as_slice()),
+            (1, &[Listen::Everywhere(80)][..])
+        );
+    }
+
+    #[test]
+    fn bad_variables_are_errors() {
+        let cases = [
+            ("GOMEMLIMIT", "8MB"),
+            ("GOMEMLIMIT", "1.5GiB"),
+            ("GOMEMLIMIT", "99999999999GiB"),
+            ("GOMEMLIMIT", "1000"),
+            ("LEAN_PROXY_MEMORY", "lots"),
+            ("GOMAXPROCS", "0"),
+            ("LEAN_PROXY_THREADS", "-1"),
+            ("LOG_FORMAT", "xml"),
+            ("PORT", "http"),
+            ("PORT", "65536"),
+        ];
+        for (name, value) in cases {
+            let errors = load(Source::Text("c", &plus("")), &with(&[(name, value)])).unwrap_err();
+            assert!(
+                errors.len() == 1 && errors[0].contains(name),
+                "{name}={value}: {errors:?}"
+            );
+        }
+        let both = load(Source::Text("c", "routes: []"), &with(&[("PORT", "x")])).unwrap_err();
+        assert_eq!(both.len(), 2, "{both:?}");
+    }
+
+    #[test]
+    fn files_that_cannot_be_read() {
+        let missing = load(Source::File(Path::new("/nonexistent/c.yaml")), NOTHING).unwrap_err();
+        assert_eq!(missing, ["/nonexistent/c.yaml: No such file or directory"]);
+        let folder = load(Source::File(Path::new("src")), NOTHING).unwrap_err();
+        assert_eq!(folder, ["src: Is a directory"]);
+        let endless = load(Source::File(Path::new("/dev/zero")), NOTHING).unwrap_err();
+        assert_eq!(endless, ["/dev/zero: is larger than 1 MiB"]);
+        let large = errors(&plus(&format!("# {}\n", "x".repeat(1 << 20))));
+        assert_eq!(large, ["c.yaml: is larger than 1 MiB"]);
+        let latin = std::env::temp_dir().join(format!("lean-proxy-latin-{}", std::process::id()));
+        std::fs::write(&latin, b"a: 1\nb: \xe9\n").unwrap();
+        let errors = load(Source::File(&latin), NOTHING).unwrap_err();
+        std::fs::remove_file(&latin).unwrap();
+        assert_eq!(errors, [format!("{}:2: must be UTF-8", latin.display())]);
+        assert!(load(Source::File(Path::new("config.yaml")), NOTHING).is_ok());
+    }
+
+    /// Xorshift: the same bytes on every run.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % sides as u64).unwrap()
+        }
+    }
+
+    #[test]
+    fn any_bytes_give_a_config_or_messages() {
+        let valid = format!("{SEED}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
+        let mut dice = Dice(0x2545_F491_4F6C_DD1D);
+        let alphabet: Vec<char> = "aé:-[]{},#&*!|>'\"%@`?~$<. \t\n\r0129/\\\u{feff}\u{0}"
+            .chars()
+            .collect();
+        for round in 0..1500 {
+            let text: String = match round % 3 {
+                0 => (0..dice.roll(80))
+                    .map(|_| alphabet[dice.roll(alphabet.len())])
+                    .collect(),
+                1 => {
+                    let bytes: Vec<u8> = (0..dice.roll(80))
+                        .map(|_| u8::try_from(dice.roll(256)).unwrap())
+                        .collect();
+                    String::from_utf8_lossy(&bytes).into_owned()
+                }
+                _ => {
+                    let mut text: Vec<char> = valid.chars().collect();
+                    for _ in 0..=dice.roll(4) {
+                        let at = dice.roll(text.len());
+                        match dice.roll(3) {
+                            0 => text[at] = alphabet[dice.roll(alphabet.len())],
+                            1 => text.insert(at, alphabet[dice.roll(alphabet.len())]),
+                            _ => drop(text.remove(at)),
+                        }
+                    }
+                    text.into_iter().collect()
+                }
+            };
+            if let Err(errors) = read(&text) {
+                assert!(!errors.is_empty(), "{text:?}");
+                for line in errors {
+                    assert!(
+                        line.starts_with("c.yaml") && !line.contains('\n'),
+                        "{text:?}: {line}"
+                    );
+                }
+            }
+        }
+    }
+}

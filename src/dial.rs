@@ -10,16 +10,17 @@ use std::{
     fmt::{self, Write},
     future::{Future, poll_fn},
     io::{self, IoSlice},
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpSocket, TcpStream, UnixStream, lookup_host},
     task::spawn_local,
     time::sleep,
@@ -59,6 +60,23 @@ impl Io {
                     _ => Poll::Ready(Ok(())),
                 }
             }
+        }
+    }
+
+    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. For a client's socket,
+    /// which is never TLS.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut byte = [MaybeUninit::uninit()];
+        match self {
+            Io::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
+            Io::Unix(stream) => loop {
+                ready!(stream.poll_read_ready(cx))?;
+                match stream.try_io(Interest::READABLE, || SockRef::from(&*stream).peek(&mut byte)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            },
+            Io::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
         }
     }
 
@@ -502,9 +520,16 @@ const BAD_FOR: Duration = Duration::from_secs(1);
 mod tests {
     use std::{
         env, fs,
+        io::Read,
         net::{Ipv4Addr, Ipv6Addr},
+        sync::{Arc, mpsc},
+        thread,
     };
 
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::{
+        ServerConfig, ServerConnection, StreamOwned, crypto::ring, pki_types::PrivateKeyDer,
+    };
     use socket2::{Domain, Socket, Type};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -514,6 +539,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::route::Tls;
 
     fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = Builder::new_current_thread()
@@ -843,6 +869,66 @@ mod tests {
             poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
             assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
         });
+    }
+
+    #[test]
+    fn session_tickets_do_not_end_the_quiet_of_an_https_connection() {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["a.example".to_owned()])
+            .and_then(|params| params.self_signed(&key))
+            .unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (say, said) = mpsc::channel();
+        let (speak, told) = mpsc::channel();
+        let server = thread::spawn(move || {
+            let connection = ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = StreamOwned::new(connection, listener.accept().unwrap().0);
+            // When this byte is read, the tickets are written.
+            stream.read_exact(&mut [0]).unwrap();
+            say.send(()).unwrap();
+            told.recv().unwrap();
+            io::Write::write_all(&mut stream, b"!").unwrap();
+            stream
+        });
+        let target = Origin {
+            address: Address::Tcp(address.ip().to_string(), address.port()),
+            tls: Some(Tls {
+                server_name: "a.example".to_owned(),
+                ca_file: None,
+                insecure_skip_verify: true,
+            }),
+        };
+        run(async {
+            let mut io = Dialer::new(SocketOptions::default())
+                .dial(&target)
+                .await
+                .unwrap();
+            assert!(matches!(io, Io::Tls(_)) && io.socket().tcp_nodelay().unwrap());
+            io.write_all(b"?").await.unwrap();
+            io.flush().await.unwrap();
+            said.recv().unwrap();
+            poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
+            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(
+                poll_fn(|cx| Poll::Ready(io.poll_read_ready(cx)))
+                    .await
+                    .is_pending()
+            );
+            speak.send(()).unwrap();
+            poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
+            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+        });
+        drop(server.join().unwrap());
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub fn read(path: &FilePath) -> Result<String, String> {
 }
 
 /// An I/O error without the number that Rust appends to the system's own words.
-pub fn plain(error: &io::Error) -> String {
+fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_owned(),
@@ -648,7 +648,7 @@ fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
         return None;
     }
     let word = word.to_ascii_lowercase().replace('-', "_");
-    let allowed = (word.len() / 3).clamp(1, 3);
+    let allowed = (word.len() / 2).clamp(1, 3);
     known
         .iter()
         .map(|candidate| (distance(word.as_bytes(), candidate.as_bytes()), *candidate))
@@ -721,3 +721,92 @@ const MAX_ERRORS: usize = 100;
 const MAX_SHOWN: usize = 80;
 /// Characters of a message.
 const MAX_LINE: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_decimals_only() {
+        let good = [
+            ("0", 0.0),
+            ("10", 10.0),
+            ("-1", -1.0),
+            ("+2", 2.0),
+            ("0.5", 0.5),
+            ("10.0", 10.0),
+        ];
+        for (text, number) in good {
+            assert_eq!(decimal(text), Some(number), "{text}");
+        }
+        for text in [
+            "", "-", ".", "1.", ".5", "007", "1e3", "inf", "nan", "0x1", "1_000", " 1", "--1",
+        ] {
+            assert_eq!(decimal(text), None, "{text}");
+        }
+        assert_eq!(decimal(&"9".repeat(400)), None);
+    }
+
+    #[test]
+    fn the_number_to_write() {
+        let cases = [
+            ("30s", Unit::Seconds, Some(30.0)),
+            ("1.5 min", Unit::Seconds, Some(90.0)),
+            ("1h30m", Unit::Seconds, Some(5400.0)),
+            ("250ms", Unit::Seconds, Some(0.25)),
+            ("30", Unit::Seconds, None),
+            ("30x", Unit::Seconds, None),
+            ("s", Unit::Seconds, None),
+            ("", Unit::Seconds, None),
+            ("64KB", Unit::Bytes, Some(64000.0)),
+            ("64KiB", Unit::Bytes, Some(65536.0)),
+            ("64k", Unit::Bytes, Some(64000.0)),
+            ("1 MiB", Unit::Bytes, Some(1_048_576.0)),
+            ("2m", Unit::Bytes, Some(2_000_000.0)),
+            ("1GB", Unit::Bytes, Some(1e9)),
+            ("10k", Unit::Plain, None),
+            ("9é", Unit::Bytes, None),
+        ];
+        for (text, unit, number) in cases {
+            assert_eq!(without_unit(text, unit), number, "{text} {unit:?}");
+        }
+    }
+
+    #[test]
+    fn the_word_that_was_meant() {
+        let known = ["listen", "routes", "cors", "dial_timeout"];
+        let cases = [
+            ("listn", Some("listen")),
+            ("Listen", Some("listen")),
+            ("route", Some("routes")),
+            ("dial-timeout", Some("dial_timeout")),
+            ("dialtimeout", Some("dial_timeout")),
+            ("zzzz", None),
+            ("", None),
+        ];
+        for (word, meant) in cases {
+            assert_eq!(nearest(word, &known), meant, "{word}");
+        }
+        assert_eq!(nearest(&"l".repeat(100_000), &known), None);
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("ab", "", 2),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+        ] {
+            assert_eq!(distance(a.as_bytes(), b.as_bytes()), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn messages_are_one_short_line() {
+        assert_eq!(one_line("a\nb\u{1b}[1m\u{7f}é"), "a\\nb\\u{1b}[1m\\u{7f}é");
+        assert!(one_line(&"é".repeat(10_000)).chars().count() <= MAX_LINE);
+        assert!(quote(&"\u{0}".repeat(10_000)).len() < 1000);
+    }
+}

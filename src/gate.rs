@@ -7,7 +7,6 @@
 
 use std::{
     io::{self, IoSlice},
-    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -22,7 +21,8 @@ use crate::{
     budget::{Budget, Permit},
     chunked::{Chunked, Piece},
     dial::Io,
-    screen::{self, Framing, Head, Refusal},
+    park::Phase,
+    screen::{self, Arrival, Framing, Head, Refusal},
 };
 
 /// A client's socket with the bytes that were read from it and not handed on.
@@ -47,17 +47,6 @@ enum Due {
     Length(u64),
     /// A chunked body.
     Chunked(Box<Chunked>),
-}
-
-/// What a search for a head came to.
-#[derive(Debug)]
-pub enum Found {
-    /// A whole one; it is ready to be handed on.
-    Head(Head),
-    /// The client has closed, with or without a part of one.
-    End,
-    /// Not to be served.
-    Refused(Refusal),
 }
 
 /// `held` may grow this far without a permit of its own: it is in the price of a connection.
@@ -106,23 +95,23 @@ impl Gate {
     }
 
     /// Collects a request head. `scratch` is the worker's, for one read; `max` the bytes that a head may have.
-    pub fn poll_head(&mut self, context: &mut Context<'_>, scratch: &mut [u8], budget: &Rc<Budget>, max: usize) -> Poll<io::Result<Found>> {
+    pub fn poll_head(&mut self, context: &mut Context<'_>, scratch: &mut [u8], budget: &Rc<Budget>, max: usize) -> Poll<io::Result<Arrival>> {
         loop {
             if self.held.len() > self.scanned {
                 match screen::head(&self.held, &mut self.scanned, max) {
                     Ok(Some(head)) => return Poll::Ready(Ok(self.admit(head))),
                     Ok(None) => {}
-                    Err(refusal) => return Poll::Ready(Ok(Found::Refused(refusal))),
+                    Err(refusal) => return Poll::Ready(Ok(Arrival::Refused(refusal))),
                 }
             }
             let mut buffer = ReadBuf::new(scratch);
             ready!(Pin::new(&mut self.io).poll_read(context, &mut buffer))?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
-                return Poll::Ready(Ok(Found::End));
+                return Poll::Ready(Ok(Arrival::End));
             }
             if !self.hold(bytes, budget) {
-                return Poll::Ready(Ok(Found::Refused(Refusal::NoMemory)));
+                return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
             }
         }
     }
@@ -145,7 +134,7 @@ impl Gate {
     }
 
     /// Makes the head, and what of its body is already here, ready to be handed on.
-    fn admit(&mut self, head: Head) -> Found {
+    fn admit(&mut self, head: Head) -> Arrival {
         self.held.drain(..head.skip);
         let head = Head { skip: 0, ..head };
         self.scanned = 0;
@@ -161,12 +150,12 @@ impl Gate {
                 let mut chunked = Box::new(Chunked::new());
                 match walk(&mut chunked, self.held.get(head.len..).unwrap_or_default()) {
                     Ok(here) => self.feed += here,
-                    Err(reason) => return Found::Refused(Refusal::Malformed(reason)),
+                    Err(reason) => return Arrival::Refused(Refusal::Malformed(reason)),
                 }
                 self.due = Due::Chunked(chunked);
             }
         }
-        Found::Head(head)
+        Arrival::Head(head)
     }
 
     /// Hands on what is ready.
@@ -201,8 +190,6 @@ pub struct Socket {
     pub gate: Gate,
     /// Shared with the exchange and the task.
     pub signals: Rc<Signals>,
-    /// The next head, found while hyper waits for it; the task decides whether this hyper may have it.
-    pub found: Option<Found>,
     /// What this hyper can read.
     pub limits: Limits,
     budget: Rc<Budget>,
@@ -234,7 +221,6 @@ impl Socket {
         Socket {
             gate,
             signals,
-            found: None,
             limits,
             budget: Rc::clone(&worker.budget),
             scratch: Rc::clone(&worker.scratch),
@@ -245,32 +231,36 @@ impl Socket {
 
     /// Between two messages: looks for the next head.
     fn poll_next(&mut self, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        if self.found.is_some() {
+        if self.signals.arrival.get().is_some() {
             return Poll::Pending;
         }
         if self.signals.active.get() || !self.signals.flushed.get() {
             return self.poll_quiet(context);
         }
-        let found = {
+        let arrival = {
             let mut scratch = self.scratch.borrow_mut();
-            ready!(self.gate.poll_head(context, &mut scratch, &self.budget, self.max_head))?
+            self.gate.poll_head(context, &mut scratch, &self.budget, self.max_head)
         };
-        match found {
-            Found::Head(head) if self.limits.admit(&head) => {
-                self.signals.active.set(true);
+        self.signals.amid_head.set(self.gate.is_amid_head());
+        match ready!(arrival)? {
+            Arrival::Head(head) if self.limits.admit(&head) => {
+                self.begin();
                 self.gate.feed(cursor);
                 Poll::Ready(Ok(()))
             }
-            Found::End if !self.gate.is_amid_head() => {
-                self.signals.ended.set(true);
-                Poll::Ready(Ok(()))
-            }
-            found => {
+            Arrival::End if !self.gate.is_amid_head() => Poll::Ready(Ok(())),
+            arrival => {
                 // for the task to see: it takes hyper down
-                self.found = Some(found);
+                self.signals.arrival.set(Some(arrival));
                 Poll::Pending
             }
         }
+    }
+
+    fn begin(&self) {
+        self.signals.active.set(true);
+        self.signals.amid_head.set(false);
+        self.signals.watch.enter(Phase::Busy, None);
     }
 
     /// While an exchange is in work nothing is read, but a client that leaves is noticed.
@@ -279,13 +269,8 @@ impl Socket {
             self.signals.starved.set(true);
             return Poll::Pending;
         }
-        let mut byte = [MaybeUninit::uninit()];
-        let mut byte = ReadBuf::uninit(&mut byte);
-        match ready!(self.gate.io.poll_peek(context, &mut byte)) {
-            Ok(0) => {
-                self.signals.ended.set(true);
-                Poll::Ready(Ok(()))
-            }
+        match ready!(self.gate.io.poll_peek(context)) {
+            Ok(0) => Poll::Ready(Ok(())),
             Ok(_) => {
                 self.signals.starved.set(true);
                 Poll::Pending
@@ -307,7 +292,6 @@ impl Socket {
         let bytes = buffer.filled();
         self.signals.watch.moved(bytes.len());
         if bytes.is_empty() {
-            self.signals.ended.set(true);
             return Poll::Ready(Ok(()));
         }
         let ours = match &mut self.gate.due {
@@ -354,7 +338,9 @@ impl Read for Socket {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.gate.feed > 0 {
-            this.signals.active.set(true);
+            if !this.signals.active.get() {
+                this.begin();
+            }
             this.gate.feed(&mut cursor);
             Poll::Ready(Ok(()))
         } else if this.gate.is_between() {

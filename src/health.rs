@@ -5,11 +5,17 @@
 
 use std::{
     fmt::Write as _,
-    time::{SystemTime, UNIX_EPOCH},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use hyper::http::StatusCode;
+
+use crate::config::{Config, Listen};
 
 /// What the health path answers.
 #[derive(Debug)]
@@ -59,6 +65,94 @@ impl Report {
             (false, false) => (status, TEXT, Bytes::from_static(b"ok\n")),
             (false, true) => (status, TEXT, Bytes::from_static(b"draining\n")),
         }
+    }
+}
+
+/// Asks the proxy that `config` starts whether it is well; gives its word, within two seconds.
+///
+/// # Errors
+/// Not there, not well, or too slow.
+pub fn ask(config: &Config) -> Result<String> {
+    let reachable = config.listen.iter().find(|listen| !matches!(listen, Listen::Inherited(_)));
+    let path = &config.health_path;
+    match reachable.ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))? {
+        Listen::Unix(file) => {
+            let stream = UnixStream::connect(file).with_context(|| format!("connecting to unix:{}", file.display()))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            converse(stream, "localhost", path)
+        }
+        Listen::Everywhere(port) => {
+            let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+            call(by_v4, &by_v4.to_string(), path).or_else(|error| {
+                let by_v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
+                call(by_v6, &by_v6.to_string(), path).map_err(|_| error)
+            })
+        }
+        Listen::Address(address) => {
+            let ip = match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            let address = SocketAddr::new(ip, address.port());
+            call(address, &address.to_string(), path)
+        }
+        Listen::Inherited(_) => bail!("give a URL"),
+    }
+}
+
+/// The same, of whatever answers an `http://` URL; without a path the usual one is asked for.
+///
+/// # Errors
+/// Not there, not well, too slow, or no such URL.
+pub fn ask_url(url: &str) -> Result<String> {
+    let rest = url.strip_prefix("http://").ok_or_else(|| anyhow!("not an http:// URL: {url}"))?;
+    let (authority, path) = rest.find('/').map_or((rest, "/health"), |slash| rest.split_at(slash));
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    let place = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+    let addresses = place.to_socket_addrs().with_context(|| format!("looking up {authority}"))?;
+    let mut last = anyhow!("{authority} has no address");
+    for address in addresses {
+        match call(address, authority, path) {
+            Ok(word) => return Ok(word),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Two seconds in all: a second to connect, and for each read and write.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+fn call(address: SocketAddr, host: &str, path: &str) -> Result<String> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    converse(stream, host, path)
+}
+
+fn converse(mut stream: impl Read + Write, host: &str, path: &str) -> Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("asking")?;
+    let end = Instant::now() + PATIENCE;
+    let mut answer = Vec::new();
+    let mut space = [0; 1024];
+    // as far as the status goes: a body that never ends is nobody's health
+    while answer.len() < 4096 && Instant::now() < end {
+        let count = stream.read(&mut space).context("waiting for the answer")?;
+        answer.extend_from_slice(space.get(..count).unwrap_or_default());
+        if count == 0 {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let status = text.strip_prefix("HTTP/1.1 ").or_else(|| text.strip_prefix("HTTP/1.0 ")).and_then(|rest| rest.get(..3));
+    let word = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+    match status {
+        Some("200") => Ok(word.to_owned()),
+        Some(status) => bail!("not well: {status} {word}"),
+        None => bail!("the answer is not HTTP"),
     }
 }
 

@@ -8,11 +8,12 @@ use std::{
     cell::Cell,
     fmt::{self, Display, Write},
     io,
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -90,6 +91,64 @@ pub struct Access<'a> {
     pub upstream: Option<&'a dyn Display>,
     /// `ok`, or a failure's short word.
     pub outcome: &'a str,
+}
+
+/// What is kept of an exchange for its access line, which is written when this is dropped.
+#[derive(Debug)]
+pub struct Record {
+    client: Option<IpAddr>,
+    method: String,
+    host: Vec<u8>,
+    path: String,
+    begun: Instant,
+    /// What the client was answered; 0 = it left before.
+    pub status: u16,
+    /// Bytes of body taken from the client.
+    pub received: u64,
+    /// Bytes of body given to the client.
+    pub sent: u64,
+    /// Who answered; `None` = the proxy itself.
+    pub upstream: Option<String>,
+    /// `ok`, or a failure's short word.
+    pub outcome: &'static str,
+}
+
+impl Record {
+    /// Begins a record, where access lines are written at all.
+    pub fn begin(client: Option<IpAddr>, method: &str, host: &[u8], path: &str) -> Option<Box<Record>> {
+        access_enabled().then(|| {
+            Box::new(Record {
+                client,
+                method: method.to_owned(),
+                host: host.to_owned(),
+                path: path.to_owned(),
+                begun: Instant::now(),
+                status: 0,
+                received: 0,
+                sent: 0,
+                upstream: None,
+                outcome: "client-gone",
+            })
+        })
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let client = self.client.map_or_else(|| "unix".to_owned(), |client| client.to_string());
+        access(&Access {
+            client: &client,
+            method: &self.method,
+            host: (!self.host.is_empty()).then_some(self.host.as_slice()),
+            path: &self.path,
+            status: self.status,
+            received: self.received,
+            sent: self.sent,
+            duration: self.begun.elapsed(),
+            upstream: self.upstream.as_ref().map(|upstream| upstream as &dyn Display),
+            outcome: self.outcome,
+        });
+    }
 }
 
 /// Writes the line of an exchange where `log.access` asks for it, at any level.

@@ -28,10 +28,106 @@ mod wire;
 
 // the life of a request
 mod attend;
+mod door;
 mod gate;
 mod health;
+mod keeper;
 mod metrics;
 mod proxy;
 mod serve;
 
-fn main() {}
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use cli::{Asked, Command, Place};
+use config::{Config, Source};
+
+/// Stopped as asked.
+const DONE: u8 = 0;
+/// The configuration is wrong, or a health check failed.
+const BAD: u8 = 1;
+/// The command line is wrong.
+const USAGE: u8 = 2;
+/// Cannot bind, or a failure while running.
+const FAILED: u8 = 3;
+
+fn main() -> ExitCode {
+    let code = match cli::parse(env::args_os().skip(1)) {
+        Ok(Command::Serve(place)) => serve(place),
+        Ok(Command::Check(place)) => check(place),
+        Ok(Command::Health(asked)) => health(asked),
+        Ok(Command::Version) => cli::say(concat!("lean-proxy ", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Help) => cli::say(cli::HELP),
+        Err(usage) => cli::complain(USAGE, [usage.0.as_str(), cli::USAGE]),
+    };
+    ExitCode::from(code)
+}
+
+/// Where a configuration comes from, once the environment was asked.
+enum Origin {
+    File(PathBuf),
+    Inline(String),
+}
+
+impl Origin {
+    /// `None`: nothing was named, and there is nothing where one would look.
+    fn of(place: Place) -> Option<Origin> {
+        match place {
+            Place::File(path) => Some(Origin::File(path)),
+            Place::Default => match env::var("LEAN_PROXY_CONFIG") {
+                Ok(text) if !text.is_empty() => Some(Origin::Inline(text)),
+                _ => Path::new(cli::DEFAULT_CONFIG).exists().then(|| Origin::File(cli::DEFAULT_CONFIG.into())),
+            },
+        }
+    }
+
+    fn load(&self) -> Result<Arc<Config>, Vec<String>> {
+        let source = match self {
+            Origin::File(path) => Source::File(path),
+            Origin::Inline(text) => Source::Text("LEAN_PROXY_CONFIG", text),
+        };
+        config::load(source, &|name| env::var(name).ok())
+    }
+}
+
+fn serve(place: Place) -> u8 {
+    let Some(origin) = Origin::of(place) else { return cli::complain(USAGE, [cli::USAGE]) };
+    let config = match origin.load() {
+        Ok(config) => config,
+        Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
+    };
+    match serve::serve(config, Box::new(move || origin.load())) {
+        Ok(()) => DONE,
+        Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
+    }
+}
+
+fn check(place: Place) -> u8 {
+    let Some(origin) = Origin::of(place) else { return cli::complain(USAGE, [cli::USAGE]) };
+    match origin.load() {
+        Ok(config) => {
+            let routes = config.routes.len();
+            cli::say(&format!("ok: {routes} {}", if routes == 1 { "route" } else { "routes" }))
+        }
+        Err(errors) => cli::complain(BAD, errors.iter().map(String::as_str)),
+    }
+}
+
+fn health(asked: Asked) -> u8 {
+    let result = match asked {
+        Asked::Url(url) => health::ask_url(&url),
+        Asked::Config(place) => match Origin::of(place).map(|origin| origin.load()) {
+            None => return cli::complain(USAGE, [cli::USAGE]),
+            Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
+            Some(Ok(config)) => health::ask(&config),
+        },
+    };
+    match result {
+        Ok(line) => cli::say(&line),
+        Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
+    }
+}

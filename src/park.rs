@@ -280,6 +280,16 @@ impl Park {
         true
     }
 
+    /// Asks the request that waits longest for memory to take its 503 now. Says whether there was one.
+    pub fn evict_waiting(&self) -> bool {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let waiting = entries.iter().filter(|entry| entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave);
+        let Some(entry) = waiting.max_by_key(|entry| now.wrapping_sub(entry.since.get())) else { return false };
+        entry.tell(Order::Leave);
+        true
+    }
+
     /// Tells every connection; those in the middle of an exchange finish it first.
     pub fn tell_all(&self, order: Order) {
         for entry in self.entries.borrow().iter().filter(|entry| entry.phase.get() != Phase::Empty) {
@@ -414,6 +424,11 @@ impl Watch {
         .await;
     }
 
+    /// The park's coarse time, in milliseconds.
+    pub fn now(&self) -> u32 {
+        self.park.now()
+    }
+
     /// The client's address; `None` on a unix socket.
     pub fn client(&self) -> Option<IpAddr> {
         self.with(|entry| entry.client)
@@ -421,6 +436,12 @@ impl Watch {
 
     /// Goes over to another phase, which may last for `limit`.
     pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        self.enter_on_time(phase);
+        self.set_deadline(limit);
+    }
+
+    /// Goes over to another phase while the deadline stays what it is.
+    pub fn enter_on_time(&self, phase: Phase) {
         let before = self.with(|entry| {
             entry.since.set(self.park.now());
             if entry.order.get() == Order::Rest {
@@ -430,7 +451,6 @@ impl Watch {
         });
         let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull) - usize::from(before == Phase::Lull);
         self.park.lulls.set(lulls);
-        self.set_deadline(limit);
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
             self.park.rouse_sweep(None);
         }
@@ -451,11 +471,6 @@ impl Watch {
         if due.is_some() {
             self.park.rouse_sweep(due);
         }
-    }
-
-    /// Whether a deadline is set.
-    pub fn has_deadline(&self) -> bool {
-        self.with(|entry| entry.has_deadline.get())
     }
 
     /// Whether the deadline has passed. The sweep wakes the task when it does.
@@ -518,6 +533,9 @@ impl Watch {
         let result = poll_fn(|context| {
             if let Poll::Ready(value) = work.as_mut().poll(context) {
                 return Poll::Ready(Ok(value));
+            }
+            if limit == Some(Duration::ZERO) {
+                return Poll::Ready(Err(Elapsed));
             }
             if !armed {
                 armed = true;

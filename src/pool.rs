@@ -15,7 +15,7 @@ use crate::{
     budget::{Budget, IDLE_UPSTREAM, Permit, Queue, TLS_SESSION},
     config::Transport,
     dial::Io,
-    metrics::Metrics,
+    metrics::{self, Metrics},
     route::Origin,
 };
 
@@ -142,7 +142,8 @@ impl Pool {
     fn count_idle(&self, more: bool) {
         let idle = if more { self.idle.get() + 1 } else { self.idle.get() - 1 };
         self.idle.set(idle);
-        self.metrics.upstream_idle(more);
+        let gauge = &self.metrics.upstream_idle;
+        if more { metrics::count(gauge) } else { metrics::gone(gauge) }
     }
 }
 
@@ -178,7 +179,7 @@ impl Host {
             return None;
         }
         self.open.set(self.open.get() + 1);
-        self.pool.metrics.upstream_open(true);
+        metrics::count(&self.pool.metrics.upstream_open);
         Some(self.lease())
     }
 
@@ -215,7 +216,7 @@ impl Host {
 
     fn close(&self) {
         self.open.set(self.open.get() - 1);
-        self.pool.metrics.upstream_open(false);
+        metrics::gone(&self.pool.metrics.upstream_open);
         self.queue.wake();
     }
 

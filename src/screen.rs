@@ -23,6 +23,17 @@ pub struct Head {
     pub target: (usize, usize),
 }
 
+/// What a connection's next bytes came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// A whole head that is ready to be handed on.
+    Head(Head),
+    /// The client has closed, with or without a part of one.
+    End,
+    /// Not to be served.
+    Refused(Refusal),
+}
+
 /// How a request body is delimited (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {

@@ -397,11 +397,20 @@ mod tests {
         }
     }
 
-    fn file(name: &str, content: &str) -> PathBuf {
+    /// A file for the time of a test.
+    struct Temporary(PathBuf);
+
+    impl Drop for Temporary {
+        fn drop(&mut self) {
+            fs::remove_file(&self.0).unwrap();
+        }
+    }
+
+    fn file(name: &str, content: &str) -> Temporary {
         let name = format!("lean-proxy-tls-{}-{name}.pem", std::process::id());
         let path = env::temp_dir().join(name);
         fs::write(&path, content).unwrap();
-        path
+        Temporary(path)
     }
 
     fn exchange(
@@ -495,7 +504,7 @@ mod tests {
                 server.join().unwrap();
                 outcome
             };
-            let trusted = check(tls(name, Some(&roots), false));
+            let trusted = check(tls(name, Some(&roots.0), false));
             match complaint {
                 None => assert_eq!(trusted, Ok(()), "{case}"),
                 Some(complaint) => {
@@ -510,7 +519,7 @@ mod tests {
                 "{case}: {built_in}"
             );
             assert!(
-                check(tls(name, Some(&stranger), false)).is_err(),
+                check(tls(name, Some(&stranger.0), false)).is_err(),
                 "{case}, other roots"
             );
         }
@@ -522,7 +531,7 @@ mod tests {
         const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
         let certificate = self_signed(&params("a.example"));
         let roots = file("resumed", &certificate.pem);
-        let tls = tls("a.example", Some(&roots), false);
+        let tls = tls("a.example", Some(&roots.0), false);
         for (versions, version) in [
             (NEW, ProtocolVersion::TLSv1_3),
             (OLD, ProtocolVersion::TLSv1_2),
@@ -565,14 +574,14 @@ mod tests {
                 Some("ca_file: /nowhere.pem: No such file"),
             ),
             (
-                tls("a", Some(&empty), false),
+                tls("a", Some(&empty.0), false),
                 Some("no certificate in PEM form"),
             ),
             (
-                tls("a", Some(&broken), false),
+                tls("a", Some(&broken.0), false),
                 Some("no certificate that can be a root"),
             ),
-            (tls("a", Some(&torn), false), Some("ca_file: ")),
+            (tls("a", Some(&torn.0), false), Some("ca_file: ")),
         ] {
             match (check(&tls), complaint) {
                 (outcome, None) => assert_eq!(outcome, Ok(()), "{tls:?}"),
@@ -593,16 +602,17 @@ mod tests {
         };
         assert!(roots(None, &[]).load().unwrap().len() > 100);
         let (one, two) = (file("one", &authority().pem()), authority().pem());
-        assert_eq!(roots(Some(&one), &[]).load().unwrap().len(), 1);
+        assert_eq!(roots(Some(&one.0), &[]).load().unwrap().len(), 1);
         let directory = env::temp_dir().join(format!("lean-proxy-roots-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("two.pem"), two.clone() + &two).unwrap();
         fs::write(directory.join("readme"), "nothing").unwrap();
         assert_eq!(roots(None, &[&directory]).load().unwrap().len(), 2);
-        assert_eq!(roots(Some(&one), &[&directory]).load().unwrap().len(), 3);
+        assert_eq!(roots(Some(&one.0), &[&directory]).load().unwrap().len(), 3);
         fs::remove_file(directory.join("two.pem")).unwrap();
         let reason = roots(None, &[&directory]).load().unwrap_err();
         assert!(reason.contains("SSL_CERT_DIR"), "{reason}");
+        fs::remove_dir_all(&directory).unwrap();
         let reason = roots(Some(Path::new("/nowhere")), &[]).load().unwrap_err();
         assert!(reason.starts_with("SSL_CERT_FILE: /nowhere: "), "{reason}");
     }

@@ -59,15 +59,20 @@ pub struct SyntaxError {
 
 /// Parses the first document of a text; an empty text is a `Null`.
 pub fn parse(text: &str) -> Result<Tree, SyntaxError> {
+    check_depth(text)?;
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let budget = Cell::new(MAX_TREE);
     let root = match documents.next() {
-        Some(first) => Build { budget: &budget }.deserialize(first)?,
+        Some(first) => Build { budget: &budget }
+            .deserialize(first)
+            .map_err(|error| syntax_error(text, &error))?,
         None => Value::Null,
     };
     let more = match documents.next() {
         // What follows is not read, but it must not be the rest of a document that broke off.
-        Some(second) => IgnoredAny::deserialize(second).map(|_| true)?,
+        Some(second) => IgnoredAny::deserialize(second)
+            .map(|_| true)
+            .map_err(|error| syntax_error(text, &error))?,
         None => false,
     };
     Ok(Tree { root, more })
@@ -109,22 +114,45 @@ fn walk(
     error.location().map(|location| location.line())
 }
 
-impl From<serde_yaml::Error> for SyntaxError {
-    /// `serde_yaml` puts the place behind the sentence; people and editors look for it in front.
-    fn from(error: serde_yaml::Error) -> SyntaxError {
-        let text = error.to_string();
-        let Some(location) = error.location() else {
-            return SyntaxError {
-                line: None,
-                sentence: text,
-            };
-        };
-        let place = format!(" at line {} column {}", location.line(), location.column());
-        SyntaxError {
-            line: Some(location.line()),
-            sentence: text.replacen(&place, "", 1),
+/// `serde_yaml` itself refuses what is nested deeper than 128, but only after libyaml has spent the square of the depth
+/// on it (20 s for a mebibyte of `[`). Brackets are counted wherever they stand: no sane text leaves so many open.
+fn check_depth(text: &str) -> Result<(), SyntaxError> {
+    let mut depth = 0_usize;
+    let mut line = 1;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'\n' => line += 1,
+            _ => {}
+        }
+        if depth > MAX_OPEN {
+            let sentence = "is nested too deeply".to_owned();
+            return Err(SyntaxError {
+                line: Some(line),
+                sentence,
+            });
         }
     }
+    Ok(())
+}
+
+/// `serde_yaml` puts the place behind the sentence; people and editors look for it in front.
+fn syntax_error(text: &str, error: &serde_yaml::Error) -> SyntaxError {
+    let mut sentence = error.to_string();
+    let mut line = error.location().map(|location| {
+        let place = format!(" at line {} column {}", location.line(), location.column());
+        sentence = sentence.replacen(&place, "", 1);
+        location.line()
+    });
+    // A byte that YAML forbids is found before lines are counted.
+    if let Some((words, position)) = sentence.rsplit_once(" at position ") {
+        let position = position.parse().unwrap_or(0);
+        let newlines = text.bytes().take(position).filter(|byte| *byte == b'\n');
+        line = Some(1 + newlines.count());
+        sentence = words.to_owned();
+    }
+    SyntaxError { line, sentence }
 }
 
 /// Builds the tree. What a node weighs is taken from the budget each time it is reached, also through an alias:
@@ -428,4 +456,216 @@ impl Visitor<'_> for Keep<'_> {
 }
 /// Bytes of tree that a text may become, aliases followed.
 const MAX_TREE: usize = 16 * 1024 * 1024;
+/// Brackets left open at one place.
+const MAX_OPEN: usize = 256;
 const MERGE: &str = "<<";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Step {
+        Step::Key(name.to_owned())
+    }
+
+    fn root(text: &str) -> Value {
+        match parse(text) {
+            Ok(tree) => tree.root,
+            Err(error) => panic!("{text}: {}", error.sentence),
+        }
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+
+    #[test]
+    fn scalars_are_what_yaml_says() {
+        let cases = [
+            ("~", Value::Null),
+            ("", Value::Null),
+            ("true", Value::Flag(true)),
+            ("yes", text("yes")),
+            ("-7", Value::Whole(-7)),
+            ("0x10", Value::Whole(16)),
+            ("007", text("007")),
+            ("10.0", Value::Decimal(10.0)),
+            ("'10'", text("10")),
+            (":80", text(":80")),
+            ("http://a:80/b", text("http://a:80/b")),
+            (
+                "340282366920938463463374607431768211455",
+                Value::Whole(i128::MAX),
+            ),
+        ];
+        for (written, expected) in cases {
+            assert_eq!(root(written), expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_wins_over_what_is_merged() {
+        let one = Value::Map(vec![
+            ("a".to_owned(), Value::Whole(1)),
+            ("b".to_owned(), Value::Whole(2)),
+        ]);
+        for merge in [
+            "{<<: {a: 9, b: 2}, a: 1}",
+            "{a: 1, <<: [{b: 2}, {a: 9, b: 9}]}",
+        ] {
+            assert_eq!(root(merge), one, "{merge}");
+        }
+        assert!(parse("{<<: 3}").is_err());
+        assert!(parse("{<<: [[]]}").is_err());
+    }
+
+    #[test]
+    fn errors_know_their_line() {
+        let cases = [
+            ("a: 1\nb: 2\na: 3\n", 3, "duplicate key \"a\""),
+            (
+                "a:\n  - {b: 1,\n     b: 2}\n",
+                3,
+                "a[0]: duplicate key \"b\"",
+            ),
+            ("a: 1\n b: 2\n", 2, "mapping values"),
+            ("a: [1, 2\n", 2, "did not find expected"),
+            ("a: 1\r\nb: \"x\r\n", 3, "unexpected end of stream"),
+            ("a: *none\n", 1, "unknown anchor"),
+            ("a: 1\nb: !secret x\n", 2, "tags"),
+            ("a: 1\n? [b]\n: 2\n", 2, "a key that is a plain word"),
+            ("a: 1\nb: \u{1}\n", 2, "control characters"),
+            ("a: 1\n---\n{\n", 4, "did not find expected"),
+            ("a: 1\n]\n", 2, "did not find expected"),
+            ("a: &a [*a]\n", 1, "recursion limit"),
+        ];
+        for (text, line, sentence) in cases {
+            let Err(error) = parse(text) else {
+                panic!("{text:?} was accepted");
+            };
+            assert_eq!(error.line, Some(line), "{text:?}: {}", error.sentence);
+            assert!(
+                error.sentence.contains(sentence),
+                "{text:?}: {}",
+                error.sentence
+            );
+        }
+    }
+
+    #[test]
+    fn lines_are_found_in_every_style() {
+        let text = "\
+x-base: &base
+  timeout: 1
+list:
+- a: 1
+  b: 2
+-
+  a: 3
+  'b' : |
+    list: 9
+    b: 9
+  c: {d: 1,
+      e: [1,
+          2]}
+# a: 1
+merged:
+  <<: *base
+  own: 1
+several:
+  <<: [{q: 1}, *base]
+alias: *base
+scalar: 7
+";
+        let cases: Vec<(Vec<Step>, usize)> = vec![
+            (vec![key("list")], 3),
+            (vec![key("list"), Step::Index(0)], 4),
+            (vec![key("list"), Step::Index(0), key("b")], 5),
+            (vec![key("list"), Step::Index(1)], 7),
+            (vec![key("list"), Step::Index(1), key("a")], 7),
+            (vec![key("list"), Step::Index(1), key("b")], 8),
+            (vec![key("list"), Step::Index(1), key("c")], 11),
+            (vec![key("list"), Step::Index(1), key("c"), key("e")], 12),
+            (
+                vec![
+                    key("list"),
+                    Step::Index(1),
+                    key("c"),
+                    key("e"),
+                    Step::Index(1),
+                ],
+                13,
+            ),
+            (vec![key("merged"), key("own")], 17),
+            (vec![key("merged"), key("timeout")], 2),
+            (vec![key("several"), key("q")], 19),
+            (vec![key("several"), key("timeout")], 2),
+            (vec![key("alias"), key("timeout")], 2),
+            // What is not there stands where its surroundings stand.
+            (vec![key("list"), Step::Index(1), key("none")], 7),
+            (vec![key("list"), Step::Index(7)], 3),
+            (vec![key("scalar"), key("none")], 21),
+            (vec![key("none"), key("none")], 1),
+            (vec![], 1),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(line(text, &path), expected, "{path:?}");
+            assert_eq!(
+                line(&text.replace('\n', "\r\n"), &path),
+                expected,
+                "{path:?} with CRLF"
+            );
+        }
+    }
+
+    #[test]
+    fn scalars_are_given_as_written() {
+        let text = "x: &x {v: 1.10}\na: 007\nb: [True, 0x1F]\nc: {<<: *x}\nd: {}\n";
+        let cases: Vec<(Vec<Step>, Option<&str>)> = vec![
+            (vec![key("x"), key("v")], Some("1.10")),
+            (vec![key("a")], Some("007")),
+            (vec![key("b"), Step::Index(0)], Some("True")),
+            (vec![key("b"), Step::Index(1)], Some("0x1F")),
+            (vec![key("c"), key("v")], Some("1.10")),
+            (vec![key("d")], None),
+            (vec![key("e")], None),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(raw(text, &path).as_deref(), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn bombs_and_deep_nests_are_refused() {
+        let laughs: Vec<String> = (1..12)
+            .map(|n| {
+                format!(
+                    "a{n}: &a{n} [{}]",
+                    vec![format!("*a{}", n - 1); 9].join(", ")
+                )
+            })
+            .collect();
+        let laughs = format!("a0: &a0 [lol, lol, lol]\n{}", laughs.join("\n"));
+        let wide = format!(
+            "a: &a {}\nb: [{}]\n",
+            "x".repeat(100_000),
+            "*a, ".repeat(10_000)
+        );
+        let merges = format!(
+            "a: &a {{k: {}}}\nb: [{}]\n",
+            "x".repeat(100_000),
+            "{<<: *a}, ".repeat(10_000)
+        );
+        for bomb in [laughs, wide, merges] {
+            let error = parse(&bomb).err().map(|error| error.sentence);
+            let error = error.unwrap_or_default();
+            assert!(
+                error.contains("aliases") || error.contains("repetition"),
+                "{error}"
+            );
+        }
+        for nest in ["[", "{a: ", "- ", "? "] {
+            assert!(parse(&nest.repeat(5_000)).is_err(), "{nest}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Where clients come in: listeners bound, connections accepted and seated.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{
+    attend::attend,
+    budget::{CONNECTION, Plan},
+    config::Listen,
+    dial::Io,
+    keeper::EVICTED_AT_ONCE,
+    log, metrics,
+    proxy::Worker,
+};
+
+/// Connections that the kernel holds for us until there is room.
+const BACKLOG: i32 = 1024;
+
+/// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
+const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// How long accepting pauses when descriptors have run out and nobody leaves.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// One bound address: a socket for each worker. Dropping it closes them, and removes the file of a unix socket.
+pub struct Door {
+    /// What the configuration says.
+    pub listen: Listen,
+    /// The address as the log shows it, with the port that the kernel chose.
+    pub name: String,
+    sockets: Vec<OwnedFd>,
+    file: Option<PathBuf>,
+}
+
+impl Door {
+    /// Binds an address for so many workers; `inherited` are the sockets that systemd handed over.
+    ///
+    /// # Errors
+    /// What cannot be bound, with the address.
+    pub fn open(listen: &Listen, workers: usize, plan: &Plan, inherited: &[(String, OwnedFd)]) -> Result<Door> {
+        let mut door = Door { listen: listen.clone(), name: String::new(), sockets: Vec::new(), file: None };
+        match listen {
+            Listen::Everywhere(port) => {
+                let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
+                if door.bind(everywhere, workers, plan).is_err() {
+                    // IPv6 is off, or this is what is taken: the second try tells
+                    door.sockets.clear();
+                    door.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)), workers, plan)?;
+                }
+            }
+            Listen::Address(address) => door.bind(*address, workers, plan)?,
+            Listen::Unix(path) => door.bind_unix(path, workers)?,
+            Listen::Inherited(name) => door.inherit(name, workers, inherited)?,
+        }
+        Ok(door)
+    }
+
+    /// A worker's own handle.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn socket(&self, worker: usize) -> Result<OwnedFd> {
+        let socket = self.sockets.get(worker).ok_or_else(|| anyhow!("no socket for worker {worker}"))?;
+        socket.try_clone().context("duplicating a listener")
+    }
+
+    fn bind(&mut self, address: SocketAddr, workers: usize, plan: &Plan) -> Result<()> {
+        let mut address = address;
+        for _ in 0..workers {
+            let socket = tcp(address, workers > 1, plan).with_context(|| format!("listening on {address}"))?;
+            if let Some(bound) = socket.local_addr().ok().and_then(|bound| bound.as_socket()) {
+                address = bound;
+            }
+            self.sockets.push(socket.into());
+        }
+        self.name = address.to_string();
+        Ok(())
+    }
+
+    /// A file that is left from a process that died is removed; one that somebody listens on is not.
+    fn bind_unix(&mut self, path: &Path, workers: usize) -> Result<()> {
+        self.name = format!("unix:{}", path.display());
+        if path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket()) {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                bail!("listening on {}: somebody listens there already", self.name);
+            }
+            std::fs::remove_file(path).with_context(|| format!("removing the stale {}", self.name))?;
+        }
+        let bind = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // like any TCP port: whoever can reach the folder may connect
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        let socket = bind().with_context(|| format!("listening on {}", self.name))?;
+        self.file = Some(path.to_owned());
+        self.share(&socket.into(), workers)
+    }
+
+    fn inherit(&mut self, name: &str, workers: usize, inherited: &[(String, OwnedFd)]) -> Result<()> {
+        // a number is the descriptor itself, counted from 3 as systemd does
+        let number = name.parse::<usize>().ok().and_then(|number| number.checked_sub(3));
+        let found = inherited.iter().find(|(other, _)| other == name).or_else(|| inherited.get(number?));
+        let (_, socket) = found.ok_or_else(|| anyhow!("no socket named {name} was handed over (LISTEN_FDS, LISTEN_FDNAMES)"))?;
+        let address = SockRef::from(socket).local_addr().ok();
+        let address = address.and_then(|address| address.as_socket()).map(|address| address.to_string());
+        self.name = address.unwrap_or_else(|| format!("fd:{name}"));
+        self.share(socket, workers)
+    }
+
+    fn share(&mut self, socket: &OwnedFd, workers: usize) -> Result<()> {
+        for _ in 0..workers {
+            self.sockets.push(socket.try_clone().context("duplicating a listener")?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            drop(std::fs::remove_file(file));
+        }
+    }
+}
+
+/// A listening socket whose options every accepted connection inherits, so that accepting costs one system call.
+fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    if let Some(size) = plan.socket_buffer {
+        socket.set_send_buffer_size(size)?;
+        socket.set_recv_buffer_size(size)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    // kernels and sandboxes that lack these serve without them
+    drop(socket.set_tcp_notsent_lowat(plan.unsent));
+    drop(socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(CLIENT_KEEP_ALIVE).with_interval(CLIENT_KEEP_ALIVE)));
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Accepts on a socket until the task is aborted.
+///
+/// # Errors
+/// A socket that is none, or does not listen.
+pub fn attend_to(worker: &Rc<Worker>, socket: OwnedFd) -> Result<JoinHandle<()>> {
+    let domain = SockRef::from(&socket).domain().context("asking a listener for its kind")?;
+    SockRef::from(&socket).set_nonblocking(true).context("preparing a listener")?;
+    let worker = Rc::clone(worker);
+    Ok(if domain == Domain::UNIX {
+        let listener = UnixListener::from_std(socket.into()).context("preparing a listener")?;
+        tokio::task::spawn_local(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => admit(&worker, Io::Unix(stream), None).await,
+                    Err(error) => pause(&worker, &error).await,
+                }
+            }
+        })
+    } else {
+        let listener = TcpListener::from_std(socket.into()).context("preparing a listener")?;
+        tokio::task::spawn_local(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, address)) => admit(&worker, Io::Tcp(stream), Some(address)).await,
+                    Err(error) => pause(&worker, &error).await,
+                }
+            }
+        })
+    })
+}
+
+/// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the
+/// door full, those who are silent longest give way.
+async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
+    metrics::count(&worker.metrics.connections_accepted);
+    let take = || {
+        let limit = worker.budget.plan().connections;
+        (worker.park.open() < limit).then(|| worker.budget.take(CONNECTION)).flatten()
+    };
+    let permit = if let Some(permit) = take() {
+        permit
+    } else {
+        worker.make_room();
+        worker.park.room.until(take).await
+    };
+    let seat = worker.park.seat(address.map(|address| address.ip()));
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        attend(worker, io, seat).await;
+        drop(permit);
+    });
+}
+
+/// After a failed accept: descriptors or memory have run out, and trying at once again would spin.
+async fn pause(worker: &Worker, error: &io::Error) {
+    if error.kind() == io::ErrorKind::ConnectionAborted {
+        return;
+    }
+    log::warn("accept", &[("error", error)]);
+    worker.park.evict_silent(EVICTED_AT_ONCE, false);
+    worker.pool.clear();
+    sleep(PAUSE).await;
+}

@@ -1,0 +1,121 @@
+//! What is looked after at every tick besides deadlines: idle upstreams, memory, and those who wait too long.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    log, metrics,
+    park::Phase,
+    proxy::Worker,
+    sys::{self, MemoryUse},
+};
+
+/// Connections that are asked to leave at a time when the door is full or memory is near its limit.
+pub const EVICTED_AT_ONCE: usize = 8;
+
+/// How long somebody waits for a place before others are asked to leave for it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One worker's keeper.
+pub struct Keeper {
+    worker: Rc<Worker>,
+    limit: Option<u64>,
+    usage: Option<MemoryUse>,
+    /// Who waited at the last look: for seats, places, memory, upstream connections.
+    waiting: RefCell<[Option<(u64, Instant)>; 4]>,
+    /// Most connections since memory was last given back.
+    high: Cell<usize>,
+}
+
+impl Keeper {
+    /// A keeper for one worker; `limit` is the process's, and whether a cgroup sets it.
+    pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Keeper {
+        let usage = limit.and_then(|(_, cgroup)| match sys::cgroup_limit() {
+            Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
+            _ => MemoryUse::of_process(),
+        });
+        Keeper { worker, limit: limit.map(|limit| limit.0), usage, waiting: RefCell::default(), high: Cell::new(0) }
+    }
+
+    /// Says whether it wants to be called again soon.
+    pub fn look(&self) -> bool {
+        let worker = &self.worker;
+        let idle = worker.pool.sweep(worker.park.now());
+        self.relieve();
+        self.weigh();
+        let tidy = self.tidy();
+        let metrics = &worker.metrics;
+        metrics::set(&metrics.connections_parked, (worker.park.count(Phase::Idle) + worker.park.count(Phase::Fresh)) as u64);
+        metrics::set(&metrics.memory_used_bytes, worker.budget.spent());
+        metrics::set(&metrics.memory_limit_bytes, self.limit.unwrap_or(0));
+        metrics::set(&metrics.log_lines_dropped, log::dropped());
+        idle || tidy || worker.budget.is_pressed()
+    }
+
+    /// Whoever has waited for a second is helped: the least progressing go.
+    fn relieve(&self) {
+        let worker = &self.worker;
+        let fronts = [
+            worker.park.room.front(),
+            worker.places.queue.front(),
+            worker.budget.queue.front(),
+            worker.pool.waiting().map(|(host, ticket)| ticket << 8 | host as u64 & 0xff),
+        ];
+        let mut waiting = self.waiting.borrow_mut();
+        for (index, (front, seen)) in fronts.into_iter().zip(waiting.iter_mut()).enumerate() {
+            let Some(ticket) = front else {
+                *seen = None;
+                continue;
+            };
+            match seen {
+                Some((before, since)) if *before == ticket => {
+                    if since.elapsed() >= PATIENCE && !worker.park.evict_stream() && index == 0 {
+                        worker.park.evict_waiting();
+                    }
+                }
+                _ => *seen = Some((ticket, Instant::now())),
+            }
+        }
+        if worker.park.room.front().is_some() {
+            self.worker.make_room();
+        }
+    }
+
+    /// Looks how near the limit is, and makes room where it is near.
+    fn weigh(&self) {
+        let (Some(limit), Some(usage)) = (self.limit, &self.usage) else { return };
+        let near = limit - limit / 12;
+        let Some(used) = usage.read() else { return };
+        let pressed = used > near && used.saturating_sub(usage.reclaimable()) > near;
+        if pressed {
+            let worker = &self.worker;
+            worker.pool.clear();
+            worker.buffers.trim();
+            worker.park.evict_silent(EVICTED_AT_ONCE * 2, false);
+            worker.park.evict_stream();
+            sys::collect();
+        }
+        self.worker.budget.press(pressed);
+    }
+
+    /// Gives memory back after a burst; says whether there is more to come.
+    fn tidy(&self) -> bool {
+        let worker = &self.worker;
+        let open = worker.park.open();
+        let high = self.high.get().max(open);
+        self.high.set(high);
+        if open == high {
+            return false;
+        }
+        let more = worker.buffers.trim();
+        if open * 4 <= high * 3 || open == 0 {
+            sys::collect();
+            self.high.set(open);
+        }
+        more || open == 0 && high > 0
+    }
+}
+
