@@ -26,8 +26,10 @@ let
     lib.any (port: port < 1024) (lib.optionals (!cfg.socketActivation) ports ++ metricsPorts)
     || cfg.configFile != null;
 
-  # systemd's own way to write them: ":80" is a port alone, "unix:/x" a path alone.
+  # systemd's own way to write them: ":80" is a port alone, "unix:/x" a path alone. It hands them
+  # over in this order, as descriptors from 3 on.
   socketOf = address: lib.removePrefix "unix:" (lib.removePrefix ":" address);
+  handedOver = lib.imap0 (index: _: "fd:${toString (3 + index)}") addresses;
 
   withoutNulls =
     value:
@@ -38,7 +40,7 @@ let
     else
       value;
   settings = withoutNulls (
-    cfg.settings // lib.optionalAttrs cfg.socketActivation { listen = "fd:lean-proxy"; }
+    cfg.settings // lib.optionalAttrs cfg.socketActivation { listen = handedOver; }
   );
   written = yaml.generate "lean-proxy.yaml" settings;
 
@@ -189,7 +191,6 @@ in
       description = "lean-proxy's listening sockets";
       wantedBy = [ "sockets.target" ];
       listenStreams = map socketOf addresses;
-      socketConfig.FileDescriptorName = "lean-proxy";
     };
 
     systemd.services.lean-proxy = {

@@ -32,7 +32,7 @@ def proxy(options: dict[str, Any], systemd: int) -> dict[str, Any]:
     activated = options.get("socketActivation", False)
     units = {}
     if activated:
-        settings["listen"] = "fd:lean-proxy"
+        settings["listen"] = [f"fd:{3 + index}" for index in range(len(listen))]
         units["lean-proxy.socket"] = socket(listen)
     low = not activated and any(int(a.rsplit(":", 1)[1]) < 1024 for a in listen)
     units["lean-proxy.service"] = service(options, low, activated, systemd)
@@ -71,9 +71,7 @@ def service(options: dict[str, Any], low: bool, activated: bool, systemd: int) -
 
 def socket(listen: list[str]) -> str:
     streams = [a.removeprefix(":").removeprefix("unix:") for a in listen]
-    return section("Socket", {"ListenStream": streams, "FileDescriptorName": "lean-proxy"}) + section(
-        "Install", {"WantedBy": "sockets.target"}
-    )
+    return section("Socket", {"ListenStream": streams}) + section("Install", {"WantedBy": "sockets.target"})
 
 
 def section(title: str, keys: dict[str, Any]) -> str:
