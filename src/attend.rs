@@ -44,6 +44,9 @@ const LULLS: usize = 64;
 /// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How much is read on behind a refusal: whoever sends more does not listen.
+const REFUSED_REST: usize = 256 * 1024;
+
 /// How an answer that was given without memory of its own may hold the reserve.
 const BRIEF: Duration = Duration::from_secs(1);
 
@@ -155,13 +158,13 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Seat, refusal: Refusal) 
     })
     .await;
     if written {
-        linger(worker, gate.into_parts().0, seat).await;
+        linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
     }
 }
 
 /// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
-/// takes it away (RFC 9112 §9.6).
-async fn linger(worker: &Worker, mut io: Io, seat: &Seat) {
+/// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
+async fn linger(worker: &Worker, mut io: Io, seat: &Seat, mut rest: usize) {
     seat.enter(Phase::Lingering, Some(LINGER));
     poll_fn(|context| {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
@@ -174,7 +177,7 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Seat) {
             let mut scratch = worker.scratch.borrow_mut();
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) if !buffer.filled().is_empty() && rest > 0 => rest = rest.saturating_sub(buffer.filled().len()),
                 _ => return Poll::Ready(()),
             }
         }
@@ -203,7 +206,8 @@ async fn serve(worker: &Rc<Worker>, mut gate: Gate, seat: &Seat, head: Head) -> 
                     drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
                 } else if gate.is_amid_message() {
                     drop((permit, full));
-                    linger(worker, gate.into_parts().0, seat).await;
+                    let rest = if signals.broken.get() { REFUSED_REST } else { usize::MAX };
+                    linger(worker, gate.into_parts().0, seat, rest).await;
                 }
                 return None;
             }

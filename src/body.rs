@@ -39,12 +39,16 @@ pub struct Signals {
     pub amid_head: Cell<bool>,
     /// What came between two messages and is not for this hyper to read: the task takes it down.
     pub arrival: Cell<Option<Arrival>>,
+    /// The client's body is broken: what follows it is not worth reading.
+    pub broken: Cell<bool>,
     /// The exchange was cut short where the client could not tell: reset the connection.
     pub reset: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
     pub full: Cell<bool>,
     /// Pieces of body that hyper has not written yet.
     pub pieces: Cell<u32>,
+    /// The body has more, and waits for the pieces to be gone.
+    pub waiting: Cell<bool>,
     /// An interim response (1xx) to be written before anything else.
     pub interim: RefCell<Vec<u8>>,
     /// The upstream's half of a tunnel, once it said 101.
@@ -61,9 +65,11 @@ impl Signals {
             starved: Cell::new(false),
             amid_head: Cell::new(false),
             arrival: Cell::new(None),
+            broken: Cell::new(false),
             reset: Cell::new(false),
             full: Cell::new(false),
             pieces: Cell::new(0),
+            waiting: Cell::new(false),
             interim: RefCell::default(),
             tunnel: RefCell::default(),
         })
@@ -161,8 +167,9 @@ impl hyper::body::Body for Body {
             }
             Kind::Upstream(download) => {
                 // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs
-                // one buffer. hyper asks again as soon as a flush is through (`wants_write_again` in its dispatcher).
+                // one buffer. The socket's flush wakes the task for it.
                 if this.ride.signals.pieces.get() > 0 {
+                    this.ride.signals.waiting.set(true);
                     return Poll::Pending;
                 }
                 let got = std::task::ready!(download.poll(context, &this.ride.buffers));

@@ -124,7 +124,7 @@ impl Failure {
             Failure::NoPlace => "No place came free in time.\n",
             Failure::NoMemory => "There is no memory left for this request.\n",
             Failure::NoConnection => "No connection to the upstream came free in time.\n",
-            Failure::NameUnresolved(_) => "The upstream's name could not be resolved.\n",
+            Failure::NameUnresolved(_) => "The upstream's name is not known.\n",
             Failure::DialFailed(_) => "The upstream could not be reached.\n",
             Failure::DialTimedOut => "The upstream could not be reached in time.\n",
             Failure::TlsFailed(_) => "No secure connection to the upstream could be made.\n",

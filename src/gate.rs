@@ -299,7 +299,13 @@ impl Socket {
                 *left -= bytes.len() as u64;
                 bytes.len()
             }
-            Due::Chunked(chunked) => walk(chunked, bytes).map_err(io::Error::other)?,
+            Due::Chunked(chunked) => match walk(chunked, bytes) {
+                Ok(count) => count,
+                Err(reason) => {
+                    self.signals.broken.set(true);
+                    return Poll::Ready(Err(io::Error::other(reason)));
+                }
+            },
         };
         cursor.put_slice(bytes.get(..ours).unwrap_or_default());
         if ours < bytes.len() {
@@ -377,7 +383,8 @@ impl Write for Socket {
         let this = &mut *self;
         ready!(this.poll_interim(context))?;
         this.signals.flushed.set(true);
-        if !this.signals.active.get() && this.signals.starved.replace(false) {
+        let starved = !this.signals.active.get() && this.signals.starved.replace(false);
+        if starved || (this.signals.pieces.get() == 0 && this.signals.waiting.replace(false)) {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

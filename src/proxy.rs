@@ -36,7 +36,7 @@ use crate::{
     pool::{Checkout, Host, Lease, Places, Pool},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
-    wire::{Download, Head, Upload, UploadError, Upstream, read_head},
+    wire::{Delimiter, Download, Head, Upload, UploadError, Upstream, read_head},
 };
 
 /// Interim answers (1xx) of one exchange; 502 above.
@@ -208,9 +208,6 @@ impl Exchange<'_> {
     async fn judge(&self, body: Incoming) -> Response<Body> {
         let path = self.parts.uri.path();
         let config = &self.state.config;
-        if self.parts.method == Method::TRACE {
-            return self.fail(&Failure::MethodNotAllowed);
-        }
         if path == "*" {
             return self.empty(StatusCode::NO_CONTENT, HeaderMap::new());
         }
@@ -226,6 +223,7 @@ impl Exchange<'_> {
             None => Grant::default(),
         };
         let mut response = match found {
+            _ if self.parts.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
             _ if is_health => self.health(),
             Found::Route(route) => match self.answer(route, body).await {
                 Ok(response) => response,
@@ -443,7 +441,10 @@ impl Exchange<'_> {
             record.upstream = Some(name(&route.target.origin));
         }
         if log::enabled(Level::Debug) {
-            log::debug("forward", &[("method", &self.parts.method), ("path", &self.parts.uri.path()), ("upstream", &name(&route.target.origin))]);
+            let mut path = Vec::new();
+            route.push_upstream_path(self.parts.uri.path(), None, &mut path);
+            let url = format!("{}{}", name(&route.target.origin), String::from_utf8_lossy(&path));
+            log::debug("forward", &[("method", &self.parts.method), ("path", &self.parts.uri.path()), ("url", &url)]);
         }
     }
 
@@ -489,11 +490,19 @@ impl Exchange<'_> {
             } else {
                 Some(upload)
             };
+            if self.ride.until_close && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close) {
+                // HTTP/1.0 knows no chunks: the close is the end, whatever the client would like
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             let takes_trailers = headers::takes_trailers(&self.parts.headers);
             Body::upstream(Rc::clone(self.ride), Download::new(upstream, upload, head, takes_trailers, self.ride.signals.watch.clone()))
         };
         let mut response = Response::new(body);
         *response.status_mut() = status;
+        if headers.get(header::CONNECTION).is_some_and(|option| option == "close") {
+            // else hyper promises an HTTP/1.0 client that asks for it to stay
+            *response.version_mut() = Version::HTTP_10;
+        }
         *response.headers_mut() = headers;
         if let Some(reason) = reason {
             response.extensions_mut().insert(reason);
@@ -566,8 +575,11 @@ impl Sending<'_> {
         let watch = &self.exchange.ride.signals.watch;
         match upload.poll(context, io, &mut |count| watch.moved(count)) {
             Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
-            Poll::Ready(Err(UploadError::Client)) => Err(Failure::BodyBroken),
-            Poll::Ready(Err(UploadError::Upstream(_))) => {
+            Poll::Ready(Err(UploadError::Client)) => {
+                self.exchange.ride.signals.broken.set(true);
+                Err(Failure::BodyBroken)
+            }
+            Poll::Ready(Err(UploadError::Upstream)) => {
                 self.broken = true;
                 Ok(())
             }

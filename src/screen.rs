@@ -217,7 +217,8 @@ impl<'a> Walk<'a> {
         if target.len() > MAX_TARGET {
             return Err(Refusal::TargetTooLong);
         }
-        if !self.eat(b' ') || std::str::from_utf8(target).is_err() {
+        let query = target.iter().position(|&byte| byte == b'?').and_then(|mark| target.get(mark..));
+        if !self.eat(b' ') || std::str::from_utf8(target).is_err() || query.is_some_and(|query| query.contains(&b'"')) {
             return Err(Refusal::Malformed("a byte in the target that may not stand there"));
         }
         let version = self.take_while(|byte| byte != b'\r' && byte != b'\n');

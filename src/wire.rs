@@ -58,8 +58,6 @@ pub struct Upload {
     cleared: bool,
     /// The client is to be asked for its body first (`Expect: 100-continue`).
     held_back: bool,
-    /// hyper is given one turn to read the body's beginning, so that head and body leave together.
-    asked: bool,
 }
 
 /// Why a request does not get through to its end.
@@ -69,8 +67,8 @@ pub enum UploadError {
     TooLarge,
     /// The client's body is broken or cut short.
     Client,
-    /// The upstream takes no more.
-    Upstream(io::Error),
+    /// The upstream takes no more; it may have answered early.
+    Upstream,
 }
 
 impl Upload {
@@ -88,7 +86,6 @@ impl Upload {
             begun: false,
             cleared: false,
             held_back,
-            asked: false,
         }
     }
 
@@ -135,11 +132,9 @@ impl Upload {
     /// Sends what can be sent; ready when all of it is with the kernel. `progress` hears of bytes from the client.
     pub fn poll(&mut self, context: &mut Context<'_>, io: &mut Io, progress: &mut dyn FnMut(usize)) -> Poll<Result<(), UploadError>> {
         loop {
-            if !self.begun && !self.held_back && self.body.is_some() && self.data.is_empty() {
-                let first = !std::mem::replace(&mut self.asked, true);
-                if self.poll_body(context, progress)?.is_pending() && first {
-                    return Poll::Pending;
-                }
+            if !self.begun && !self.held_back && self.data.is_empty() {
+                // what is here of the body leaves together with the head
+                let _ = self.poll_body(context, progress)?;
             }
             while !self.is_written() {
                 let slices = [
@@ -148,14 +143,14 @@ impl Upload {
                     IoSlice::new(self.tail),
                 ];
                 self.begun = true;
-                let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices)).map_err(UploadError::Upstream)?;
+                let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices)).map_err(|_| UploadError::Upstream)?;
                 if count == 0 {
-                    return Poll::Ready(Err(UploadError::Upstream(io::ErrorKind::WriteZero.into())));
+                    return Poll::Ready(Err(UploadError::Upstream));
                 }
                 self.wrote(count);
             }
             if matches!(io, Io::Tls(_)) {
-                ready!(Pin::new(&mut *io).poll_flush(context)).map_err(UploadError::Upstream)?;
+                ready!(Pin::new(&mut *io).poll_flush(context)).map_err(|_| UploadError::Upstream)?;
             }
             if self.body.is_none() {
                 return Poll::Ready(Ok(()));
@@ -163,7 +158,6 @@ impl Upload {
             if self.held_back {
                 return Poll::Pending;
             }
-            self.asked = true;
             ready!(self.poll_body(context, progress)?);
         }
     }

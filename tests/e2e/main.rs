@@ -1,1 +1,38 @@
-//! End-to-end tests: the real binary, real sockets.
+//! End-to-end tests: the real binary, real sockets, raw bytes.
+//!
+//! `LEAN_PROXY_BIN=/path/to/lean-proxy` tests another build, the static one for example.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stderr,
+    clippy::too_many_lines,
+    reason = "in a test a panic is the message, and a table of cases is as long as it is"
+)]
+
+// what the tests stand on
+mod json;
+mod strict;
+mod support;
+
+// an exchange
+mod forward;
+mod streaming;
+mod upgrade;
+
+// what the proxy answers itself
+mod cors;
+mod health;
+
+// bounds
+mod limits;
+mod timeouts;
+
+// the program
+mod lifecycle;
+
+// the worst that may come, and what it costs
+mod hardening;
+mod memory;
