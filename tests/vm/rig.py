@@ -16,6 +16,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONFIG = "/etc/lean-proxy/config.yaml"
+# User Mode Linux gives every packet 64 KB of memory where it may merge them: a window of packets
+# would fill a small receive buffer at once.
+NETWORK = {"/etc/systemd/network/10-vec.link": "[Match]\nOriginalName=vec*\n[Link]\nGenericReceiveOffload=no\n"}
 
 
 def main() -> None:
@@ -37,7 +40,8 @@ def proxy(options: dict[str, Any], systemd: int) -> dict[str, Any]:
     low = not activated and any(int(a.rsplit(":", 1)[1]) < 1024 for a in listen)
     units["lean-proxy.service"] = service(options, low, activated, systemd)
     return {
-        "files": {
+        "files": NETWORK
+        | {
             CONFIG: json.dumps(settings, indent=1) + "\n",  # JSON is YAML
             "/usr/bin/lean-proxy": {"from": "{BIN}", "mode": "755"},
             "/etc/vm/client.py": {"from": str(HERE / "world/client.py")},
@@ -52,7 +56,7 @@ def upstream() -> dict[str, Any]:
     text += section("Service", {"ExecStart": "/usr/bin/python3 /etc/vm/upstream.py 8080", "LimitNOFILE": 65536})
     text += section("Install", {"WantedBy": "multi-user.target"})
     programs = {f"/etc/vm/{p}.py": {"from": str(HERE / f"world/{p}.py")} for p in ("client", "upstream")}
-    return {"files": programs, "units": {"upstream.service": text}}
+    return {"files": NETWORK | programs, "units": {"upstream.service": text}}
 
 
 def service(options: dict[str, Any], low: bool, activated: bool, systemd: int) -> str:
