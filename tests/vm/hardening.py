@@ -32,7 +32,7 @@ with subtest("no root, one capability, no way to more"):
 with subtest("nothing to write, nobody to see"):
     inside = f"nsenter --mount --target {pid} --"
     proxy.succeed(f"{inside} test -r /etc/lean-proxy/config.yaml")
-    for place in ("/etc", "/var", "/usr", "/run"):
+    for place in ("/etc", "/var", "/usr", "/srv"):
         proxy.fail(f"{inside} touch {place}/x 2>&1")
     check.assertEqual(proxy.succeed(f"{inside} ls -A /home /root 2>/dev/null | grep -v : || true").strip(), "")
     check.assertEqual(proxy.succeed(f"{inside} ls /dev | grep -cE '^(sd|vd|ubd|mem|kmsg)' || true").strip(), "0")
