@@ -37,8 +37,8 @@ with subtest("upstreams that are not there"):
     check.assertEqual(status("/refused/"), "502")
     check.assertIn(status("/nowhere/"), ("502", "504"))
     body = upstream.succeed("curl -s http://proxy:8080/refused/")
-    check.assertNotIn("upstream", body)
-    check.assertNotIn(":9", body)
+    for secret in ("192.", ":9", "errno", "error"):
+        check.assertNotIn(secret, body)
 
 with subtest("requests that nobody should send"):
     for bad in (
