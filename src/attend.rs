@@ -5,6 +5,7 @@
 //! down again: at the sweep's next tick, or at once where memory is short.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     pin::Pin,
     rc::Rc,
@@ -23,6 +24,7 @@ use crate::{
     log,
     metrics,
     park::{Order, Phase, Seat},
+    pool::Place,
     proxy::Worker,
     screen::{Arrival, Head, Refusal},
     tunnel,
@@ -186,66 +188,63 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Seat, mut rest: usize) {
 }
 
 /// Serves requests until the connection rests (then it is given back), or ends.
-async fn serve(worker: &Rc<Worker>, mut gate: Gate, seat: &Seat, head: Head) -> Option<Gate> {
-    let mut head = head;
-    let (mut permit, mut full) = admit(worker, &gate, seat, &head).await?;
-    loop {
-        let signals = Signals::new((*seat).clone());
+async fn serve(worker: &Rc<Worker>, gate: Gate, seat: &Seat, mut head: Head) -> Option<Gate> {
+    let brief = is_brief(worker, &gate, &head);
+    let (mut permit, mut full) = admit(worker, seat, brief).await?;
+    let gate = Rc::new(RefCell::new(gate));
+    let signals = Signals::new((*seat).clone());
+    let arrival = loop {
         signals.full.set(full.is_some());
-        let (end, back) = drive(worker, gate, &signals, seat, &head, full.is_some()).await;
-        gate = back;
-        let arrival = match end {
-            End::Rest => return Some(gate),
-            End::Arrival(arrival) => arrival,
+        match drive(worker, &gate, &signals, seat, &head, full.is_some()).await {
+            End::Arrival(Arrival::Head(next)) => head = next,
+            End::Arrival(arrival) => break Some(arrival),
+            End::Rest => return take_back(gate),
             End::Leave => return None,
-            End::Over => {
-                if let Some(upstream) = signals.tunnel.take() {
-                    drop(full);
-                    join(worker, gate, seat, *upstream).await;
-                } else if signals.reset.get() {
-                    drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
-                } else if gate.is_amid_message() {
-                    drop((permit, full));
-                    let rest = if signals.broken.get() { REFUSED_REST } else { usize::MAX };
-                    linger(worker, gate.into_parts().0, seat, rest).await;
-                }
-                return None;
-            }
-        };
-        match arrival {
-            Arrival::Head(next) => {
-                head = next;
-                if full.take().is_some() {
-                    drop(permit);
-                    (permit, full) = admit(worker, &gate, seat, &head).await?;
-                }
-            }
-            Arrival::Refused(refusal) => {
+            End::Over => break None,
+        }
+        if full.take().is_some() {
+            drop(permit);
+            let brief = is_brief(worker, &gate.borrow(), &head);
+            (permit, full) = admit(worker, seat, brief).await?;
+        }
+    };
+    let gate = take_back(gate)?;
+    match arrival {
+        Some(Arrival::Refused(refusal)) => refuse(worker, gate, seat, refusal).await,
+        Some(_) => {}
+        None => {
+            if let Some(upstream) = signals.tunnel.take() {
+                drop(full);
+                join(worker, gate, seat, *upstream).await;
+            } else if signals.reset.get() {
+                drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
+            } else if gate.is_amid_message() {
                 drop((permit, full));
-                refuse(worker, gate, seat, refusal).await;
-                return None;
+                let rest = if signals.broken.get() { REFUSED_REST } else { usize::MAX };
+                linger(worker, gate.into_parts().0, seat, rest).await;
             }
-            Arrival::End => return None,
         }
     }
+    None
+}
+
+fn take_back(gate: Rc<RefCell<Gate>>) -> Option<Gate> {
+    Rc::into_inner(gate).map(RefCell::into_inner)
 }
 
 /// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
 /// preflights and the word that there is no room are answered; then the second part holds a place of it.
-async fn admit(worker: &Worker, gate: &Gate, seat: &Seat, head: &Head) -> Option<(Option<Permit>, Option<crate::pool::Place>)> {
+async fn admit(worker: &Worker, seat: &Seat, is_brief: bool) -> Option<(Option<Permit>, Option<Place>)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange()
     {
         return Some((Some(permit), None));
     }
-    let state = worker.state();
-    let path = gate.target(head).split(|byte| *byte == b'?').next().unwrap_or_default();
-    let is_brief = path == state.config.health_path.as_bytes() || gate.has_method(head, b"OPTIONS");
     if !is_brief {
         seat.enter(Phase::Waiting, None);
         metrics::count(&worker.metrics.waiting);
-        let permit = seat.within(Some(state.config.proxy.queue_timeout), budget.queue.until(|| budget.exchange())).await;
+        let permit = seat.within(Some(worker.state().config.proxy.queue_timeout), budget.queue.until(|| budget.exchange())).await;
         metrics::gone(&worker.metrics.waiting);
         if let Ok(permit) = permit {
             return Some((Some(permit), None));
@@ -256,15 +255,22 @@ async fn admit(worker: &Worker, gate: &Gate, seat: &Seat, head: &Head) -> Option
     Some((None, Some(place)))
 }
 
+/// Whether an answer needs neither an upstream nor time: health, and preflights.
+fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
+    let path = gate.target(head).split(|byte| *byte == b'?').next().unwrap_or_default();
+    path == worker.state().config.health_path.as_bytes() || gate.has_method(head, b"OPTIONS")
+}
+
 /// Builds hyper around the socket and runs it until something else has to be done with the connection.
-async fn drive(worker: &Rc<Worker>, gate: Gate, signals: &Rc<Signals>, seat: &Seat, head: &Head, brief: bool) -> (End, Gate) {
+async fn drive(worker: &Rc<Worker>, gate: &Rc<RefCell<Gate>>, signals: &Rc<Signals>, seat: &Seat, head: &Head, brief: bool) -> End {
     let is_short = worker.budget.is_short() || worker.budget.plan().tight;
     let limits = Limits {
         head: (head.len + 1).max(if is_short { SMALL } else { LARGE }),
         fields: head.fields.max(USUAL_FIELDS),
     };
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(limits.head).auto_date_header(false).header_read_timeout(None);
+    // half-close: hyper leaves it to us to notice that a client has left, and needs no buffer for it
+    builder.max_buf_size(limits.head).auto_date_header(false).header_read_timeout(None).half_close(true);
     if limits.fields > USUAL_FIELDS {
         builder.max_headers(limits.fields);
     }
@@ -273,7 +279,7 @@ async fn drive(worker: &Rc<Worker>, gate: Gate, signals: &Rc<Signals>, seat: &Se
         let (worker, signals) = (Rc::clone(worker), Rc::clone(signals));
         service_fn(move |request| Rc::clone(&worker).handle(Rc::clone(&signals), request))
     };
-    let socket = Socket::new(gate, Rc::clone(signals), limits, worker);
+    let socket = Socket::new(Rc::clone(gate), Rc::clone(signals), limits, worker);
     let mut connection = builder.serve_connection(socket, service);
     if brief {
         seat.enter(Phase::Busy, Some(BRIEF));
@@ -287,12 +293,17 @@ async fn drive(worker: &Rc<Worker>, gate: Gate, signals: &Rc<Signals>, seat: &Se
             return Poll::Ready(End::Leave);
         }
         if signals.active.get() || !signals.flushed.get() {
+            return gate.borrow_mut().poll_gone(context).map(|()| End::Leave);
+        }
+        if !signals.looked.replace(true) {
+            // the exchange ended in this very poll, after hyper had asked for more: let it ask again
+            context.waker().wake_by_ref();
             return Poll::Pending;
         }
         if let Some(arrival) = signals.arrival.take() {
             return Poll::Ready(End::Arrival(arrival));
         }
-        if signals.amid_head.get() || brief || order != Order::None || worker.budget.queue.len() > 0 {
+        if brief || order != Order::None || worker.budget.queue.len() > 0 || gate.borrow().is_amid_head() {
             return Poll::Ready(End::Rest);
         }
         if seat.phase() != Phase::Lull {
@@ -304,10 +315,8 @@ async fn drive(worker: &Rc<Worker>, gate: Gate, signals: &Rc<Signals>, seat: &Se
         if seat.is_overdue() { Poll::Ready(End::Leave) } else { Poll::Pending }
     })
     .await;
-    let parts = connection.into_parts();
     // the gate gives hyper whole messages only, so there is nothing left in it where the connection goes on
-    let end = if parts.read_buf.is_empty() || matches!(end, End::Over) { end } else { End::Leave };
-    (end, parts.io.gate)
+    if connection.into_parts().read_buf.is_empty() || matches!(end, End::Over) { end } else { End::Leave }
 }
 
 /// Carries bytes both ways until the tunnel ends.

@@ -33,10 +33,8 @@ pub struct Signals {
     pub active: Cell<bool>,
     /// hyper has nothing left to write.
     pub flushed: Cell<bool>,
-    /// Bytes of the next request are there, and must wait for this exchange's end.
-    pub starved: Cell<bool>,
-    /// Part of the next head is here.
-    pub amid_head: Cell<bool>,
+    /// The next head was looked for since the last exchange.
+    pub looked: Cell<bool>,
     /// What came between two messages and is not for this hyper to read: the task takes it down.
     pub arrival: Cell<Option<Arrival>>,
     /// The client's body is broken: what follows it is not worth reading.
@@ -62,8 +60,7 @@ impl Signals {
             watch,
             active: Cell::new(false),
             flushed: Cell::new(true),
-            starved: Cell::new(false),
-            amid_head: Cell::new(false),
+            looked: Cell::new(false),
             arrival: Cell::new(None),
             broken: Cell::new(false),
             reset: Cell::new(false),
@@ -103,9 +100,6 @@ impl Drop for Ride {
         metrics::gone(&self.metrics.exchanges);
         metrics::add(&self.metrics.client_bytes_out, self.sent.get());
         self.signals.active.set(false);
-        if self.signals.starved.replace(false) {
-            self.signals.watch.wake();
-        }
     }
 }
 

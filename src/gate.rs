@@ -6,6 +6,7 @@
 //! writes passes through, with interim responses put in where nothing else is under way.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -85,6 +86,18 @@ impl Gate {
     pub fn into_parts(mut self) -> (Io, Vec<u8>) {
         let rest = self.held.split_off(self.feed.min(self.held.len()));
         (self.io, rest)
+    }
+
+    /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.feed > 0 || !self.held.is_empty() || !self.is_between() {
+            return Poll::Pending;
+        }
+        match ready!(self.io.poll_peek(context)) {
+            Ok(0) | Err(_) => Poll::Ready(()),
+            // the next request: it has to wait, and so has its end
+            Ok(_) => Poll::Pending,
+        }
     }
 
     fn is_between(&self) -> bool {
@@ -186,14 +199,14 @@ fn walk(chunked: &mut Chunked, bytes: &[u8]) -> Result<usize, &'static str> {
 /// What hyper holds as its socket.
 #[derive(Debug)]
 pub struct Socket {
-    /// The gate; taken back when hyper is taken down.
-    pub gate: Gate,
+    /// The gate; the task looks at it too, and keeps it when hyper is taken down.
+    gate: Rc<RefCell<Gate>>,
     /// Shared with the exchange and the task.
-    pub signals: Rc<Signals>,
+    signals: Rc<Signals>,
     /// What this hyper can read.
-    pub limits: Limits,
+    limits: Limits,
     budget: Rc<Budget>,
-    scratch: Rc<std::cell::RefCell<Box<[u8]>>>,
+    scratch: Rc<RefCell<Box<[u8]>>>,
     write_timeout: Option<Duration>,
     max_head: usize,
 }
@@ -216,7 +229,7 @@ impl Limits {
 
 impl Socket {
     /// A socket whose gate has a head ready, or not.
-    pub fn new(gate: Gate, signals: Rc<Signals>, limits: Limits, worker: &crate::proxy::Worker) -> Socket {
+    pub fn new(gate: Rc<RefCell<Gate>>, signals: Rc<Signals>, limits: Limits, worker: &crate::proxy::Worker) -> Socket {
         let config = &worker.state().config;
         Socket {
             gate,
@@ -229,29 +242,22 @@ impl Socket {
         }
     }
 
-    /// Between two messages: looks for the next head.
-    fn poll_next(&mut self, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        if self.signals.arrival.get().is_some() {
+    /// Between two messages: looks for the next head. What hyper is not to read is for the task to see.
+    fn poll_next(&self, gate: &mut Gate, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let signals = &self.signals;
+        if signals.active.get() || !signals.flushed.get() || signals.arrival.get().is_some() {
             return Poll::Pending;
         }
-        if self.signals.active.get() || !self.signals.flushed.get() {
-            return self.poll_quiet(context);
-        }
-        let arrival = {
-            let mut scratch = self.scratch.borrow_mut();
-            self.gate.poll_head(context, &mut scratch, &self.budget, self.max_head)
-        };
-        self.signals.amid_head.set(self.gate.is_amid_head());
+        signals.looked.set(true);
+        let arrival = gate.poll_head(context, &mut self.scratch.borrow_mut(), &self.budget, self.max_head);
         match ready!(arrival)? {
             Arrival::Head(head) if self.limits.admit(&head) => {
                 self.begin();
-                self.gate.feed(cursor);
+                gate.feed(cursor);
                 Poll::Ready(Ok(()))
             }
-            Arrival::End if !self.gate.is_amid_head() => Poll::Ready(Ok(())),
             arrival => {
-                // for the task to see: it takes hyper down
-                self.signals.arrival.set(Some(arrival));
+                signals.arrival.set(Some(arrival));
                 Poll::Pending
             }
         }
@@ -259,42 +265,26 @@ impl Socket {
 
     fn begin(&self) {
         self.signals.active.set(true);
-        self.signals.amid_head.set(false);
+        self.signals.looked.set(false);
         self.signals.watch.enter(Phase::Busy, None);
     }
 
-    /// While an exchange is in work nothing is read, but a client that leaves is noticed.
-    fn poll_quiet(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.gate.held.is_empty() {
-            self.signals.starved.set(true);
-            return Poll::Pending;
-        }
-        match ready!(self.gate.io.poll_peek(context)) {
-            Ok(0) => Poll::Ready(Ok(())),
-            Ok(_) => {
-                self.signals.starved.set(true);
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    }
-
     /// Reads on in a body, straight into hyper's buffer.
-    fn poll_body(&mut self, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_body(&self, gate: &mut Gate, context: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut room = cursor.remaining().min(AMPLE);
-        if let Due::Length(left) = &self.gate.due {
+        if let Due::Length(left) = &gate.due {
             room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
         }
         let mut scratch = self.scratch.borrow_mut();
         let room = room.min(scratch.len());
         let mut buffer = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut self.gate.io).poll_read(context, &mut buffer))?;
+        ready!(Pin::new(&mut gate.io).poll_read(context, &mut buffer))?;
         let bytes = buffer.filled();
         self.signals.watch.moved(bytes.len());
         if bytes.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let ours = match &mut self.gate.due {
+        let ours = match &mut gate.due {
             Due::Length(left) => {
                 *left -= bytes.len() as u64;
                 bytes.len()
@@ -309,16 +299,16 @@ impl Socket {
         };
         cursor.put_slice(bytes.get(..ours).unwrap_or_default());
         if ours < bytes.len() {
-            self.gate.held.extend_from_slice(bytes.get(ours..).unwrap_or_default());
+            gate.held.extend_from_slice(bytes.get(ours..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
     }
 
     /// Writes what must come before hyper's bytes.
-    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_interim(&self, gate: &mut Gate, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut interim = self.signals.interim.borrow_mut();
         while !interim.is_empty() {
-            let written = ready!(Pin::new(&mut self.gate.io).poll_write(context, &interim))?;
+            let written = ready!(Pin::new(&mut gate.io).poll_write(context, &interim))?;
             interim.drain(..written);
         }
         Poll::Ready(Ok(()))
@@ -341,37 +331,35 @@ impl Socket {
 }
 
 impl Read for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.gate.feed > 0 {
-            if !this.signals.active.get() {
-                this.begin();
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut gate = self.gate.borrow_mut();
+        if gate.feed > 0 {
+            if !self.signals.active.get() {
+                self.begin();
             }
-            this.gate.feed(&mut cursor);
+            gate.feed(&mut cursor);
             Poll::Ready(Ok(()))
-        } else if this.gate.is_between() {
-            this.poll_next(context, &mut cursor)
+        } else if gate.is_between() {
+            self.poll_next(&mut gate, context, &mut cursor)
         } else {
-            this.poll_body(context, &mut cursor)
+            self.poll_body(&mut gate, context, &mut cursor)
         }
     }
 }
 
 impl Write for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        this.signals.flushed.set(false);
-        ready!(this.poll_interim(context))?;
-        let result = Pin::new(&mut this.gate.io).poll_write(context, bytes);
-        this.wrote(result)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut gate = self.gate.borrow_mut();
+        self.signals.flushed.set(false);
+        ready!(self.poll_interim(&mut gate, context))?;
+        self.wrote(Pin::new(&mut gate.io).poll_write(context, bytes))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        this.signals.flushed.set(false);
-        ready!(this.poll_interim(context))?;
-        let result = Pin::new(&mut this.gate.io).poll_write_vectored(context, slices);
-        this.wrote(result)
+    fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut gate = self.gate.borrow_mut();
+        self.signals.flushed.set(false);
+        ready!(self.poll_interim(&mut gate, context))?;
+        self.wrote(Pin::new(&mut gate.io).poll_write_vectored(context, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -379,12 +367,10 @@ impl Write for Socket {
     }
 
     /// hyper calls it only with an empty write buffer.
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        ready!(this.poll_interim(context))?;
-        this.signals.flushed.set(true);
-        let starved = !this.signals.active.get() && this.signals.starved.replace(false);
-        if starved || (this.signals.pieces.get() == 0 && this.signals.waiting.replace(false)) {
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_interim(&mut self.gate.borrow_mut(), context))?;
+        self.signals.flushed.set(true);
+        if self.signals.pieces.get() == 0 && self.signals.waiting.replace(false) {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

@@ -26,8 +26,8 @@ pub struct Keeper {
     usage: Option<MemoryUse>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
-    /// Most connections since memory was last given back.
-    high: Cell<usize>,
+    /// The most that strangers cost since memory was last given back, in bytes.
+    high: Cell<u64>,
 }
 
 impl Keeper {
@@ -104,18 +104,17 @@ impl Keeper {
     /// Gives memory back after a burst; says whether there is more to come.
     fn tidy(&self) -> bool {
         let worker = &self.worker;
-        let open = worker.park.open();
-        let high = self.high.get().max(open);
+        let spent = worker.budget.spent();
+        let high = self.high.get().max(spent);
         self.high.set(high);
-        if open == high {
+        if spent * 4 > high * 3 {
             return false;
         }
         let more = worker.buffers.trim();
-        if open * 4 <= high * 3 || open == 0 {
-            sys::collect();
-            self.high.set(open);
+        sys::collect();
+        if !more {
+            self.high.set(spent);
         }
-        more || open == 0 && high > 0
+        more
     }
 }
-

@@ -27,7 +27,7 @@ use crate::{
     cors::{Grant, Verdict},
     dial::{Dialer, SocketOptions},
     failure::{Blame, Failure},
-    headers::{self, Sender},
+    headers::{self, Present, Sender},
     health::{self, Report},
     keeper::EVICTED_AT_ONCE,
     log::{self, Record},
@@ -80,14 +80,21 @@ pub struct State {
     dialer: Dialer,
 }
 
-/// The parts of a request that every step needs.
+/// One request with its response, and what every step of it needs. The request's own head is not among it: it is let
+/// go as soon as it is written to the upstream, for it holds hyper's whole read buffer.
 struct Exchange<'a> {
     worker: &'a Worker,
     state: &'a State,
-    parts: &'a request::Parts,
     ride: &'a Rc<Ride>,
-    /// The host that the client asked for.
-    authority: &'a str,
+    method: Method,
+    /// Whether the client speaks HTTP/1.0.
+    is_old: bool,
+    /// For the log.
+    path: Box<str>,
+    /// The client takes trailers.
+    takes_trailers: Cell<bool>,
+    /// The client asked for a WebSocket.
+    wants_websocket: Cell<bool>,
 }
 
 /// How an attempt to send a request failed.
@@ -140,10 +147,18 @@ impl Worker {
     pub async fn handle(self: Rc<Worker>, signals: Rc<Signals>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let state = self.state();
         let (parts, body) = request.into_parts();
-        let authority = authority(&parts);
-        let ride = self.ride(signals, &parts, &authority);
-        let exchange = Exchange { worker: &self, state: &state, parts: &parts, ride: &ride, authority: &authority };
-        let mut response = exchange.judge(body).await;
+        let ride = self.ride(signals, &parts);
+        let exchange = Exchange {
+            worker: &self,
+            state: &state,
+            ride: &ride,
+            method: parts.method.clone(),
+            is_old: parts.version == Version::HTTP_10,
+            path: parts.uri.path().into(),
+            takes_trailers: Cell::new(false),
+            wants_websocket: Cell::new(false),
+        };
+        let mut response = exchange.judge(parts, body).await;
         if self.draining.get() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -157,9 +172,11 @@ impl Worker {
         Ok(response)
     }
 
-    fn ride(&self, signals: Rc<Signals>, parts: &request::Parts, authority: &str) -> Rc<Ride> {
+    fn ride(&self, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Ride> {
         metrics::count(&self.metrics.exchanges);
-        let record = Record::begin(signals.watch.client(), parts.method.as_str(), authority.as_bytes(), parts.uri.path());
+        let record = log::access_enabled()
+            .then(|| Record::begin(signals.watch.client(), parts.method.as_str(), authority(parts).as_bytes(), parts.uri.path()))
+            .flatten();
         Rc::new(Ride {
             signals,
             buffers: Rc::clone(&self.buffers),
@@ -205,32 +222,33 @@ impl State {
 
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
-    async fn judge(&self, body: Incoming) -> Response<Body> {
-        let path = self.parts.uri.path();
+    async fn judge(&self, parts: request::Parts, body: Incoming) -> Response<Body> {
+        let path = &*self.path;
         let config = &self.state.config;
         if path == "*" {
             return self.empty(StatusCode::NO_CONTENT, HeaderMap::new());
         }
         let is_health = path == config.health_path;
-        let found = if is_health || holds_dot_segment(path) { Found::Nothing } else { config.routes.find(self.authority, path) };
+        let is_outside = holds_dot_segment(path);
+        let found = if is_health || is_outside { Found::Nothing } else { config.routes.find(authority(&parts), path) };
         let policy = match &found {
             Found::Route(route) | Found::AddSlash(route) => route.cors.as_ref(),
             Found::Nothing => config.cors.as_ref(),
         };
-        let grant = match policy.map(|policy| policy.judge(&self.parts.method, &self.parts.headers)) {
+        let grant = match policy.map(|policy| policy.judge(&self.method, &parts.headers)) {
             Some(Verdict::Answer(status, headers)) => return self.empty(status, headers),
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),
         };
         let mut response = match found {
-            _ if self.parts.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
-            _ if is_health => self.health(),
-            Found::Route(route) => match self.answer(route, body).await {
+            _ if self.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
+            _ if is_health => self.health(&parts),
+            Found::Route(route) => match self.answer(route, parts, body).await {
                 Ok(response) => response,
                 Err(failure) => self.fail(&failure),
             },
-            Found::AddSlash(route) => self.add_slash(route),
-            Found::Nothing if holds_dot_segment(path) => self.fail(&Failure::DotSegment),
+            Found::AddSlash(route) => self.add_slash(route, parts.uri.query()),
+            Found::Nothing if is_outside => self.fail(&Failure::DotSegment),
             Found::Nothing => self.fail(&Failure::NoRoute),
         };
         if let Some(policy) = policy {
@@ -239,14 +257,14 @@ impl Exchange<'_> {
         response
     }
 
-    fn health(&self) -> Response<Body> {
-        if !matches!(self.parts.method, Method::GET | Method::HEAD) {
+    fn health(&self, parts: &request::Parts) -> Response<Body> {
+        if !matches!(self.method, Method::GET | Method::HEAD) {
             let mut response = self.fail(&Failure::MethodNotAllowed);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
-        let accept = self.parts.headers.get(header::ACCEPT).map(HeaderValue::as_bytes);
-        let (status, kind, text) = self.state.report.answer(accept, self.parts.uri.query(), self.worker.draining.get());
+        let accept = parts.headers.get(header::ACCEPT).map(HeaderValue::as_bytes);
+        let (status, kind, text) = self.state.report.answer(accept, parts.uri.query(), self.worker.draining.get());
         let mut response = Response::new(Body::made(Rc::clone(self.ride), text.to_vec()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -255,8 +273,8 @@ impl Exchange<'_> {
         response
     }
 
-    fn add_slash(&self, route: &Route) -> Response<Body> {
-        let query = self.parts.uri.query().map_or_else(String::new, |query| format!("?{query}"));
+    fn add_slash(&self, route: &Route, query: Option<&str>) -> Response<Body> {
+        let query = query.map_or_else(String::new, |query| format!("?{query}"));
         let mut response = self.empty(StatusCode::TEMPORARY_REDIRECT, HeaderMap::new());
         if let Ok(location) = HeaderValue::try_from(format!("{}{query}", route.path)) {
             response.headers_mut().insert(header::LOCATION, location);
@@ -279,8 +297,7 @@ impl Exchange<'_> {
         }
         let level = if failure.blame() == Blame::Client { Level::Debug } else { Level::Warn };
         if log::enabled(level) {
-            let (method, path) = (&self.parts.method, self.parts.uri.path());
-            log::event(level, "no answer", &[("method", method), ("path", &path), ("status", &failure.status().as_u16()), ("reason", failure)]);
+            log::event(level, "no answer", &[("method", &self.method), ("path", &self.path), ("status", &failure.status().as_u16()), ("reason", failure)]);
         }
         let mut response = Response::new(Body::own(Rc::clone(self.ride), failure.sentence().as_bytes()));
         *response.status_mut() = failure.status();
@@ -296,35 +313,37 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, body: Incoming) -> Result<Response<Body>, Failure> {
-        let signals = &self.ride.signals;
-        if signals.full.get() {
+    async fn answer(&self, route: &Route, parts: request::Parts, body: Incoming) -> Result<Response<Body>, Failure> {
+        if self.ride.signals.full.get() {
             return Err(Failure::NoMemory);
         }
-        let length = self.parts.headers.get(header::CONTENT_LENGTH).and_then(|value| screen::decimal(value.as_bytes()));
-        if route.max_body_size.is_some_and(|limit| length.is_some_and(|length| length > limit)) {
+        let present = Present::of(&parts.headers);
+        if let Some(limit) = route.max_body_size
+            && present.content_length
+            && content_length(&parts.headers).is_some_and(|length| length > limit)
+        {
             return Err(Failure::BodyTooLarge);
         }
         let began = self.worker.park.now();
         self.take_place().await?;
         let host = self.state.host(route);
         let checkout = self.checkout(host, began).await?;
-        let mut upload = self.upload(route, body);
+        let mut upload = self.upload(route, &parts, &present, body);
+        drop(parts);
         let (lease, reused) = match checkout {
             Checkout::Reused(lease) => (lease, true),
             Checkout::Room(lease) => (self.dial(lease).await?, false),
         };
         self.note_upstream(route);
-        let least = self.state.config.transport.read_buffer_size;
-        let mut upstream = Upstream::new(lease, self.worker.buffer_size(least));
+        let mut upstream = Upstream::new(lease, self.read_size());
         let mut attempt = self.attempt(route, &mut upload, &mut upstream, reused).await;
         if let Err(Attempt::Stale) = attempt {
             metrics::count(&self.worker.metrics.retries);
-            log::debug("once more on a fresh connection", &[("path", &self.parts.uri.path())]);
+            log::debug("once more on a fresh connection", &[("path", &self.path)]);
             drop(upstream);
             upload.rewind();
             let room = self.wait(began, host, || host.room()).await?;
-            upstream = Upstream::new(self.dial(room).await?, self.worker.buffer_size(least));
+            upstream = Upstream::new(self.dial(room).await?, self.read_size());
             attempt = self.attempt(route, &mut upload, &mut upstream, false).await;
         }
         match attempt {
@@ -332,6 +351,10 @@ impl Exchange<'_> {
             Err(Attempt::Failed(failure)) => Err(failure),
             Err(Attempt::Stale) => Err(Failure::UpstreamClosed("a fresh connection".to_owned())),
         }
+    }
+
+    fn read_size(&self) -> usize {
+        self.worker.buffer_size(self.state.config.transport.read_buffer_size)
     }
 
     /// Takes one of `max_concurrent_requests`, and waits for it no longer than `queue_timeout`.
@@ -391,12 +414,11 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, body: Incoming) -> Upload {
-        let parts = self.parts;
-        let chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
-        let has_body = chunked || !hyper::body::Body::is_end_stream(&body);
-        let mut out = self.worker.buffers.take(1024);
-        out.clear();
+    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present, body: Incoming) -> Upload {
+        let has_body = !hyper::body::Body::is_end_stream(&body);
+        let chunked = present.transfer_encoding;
+        let authority = authority(parts);
+        let mut out = Vec::with_capacity(512);
         out.extend_from_slice(parts.method.as_str().as_bytes());
         out.push(b' ');
         route.push_upstream_path(parts.uri.path(), parts.uri.query(), &mut out);
@@ -406,27 +428,33 @@ impl Exchange<'_> {
             route.request_headers.apply(&mut headers);
             headers
         });
-        let fields = edited.as_ref().unwrap_or(&parts.headers);
         let set_host = route.request_headers.set.iter().find(|(name, _)| name == header::HOST).map(|(_, value)| value.as_bytes());
-        let host = set_host.unwrap_or(if route.preserve_host && !self.authority.is_empty() {
-            self.authority.as_bytes()
+        let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
+            authority.as_bytes()
         } else {
             route.target.host_header.as_bytes()
         });
-        headers::write_request(&mut out, fields, host, self.authority.as_bytes(), self.sender());
+        let (headers, present) = match &edited {
+            Some(headers) => (headers, &Present::of(headers)),
+            None => (&parts.headers, present),
+        };
+        headers::write_request(&mut out, headers, present, host, authority.as_bytes(), self.sender());
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            if let Some(names) = headers::announced_trailers(&parts.headers) {
+            if present.trailer && let Some(names) = headers::announced_trailers(headers) {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if headers::wants_websocket(parts) {
+        if present.upgrade && headers::wants_websocket(parts) {
+            self.wants_websocket.set(true);
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
         out.extend_from_slice(b"\r\n");
-        let expects = parts.version == Version::HTTP_11
-            && parts.headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        Upload::new(out, has_body.then_some(body), chunked, route.max_body_size, has_body && expects)
+        self.takes_trailers.set(present.te && headers::takes_trailers(headers));
+        let expects = present.expect
+            && !self.is_old
+            && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        Upload::new(out, (has_body || chunked).then_some(body), chunked, route.max_body_size, has_body && expects)
     }
 
     fn sender(&self) -> Sender {
@@ -442,15 +470,15 @@ impl Exchange<'_> {
         }
         if log::enabled(Level::Debug) {
             let mut path = Vec::new();
-            route.push_upstream_path(self.parts.uri.path(), None, &mut path);
+            route.push_upstream_path(&self.path, None, &mut path);
             let url = format!("{}{}", name(&route.target.origin), String::from_utf8_lossy(&path));
-            log::debug("forward", &[("method", &self.parts.method), ("path", &self.parts.uri.path()), ("url", &url)]);
+            log::debug("forward", &[("method", &self.method), ("path", &self.path), ("url", &url)]);
         }
     }
 
     /// Sends the request and reads the head of its answer, both as far as they go.
     async fn attempt(&self, route: &Route, upload: &mut Upload, upstream: &mut Upstream, reused: bool) -> Result<Head, Attempt> {
-        let may_repeat = reused && is_idempotent(&self.parts.method);
+        let may_repeat = reused && is_idempotent(&self.method);
         let mut attempt = Sending {
             exchange: self,
             wait: Wait::Nothing,
@@ -465,7 +493,7 @@ impl Exchange<'_> {
     }
 
     /// Makes the response out of the upstream's head, and lets the rest follow by itself.
-    fn hand_over(&self, route: &Route, mut head: Head, mut upload: Upload, mut upstream: Upstream) -> Result<Response<Body>, Failure> {
+    fn hand_over(&self, route: &Route, mut head: Head, upload: Upload, mut upstream: Upstream) -> Result<Response<Body>, Failure> {
         let buffers = &self.worker.buffers;
         let mut headers = std::mem::take(&mut head.headers);
         let (status, reason) = (head.status, head.reason.take());
@@ -475,7 +503,7 @@ impl Exchange<'_> {
         }
         metrics::add(&self.worker.metrics.client_bytes_in, upload.taken);
         let body = if status == StatusCode::SWITCHING_PROTOCOLS {
-            if !(head.websocket && headers::wants_websocket(self.parts)) {
+            if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -484,17 +512,12 @@ impl Exchange<'_> {
             Body::own(Rc::clone(self.ride), b"")
         } else {
             upstream.release(buffers);
-            let upload = if upload.is_done() {
-                buffers.put(upload.take_text());
-                None
-            } else {
-                Some(upload)
-            };
+            let upload = (!upload.is_done()).then_some(upload);
             if self.ride.until_close && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close) {
                 // HTTP/1.0 knows no chunks: the close is the end, whatever the client would like
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            let takes_trailers = headers::takes_trailers(&self.parts.headers);
+            let takes_trailers = self.takes_trailers.get();
             Body::upstream(Rc::clone(self.ride), Download::new(upstream, upload, head, takes_trailers, self.ride.signals.watch.clone()))
         };
         let mut response = Response::new(body);
@@ -595,7 +618,7 @@ impl Sending<'_> {
                 Err(error) => return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string()))),
             }
             while !upstream.unread().is_empty() {
-                match read_head(upstream.unread(), &self.exchange.parts.method) {
+                match read_head(upstream.unread(), &self.exchange.method) {
                     Err(reason) => return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(reason)))),
                     Ok(None) => break,
                     Ok(Some(head)) => {
@@ -623,7 +646,7 @@ impl Sending<'_> {
 
     /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2).
     fn pass_interim(&self, head: &Head) {
-        if self.exchange.parts.version != Version::HTTP_11 {
+        if self.exchange.is_old {
             return;
         }
         let mut interim = self.exchange.ride.signals.interim.borrow_mut();
@@ -678,11 +701,15 @@ fn watch_again(signals: &Signals) {
     signals.watch.wake();
 }
 
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| screen::decimal(value.as_bytes()))
+}
+
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
-fn authority(parts: &request::Parts) -> String {
+fn authority(parts: &request::Parts) -> &str {
     let asked = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
     let host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    asked.or_else(host).unwrap_or_default().to_owned()
+    asked.or_else(host).unwrap_or_default()
 }
 
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).

@@ -120,11 +120,6 @@ impl Upload {
         self.body.is_none() && self.is_written()
     }
 
-    /// The buffer of the head, when it is of no more use.
-    pub fn take_text(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.text)
-    }
-
     fn is_written(&self) -> bool {
         self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
     }

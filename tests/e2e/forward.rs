@@ -127,11 +127,31 @@ fn the_bytes_that_were_matched_are_the_bytes_that_are_sent() {
         "?",
         "??a?b",
         "x?a=%0d%0a",
-        "x?\"quoted\"",
     ] {
         let response = proxy.get(&format!("/api/{rest}"));
+        assert_eq!(response.status, 200, "{rest}");
         assert_eq!(seen(&response).target, format!("/base/{rest}"));
     }
+}
+
+#[test]
+fn bytes_that_browsers_encode_pass_as_they_are() {
+    let (proxy, _upstream) = echo("routes: [{path: /, target: 'http://UP'}]\n");
+    let mut refused = Vec::new();
+    for part in [
+        "\"", "<", ">", "\\", "^", "`", "{", "|", "}", "[", "]", "\u{e9}", "\u{ff}",
+    ] {
+        for target in [format!("/a{part}b"), format!("/a?b{part}c")] {
+            let response = proxy.get(&target);
+            if response.status != 200 {
+                refused.push(target);
+                continue;
+            }
+            let latin: String = target.bytes().map(char::from).collect();
+            assert_eq!(seen(&response).target, latin);
+        }
+    }
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 #[test]
@@ -1063,7 +1083,7 @@ fn a_name_that_nobody_knows_is_a_bad_gateway() {
     let proxy = Setup::new("routes: [{path: /, target: 'http://no-such-name.invalid'}]\ntransport: {dial_timeout: 5}\n").start();
     let response = proxy.get("/");
     assert!(matches!(response.status, 502 | 504), "{response:?}");
-    plain_sentence(&response.text(), &["invalid", "resolve"]);
+    plain_sentence(&response.text(), &["invalid"]);
 }
 
 #[test]

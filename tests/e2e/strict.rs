@@ -82,7 +82,7 @@ pub struct Request {
 }
 
 /// An answer that can be read in one way only.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Response {
     pub version: String,
     pub status: u16,
@@ -93,6 +93,27 @@ pub struct Response {
     pub trailers: Fields,
     /// The 1xx that came before it.
     pub interim: Vec<Response>,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Response {
+            version,
+            status,
+            reason,
+            fields,
+            ..
+        } = self;
+        write!(
+            f,
+            "{version} {status} {reason} {fields:?} {}",
+            show(&self.body)
+        )?;
+        if !self.interim.is_empty() || self.trailers != Fields::default() {
+            write!(f, " after {:?}, before {:?}", self.interim, self.trailers)?;
+        }
+        Ok(())
+    }
 }
 
 impl Response {
@@ -392,7 +413,7 @@ impl<R: Read> Reader<R> {
 
 /// Bytes as a person reads them, at most a few hundred.
 pub fn show(bytes: &[u8]) -> String {
-    let shown = &bytes[..bytes.len().min(600)];
+    let shown = &bytes[..bytes.len().min(400)];
     let more = if bytes.len() > shown.len() {
         format!("… ({} bytes)", bytes.len())
     } else {

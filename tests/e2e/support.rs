@@ -346,9 +346,15 @@ impl Proxy {
         self.child.id()
     }
 
-    /// Proportional set size in kB.
+    /// Proportional set size in kB: what the process costs the machine, its share of the program text included.
     pub fn pss_kb(&self) -> u64 {
         self.memory("Pss")
+    }
+
+    /// Memory of its own in kB. Differences are taken of this: the share of the text changes with every proxy that
+    /// another test starts or ends.
+    pub fn own_kb(&self) -> u64 {
+        self.memory("Anonymous")
     }
 
     /// A line of `smaps_rollup` in kB.
@@ -526,11 +532,11 @@ impl Lines {
     }
 
     fn text(&self) -> String {
-        self.lines().join(
-            "
-",
-        ) + "
-"
+        let mut text = self.lines().join("\n");
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text
     }
 
     fn wait_a_little(&self) {

@@ -193,13 +193,13 @@ fn a_stalled_tunnel_costs_little() {
     });
     let proxy = Proxy::before(&upstream, ALL);
     proxy.get("/health");
-    let before = proxy.pss_kb();
+    let before = proxy.own_kb();
     let _client = upgraded(&proxy);
     crate::support::eventually("the upstream is done writing", || {
         upstream.notes().len() == 1
     });
     assert_eq!(upstream.notes(), ["stalled"]);
-    let more = proxy.pss_kb().saturating_sub(before);
+    let more = proxy.own_kb().saturating_sub(before);
     assert!(
         more < if is_release() { 512 } else { 2048 },
         "a stalled tunnel costs {more} kB"
