@@ -33,8 +33,8 @@ def alive(when: str) -> None:
     check.assertEqual(proxy.get_unit_property("lean-proxy.service", "NRestarts"), "0", when)
 
 
-def held(kind: str, count: int, seconds: int) -> str:
-    """Lets so many clients hold on to the proxy, looks after it meanwhile, and says what became of them."""
+def held(kind: str, count: int, seconds: int) -> tuple[str, dict[str, int]]:
+    """Lets so many clients hold on to the proxy and looks after it: what a fresh request got meanwhile, what became of them."""
     ready = f"/tmp/{kind}"
     upstream.succeed(
         f"rm -f {ready}; systemd-run --unit={kind} -p LimitNOFILE=8192 -p StandardOutput=file:{ready}.out "
@@ -45,9 +45,9 @@ def held(kind: str, count: int, seconds: int) -> str:
     fresh = upstream.succeed("curl -s -o /dev/null -w '%{http_code}' --max-time 20 http://proxy:8080/echo")
     check.assertIn(fresh, ("200", "503"), f"a fresh request beside {count} {kind}")
     upstream.succeed(f"while systemctl is-active -q {kind}; do sleep 0.5; done", timeout=seconds + 120)
-    said = upstream.succeed(f"cat {ready}.out; systemctl reset-failed {kind} 2>/dev/null || true").strip()
-    proxy.log(f"{said}; a fresh request meanwhile: {fresh}")
-    return fresh
+    became: dict[str, int] = json.loads(upstream.succeed(f"cat {ready}.out"))
+    proxy.log(f"{count} {kind}: {became}; a fresh request meanwhile: {fresh}")
+    return fresh, became
 
 
 with subtest("at rest"):
@@ -62,10 +62,10 @@ with subtest("load"):
     alive("after load")
 
 with subtest("500 idle connections, and room for one more"):
-    check.assertEqual(held("idle", 500, 5), "200")
+    check.assertEqual(held("idle", 500, 5), ("200", {"answer 200": 500, "stayed": 500}))
 
 with subtest("128 exchanges at the same time"):
-    held("streams", 128, 10)
+    check.assertEqual(held("streams", 128, 10)[1], {"answer 200": 128, "stayed": 128})
 
 with subtest("heads that never end in time"):
     held("heads", 300, 8)
@@ -90,6 +90,5 @@ with subtest("the memory comes back"):
         "test $(cat /sys/fs/cgroup/system.slice/lean-proxy.service/memory.current) -lt " + str(at_rest + slack), timeout=60
     )
     alive("at the end")
+    proxy.log(f"memory.peak {memory('peak')} of {LIMIT} bytes, at rest {at_rest}, at the end {memory('current')}")
     proxy.log(proxy.succeed("grep -E '^(anon|file|kernel|sock|slab) ' /sys/fs/cgroup/system.slice/lean-proxy.service/memory.stat"))
-    peak = proxy.get_unit_property("lean-proxy.service", "MemoryPeak") if int(memory("peak")) else ""
-    proxy.log(f"peak {peak} of {LIMIT} bytes; at rest {at_rest}")

@@ -26,7 +26,7 @@ for name in "${names[@]}"; do
   start=$SECONDS
   if python3 "$rig/vmtest.py" "$work/$name.json" "$here/$name.py" --base "$base" --set "BIN=$binary" --out "$work/out" > "$work/$name.log" 2>&1; then
     echo "vm $name: $(tail -1 "$work/$name.log") ($((SECONDS - start)) s)"
-    grep -E 'memory\.(current|peak)|clients, |fresh request|exposure' "$work/$name.log" | sed 's/^/    /' || true
+    grep -E 'memory\.(current|peak) |clients, |fresh request|exposure' "$work/$name.log" | grep -v 'must succeed' | sed 's/^ *[0-9.]* */    /' || true
   else
     failed+=("$name")
     echo "vm $name: FAILED"

@@ -148,7 +148,7 @@ async def hold(kind: str, host: str, port: int, count: int, seconds: float, read
         with open(ready, "w") as f:
             f.write("ready\n")
     await asyncio.gather(*clients)
-    print(kind, json.dumps(gone))
+    print(json.dumps(gone))
 
 
 def main() -> None:
