@@ -78,6 +78,9 @@ impl Plan {
 pub struct Budget {
     plan: Plan,
     spent: Cell<u64>,
+    /// Exchanges that hold a permit, and how many ever did.
+    exchanges: Cell<usize>,
+    admitted: Cell<u64>,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
     /// Who waits for an exchange's worth.
@@ -94,7 +97,7 @@ pub struct Permit {
 impl Budget {
     /// A purse with nothing spent.
     pub fn new(plan: Plan) -> Rc<Budget> {
-        Rc::new(Budget { plan, spent: Cell::new(0), pressed: Cell::new(false), queue: Queue::default() })
+        Rc::new(Budget { plan, spent: Cell::new(0), exchanges: Cell::new(0), admitted: Cell::new(0), pressed: Cell::new(false), queue: Queue::default() })
     }
 
     /// What it was made from.
@@ -128,7 +131,15 @@ impl Budget {
         if self.pressed.get() && self.spent.get() > 0 {
             return None;
         }
-        self.take(EXCHANGE)
+        let permit = self.take(EXCHANGE)?;
+        self.exchanges.set(self.exchanges.get() + 1);
+        self.admitted.set(self.admitted.get() + 1);
+        Some(permit)
+    }
+
+    /// How many exchanges are paid for now, and how many ever were.
+    pub fn exchanges(&self) -> (usize, u64) {
+        (self.exchanges.get(), self.admitted.get())
     }
 
     /// Whether less than half is left: then buffers are small and nothing lies about.
@@ -153,6 +164,9 @@ impl Budget {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);
+        if self.bytes == EXCHANGE {
+            self.budget.exchanges.set(self.budget.exchanges.get() - 1);
+        }
         self.budget.queue.wake();
     }
 }

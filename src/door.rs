@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    attend::attend,
+    attend::Attend,
     budget::{CONNECTION, Plan},
     config::Listen,
     dial::Io,
@@ -210,11 +210,7 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
         worker.park.room.until(take).await
     };
     let seat = worker.park.seat(address.map(|address| address.ip()));
-    let worker = Rc::clone(worker);
-    tokio::task::spawn_local(async move {
-        attend(worker, io, seat).await;
-        drop(permit);
-    });
+    tokio::task::spawn_local(Attend::new(Rc::clone(worker), io, seat, permit));
 }
 
 /// After a failed accept: descriptors or memory have run out, and trying at once again would spin.

@@ -26,8 +26,12 @@ pub struct Keeper {
     usage: Option<MemoryUse>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
-    /// The most that strangers cost since memory was last given back, in bytes.
-    high: Cell<u64>,
+    /// Most connections and exchanges at a look since memory was last given back.
+    high: Cell<(usize, usize)>,
+    /// How many there had been at the last look.
+    admitted: Cell<u64>,
+    /// Nothing has happened since everything was given back.
+    rested: Cell<bool>,
 }
 
 impl Keeper {
@@ -37,7 +41,7 @@ impl Keeper {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
             _ => MemoryUse::of_process(),
         });
-        Keeper { worker, limit: limit.map(|limit| limit.0), usage, waiting: RefCell::default(), high: Cell::new(0) }
+        Keeper { worker, limit: limit.map(|limit| limit.0), usage, waiting: RefCell::default(), high: Cell::default(), admitted: Cell::new(0), rested: Cell::new(false) }
     }
 
     /// Says whether it wants to be called again soon.
@@ -101,20 +105,29 @@ impl Keeper {
         self.worker.budget.press(pressed);
     }
 
-    /// Gives memory back after a burst; says whether there is more to come.
+    /// Gives memory back after a burst, and once more when all is quiet; says whether there is more to come.
     fn tidy(&self) -> bool {
         let worker = &self.worker;
-        let spent = worker.budget.spent();
-        let high = self.high.get().max(spent);
-        self.high.set(high);
-        if spent * 4 > high * 3 {
-            return false;
+        let (exchanges, admitted) = worker.budget.exchanges();
+        let open = worker.park.open();
+        let is_quiet = exchanges == 0 && self.admitted.replace(admitted) == admitted;
+        let (most_open, most) = self.high.get();
+        let (most_open, most) = (most_open.max(open), most.max(exchanges));
+        self.high.set((most_open, most));
+        let is_over = exchanges * 4 <= most * 3 && most > 0 || open * 4 <= most_open * 3 && most_open > 0;
+        if !is_over && (!is_quiet || self.rested.get()) {
+            self.rested.set(is_quiet && self.rested.get());
+            return !is_quiet && open > 0;
         }
         let more = worker.buffers.trim();
         sys::collect();
         if !more {
-            self.high.set(spent);
+            self.high.set((open, exchanges));
         }
-        more
+        self.rested.set(is_quiet && !more);
+        if self.rested.get() && worker.metrics.is_quiet() {
+            sys::forget_code();
+        }
+        !self.rested.get()
     }
 }

@@ -98,6 +98,11 @@ impl Metrics {
         metrics
     }
 
+    /// Whether no worker has an exchange in work.
+    pub fn is_quiet(&self) -> bool {
+        self.exchanges.load(Relaxed) == 0
+    }
+
     /// Counts an answer by the class of its status; below 100 and above 599 there is none.
     pub fn answered(&self, status: u16) {
         if let Some(class) = usize::from(status / 100)

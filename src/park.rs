@@ -413,15 +413,11 @@ impl Watch {
         look(entries.get(self.index as usize).expect("a seat is in the table until it is dropped"))
     }
 
-    /// Registers the calling task as the one that sits here.
-    pub async fn settle(&self) {
-        poll_fn(|context| {
-            if let Some(entry) = self.park.entries.borrow_mut().get_mut(self.index as usize) {
-                entry.waker = Some(context.waker().clone());
-            }
-            Poll::Ready(())
-        })
-        .await;
+    /// Registers the task that sits here.
+    pub fn settle(&self, waker: &Waker) {
+        if let Some(entry) = self.park.entries.borrow_mut().get_mut(self.index as usize) {
+            entry.waker = Some(waker.clone());
+        }
     }
 
     /// The park's coarse time, in milliseconds.

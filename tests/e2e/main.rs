@@ -36,3 +36,6 @@ mod lifecycle;
 // the worst that may come, and what it costs
 mod hardening;
 mod memory;
+
+// what is written about it
+mod readme;
