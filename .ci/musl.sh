@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Builds the static binary that ships, and prints its path:
+#
+#   .ci/musl.sh FOLDER
+#
+# With rustup's musl target where it is installed. Elsewhere with a toolchain made once (some minutes,
+# half a gigabyte) and kept in MUSL_TOOLCHAIN, default lean-musl-toolchain in the user's cache folder:
+# Debian's rustc-web and, compiled here from rust-web-src of the same version, std for musl. The packages
+# are unpacked there and not installed, so nothing of this machine's own Rust changes.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$(mkdir -p "${1:?folder for the binary}" && cd "$1" && pwd)
+arch=$(uname -m)
+target=$arch-unknown-linux-musl
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+toolchain=${MUSL_TOOLCHAIN:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-musl-toolchain}
+
+say() { echo "musl: $*" >&2; }
+
+root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# rustc of the toolchain: its libraries and its sysroot are where it was unpacked
+wrap() {
+  printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q --sysroot %q "$@"\n' \
+    "$toolchain/usr/lib/$arch-linux-gnu" "$toolchain/usr/bin/rustc" "$toolchain/usr" > "$toolchain/rustc"
+  chmod +x "$toolchain/rustc"
+}
+
+unpack() {
+  local debs=$work/debs version llvm deb
+  mkdir "$debs"
+  root apt-get update -qq
+  version=$(apt-cache show --no-all-versions rustc-web 2> /dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\)\..*/\1/p')
+  [ -n "$version" ] || { say "neither rustup's target $target nor Debian's rustc-web is to be had"; exit 3; }
+  llvm=$(apt-cache depends "libstd-rust-web-$version" | sed -n 's/.*Depends: \(libllvm[0-9.]*\)$/\1/p' | head -1)
+  say "unpacking rustc-web $version and $llvm"
+  (cd "$debs" && apt-get download -qq rustc-web rust-web-src "libstd-rust-web-$version" libstd-rust-web-dev "$llvm" >&2)
+  for deb in "$debs"/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" |
+      tar -x -C "$toolchain" --no-wildcards-match-slash --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # of the source: library/
+  done
+}
+
+# What rustc links into a static program: musl's start files and libc.a, gcc's start files and unwinder.
+self_contained() {
+  local to=$1 musl gcc
+  musl=$(dirname "$(dpkg -L musl-dev | grep '/rcrt1\.o$')")
+  gcc=$(dirname "$(gcc -print-libgcc-file-name)")
+  cp "$musl"/{crt1,rcrt1,Scrt1,crti,crtn}.o "$musl/libc.a" "$gcc"/{crtbegin,crtbeginS,crtend,crtendS}.o "$to/"
+  musl-gcc -O2 -fPIC -ffunction-sections -c "$here/dl_find_object.c" -o "$to/dl_find_object.o"
+  # libgcc.a too: C compiled for any processor calls its __popcountdi2 and the like
+  ar -M << SCRIPT
+CREATE $to/libunwind.a
+ADDLIB $gcc/libgcc_eh.a
+ADDLIB $gcc/libgcc.a
+ADDMOD $to/dl_find_object.o
+SAVE
+END
+SCRIPT
+}
+
+compile_std() {
+  local to=$1 source
+  source=$(echo "$toolchain"/usr/src/rustc-*/library)
+  say "compiling std for $target"
+  # std's few dependencies come from the registry, at the versions and sums of its own Cargo.lock
+  (
+    cd "$work"
+    export RUSTC=$toolchain/rustc RUSTC_BOOTSTRAP=1 RUSTC_STD_FORCE=1 CARGO_TARGET_DIR=$work/target CARGO_INCREMENTAL=0
+    export CFG_COMPILER_HOST_TRIPLE=$arch-unknown-linux-gnu CFG_RELEASE_CHANNEL=stable __CARGO_DEFAULT_LIB_METADATA=stablestd
+    export RUSTFLAGS="-Zforce-unstable-if-unmarked -Cembed-bitcode=yes -Cdebuginfo=0 \
+      --remap-path-prefix=$source=/rustc/library --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    cargo build --locked --profile dist --target "$target" --manifest-path "$source/sysroot/Cargo.toml" \
+      --features panic-unwind,backtrace >&2
+  )
+  cp "$work/target/$target/dist/deps/"*.rlib "$to/"
+}
+
+make_toolchain() {
+  local lib=$toolchain/usr/lib/rustlib/$target/lib
+  rm -rf "$toolchain"
+  mkdir -p "$toolchain"
+  unpack
+  wrap
+  mkdir -p "$lib/self-contained"
+  self_contained "$lib/self-contained"
+  compile_std "$lib"
+  rm -rf "$toolchain"/usr/src
+  echo "export RUSTC=$toolchain/rustc" > "$toolchain/env.sh"
+  "$toolchain/rustc" -V > "$toolchain/.complete" # last: without it, all is made anew
+}
+
+missing=()
+for tool in gcc:gcc musl-gcc:musl-tools readelf:binutils; do
+  command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  root apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive root apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
+fi
+
+# shellcheck disable=SC2031 # the toolchain's own build has a folder of its own
+folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to one compiler
+# C code that crates bring goes through musl-gcc. The linker stays plain cc: rustc then links its own
+# start files statically, whereas musl-gcc as the linker quietly makes a dynamic program.
+export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
+if rustup target list --installed 2> /dev/null | grep -qx "$target"; then
+  say "rustup's own target"
+else
+  [ -e "$toolchain/.complete" ] || make_toolchain
+  say "$(cat "$toolchain/.complete")"
+  # shellcheck source=/dev/null
+  . "$toolchain/env.sh"
+fi
+CARGO_TARGET_DIR=$folder cargo build --locked --release --target "$target" --manifest-path "$here/../Cargo.toml" >&2
+
+binary=$folder/$target/release/lean-proxy
+if readelf -lW "$binary" | grep -q INTERP || readelf -dW "$binary" | grep -q NEEDED; then
+  say "$binary is not static"
+  exit 1
+fi
+cp "$binary" "$out/"
+say "$out/lean-proxy, $(stat -c %s "$binary") bytes, static"
+echo "$out/lean-proxy"

@@ -1,0 +1,49 @@
+# What `nix flake check` proves on each system. The virtual machines are in tests/vm.
+{ self, pkgs }:
+
+let
+  inherit (pkgs) lib;
+  packages = self.packages.${pkgs.stdenv.hostPlatform.system};
+in
+{
+  # With its own cargo tests, unit and end-to-end, on the static binary.
+  package = packages.lean-proxy;
+
+  # The house's lints, every warning an error; on glibc, for clippy needs no musl.
+  lint = (pkgs.callPackage ./package.nix { }).overrideAttrs (package: {
+    pname = "lean-proxy-lint";
+    nativeBuildInputs = package.nativeBuildInputs ++ [
+      pkgs.clippy
+      pkgs.rustfmt
+    ];
+    buildPhase = ''
+      cargo fmt --check
+      cargo clippy --all-targets --offline -- -D warnings
+    '';
+    installPhase = "touch $out";
+    doCheck = false;
+    doInstallCheck = false;
+    dontFixup = true;
+  });
+
+  format = pkgs.runCommand "lean-proxy-format" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
+    find ${
+      lib.fileset.toSource {
+        root = ../.;
+        fileset = lib.fileset.fileFilter (file: file.hasExt "nix") ../.;
+      }
+    } -name '*.nix' -exec nixfmt --check {} +
+    touch $out
+  '';
+
+  # Exactly one file, and the settings that a `docker run` relies on.
+  image = pkgs.runCommand "lean-proxy-image" { nativeBuildInputs = [ pkgs.jq ]; } ''
+    tar -xf ${packages.dockerImage}
+    test "$(tar -tf */layer.tar | sed 's,^\./,,' | grep -v '/$' | grep .)" = lean-proxy
+    jq -e '.config | .Entrypoint == ["/lean-proxy"] and .Cmd == ["/config.yaml"]
+      and .User == "65532:65532" and has("Env") == false
+      and .Healthcheck.Test == ["CMD", "/lean-proxy", "--health"]' "$(jq -r '.[0].Config' manifest.json)"
+    touch $out
+  '';
+}
+// import ../tests/vm { inherit self pkgs; }

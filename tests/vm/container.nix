@@ -1,0 +1,18 @@
+{ image, ... }:
+
+{
+  # The image as users get it, in Docker, under the limit that the README names.
+  nodes.proxy =
+    { pkgs, ... }:
+    {
+      virtualisation.docker.enable = true;
+      documentation.enable = false;
+      virtualisation.memorySize = 1024;
+      virtualisation.cores = 2;
+      networking.firewall.enable = false;
+      environment.systemPackages = [ pkgs.python3 ];
+      environment.etc."vm/client.py".source = ./world/client.py;
+      environment.etc."vm/image.tar.gz".source = image;
+    };
+  nodes.upstream = ./world/upstream.nix;
+}

@@ -1,0 +1,63 @@
+# The image in Docker, as the README runs it, with --memory=10m.
+import json
+import unittest
+
+check = unittest.TestCase()
+
+start_all()
+proxy.wait_for_unit("docker.service")
+upstream.wait_for_unit("upstream.service")
+upstream.wait_for_open_port(8080)
+
+with subtest("the image loads"):
+    proxy.succeed("docker load < /etc/vm/image.tar.gz")
+    image = json.loads(proxy.succeed("docker image inspect lean-proxy:latest"))[0]
+    check.assertEqual(image["Config"]["Entrypoint"], ["/lean-proxy"])
+    check.assertEqual(image["Config"]["User"], "65532:65532")
+
+address = proxy.succeed("getent ahostsv4 upstream | cut -d' ' -f1 | head -1").strip()
+for name, label in (("config", "the-usual"), ("other", "the-other")):
+    proxy.succeed(
+        f"mkdir -p /srv; printf 'version: {label}\\nlisten: :80\\nroutes:\\n  - path: /api/\\n    target: http://{address}:8080/base/\\n' "
+        f"> /srv/{name}.yaml; chmod 644 /srv/{name}.yaml"
+    )
+
+
+def run(name: str, port: int, mount: str, *arguments: str) -> None:
+    proxy.succeed(
+        f"docker run -d --name {name} -p {port}:80 --memory=10m -v /srv/{mount}:/{mount} lean-proxy:latest {' '.join(arguments)}"
+    )
+    proxy.wait_until_succeeds(f"curl -sf --max-time 2 http://127.0.0.1:{port}/health", timeout=60)
+
+
+def state(name: str, of: str) -> str:
+    return proxy.succeed(f"docker inspect -f '{{{{.State.{of}}}}}' {name}").strip()
+
+
+with subtest("with a config at /config.yaml"):
+    run("usual", 8080, "config.yaml")
+    seen = json.loads(proxy.succeed("curl -sf http://127.0.0.1:8080/api/x"))
+    check.assertEqual(seen["target"], "/base/x")
+
+with subtest("with a config elsewhere"):
+    run("other", 8081, "other.yaml", "/other.yaml")
+    check.assertIn("the-other", proxy.succeed("curl -sf 'http://127.0.0.1:8081/health?format=json'"))
+
+with subtest("the container's own health check"):
+    proxy.succeed("docker exec usual /lean-proxy --health")
+    proxy.wait_until_succeeds("test $(docker inspect -f '{{.State.Health.Status}}' usual) = healthy", timeout=60)
+
+with subtest("load and attacks inside ten megabytes"):
+    client = "python3 /etc/vm/client.py"
+    said = json.loads(proxy.succeed(f"{client} load 127.0.0.1 8080 /api/x 50 20", timeout=300))
+    check.assertEqual(said, {"200": 1000})
+    for kind, count in (("idle", 500), ("heads", 300), ("bodies", 100), ("endless", 30)):
+        proxy.log(proxy.succeed(f"{client} hold {kind} 127.0.0.1 8080 {count} 5", timeout=120).strip())
+        proxy.succeed("curl -sf --max-time 2 http://127.0.0.1:8080/health")
+    check.assertEqual(state("usual", "OOMKilled"), "false")
+    check.assertEqual(state("usual", "Running"), "true")
+
+with subtest("it stops at once when asked"):
+    proxy.succeed("timeout 8 docker stop -t 10 usual other")
+    check.assertEqual(state("usual", "ExitCode"), "0")
+    proxy.succeed("docker rm usual other")

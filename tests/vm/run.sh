@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs the VM tests on machines made without Nix: Debian with real systemd and cgroup v2, booted as
+# User Mode Linux by a runner that speaks the NixOS driver's language.
+#
+#   tests/vm/run.sh BINARY [NAME ...]      default: every test but `container`, which needs Docker in its machine
+#
+# BINARY is the static one. VMRIG is the folder with vm-image.sh and vmtest.py (default: vmrig in the
+# folder `shared` beside the checkout); VMTEST_BASE keeps the machines' base (280 MB, made once).
+# Needs root, for the network between the machines.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+binary=$(realpath "$1"); shift
+rig=${VMRIG:-$here/../../../shared/vmrig}
+base=${VMTEST_BASE:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-proxy-vm}
+systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')} # the base is this machine's own release
+names=("$@")
+[ $# -gt 0 ] || for file in "$here"/*.toml; do names+=("$(basename "$file" .toml)"); done
+
+"$rig/vm-image.sh" "$base" >&2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=()
+for name in "${names[@]}"; do
+  python3 "$here/rig.py" "$name" "$systemd" > "$work/$name.json"
+  start=$SECONDS
+  if python3 "$rig/vmtest.py" "$work/$name.json" "$here/$name.py" --base "$base" --set "BIN=$binary" --out "$work/out" > "$work/$name.log" 2>&1; then
+    echo "vm $name: $(tail -1 "$work/$name.log") ($((SECONDS - start)) s)"
+    grep -E 'memory\.(current|peak) |clients, |fresh request|exposure' "$work/$name.log" | grep -v 'must succeed' | sed 's/^ *[0-9.]* */    /' || true
+  else
+    failed+=("$name")
+    echo "vm $name: FAILED"
+    sed 's/^/    /' "$work/$name.log"
+  fi
+done
+[ ${#failed[@]} -eq 0 ] || { echo "VM tests failed: ${failed[*]}"; exit 1; }

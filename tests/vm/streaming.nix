@@ -1,0 +1,4 @@
+{
+  nodes.proxy = import ./world/proxy.nix ./streaming.toml;
+  nodes.upstream = ./world/upstream.nix;
+}

@@ -1,0 +1,25 @@
+# The machine beside it: whom the proxy calls, and who calls the proxy.
+{ pkgs, ... }:
+
+{
+  systemd.services.upstream = {
+    description = "the upstream of the test";
+    wantedBy = [ "multi-user.target" ];
+    after = [ "network.target" ];
+    serviceConfig = {
+      ExecStart = "${pkgs.python3}/bin/python3 /etc/vm/upstream.py 8080";
+      LimitNOFILE = 65536;
+    };
+  };
+
+  environment.systemPackages = [
+    pkgs.openssl
+    pkgs.python3
+  ];
+  environment.etc."vm/client.py".source = ./client.py;
+  environment.etc."vm/upstream.py".source = ./upstream.py;
+  networking.firewall.enable = false;
+  documentation.enable = false;
+  virtualisation.memorySize = 512;
+  virtualisation.cores = 2;
+}
