@@ -25,9 +25,10 @@ use crate::{
     metrics,
     park::{Order, Phase, Seat, Watch},
     pool::Place,
-    proxy::Worker,
+    proxy::handle,
     screen::{Arrival, Head, Refusal},
     tunnel,
+    worker::Worker,
 };
 
 /// hyper's least read buffer, and the most that it gets while memory is short.
@@ -388,7 +389,7 @@ async fn drive(
     let idle_timeout = worker.state().config.server.idle_timeout;
     let service = {
         let (worker, signals) = (Rc::clone(worker), Rc::clone(signals));
-        service_fn(move |request| Rc::clone(&worker).handle(Rc::clone(&signals), request))
+        service_fn(move |request| handle(Rc::clone(&worker), Rc::clone(&signals), request))
     };
     let socket = Socket::new(Rc::clone(gate), Rc::clone(signals), limits, worker);
     let mut connection = builder.serve_connection(socket, service);
@@ -479,6 +480,16 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn size_of_output<A, B, C, D, R>(_: impl Fn(A, B, C, D) -> R) -> usize {
+        size_of::<R>()
+    }
+
+    #[test]
+    fn a_connection_at_work_is_bounded() {
+        let size = size_of_output(serve);
+        assert!(size <= 2_048, "{size} bytes");
+    }
 
     #[test]
     fn a_connection_at_rest_is_small() {

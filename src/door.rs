@@ -27,7 +27,7 @@ use crate::{
     dial::Io,
     keeper::EVICTED_AT_ONCE,
     log, metrics,
-    proxy::Worker,
+    worker::Worker,
 };
 
 /// Connections that the kernel holds for us until there is room.

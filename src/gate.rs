@@ -270,7 +270,7 @@ impl Socket {
         gate: Rc<RefCell<Gate>>,
         signals: Rc<Signals>,
         limits: Limits,
-        worker: &crate::proxy::Worker,
+        worker: &crate::worker::Worker,
     ) -> Socket {
         let config = &worker.state().config;
         Socket {

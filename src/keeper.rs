@@ -9,8 +9,8 @@ use std::{
 use crate::{
     log, metrics,
     park::Phase,
-    proxy::Worker,
     sys::{self, MemoryUse},
+    worker::Worker,
 };
 
 /// Connections that are asked to leave at a time when the door is full or memory is near its limit.

@@ -29,12 +29,14 @@ mod wire;
 // the life of a request
 mod attend;
 mod door;
+mod forward;
 mod gate;
 mod health;
 mod keeper;
 mod metrics;
 mod proxy;
 mod serve;
+mod worker;
 
 use std::{
     env,

@@ -1,16 +1,14 @@
 //! The life of a request, in order: judge, probe, route, admit, connect, forward, stream.
 //!
-//! [`Worker::handle`] never fails; [`Worker::answer`] does, and its failures become statuses and log lines here and
-//! nowhere else. What an exchange holds rides on its response body until the last byte is gone.
+//! [`handle`] never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and nowhere
+//! else. What an exchange holds rides on its response body until the last byte is gone.
 
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
-    future::poll_fn,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use hyper::{
@@ -22,62 +20,21 @@ use hyper::{
 
 use crate::{
     body::{Body, Ride, Signals, Tunnel},
-    budget::{BUFFER, Budget, Buffers},
-    config::{Config, Level},
+    config::Level,
     cors::{Grant, Verdict},
-    dial::{Dialer, SocketOptions},
     failure::{Blame, Failure},
+    forward::{Attempt, Miss},
     headers::{self, Present, Sender},
-    health::{self, Report},
+    health,
     log::{self, Record},
-    metrics::{self, Metrics},
-    park::{Order, Park},
-    pool::{Checkout, Host, Lease, Places, Pool},
+    metrics,
+    park::Order,
+    pool::{Checkout, Host, Lease},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
-    wire::{Delimiter, Download, Head, Upload, UploadError, Upstream, read_head},
+    wire::{Delimiter, Download, Head, Upload, Upstream},
+    worker::{State, Worker},
 };
-
-/// Interim answers (1xx) of one exchange; 502 above.
-const MAX_INTERIM: u32 = 10;
-
-/// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
-
-/// Everything that the connections of one thread share.
-pub struct Worker {
-    /// The seats of its connections.
-    pub park: Rc<Park>,
-    /// What its strangers may cost.
-    pub budget: Rc<Budget>,
-    /// Its upstream connections.
-    pub pool: Rc<Pool>,
-    /// Its share of `max_concurrent_requests`.
-    pub places: Rc<Places>,
-    /// Places for answers that need no upstream when memory is spent.
-    pub reserve: Rc<Places>,
-    /// Read buffers.
-    pub buffers: Rc<Buffers>,
-    /// What one read of a request head may bring.
-    pub scratch: Rc<RefCell<Box<[u8]>>>,
-    /// Everybody's counters.
-    pub metrics: Arc<Metrics>,
-    /// Health says 503, and clients are told to leave.
-    pub draining: Cell<bool>,
-    state: RefCell<Rc<State>>,
-    workers: usize,
-    start: SystemTime,
-}
-
-/// What follows from one configuration; an exchange keeps the one it began with.
-pub struct State {
-    /// The configuration.
-    pub config: Arc<Config>,
-    report: Report,
-    /// Whose connections each route uses, in the order of the routes.
-    hosts: Vec<Rc<Host>>,
-    dialer: Dialer,
-}
 
 /// One request with its response, and what every step of it needs. The request's own head is not among it: it is let
 /// go as soon as it is written to the upstream, for it holds hyper's whole read buffer.
@@ -95,182 +52,68 @@ struct Exchange<'a> {
     /// The client asked for a WebSocket.
     wants_websocket: Cell<bool>,
 }
-
-/// How an attempt to send a request failed.
-enum Attempt {
-    /// A reused connection was closed before it answered.
-    Stale,
-    Failed(Failure),
+/// Answers a request, whatever comes.
+///
+/// # Errors
+/// None.
+pub async fn handle(
+    worker: Rc<Worker>,
+    signals: Rc<Signals>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let state = worker.state();
+    let (parts, body) = request.into_parts();
+    let ride = ride(&worker, signals, &parts);
+    let exchange = Exchange {
+        worker: &worker,
+        state: &state,
+        ride: &ride,
+        method: parts.method.clone(),
+        is_old: parts.version == Version::HTTP_10,
+        path: parts.uri.path().into(),
+        takes_trailers: Cell::new(false),
+        wants_websocket: Cell::new(false),
+    };
+    let mut response = exchange.judge(parts, body).await;
+    if worker.draining.get() {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    worker.metrics.answered(response.status().as_u16());
+    if let Some(record) = &mut *ride.record.borrow_mut() {
+        record.status = response.status().as_u16();
+        if record.outcome == "client-gone" {
+            record.outcome = "ok";
+        }
+    }
+    Ok(response)
 }
 
-impl Worker {
-    /// One of `config.threads` workers.
-    pub fn new(
-        config: Arc<Config>,
-        budget: Rc<Budget>,
-        metrics: Arc<Metrics>,
-        start: SystemTime,
-    ) -> Rc<Worker> {
-        let workers = config.threads;
-        let pool = Pool::new(
-            &config.transport,
-            workers,
-            Rc::clone(&budget),
-            Arc::clone(&metrics),
-        );
-        let state = State::new(config, &pool, &budget, start);
-        Rc::new(Worker {
-            park: Park::new(tick(&state.config)),
-            places: Places::new(state.config.proxy.max_concurrent_requests, workers),
-            reserve: Places::new(Some(2), 1),
-            buffers: Rc::default(),
-            scratch: Rc::new(RefCell::new(vec![0; BUFFER].into_boxed_slice())),
-            draining: Cell::new(false),
-            state: RefCell::new(Rc::new(state)),
-            budget,
-            pool,
-            metrics,
-            workers,
-            start,
+fn ride(worker: &Worker, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Ride> {
+    metrics::count(&worker.metrics.exchanges);
+    let record = log::access_enabled()
+        .then(|| {
+            Record::begin(
+                signals.watch.client(),
+                parts.method.as_str(),
+                authority(parts).as_bytes(),
+                parts.uri.path(),
+            )
         })
-    }
-
-    /// What is in force now.
-    pub fn state(&self) -> Rc<State> {
-        Rc::clone(&self.state.borrow())
-    }
-
-    /// Takes over another configuration; exchanges in work keep theirs.
-    pub fn reload(&self, config: Arc<Config>) {
-        self.pool.set_limits(&config.transport, self.workers);
-        self.places
-            .set_limit(config.proxy.max_concurrent_requests, self.workers);
-        self.park.set_tick(tick(&config));
-        let state = State::new(config, &self.pool, &self.budget, self.start);
-        *self.state.borrow_mut() = Rc::new(state);
-    }
-
-    /// Answers a request, whatever comes.
-    ///
-    /// # Errors
-    /// None.
-    pub async fn handle(
-        self: Rc<Worker>,
-        signals: Rc<Signals>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
-        let state = self.state();
-        let (parts, body) = request.into_parts();
-        let ride = self.ride(signals, &parts);
-        let exchange = Exchange {
-            worker: &self,
-            state: &state,
-            ride: &ride,
-            method: parts.method.clone(),
-            is_old: parts.version == Version::HTTP_10,
-            path: parts.uri.path().into(),
-            takes_trailers: Cell::new(false),
-            wants_websocket: Cell::new(false),
-        };
-        let mut response = exchange.judge(parts, body).await;
-        if self.draining.get() {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        self.metrics.answered(response.status().as_u16());
-        if let Some(record) = &mut *ride.record.borrow_mut() {
-            record.status = response.status().as_u16();
-            if record.outcome == "client-gone" {
-                record.outcome = "ok";
-            }
-        }
-        Ok(response)
-    }
-
-    fn ride(&self, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Ride> {
-        metrics::count(&self.metrics.exchanges);
-        let record = log::access_enabled()
-            .then(|| {
-                Record::begin(
-                    signals.watch.client(),
-                    parts.method.as_str(),
-                    authority(parts).as_bytes(),
-                    parts.uri.path(),
-                )
-            })
-            .flatten();
-        Rc::new(Ride {
-            signals,
-            buffers: Rc::clone(&self.buffers),
-            place: RefCell::default(),
-            record: RefCell::new(record),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            cut: Cell::new(false),
-            until_close: parts.version == Version::HTTP_10,
-            metrics: Arc::clone(&self.metrics),
-        })
-    }
-
-    /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
-    pub fn evict_silent(&self, many: usize, spare: bool) {
-        let evicted = self.park.evict_silent(many, spare);
-        metrics::add(&self.metrics.connections_evicted, evicted as u64);
-    }
-
-    /// Asks a stream to give way; see [`Park::evict_stream`].
-    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
-        let evicted = self.park.evict_stream(host, tunnels);
-        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
-        evicted
-    }
-
-    /// Bytes to read from an upstream or tunnel at a time.
-    pub fn buffer_size(&self, least: usize) -> usize {
-        if self.budget.is_short() {
-            least
-        } else {
-            least.max(BUFFER)
-        }
-    }
+        .flatten();
+    Rc::new(Ride {
+        signals,
+        buffers: Rc::clone(&worker.buffers),
+        place: RefCell::default(),
+        record: RefCell::new(record),
+        received: Cell::new(0),
+        sent: Cell::new(0),
+        cut: Cell::new(false),
+        until_close: parts.version == Version::HTTP_10,
+        metrics: Arc::clone(&worker.metrics),
+    })
 }
-
-impl State {
-    fn new(config: Arc<Config>, pool: &Rc<Pool>, budget: &Budget, start: SystemTime) -> State {
-        let plan = budget.plan();
-        let dialer = Dialer::new(SocketOptions {
-            keep_alive: config.transport.dial_keep_alive,
-            receive_buffer: plan.socket_buffer,
-            send_buffer: plan.socket_buffer,
-            notsent_lowat: Some(plan.unsent),
-        });
-        let hosts = config
-            .routes
-            .iter()
-            .map(|route| pool.host(&route.target.origin))
-            .collect();
-        let report = Report::new(&config.version, start, config.routes.len());
-        State {
-            config,
-            report,
-            hosts,
-            dialer,
-        }
-    }
-
-    fn host(&self, route: &Route) -> &Rc<Host> {
-        let index = self
-            .config
-            .routes
-            .iter()
-            .position(|other| std::ptr::eq(other, route));
-        index
-            .and_then(|index| self.hosts.get(index))
-            .expect("every route of this configuration has its host")
-    }
-}
-
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
     async fn judge(&self, parts: request::Parts, body: Incoming) -> Response<Body> {
@@ -426,7 +269,7 @@ impl Exchange<'_> {
         let mut attempt = self
             .attempt(route, &mut upload, &mut upstream, reused)
             .await;
-        if let Err(Attempt::Stale) = attempt {
+        if let Err(Miss::Stale) = attempt {
             metrics::count(&self.worker.metrics.retries);
             log::debug("once more on a fresh connection", &[("path", &self.path)]);
             drop(upstream);
@@ -437,8 +280,8 @@ impl Exchange<'_> {
         }
         match attempt {
             Ok(head) => self.hand_over(route, head, upload, upstream),
-            Err(Attempt::Failed(failure)) => Err(failure),
-            Err(Attempt::Stale) => Err(Failure::UpstreamClosed("a fresh connection".to_owned())),
+            Err(Miss::Failed(failure)) => Err(failure),
+            Err(Miss::Stale) => Err(Failure::UpstreamClosed("a fresh connection".to_owned())),
         }
     }
 
@@ -639,26 +482,21 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends the request and reads the head of its answer, both as far as they go.
     async fn attempt(
         &self,
         route: &Route,
         upload: &mut Upload,
         upstream: &mut Upstream,
         reused: bool,
-    ) -> Result<Head, Attempt> {
-        let may_repeat = reused && is_idempotent(&self.method);
-        let mut attempt = Sending {
-            exchange: self,
-            wait: Wait::Nothing,
+    ) -> Result<Head, Miss> {
+        let attempt = Attempt {
+            ride: self.ride,
+            server: &self.state.config.server,
+            method: &self.method,
+            is_old: self.is_old,
             limit: route.response_header_timeout,
-            interim: 0,
-            broken: false,
-            may_repeat,
         };
-        let result = poll_fn(|context| attempt.poll(context, upload, upstream)).await;
-        self.ride.signals.watch.set_deadline(None);
-        result
+        attempt.make(upload, upstream, reused).await
     }
 
     /// Makes the response out of the upstream's head, and lets the rest follow by itself.
@@ -720,224 +558,11 @@ impl Exchange<'_> {
         Ok(response)
     }
 }
-
-/// What a request in flight waits for; each has its own time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    Nothing,
-    /// For the client's body: `read_timeout` since the last byte of it.
-    Client(u64),
-    /// For the upstream to take more: `write_timeout`.
-    Upstream,
-    /// For the upstream to ask for the body.
-    Continue,
-    /// For the answer: `response_header_timeout` since the request's end.
-    Answer,
-}
-
-/// A request in flight, until the head of its answer is there.
-struct Sending<'a> {
-    exchange: &'a Exchange<'a>,
-    wait: Wait,
-    limit: Option<Duration>,
-    interim: u32,
-    /// The upstream takes no more of the request; it may have answered early.
-    broken: bool,
-    may_repeat: bool,
-}
-
-impl Sending<'_> {
-    fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        upload: &mut Upload,
-        upstream: &mut Upstream,
-    ) -> Poll<Result<Head, Attempt>> {
-        let watch = &self.exchange.ride.signals.watch;
-        if let Err(failure) = self.send(context, upload, upstream) {
-            return Poll::Ready(Err(Attempt::Failed(failure)));
-        }
-        let answer = self.read(context, upload, upstream);
-        if answer.is_ready() {
-            return answer;
-        }
-        if watch.order() == Order::Leave {
-            return Poll::Ready(Err(Attempt::Failed(Failure::NoMemory)));
-        }
-        self.arm(upload);
-        if !watch.is_overdue() {
-            return Poll::Pending;
-        }
-        match self.wait {
-            Wait::Continue => {
-                upload.release();
-                watch.set_deadline(None);
-                self.wait = Wait::Nothing;
-                watch.wake();
-                Poll::Pending
-            }
-            Wait::Client(_) => Poll::Ready(Err(Attempt::Failed(Failure::BodyTimedOut))),
-            Wait::Upstream => Poll::Ready(Err(Attempt::Failed(Failure::RequestStalled))),
-            Wait::Nothing | Wait::Answer => {
-                Poll::Ready(Err(Attempt::Failed(Failure::ResponseTimedOut)))
-            }
-        }
-    }
-
-    fn send(
-        &mut self,
-        context: &mut Context<'_>,
-        upload: &mut Upload,
-        upstream: &mut Upstream,
-    ) -> Result<(), Failure> {
-        let Some(io) = &mut upstream.lease.io else {
-            return Ok(());
-        };
-        if self.broken || upload.is_done() {
-            return Ok(());
-        }
-        let watch = &self.exchange.ride.signals.watch;
-        let received = &self.exchange.ride.received;
-        let mut progress = |count| {
-            received.set(received.get() + count as u64);
-            watch.moved(count);
-        };
-        match upload.poll(context, io, &mut progress) {
-            Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
-            Poll::Ready(Err(UploadError::Client)) => {
-                self.exchange.ride.signals.broken.set(true);
-                Err(Failure::BodyBroken)
-            }
-            Poll::Ready(Err(UploadError::Upstream)) => {
-                self.broken = true;
-                Ok(())
-            }
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
-        }
-    }
-
-    fn read(
-        &mut self,
-        context: &mut Context<'_>,
-        upload: &mut Upload,
-        upstream: &mut Upstream,
-    ) -> Poll<Result<Head, Attempt>> {
-        loop {
-            match ready!(upstream.poll_fill(context, &self.exchange.worker.buffers)) {
-                Ok(0) => {
-                    return Poll::Ready(Err(self.closed(
-                        upload,
-                        upstream,
-                        "closed before it answered",
-                    )));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
-                }
-            }
-            while !upstream.unread().is_empty() {
-                match read_head(upstream.unread(), &self.exchange.method) {
-                    Err(reason) => {
-                        return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(reason))));
-                    }
-                    Ok(None) => break,
-                    Ok(Some(head)) => {
-                        upstream.start += head.len;
-                        if !head.status.is_informational()
-                            || head.status == StatusCode::SWITCHING_PROTOCOLS
-                        {
-                            return Poll::Ready(Ok(head));
-                        }
-                        self.interim += 1;
-                        if self.interim > MAX_INTERIM {
-                            return Poll::Ready(Err(Attempt::Failed(Failure::UpstreamGarbled(
-                                "too many interim answers",
-                            ))));
-                        }
-                        if head.status == StatusCode::CONTINUE && upload.is_held_back() {
-                            // hyper says 100 to the client when the body is asked for
-                            upload.release();
-                            self.wait = Wait::Nothing;
-                            watch_again(&self.exchange.ride.signals);
-                        } else {
-                            self.pass_interim(&head);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2).
-    fn pass_interim(&self, head: &Head) {
-        if self.exchange.is_old {
-            return;
-        }
-        let mut interim = self.exchange.ride.signals.interim.borrow_mut();
-        let reason = head.status.canonical_reason().unwrap_or("");
-        interim.extend_from_slice(
-            format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes(),
-        );
-        for (name, value) in &head.headers {
-            headers::line(&mut interim, name.as_str().as_bytes(), value.as_bytes());
-        }
-        interim.extend_from_slice(b"\r\n");
-    }
-
-    fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> Attempt {
-        if self.may_repeat
-            && upstream.unread().is_empty()
-            && self.interim == 0
-            && upload.can_rewind()
-        {
-            return Attempt::Stale;
-        }
-        Attempt::Failed(Failure::UpstreamClosed(reason.to_owned()))
-    }
-
-    /// Starts the clock of whatever is waited for now.
-    fn arm(&mut self, upload: &Upload) {
-        let config = &self.exchange.state.config;
-        let wait = if self.broken || upload.is_done() {
-            Wait::Answer
-        } else if upload.is_held_back() {
-            Wait::Continue
-        } else if upload.waits_for_client() {
-            Wait::Client(upload.taken)
-        } else {
-            Wait::Upstream
-        };
-        if wait == self.wait {
-            return;
-        }
-        self.wait = wait;
-        let watch = &self.exchange.ride.signals.watch;
-        let limit = match wait {
-            Wait::Nothing => None,
-            Wait::Client(_) => {
-                watch.client_blocks();
-                config.server.read_timeout
-            }
-            Wait::Upstream => config.server.write_timeout,
-            Wait::Continue => Some(CONTINUE_WAIT),
-            Wait::Answer => self.limit,
-        };
-        watch.set_deadline(limit);
-    }
-}
-
-fn watch_again(signals: &Signals) {
-    signals.watch.set_deadline(None);
-    signals.watch.wake();
-}
-
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| screen::decimal(value.as_bytes()))
 }
-
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
 fn authority(parts: &request::Parts) -> &str {
     let asked = parts
@@ -952,15 +577,6 @@ fn authority(parts: &request::Parts) -> &str {
     };
     asked.or_else(host).unwrap_or_default()
 }
-
-/// Methods that may be repeated without harm (RFC 9110 §9.2.2).
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
-    )
-}
-
 /// An origin as the log shows it.
 fn name(origin: &Origin) -> String {
     let scheme = if origin.tls.is_some() {
@@ -974,27 +590,17 @@ fn name(origin: &Origin) -> String {
     }
 }
 
-/// How often the sweep must look so that no time-out is late by much: a tenth of the shortest, and five times a second at least.
-fn tick(config: &Config) -> Duration {
-    let limits = [
-        config.server.header_timeout,
-        config.server.read_timeout,
-        config.server.write_timeout,
-        config.server.idle_timeout,
-        config.transport.dial_timeout,
-        config.transport.idle_conn_timeout,
-        Some(config.proxy.queue_timeout),
-    ];
-    let routes = config
-        .routes
-        .iter()
-        .map(|route| route.response_header_timeout);
-    let shortest = limits
-        .into_iter()
-        .chain(routes)
-        .flatten()
-        .filter(|limit| !limit.is_zero())
-        .min();
-    (shortest.unwrap_or(Duration::MAX) / 10)
-        .clamp(Duration::from_millis(10), Duration::from_millis(200))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_output<A, B, C, R>(_: impl Fn(A, B, C) -> R) -> usize {
+        size_of::<R>()
+    }
+
+    #[test]
+    fn what_hyper_keeps_for_every_connection_is_small() {
+        let size = size_of_output(handle);
+        assert!(size <= 2_688, "{size} bytes");
+    }
 }

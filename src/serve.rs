@@ -31,8 +31,8 @@ use crate::{
     log,
     metrics::{self, Metrics},
     park::Order,
-    proxy::Worker,
     sys,
+    worker::Worker,
 };
 
 /// Reads the configuration again; `Err` = every mistake, one line each.

@@ -1,0 +1,290 @@
+//! One attempt: a request on its way to the upstream, until the head of its answer is there.
+//!
+//! Request and answer are moved in the same poll, so an upstream may answer early and interim answers pass; whatever is
+//! waited for has its own time.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode};
+
+use crate::{
+    body::{Ride, Signals},
+    config::Server,
+    failure::Failure,
+    headers,
+    park::Order,
+    wire::{Head, Upload, UploadError, Upstream, read_head},
+};
+
+/// Interim answers (1xx) of one exchange; 502 above.
+const MAX_INTERIM: u32 = 10;
+
+/// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// What an attempt must know of its exchange.
+#[derive(Clone, Copy)]
+pub struct Attempt<'a> {
+    /// What the exchange holds.
+    pub ride: &'a Ride,
+    /// Limits and time-outs towards the client.
+    pub server: &'a Server,
+    /// The request's method.
+    pub method: &'a Method,
+    /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
+    pub is_old: bool,
+    /// From the request's end to the answer's head; `None` = no limit.
+    pub limit: Option<Duration>,
+}
+
+/// How an attempt failed.
+pub enum Miss {
+    /// A reused connection was closed before it answered: the request may be sent once more.
+    Stale,
+    /// There is no answer.
+    Failed(Failure),
+}
+
+impl Attempt<'_> {
+    /// Sends the request and reads the head of its answer, both as far as they go. `reused` = the connection was idle
+    /// before, and may have died unseen.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub async fn make(
+        self,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+        reused: bool,
+    ) -> Result<Head, Miss> {
+        let mut sending = Sending {
+            attempt: self,
+            wait: Wait::Nothing,
+            interim: 0,
+            broken: false,
+            may_repeat: reused && is_idempotent(self.method),
+        };
+        let result = poll_fn(|context| sending.poll(context, upload, upstream)).await;
+        self.ride.signals.watch.set_deadline(None);
+        result
+    }
+}
+
+/// What a request in flight waits for; each has its own time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Nothing,
+    /// For the client's body: `read_timeout` since the last byte of it.
+    Client(u64),
+    /// For the upstream to take more: `write_timeout`.
+    Upstream,
+    /// For the upstream to ask for the body.
+    Continue,
+    /// For the answer: `response_header_timeout` since the request's end.
+    Answer,
+}
+
+/// A request in flight, until the head of its answer is there.
+struct Sending<'a> {
+    attempt: Attempt<'a>,
+    wait: Wait,
+    interim: u32,
+    /// The upstream takes no more of the request; it may have answered early.
+    broken: bool,
+    may_repeat: bool,
+}
+
+impl Sending<'_> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Head, Miss>> {
+        let watch = &self.attempt.ride.signals.watch;
+        if let Err(failure) = self.send(context, upload, upstream) {
+            return Poll::Ready(Err(Miss::Failed(failure)));
+        }
+        let answer = self.read(context, upload, upstream);
+        if answer.is_ready() {
+            return answer;
+        }
+        if watch.order() == Order::Leave {
+            return Poll::Ready(Err(Miss::Failed(Failure::NoMemory)));
+        }
+        self.arm(upload);
+        if !watch.is_overdue() {
+            return Poll::Pending;
+        }
+        match self.wait {
+            Wait::Continue => {
+                upload.release();
+                watch.set_deadline(None);
+                self.wait = Wait::Nothing;
+                watch.wake();
+                Poll::Pending
+            }
+            Wait::Client(_) => Poll::Ready(Err(Miss::Failed(Failure::BodyTimedOut))),
+            Wait::Upstream => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
+            Wait::Nothing | Wait::Answer => {
+                Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut)))
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Result<(), Failure> {
+        let Some(io) = &mut upstream.lease.io else {
+            return Ok(());
+        };
+        if self.broken || upload.is_done() {
+            return Ok(());
+        }
+        let watch = &self.attempt.ride.signals.watch;
+        let received = &self.attempt.ride.received;
+        let mut progress = |count| {
+            received.set(received.get() + count as u64);
+            watch.moved(count);
+        };
+        match upload.poll(context, io, &mut progress) {
+            Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
+            Poll::Ready(Err(UploadError::Client)) => {
+                self.attempt.ride.signals.broken.set(true);
+                Err(Failure::BodyBroken)
+            }
+            Poll::Ready(Err(UploadError::Upstream)) => {
+                self.broken = true;
+                Ok(())
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Head, Miss>> {
+        loop {
+            match ready!(upstream.poll_fill(context, &self.attempt.ride.buffers)) {
+                Ok(0) => {
+                    return Poll::Ready(Err(self.closed(
+                        upload,
+                        upstream,
+                        "closed before it answered",
+                    )));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
+                }
+            }
+            while !upstream.unread().is_empty() {
+                match read_head(upstream.unread(), self.attempt.method) {
+                    Err(reason) => {
+                        return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(reason))));
+                    }
+                    Ok(None) => break,
+                    Ok(Some(head)) => {
+                        upstream.start += head.len;
+                        if !head.status.is_informational()
+                            || head.status == StatusCode::SWITCHING_PROTOCOLS
+                        {
+                            return Poll::Ready(Ok(head));
+                        }
+                        self.interim += 1;
+                        if self.interim > MAX_INTERIM {
+                            return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(
+                                "too many interim answers",
+                            ))));
+                        }
+                        if head.status == StatusCode::CONTINUE && upload.is_held_back() {
+                            // hyper says 100 to the client when the body is asked for
+                            upload.release();
+                            self.wait = Wait::Nothing;
+                            watch_again(&self.attempt.ride.signals);
+                        } else {
+                            self.pass_interim(&head);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2).
+    fn pass_interim(&self, head: &Head) {
+        if self.attempt.is_old {
+            return;
+        }
+        let mut interim = self.attempt.ride.signals.interim.borrow_mut();
+        let reason = head.status.canonical_reason().unwrap_or("");
+        interim.extend_from_slice(
+            format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes(),
+        );
+        for (name, value) in &head.headers {
+            headers::line(&mut interim, name.as_str().as_bytes(), value.as_bytes());
+        }
+        interim.extend_from_slice(b"\r\n");
+    }
+
+    fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> Miss {
+        if self.may_repeat
+            && upstream.unread().is_empty()
+            && self.interim == 0
+            && upload.can_rewind()
+        {
+            return Miss::Stale;
+        }
+        Miss::Failed(Failure::UpstreamClosed(reason.to_owned()))
+    }
+
+    /// Starts the clock of whatever is waited for now.
+    fn arm(&mut self, upload: &Upload) {
+        let server = self.attempt.server;
+        let wait = if self.broken || upload.is_done() {
+            Wait::Answer
+        } else if upload.is_held_back() {
+            Wait::Continue
+        } else if upload.waits_for_client() {
+            Wait::Client(upload.taken)
+        } else {
+            Wait::Upstream
+        };
+        if wait == self.wait {
+            return;
+        }
+        self.wait = wait;
+        let watch = &self.attempt.ride.signals.watch;
+        let limit = match wait {
+            Wait::Nothing => None,
+            Wait::Client(_) => {
+                watch.client_blocks();
+                server.read_timeout
+            }
+            Wait::Upstream => server.write_timeout,
+            Wait::Continue => Some(CONTINUE_WAIT),
+            Wait::Answer => self.attempt.limit,
+        };
+        watch.set_deadline(limit);
+    }
+}
+fn watch_again(signals: &Signals) {
+    signals.watch.set_deadline(None);
+    signals.watch.wake();
+}
+/// Methods that may be repeated without harm (RFC 9110 §9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    )
+}

@@ -1,0 +1,184 @@
+//! What the connections of one thread share, and what follows from the configuration in force.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    budget::{BUFFER, Budget, Buffers},
+    config::Config,
+    dial::{Dialer, SocketOptions},
+    health::Report,
+    metrics::{self, Metrics},
+    park::Park,
+    pool::{Host, Places, Pool},
+    route::Route,
+};
+
+/// Everything that the connections of one thread share.
+pub struct Worker {
+    /// The seats of its connections.
+    pub park: Rc<Park>,
+    /// What its strangers may cost.
+    pub budget: Rc<Budget>,
+    /// Its upstream connections.
+    pub pool: Rc<Pool>,
+    /// Its share of `max_concurrent_requests`.
+    pub places: Rc<Places>,
+    /// Places for answers that need no upstream when memory is spent.
+    pub reserve: Rc<Places>,
+    /// Read buffers.
+    pub buffers: Rc<Buffers>,
+    /// What one read of a request head may bring.
+    pub scratch: Rc<RefCell<Box<[u8]>>>,
+    /// Everybody's counters.
+    pub metrics: Arc<Metrics>,
+    /// Health says 503, and clients are told to leave.
+    pub draining: Cell<bool>,
+    state: RefCell<Rc<State>>,
+    workers: usize,
+    start: SystemTime,
+}
+
+/// What follows from one configuration; an exchange keeps the one it began with.
+pub struct State {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The health report.
+    pub report: Report,
+    /// Whose connections each route uses, in the order of the routes.
+    hosts: Vec<Rc<Host>>,
+    /// Makes upstream connections.
+    pub dialer: Dialer,
+}
+impl Worker {
+    /// One of `config.threads` workers.
+    pub fn new(
+        config: Arc<Config>,
+        budget: Rc<Budget>,
+        metrics: Arc<Metrics>,
+        start: SystemTime,
+    ) -> Rc<Worker> {
+        let workers = config.threads;
+        let pool = Pool::new(
+            &config.transport,
+            workers,
+            Rc::clone(&budget),
+            Arc::clone(&metrics),
+        );
+        let state = State::new(config, &pool, &budget, start);
+        Rc::new(Worker {
+            park: Park::new(tick(&state.config)),
+            places: Places::new(state.config.proxy.max_concurrent_requests, workers),
+            reserve: Places::new(Some(2), 1),
+            buffers: Rc::default(),
+            scratch: Rc::new(RefCell::new(vec![0; BUFFER].into_boxed_slice())),
+            draining: Cell::new(false),
+            state: RefCell::new(Rc::new(state)),
+            budget,
+            pool,
+            metrics,
+            workers,
+            start,
+        })
+    }
+
+    /// What is in force now.
+    pub fn state(&self) -> Rc<State> {
+        Rc::clone(&self.state.borrow())
+    }
+
+    /// Takes over another configuration; exchanges in work keep theirs.
+    pub fn reload(&self, config: Arc<Config>) {
+        self.pool.set_limits(&config.transport, self.workers);
+        self.places
+            .set_limit(config.proxy.max_concurrent_requests, self.workers);
+        self.park.set_tick(tick(&config));
+        let state = State::new(config, &self.pool, &self.budget, self.start);
+        *self.state.borrow_mut() = Rc::new(state);
+    }
+    /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
+    pub fn evict_silent(&self, many: usize, spare: bool) {
+        let evicted = self.park.evict_silent(many, spare);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
+    /// Asks a stream to give way; see [`Park::evict_stream`].
+    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
+        let evicted = self.park.evict_stream(host, tunnels);
+        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
+        evicted
+    }
+
+    /// Bytes to read from an upstream or tunnel at a time.
+    pub fn buffer_size(&self, least: usize) -> usize {
+        if self.budget.is_short() {
+            least
+        } else {
+            least.max(BUFFER)
+        }
+    }
+}
+
+impl State {
+    fn new(config: Arc<Config>, pool: &Rc<Pool>, budget: &Budget, start: SystemTime) -> State {
+        let plan = budget.plan();
+        let dialer = Dialer::new(SocketOptions {
+            keep_alive: config.transport.dial_keep_alive,
+            receive_buffer: plan.socket_buffer,
+            send_buffer: plan.socket_buffer,
+            notsent_lowat: Some(plan.unsent),
+        });
+        let hosts = config
+            .routes
+            .iter()
+            .map(|route| pool.host(&route.target.origin))
+            .collect();
+        let report = Report::new(&config.version, start, config.routes.len());
+        State {
+            config,
+            report,
+            hosts,
+            dialer,
+        }
+    }
+
+    /// Whose connections a route of this configuration uses.
+    pub fn host(&self, route: &Route) -> &Rc<Host> {
+        let index = self
+            .config
+            .routes
+            .iter()
+            .position(|other| std::ptr::eq(other, route));
+        index
+            .and_then(|index| self.hosts.get(index))
+            .expect("every route of this configuration has its host")
+    }
+}
+/// How often the sweep must look so that no time-out is late by much: a tenth of the shortest, and five times a second at least.
+fn tick(config: &Config) -> Duration {
+    let limits = [
+        config.server.header_timeout,
+        config.server.read_timeout,
+        config.server.write_timeout,
+        config.server.idle_timeout,
+        config.transport.dial_timeout,
+        config.transport.idle_conn_timeout,
+        Some(config.proxy.queue_timeout),
+    ];
+    let routes = config
+        .routes
+        .iter()
+        .map(|route| route.response_header_timeout);
+    let shortest = limits
+        .into_iter()
+        .chain(routes)
+        .flatten()
+        .filter(|limit| !limit.is_zero())
+        .min();
+    (shortest.unwrap_or(Duration::MAX) / 10)
+        .clamp(Duration::from_millis(10), Duration::from_millis(200))
+}
