@@ -7,9 +7,7 @@ use std::{
     cell::RefCell,
     env,
     ffi::OsString,
-    fmt,
-    fs::{self, File},
-    io::Read as _,
+    fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -92,9 +90,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 /// Whether this can be a `ca_file`: one certificate at least, and one that can be a root. Errors begin with the path.
 pub fn check_file(path: &Path) -> Result<(), String> {
-    let found = certificates(path)?;
-    store(found).map_err(|error| complaint(path, &error))?;
-    Ok(())
+    if holds_root(path)? {
+        return Ok(());
+    }
+    Err(complaint(path, &NO_ROOT))
 }
 
 fn server_name(name: &str) -> Result<ServerName<'static>, String> {
@@ -152,12 +151,36 @@ impl Roots {
         }
     }
 
-    /// Whether they can be used: where the environment names any, one at least is a root.
+    /// Whether they can be used: where the environment names any, one at least is a root. Keeps none of them: what is
+    /// taken apart at load would lie about in memory until the first dial, and longer.
     pub fn check(&self) -> Result<(), Flaw> {
         if self.is_built_in() {
             return Ok(());
         }
-        self.load().map(|_| ())
+        let mut found = false;
+        if let Some(file) = &self.file {
+            found = holds_root(file).map_err(|error| ("SSL_CERT_FILE", error))?;
+        }
+        for directory in &self.directories {
+            for file in fs::read_dir(directory)
+                .map_err(|error| ("SSL_CERT_DIR", complaint(directory, &error)))?
+            {
+                found = found || file.is_ok_and(|file| holds_root(&file.path()) == Ok(true));
+            }
+        }
+        if found {
+            return Ok(());
+        }
+        Err((self.variable(), NO_ROOT.to_owned()))
+    }
+
+    /// The one to blame where there is no root at all.
+    fn variable(&self) -> &'static str {
+        if self.directories.is_empty() {
+            "SSL_CERT_FILE"
+        } else {
+            "SSL_CERT_DIR"
+        }
     }
 
     fn is_built_in(&self) -> bool {
@@ -183,36 +206,54 @@ impl Roots {
         // And it holds each certificate two or three times: by name, by hash and in a bundle.
         found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
         found.dedup();
-        let variable = if self.directories.is_empty() {
-            "SSL_CERT_FILE"
-        } else {
-            "SSL_CERT_DIR"
-        };
-        store(found).map_err(|error| (variable, error))
+        store(found).map_err(|error| (self.variable(), error))
     }
 }
 
-/// Every certificate of a PEM file, at least one. Nothing but a plain file of a sane size is read.
+/// Every certificate of a PEM file, at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut found = Vec::new();
+    each_certificate(path, |certificate| found.push(certificate))?;
+    Ok(found)
+}
+
+/// Whether a PEM file, which must be sound to its end, holds a certificate that can be a root.
+fn holds_root(path: &Path) -> Result<bool, String> {
+    let mut store = RootCertStore::empty();
+    each_certificate(path, |certificate| {
+        if store.is_empty() {
+            // A bundle may hold odd ones.
+            drop(store.add(certificate));
+        }
+    })?;
+    Ok(!store.is_empty())
+}
+
+/// Reads the certificates of a PEM file, at least one. Nothing but a plain file of a sane size is read.
+fn each_certificate(
+    path: &Path,
+    mut take: impl FnMut(CertificateDer<'static>),
+) -> Result<(), String> {
     let wrong = |reason: &dyn fmt::Display| complaint(path, reason);
     let kind = fs::metadata(path).map_err(|error| wrong(&error))?;
-    if !kind.is_file() && !kind.is_dir() {
+    if kind.is_dir() {
+        return Err(wrong(&"Is a directory"));
+    }
+    if !kind.is_file() {
         return Err(wrong(&"is no plain file"));
     }
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
-        .map_err(|error| wrong(&error))?;
-    if text.len() as u64 == MAX_FILE {
+    if kind.len() > MAX_FILE {
         return Err(wrong(&format_args!("is larger than {MAX_FILE} bytes")));
     }
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(|error| wrong(&error))?;
-    if found.is_empty() {
+    let mut count = 0;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(&error))? {
+        take(certificate.map_err(|error| wrong(&error))?);
+        count += 1;
+    }
+    if count == 0 {
         return Err(wrong(&"holds no certificate in PEM form"));
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The path and what is wrong with it, without the number that Rust appends to the system's own words.
@@ -227,7 +268,7 @@ fn store(found: Vec<CertificateDer<'_>>) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     let (good, _odd) = store.add_parsable_certificates(found);
     if good == 0 {
-        return Err("holds no certificate that can be a root".to_owned());
+        return Err(NO_ROOT.to_owned());
     }
     Ok(store)
 }
@@ -356,6 +397,7 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// Bytes that may wait inside a connection for a socket that takes none: one record.
 const SEND_BUFFER: usize = 16 * 1024;
+const NO_ROOT: &str = "holds no certificate that can be a root";
 /// Bytes of a file of certificates; the largest bundles are a quarter of a megabyte.
 const MAX_FILE: u64 = 4 << 20;
 /// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.
