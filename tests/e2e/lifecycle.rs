@@ -16,7 +16,7 @@ use crate::{
     json::Json,
     support::{
         ALL, Client, End, Finished, OK, PATIENCE, Peer, Proxy, Setup, Signal, Upstream, eventually,
-        get, seen, skip, with,
+        get, seen, signal, skip, with,
     },
 };
 
@@ -837,13 +837,7 @@ fn as_the_first_process_of_a_container_it_stops_when_asked() {
     let Some(inner) = children.split_whitespace().next() else {
         return skip("the children of a process are not shown here");
     };
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", inner])
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal("TERM", inner);
     assert_eq!(proxy.exit().code(), Some(0));
 }
 

@@ -53,6 +53,14 @@ pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
+/// Sends a process a signal, by the shell's own `kill`: not every machine has a program of that name.
+pub fn signal(name: &str, pid: &str) {
+    let kill = Command::new("/bin/sh")
+        .args(["-c", &format!("kill -{name} {pid}")])
+        .status();
+    assert!(kill.unwrap().success(), "kill -{name}");
+}
+
 /// The binary under test.
 pub fn binary() -> OsString {
     env::var_os("LEAN_PROXY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_lean-proxy").into())
@@ -393,11 +401,7 @@ impl Proxy {
 
     /// Sends it a signal: `TERM`, `HUP`, …
     pub fn signal(&self, name: &str) {
-        let kill = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid().to_string())
-            .status();
-        assert!(kill.unwrap().success(), "kill -{name}");
+        signal(name, &self.pid().to_string());
     }
 
     /// Writes another configuration over its own.

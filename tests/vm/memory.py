@@ -65,19 +65,21 @@ with subtest("500 idle connections, and room for one more"):
     check.assertEqual(held("idle", 500, 5), ("200", {"answer 200": 500, "stayed": 500}))
 
 with subtest("128 exchanges at the same time"):
-    check.assertEqual(held("streams", 128, 10)[1], {"answer 200": 128, "stayed": 128})
+    became = held("streams", 128, 10)[1]
+    check.assertEqual(became["answer 200"], 128)
+    check.assertGreaterEqual(became["stayed"], 127)  # one may have to go for the fresh request
 
 with subtest("heads that never end in time"):
     held("heads", 300, 8)
 
 with subtest("heads without an end"):
-    held("endless", 50, 5)
+    held("endless", 300, 5)
 
 with subtest("bodies that do not come"):
-    held("bodies", 200, 8)
+    held("bodies", 500, 8)
 
 with subtest("large answers that nobody reads"):
-    held("readers", 60, 12)
+    held("readers", 200, 12)
 
 with subtest("more clients than there is room for"):
     held("idle", 2000, 10)
