@@ -26,7 +26,7 @@ use crate::{
     park::{Order, Phase, Seat, Watch},
     pool::Place,
     proxy::handle,
-    screen::{Arrival, Head, Refusal},
+    screen::{Arrival, Framing, Head, Refusal},
     tunnel,
     worker::Worker,
 };
@@ -34,7 +34,10 @@ use crate::{
 /// hyper's least read buffer, and the most that it gets while memory is short.
 const SMALL: usize = 8 * 1024;
 
-/// hyper's read buffer while memory is ample: bulk uploads are read in larger pieces.
+/// Bytes of a request body from which larger pieces pay.
+const BULK: u64 = 256 * 1024;
+
+/// hyper's read buffer for bulk uploads while memory is ample.
 const LARGE: usize = 32 * 1024;
 
 /// Fields of a head that hyper reads without an allocation.
@@ -372,8 +375,12 @@ async fn drive(
     brief: bool,
 ) -> End {
     let is_short = worker.budget.is_short() || worker.budget.plan().tight;
+    let is_bulk = match head.framing {
+        Framing::Length(length) => length > BULK,
+        Framing::Chunked => true,
+    };
     let limits = Limits {
-        head: (head.len + 1).max(if is_short { SMALL } else { LARGE }),
+        head: (head.len + 1).max(if is_bulk && !is_short { LARGE } else { SMALL }),
         fields: head.fields.max(USUAL_FIELDS),
     };
     let mut builder = http1::Builder::new();
