@@ -34,11 +34,8 @@ use crate::{
 /// hyper's least read buffer, and the most that it gets while memory is short.
 const SMALL: usize = 8 * 1024;
 
-/// Bytes of a request body from which larger pieces pay.
-const BULK: u64 = 256 * 1024;
-
-/// hyper's read buffer for bulk uploads while memory is ample.
-const LARGE: usize = 32 * 1024;
+/// hyper's read buffer for uploads while memory is ample; it grows there by steps, as far as the reads fill it.
+const LARGE: usize = 64 * 1024;
 
 /// Fields of a head that hyper reads without an allocation.
 const USUAL_FIELDS: usize = 100;
@@ -375,12 +372,9 @@ async fn drive(
     brief: bool,
 ) -> End {
     let is_short = worker.budget.is_short() || worker.budget.plan().tight;
-    let is_bulk = match head.framing {
-        Framing::Length(length) => length > BULK,
-        Framing::Chunked => true,
-    };
+    let has_body = head.framing != Framing::Length(0);
     let limits = Limits {
-        head: (head.len + 1).max(if is_bulk && !is_short { LARGE } else { SMALL }),
+        head: (head.len + 1).max(if has_body && !is_short { LARGE } else { SMALL }),
         fields: head.fields.max(USUAL_FIELDS),
     };
     let mut builder = http1::Builder::new();

@@ -24,6 +24,7 @@ use crate::{
     dial::Io,
     park::Phase,
     screen::{self, Arrival, Framing, Head, Refusal},
+    sys,
 };
 
 /// A client's socket with the bytes that were read from it and not handed on.
@@ -53,8 +54,8 @@ enum Due {
 /// Bytes that one read may bring between two messages, where memory is short.
 const FIRST: usize = 4 * 1024;
 
-/// Bytes read from a client at a time, while memory is ample: one less than the step at which hyper's buffer doubles.
-const AMPLE: usize = 16 * 1024 - 1;
+/// Bytes of a body read at a time: one less than the step at which hyper's buffer would double once more.
+const AMPLE: usize = 32 * 1024 - 1;
 
 impl Gate {
     /// A gate before the first request.
@@ -327,40 +328,32 @@ impl Socket {
         &self,
         gate: &mut Gate,
         context: &mut Context<'_>,
-        cursor: &mut ReadBufCursor<'_>,
+        cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut room = cursor.remaining().min(AMPLE);
+        let mut room = AMPLE;
         if let Due::Length(left) = &gate.due {
             room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
         }
-        let mut scratch = self.scratch.borrow_mut();
-        let room = room.min(scratch.len());
-        let mut buffer = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut gate.io).poll_read(context, &mut buffer))?;
-        let bytes = buffer.filled();
-        self.signals.watch.moved(bytes.len());
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let ours = match &mut gate.due {
-            Due::Length(left) => {
-                *left -= bytes.len() as u64;
-                bytes.len()
-            }
-            Due::Chunked(chunked) => match walk(chunked, bytes) {
-                Ok(count) => count,
-                Err(reason) => {
-                    self.signals.broken.set(true);
-                    return Poll::Ready(Err(io::Error::other(reason)));
+        let (due, held) = (&mut gate.due, &mut gate.held);
+        sys::read_into(&mut gate.io, context, cursor, room, |bytes| {
+            self.signals.watch.moved(bytes.len());
+            match due {
+                Due::Length(left) => {
+                    *left -= bytes.len() as u64;
+                    Ok(bytes.len())
                 }
-            },
-        };
-        cursor.put_slice(bytes.get(..ours).unwrap_or_default());
-        if ours < bytes.len() {
-            gate.held
-                .extend_from_slice(bytes.get(ours..).unwrap_or_default());
-        }
-        Poll::Ready(Ok(()))
+                Due::Chunked(chunked) => match walk(chunked, bytes) {
+                    Ok(count) => {
+                        held.extend_from_slice(bytes.get(count..).unwrap_or_default());
+                        Ok(count)
+                    }
+                    Err(reason) => {
+                        self.signals.broken.set(true);
+                        Err(io::Error::other(reason))
+                    }
+                },
+            }
+        })
     }
 
     /// Writes what must come before hyper's bytes.
@@ -405,7 +398,7 @@ impl Read for Socket {
         } else if gate.is_between() {
             self.poll_next(&mut gate, context, &mut cursor)
         } else {
-            self.poll_body(&mut gate, context, &mut cursor)
+            self.poll_body(&mut gate, context, cursor)
         }
     }
 }
