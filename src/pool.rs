@@ -257,12 +257,12 @@ impl Host {
         if self.pool.idle.get() >= limits.idle {
             self.pool.evict_oldest(now);
         }
-        let price = IDLE_UPSTREAM
-            + if self.origin.tls.is_some() {
-                TLS_SESSION / 2
-            } else {
-                0
-            };
+        let tls = if self.origin.tls.is_some() {
+            TLS_SESSION
+        } else {
+            0
+        };
+        let price = IDLE_UPSTREAM + tls;
         let Some(permit) = self.pool.budget.take(price) else {
             return Err(io);
         };

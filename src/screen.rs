@@ -161,11 +161,14 @@ fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
     if bytes.ends_with(b"\r\n\r\n") {
         return true;
     }
-    let window = bytes.get(from.saturating_sub(3)..).unwrap_or_default();
-    window
-        .windows(2)
-        .enumerate()
-        .any(|(i, pair)| pair == b"\n\n" || (pair == b"\n\r" && window.get(i + 2) == Some(&b'\n')))
+    let mut rest = bytes.get(from.saturating_sub(3)..).unwrap_or_default();
+    while let Some(line) = rest.iter().position(|&byte| byte == b'\n') {
+        rest = rest.get(line + 1..).unwrap_or_default();
+        if matches!(rest, [b'\n', ..] | [b'\r', b'\n', ..]) {
+            return true;
+        }
+    }
+    false
 }
 
 /// 414 where the request line alone fills the limit, else 431.
