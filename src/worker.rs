@@ -18,6 +18,10 @@ use crate::{
     route::Route,
 };
 
+/// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and would keep the
+/// allocator from giving back the half megabyte in which buffers of the same size lie beside it.
+const SCRATCH: usize = 12 * 1024;
+
 /// Everything that the connections of one thread share.
 pub struct Worker {
     /// The seats of its connections.
@@ -75,7 +79,7 @@ impl Worker {
             places: Places::new(state.config.proxy.max_concurrent_requests, workers),
             reserve: Places::new(Some(2), 1),
             buffers: Rc::default(),
-            scratch: Rc::new(RefCell::new(vec![0; BUFFER].into_boxed_slice())),
+            scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             draining: Cell::new(false),
             state: RefCell::new(Rc::new(state)),
             budget,
