@@ -274,6 +274,8 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
         permit
     } else {
         worker.evict_silent(EVICTED_AT_ONCE, true);
+        // those who are spared now must be looked at again, and with nobody at work the sweep sleeps
+        worker.park.rouse();
         worker.park.room.until(take).await
     };
     let seat = worker.park.seat(address.map(|address| address.ip()));

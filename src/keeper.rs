@@ -74,7 +74,7 @@ impl Keeper {
         self.weigh();
         let tidy = self.tidy();
         self.tell();
-        idle || tidy || worker.budget.is_pressed()
+        idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
     }
 
     /// Brings the gauges up to date.

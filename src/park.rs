@@ -227,6 +227,11 @@ impl Park {
         })
     }
 
+    /// Makes the sweep look soon, whatever it sleeps for.
+    pub fn rouse(&self) {
+        self.rouse_sweep(None);
+    }
+
     fn rouse_sweep(&self, due: Option<Tick>) {
         let sooner = match (due, self.next.get()) {
             (None, _) | (Some(_), None) => true,
