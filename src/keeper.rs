@@ -142,7 +142,7 @@ impl Keeper {
             Need::Memory => drop(worker.evict_stream(None, true)),
             Need::Seat => {
                 if !worker.evict_stream(None, true) {
-                    worker.park.evict_waiting(EVICTED_AT_ONCE);
+                    worker.park.evict_waiting(EVICTED_AT_ONCE * 8);
                 }
             }
         }

@@ -75,7 +75,7 @@ pub async fn handle(
         wants_websocket: Cell::new(false),
     };
     let mut response = exchange.judge(parts, body).await;
-    if worker.draining.get() {
+    if worker.draining.get() || ride.signals.full.get() {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -527,6 +527,10 @@ impl Upstream {
             if self.buffer.is_empty() {
                 self.buffer = buffers.take(self.size);
             }
+        } else if self.end == self.buffer.len() && self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
         } else if self.end == self.buffer.len() {
             let larger = (self.buffer.len() * 2).min(MAX_HEAD.next_power_of_two());
             self.buffer.resize(larger.max(self.end + 1), 0);
