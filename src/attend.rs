@@ -293,9 +293,7 @@ async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, mut head: Head) -> O
             if let Some(tunnel) = signals.tunnel.take() {
                 drop(full);
                 join(worker, gate, seat, *tunnel).await;
-            } else if signals.reset.get() {
-                drop(gate.io.socket().set_linger(Some(Duration::ZERO)));
-            } else if gate.is_amid_message() {
+            } else if gate.is_amid_message() && !signals.reset.get() {
                 drop((permit, full));
                 let rest = if signals.broken.get() {
                     REFUSED_REST
@@ -359,7 +357,9 @@ fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
         .split(|byte| *byte == b'?')
         .next()
         .unwrap_or_default();
-    path == worker.state().config.health_path.as_bytes() || gate.has_method(head, b"OPTIONS")
+    let state = worker.state();
+    path == state.config.health_path.as_bytes()
+        || (state.answers_options && gate.has_method(head, b"OPTIONS"))
 }
 
 /// Builds hyper around the socket and runs it until something else has to be done with the connection.
@@ -398,8 +398,10 @@ async fn drive(
         seat.enter(Phase::Busy, Some(BRIEF));
     }
     let end = poll_fn(|context| {
-        if let Poll::Ready(result) = Pin::new(&mut connection).poll(context) {
-            return Poll::Ready(if result.is_ok() || signals.reset.get() {
+        let polled = Pin::new(&mut connection).poll(context);
+        arm(signals, &gate.borrow());
+        if let Poll::Ready(result) = polled {
+            return Poll::Ready(if result.is_ok() {
                 End::Over
             } else {
                 End::Leave
@@ -410,7 +412,10 @@ async fn drive(
             return Poll::Ready(End::Leave);
         }
         if signals.active.get() || !signals.flushed.get() {
-            return gate.borrow_mut().poll_gone(context).map(|()| End::Leave);
+            return gate
+                .borrow_mut()
+                .poll_gone(context, seat)
+                .map(|()| End::Leave);
         }
         if !signals.looked.replace(true) {
             // the exchange ended in this very poll, after hyper had asked for more: let it ask again
@@ -445,6 +450,14 @@ async fn drive(
         end
     } else {
         End::Leave
+    }
+}
+
+/// While only the close can tell the client that it has everything, the socket's close is a reset, whatever the reason.
+fn arm(signals: &Signals, gate: &Gate) {
+    let reset = signals.reset.get();
+    if signals.armed.replace(reset) != reset {
+        drop(gate.io.socket().set_linger(reset.then_some(Duration::ZERO)));
     }
 }
 

@@ -41,8 +41,11 @@ pub struct Signals {
     pub arrival: Cell<Option<Arrival>>,
     /// The client's body is broken: what follows it is not worth reading.
     pub broken: Cell<bool>,
-    /// The exchange was cut short where the client could not tell: reset the connection.
+    /// Only the close will tell the client that it has everything: until then, and if it is cut short, a close must be a
+    /// reset.
     pub reset: Cell<bool>,
+    /// The socket was told so.
+    pub armed: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
     pub full: Cell<bool>,
     /// Pieces of body that hyper has not written yet.
@@ -67,6 +70,7 @@ impl Signals {
             arrival: Cell::new(None),
             broken: Cell::new(false),
             reset: Cell::new(false),
+            armed: Cell::new(false),
             full: Cell::new(false),
             pieces: Cell::new(0),
             waiting: Cell::new(false),
@@ -102,8 +106,6 @@ pub struct Ride {
     pub sent: Cell<u64>,
     /// Not all of the answer was taken.
     pub cut: Cell<bool>,
-    /// The client reads until the close (HTTP/1.0): a body that breaks off must end in a reset, or it looks whole.
-    pub until_close: bool,
     /// Everybody's counters.
     pub metrics: Arc<Metrics>,
 }
@@ -121,6 +123,9 @@ impl Drop for Ride {
         metrics::gone(&self.metrics.exchanges);
         metrics::add(&self.metrics.client_bytes_out, self.sent.get());
         self.signals.active.set(false);
+        if !self.cut.get() {
+            self.signals.reset.set(false);
+        }
     }
 }
 
@@ -224,7 +229,7 @@ impl hyper::body::Body for Body {
                         if let Some(record) = &mut *this.ride.record.borrow_mut() {
                             record.outcome = "upstream-cut";
                         }
-                        this.ride.signals.reset.set(this.ride.until_close);
+                        this.ride.cut.set(true);
                         Some(Err(error))
                     }
                     None => None,

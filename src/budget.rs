@@ -19,6 +19,9 @@ pub const CONNECTION: u64 = 4_400;
 /// socket, and what usually stands in the queues of both.
 pub const EXCHANGE: u64 = 42_000;
 
+/// What exchanges leave for connections, however many there are.
+const DOOR: u64 = 32 * CONNECTION;
+
 /// Bytes of a request head that are in the price of an exchange.
 const LARGE_HEAD: usize = 4 * 1024;
 
@@ -107,6 +110,8 @@ pub struct Budget {
     pressed: Cell<bool>,
     /// Who waits for an exchange's worth.
     pub queue: Queue,
+    /// Who waits for a seat; woken by whatever comes free.
+    pub room: Rc<Queue>,
 }
 
 /// Bytes taken from a [`Budget`]; given back on drop.
@@ -136,6 +141,7 @@ impl Budget {
             heads: Cell::new(0),
             pressed: Cell::new(false),
             queue: Queue::default(),
+            room: Rc::default(),
         })
     }
 
@@ -192,7 +198,16 @@ impl Budget {
         } else {
             0
         };
-        let mut permit = self.take(EXCHANGE + large)?;
+        let price = EXCHANGE + large;
+        // the last bytes are for those at the door: health, and the word that there is no room
+        if self
+            .plan
+            .pool
+            .is_some_and(|pool| self.spent.get() + price + DOOR > pool)
+        {
+            return None;
+        }
+        let mut permit = self.take(price)?;
         permit.purpose = Purpose::Exchange;
         self.exchanges.set(self.exchanges.get() + 1);
         self.admitted.set(self.admitted.get() + 1);
@@ -243,6 +258,7 @@ impl Drop for Permit {
             Purpose::Other => {}
         }
         self.budget.queue.wake();
+        self.budget.room.wake();
     }
 }
 

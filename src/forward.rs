@@ -23,6 +23,9 @@ use crate::{
 /// Interim answers (1xx) of one exchange; 502 above.
 const MAX_INTERIM: u32 = 10;
 
+/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be.
+const MAX_INTERIM_BYTES: usize = 8 * 1024;
+
 /// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// What an attempt must know of its exchange.
@@ -226,6 +229,9 @@ impl Sending<'_> {
             return;
         }
         let mut interim = self.attempt.ride.signals.interim.borrow_mut();
+        if interim.len() + head.len > MAX_INTERIM_BYTES {
+            return;
+        }
         let reason = head.status.canonical_reason().unwrap_or("");
         interim.extend_from_slice(
             format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes(),

@@ -22,7 +22,7 @@ use crate::{
     budget::{Budget, Permit},
     chunked::{Chunked, Piece},
     dial::Io,
-    park::Phase,
+    park::{Phase, Watch},
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
 };
@@ -105,15 +105,23 @@ impl Gate {
         (self.io, rest)
     }
 
-    /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did.
-    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.feed > 0 || !self.held.is_empty() || !self.is_between() {
+    /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
+    /// bytes that must wait the end shows only when asked for, at every tick.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>, watch: &Watch) -> Poll<()> {
+        if self.feed > 0 || !self.is_between() {
             return Poll::Pending;
         }
-        match ready!(self.io.poll_peek(context)) {
-            Ok(0) | Err(_) => Poll::Ready(()),
-            // the next request: it has to wait, and so has its end
-            Ok(_) => Poll::Pending,
+        if self.held.is_empty() {
+            match ready!(self.io.poll_peek(context)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        watch.look_back(true);
+        if sys::has_hung_up(&self.io.socket()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
     }
 
@@ -380,7 +388,7 @@ impl Socket {
     /// Notes how a write went: progress, or a wait that has its time.
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
-            Poll::Ready(Ok(count)) => self.signals.watch.moved(*count),
+            Poll::Ready(Ok(count)) => self.signals.watch.took(*count),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 if self.signals.watch.is_write_overdue() {
@@ -422,7 +430,9 @@ impl Write for Socket {
     ) -> Poll<io::Result<usize>> {
         let mut gate = self.gate.borrow_mut();
         self.signals.flushed.set(false);
-        ready!(self.poll_interim(&mut gate, context))?;
+        if self.poll_interim(&mut gate, context)?.is_pending() {
+            return self.wrote(Poll::Pending);
+        }
         self.wrote(Pin::new(&mut gate.io).poll_write(context, bytes))
     }
 
@@ -433,7 +443,9 @@ impl Write for Socket {
     ) -> Poll<io::Result<usize>> {
         let mut gate = self.gate.borrow_mut();
         self.signals.flushed.set(false);
-        ready!(self.poll_interim(&mut gate, context))?;
+        if self.poll_interim(&mut gate, context)?.is_pending() {
+            return self.wrote(Poll::Pending);
+        }
         self.wrote(Pin::new(&mut gate.io).poll_write_vectored(context, slices))
     }
 
@@ -443,7 +455,12 @@ impl Write for Socket {
 
     /// hyper calls it only with an empty write buffer.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_interim(&mut self.gate.borrow_mut(), context))?;
+        if self
+            .poll_interim(&mut self.gate.borrow_mut(), context)?
+            .is_pending()
+        {
+            return self.wrote(Poll::Pending).map_ok(|_| ());
+        }
         self.signals.flushed.set(true);
         if self.signals.pieces.get() == 0 && self.signals.waiting.replace(false) {
             context.waker().wake_by_ref();

@@ -16,9 +16,6 @@ use crate::{
 /// Connections that are asked to leave at a time when the door is full or memory is near its limit.
 pub const EVICTED_AT_ONCE: usize = 8;
 
-/// How long somebody waits for a place before others are asked to leave for it.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
 enum Need {
@@ -26,6 +23,17 @@ enum Need {
     Place,
     Memory,
     Upstream,
+}
+
+impl Need {
+    /// How long somebody waits before others are asked to leave for it. Whoever waits at the door may only want to know
+    /// whether we are well, and is to hear it within a second.
+    fn patience(self) -> Duration {
+        match self {
+            Need::Seat => Duration::from_millis(250),
+            Need::Place | Need::Memory | Need::Upstream => Duration::from_secs(1),
+        }
+    }
 }
 
 /// One worker's keeper.
@@ -114,7 +122,7 @@ impl Keeper {
             };
             match seen {
                 Some((before, since)) if *before == ticket => {
-                    if since.elapsed() >= PATIENCE {
+                    if since.elapsed() >= need.patience() {
                         self.help(need, asked.map(|(host, _)| host));
                     }
                 }
@@ -134,7 +142,7 @@ impl Keeper {
             Need::Memory => drop(worker.evict_stream(None, true)),
             Need::Seat => {
                 if !worker.evict_stream(None, true) {
-                    worker.park.evict_waiting();
+                    worker.park.evict_waiting(EVICTED_AT_ONCE * 8);
                 }
             }
         }

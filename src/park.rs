@@ -18,6 +18,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::budget::Queue;
+
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -77,6 +79,8 @@ struct Entry {
     order: Cell<Order>,
     /// Whether the client (and not the upstream) is what this exchange waits for.
     client_blocks: Cell<bool>,
+    /// Woken at every tick.
+    looks_back: Cell<bool>,
     /// The answer is on its way to the client.
     streams: Cell<bool>,
     /// Which upstream it asks, by its number in the pool; 0 = none.
@@ -110,7 +114,7 @@ pub struct Park {
     next: Cell<Option<Tick>>,
     sweep: RefCell<Option<Waker>>,
     /// Wakes whoever waits for a seat.
-    pub room: crate::budget::Queue,
+    pub room: Rc<Queue>,
 }
 
 /// One connection's place in the park; given up on drop.
@@ -130,7 +134,7 @@ pub struct Elapsed;
 
 impl Park {
     /// An empty park with a tick of `tick`.
-    pub fn new(tick: Duration) -> Rc<Park> {
+    pub fn new(tick: Duration, room: Rc<Queue>) -> Rc<Park> {
         Rc::new(Park {
             entries: RefCell::default(),
             free: RefCell::default(),
@@ -142,7 +146,7 @@ impl Park {
             tick: Cell::new(tick),
             next: Cell::new(None),
             sweep: RefCell::default(),
-            room: crate::budget::Queue::default(),
+            room,
         })
     }
 
@@ -197,6 +201,7 @@ impl Park {
             phase: Cell::new(Phase::Fresh),
             order: Cell::new(Order::None),
             client_blocks: Cell::new(false),
+            looks_back: Cell::new(false),
             streams: Cell::new(false),
             host: Cell::new(0),
             has_deadline: Cell::new(false),
@@ -307,18 +312,18 @@ impl Park {
         true
     }
 
-    /// Asks the request that waits longest for memory to take its 503 now. Says whether there was one.
-    pub fn evict_waiting(&self) -> bool {
+    /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first.
+    pub fn evict_waiting(&self, many: usize) {
         let now = self.now();
         let entries = self.entries.borrow();
-        let waiting = entries.iter().filter(|entry| {
+        let is_waiting = |entry: &&Entry| {
             entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave
-        });
-        let Some(entry) = waiting.max_by_key(|entry| now.wrapping_sub(entry.since.get())) else {
-            return false;
         };
-        entry.tell(Order::Leave);
-        true
+        let mut waiting: Vec<&Entry> = entries.iter().filter(is_waiting).collect();
+        waiting.sort_by_key(|entry| std::cmp::Reverse(now.wrapping_sub(entry.since.get())));
+        for entry in waiting.into_iter().take(many) {
+            entry.tell(Order::Leave);
+        }
     }
 
     /// Tells every connection; those in the middle of an exchange finish it first.
@@ -360,6 +365,9 @@ impl Park {
                 && now.wrapping_sub(entry.since.get()) > 0
             {
                 entry.tell(Order::Rest);
+            }
+            if entry.looks_back.get() {
+                entry.wake();
             }
             working |= !matches!(phase, Phase::Fresh | Phase::Idle);
             if now.wrapping_sub(entry.mark.get()) >= 2 * STALLED {
@@ -493,6 +501,7 @@ impl Watch {
             if entry.order.get() == Order::Rest {
                 entry.order.set(Order::None);
             }
+            entry.looks_back.set(false);
             entry.streams.set(false);
             entry.client_blocks.set(false);
             entry.host.set(0);
@@ -551,6 +560,12 @@ impl Watch {
         })
     }
 
+    /// The client took bytes: whatever it had to take them in starts anew.
+    pub fn took(&self, bytes: usize) {
+        self.moved(bytes);
+        self.with(|entry| entry.has_write_deadline.set(false));
+    }
+
     /// The client took or gave bytes.
     pub fn moved(&self, bytes: usize) {
         let now = self.park.now();
@@ -563,9 +578,13 @@ impl Watch {
                 .bytes
                 .set(entry.bytes.get().wrapping_add(bytes as u32));
             entry.moved_at.set(now);
-            entry.has_write_deadline.set(false);
             entry.client_blocks.set(false);
         });
+    }
+
+    /// Whether the task is to be woken at every tick, to look for what wakes nobody.
+    pub fn look_back(&self, on: bool) {
+        self.with(|entry| entry.looks_back.set(on));
     }
 
     /// The exchange asks this upstream from now on.

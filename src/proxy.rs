@@ -75,7 +75,7 @@ pub async fn handle(
         wants_websocket: Cell::new(false),
     };
     let mut response = exchange.judge(parts, body).await;
-    if worker.draining.get() {
+    if worker.draining.get() || ride.signals.full.get() {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -110,7 +110,6 @@ fn ride(worker: &Worker, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Rid
         received: Cell::new(0),
         sent: Cell::new(0),
         cut: Cell::new(false),
-        until_close: parts.version == Version::HTTP_10,
         metrics: Arc::clone(&worker.metrics),
     })
 }
@@ -427,7 +426,7 @@ impl Exchange<'_> {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if present.upgrade && headers::wants_websocket(parts) {
+        if present.upgrade && !has_body && !chunked && headers::wants_websocket(parts) {
             self.wants_websocket.set(true);
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
@@ -524,11 +523,10 @@ impl Exchange<'_> {
         } else {
             upstream.release(buffers);
             let upload = (!upload.is_done()).then_some(upload);
-            if self.ride.until_close
-                && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close)
-            {
+            if self.is_old && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close) {
                 // HTTP/1.0 knows no chunks: the close is the end, whatever the client would like
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                self.ride.signals.reset.set(true);
             }
             let takes_trailers = self.takes_trailers.get();
             Body::upstream(
@@ -538,6 +536,7 @@ impl Exchange<'_> {
                     upload,
                     head,
                     takes_trailers,
+                    self.state.config.server.read_timeout,
                     self.ride.signals.watch.clone(),
                 ),
             )

@@ -121,6 +121,19 @@ pub fn collect() {
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
+/// Whether the other side has closed, seen past bytes that wait to be read. One system call.
+pub fn has_hung_up(socket: &socket2::Socket) -> bool {
+    let events = libc::POLLRDHUP;
+    let mut asked = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    // SAFETY: one `pollfd`, and no time to wait.
+    let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    count > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
 /// Reads once, at most `room` bytes, straight into hyper's buffer. `keep` sees what came (nothing at the end) and says how
 /// many of the bytes hyper gets; the others are its own business.
 ///

@@ -106,15 +106,15 @@ fn verifier(tls: &route::Tls, roots: &Roots) -> Result<Arc<dyn ServerCertVerifie
     if tls.insecure_skip_verify {
         return Ok(Arc::new(AnyCertificate(provider)));
     }
-    if let Some(path) = &tls.ca_file {
-        let own = certificates(path).map_err(|error| format!("ca_file: {error}"))?;
-        return Ok(Arc::new(OwnCertificates::new(own, provider)?));
-    }
-    let roots = roots
-        .load()
-        .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?;
-    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-    Ok(usual.map_err(|error| error.to_string())?)
+    let roots = match &tls.ca_file {
+        Some(path) => certificates(path)
+            .and_then(store)
+            .map_err(|error| format!("ca_file: {error}"))?,
+        None => roots
+            .load()
+            .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?,
+    };
+    Ok(Arc::new(OwnCertificates::new(roots, provider)?))
 }
 
 fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
@@ -273,25 +273,30 @@ fn store(found: Vec<CertificateDer<'_>>) -> Result<RootCertStore, String> {
     Ok(store)
 }
 
-/// `ca_file`: what these certificates vouch for, and they themselves. `openssl req -x509` marks a self-signed
-/// certificate as an authority's, which webpki refuses as a server's own; other programs take it, and so do we where it
-/// is byte by byte a certificate of the file.
+/// What these roots vouch for, and they themselves. `openssl req -x509` marks a self-signed certificate as an
+/// authority's, which webpki refuses as a server's own; other programs take it, and so do we where its key is a root's.
 #[derive(Debug)]
 struct OwnCertificates {
     usual: Arc<WebPkiServerVerifier>,
-    own: Vec<CertificateDer<'static>>,
+    roots: Arc<RootCertStore>,
 }
 
 impl OwnCertificates {
-    fn new(
-        own: Vec<CertificateDer<'static>>,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<OwnCertificates, String> {
-        let roots = store(own.clone()).map_err(|error| format!("ca_file: {error}"))?;
-        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+    fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<OwnCertificates, String> {
+        let roots = Arc::new(roots);
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider)
             .build()
-            .map_err(|error| format!("ca_file: {error}"))?;
-        Ok(OwnCertificates { usual, own })
+            .map_err(|error| error.to_string())?;
+        Ok(OwnCertificates { usual, roots })
+    }
+
+    fn holds(&self, certificate: &ParsedCertificate<'_>) -> bool {
+        // a root's key is kept without the header of its sequence
+        let key = certificate.subject_public_key_info();
+        self.roots
+            .roots
+            .iter()
+            .any(|root| key.ends_with(&root.subject_public_key_info))
     }
 }
 
@@ -313,8 +318,12 @@ impl ServerCertVerifier for OwnCertificates {
         );
         match verdict {
             // webpki looks at the dates before it looks at this.
-            Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            Err(error) if is_authority(&error) => {
+                let certificate = ParsedCertificate::try_from(end_entity)?;
+                if !self.holds(&certificate) {
+                    return Err(error);
+                }
+                verify_server_name(&certificate, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
             verdict => verdict,

@@ -10,6 +10,7 @@ use std::{
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -26,6 +27,7 @@ use crate::{
     chunked::{Chunked, Piece},
     dial::Io,
     headers,
+    park::Watch,
     pool::Lease,
     screen,
 };
@@ -341,7 +343,9 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
     } else {
         Delimiter::Close
     };
-    let is_ambiguous = reader.chunked && reader.length.is_some();
+    // a length beside chunks, or a body where none may be: who knows what comes behind it
+    let is_ambiguous = (reader.chunked && reader.length.is_some())
+        || (code == 204 && (reader.chunked || reader.length.is_some_and(|length| length > 0)));
     let ends_by_close = reader.close || matches!(delimiter, Delimiter::Close);
     let persistent = reader.persistent && !ends_by_close && !is_ambiguous;
     let usual = status.canonical_reason().map(str::as_bytes);
@@ -523,6 +527,10 @@ impl Upstream {
             if self.buffer.is_empty() {
                 self.buffer = buffers.take(self.size);
             }
+        } else if self.end == self.buffer.len() && self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
         } else if self.end == self.buffer.len() {
             let larger = (self.buffer.len() * 2).min(MAX_HEAD.next_power_of_two());
             self.buffer.resize(larger.max(self.end + 1), 0);
@@ -561,7 +569,11 @@ pub struct Download {
     /// The same, read, behind the last data.
     ready_trailers: Option<HeaderMap>,
     passes_trailers: bool,
-    watch: crate::park::Watch,
+    /// How long the client may give no byte of what it still owes.
+    read_timeout: Option<Duration>,
+    /// How much of the request's body had come when it was waited for last.
+    waits: Option<u64>,
+    watch: Watch,
 }
 
 /// What a body consists of.
@@ -580,7 +592,8 @@ impl Download {
         upload: Option<Upload>,
         head: Head,
         passes_trailers: bool,
-        watch: crate::park::Watch,
+        read_timeout: Option<Duration>,
+        watch: Watch,
     ) -> Download {
         let mut download = Download {
             upstream: Some(upstream),
@@ -590,6 +603,8 @@ impl Download {
             trailers: Vec::new(),
             ready_trailers: None,
             passes_trailers,
+            read_timeout,
+            waits: None,
             watch,
         };
         if matches!(download.delimiter, Delimiter::Length(0)) {
@@ -619,7 +634,9 @@ impl Download {
         buffers: &Buffers,
         progress: &mut dyn FnMut(usize),
     ) -> Poll<Option<io::Result<Got>>> {
-        self.poll_upload(context, progress);
+        if let Err(error) = self.poll_upload(context, progress) {
+            return Poll::Ready(Some(Err(self.abandon(error))));
+        }
         loop {
             let Some(upstream) = &mut self.upstream else {
                 return Poll::Ready(
@@ -657,22 +674,43 @@ impl Download {
         }
     }
 
-    /// Sends on what is left of the request. Its failure shows in the answer, if at all.
-    fn poll_upload(&mut self, context: &mut Context<'_>, progress: &mut dyn FnMut(usize)) {
+    /// Sends on what is left of the request. An upstream that takes no more may still answer; a client that breaks off, or
+    /// gives no byte for `read_timeout`, has no use for an answer.
+    fn poll_upload(
+        &mut self,
+        context: &mut Context<'_>,
+        progress: &mut dyn FnMut(usize),
+    ) -> io::Result<()> {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
-            return;
+            return Ok(());
         };
         let Some(io) = &mut upstream.lease.io else {
-            return;
+            return Ok(());
         };
-        match upload.poll(context, io, progress) {
-            Poll::Pending => {}
-            Poll::Ready(Ok(())) => self.upload = None,
-            Poll::Ready(Err(_)) => {
-                self.upload = None;
-                self.persistent = false;
+        let ended = match upload.poll(context, io, progress) {
+            Poll::Pending => {
+                let waits = upload.waits_for_client().then_some(upload.taken);
+                if self.waits != waits {
+                    self.waits = waits;
+                    self.watch.set_deadline(waits.and(self.read_timeout));
+                }
+                if self.watch.is_overdue() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                return Ok(());
             }
-        }
+            Poll::Ready(Ok(())) => Ok(()),
+            Poll::Ready(Err(UploadError::Upstream)) => {
+                self.persistent = false;
+                Ok(())
+            }
+            Poll::Ready(Err(UploadError::Client | UploadError::TooLarge)) => {
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+        };
+        self.upload = None;
+        self.watch.set_deadline(None);
+        ended
     }
 
     /// Takes what is of use out of the buffer.

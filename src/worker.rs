@@ -51,6 +51,8 @@ pub struct Worker {
 pub struct State {
     /// The configuration.
     pub config: Arc<Config>,
+    /// Some policy answers preflights, so an OPTIONS mostly needs no upstream.
+    pub answers_options: bool,
     /// The health report.
     pub report: Report,
     /// Whose connections each route uses, in the order of the routes.
@@ -75,7 +77,7 @@ impl Worker {
         );
         let state = State::new(config, &pool, &budget, start);
         Rc::new(Worker {
-            park: Park::new(tick(&state.config)),
+            park: Park::new(tick(&state.config), Rc::clone(&budget.room)),
             places: Places::new(state.config.proxy.max_concurrent_requests, workers),
             reserve: Places::new(Some(2), 1),
             buffers: Rc::default(),
@@ -142,8 +144,11 @@ impl State {
             .map(|route| pool.host(&route.target.origin))
             .collect();
         let report = Report::new(&config.version, start, config.routes.len());
+        let answers_options =
+            config.cors.is_some() || config.routes.iter().any(|route| route.cors.is_some());
         State {
             config,
+            answers_options,
             report,
             hosts,
             dialer,

@@ -1186,7 +1186,9 @@ fn a_target_of_eight_kilobytes_passes() {
 
 #[test]
 fn many_clients_at_once_each_get_their_own_answer() {
-    let (proxy, upstream) = echo(&format!("{ALL}transport: {{max_conns_per_host: 8}}\n"));
+    let (proxy, upstream) = echo(&format!(
+        "{ALL}transport: {{max_conns_per_host: 8, max_idle_conns_per_host: 8}}\n"
+    ));
     let mut clients: Vec<Client> = (0..40).map(|_| proxy.client()).collect();
     for round in 0..5 {
         for (i, client) in clients.iter_mut().enumerate() {

@@ -11,7 +11,10 @@ use std::{
 
 use crate::{
     strict::{Framing, Reader, parse_requests, show},
-    support::{ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, get, is_release, pattern, with},
+    support::{
+        ALL, Client, End, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, is_release,
+        let_pass, pattern, with,
+    },
 };
 
 /// Appended to what should be refused: it must never be answered, nor seen by an upstream.
@@ -582,7 +585,7 @@ fn a_pipeline_without_end_costs_little_where_nobody_reads() {
             .take_while(|_| std::io::Write::write_all(&mut hand, requests.as_bytes()).is_ok())
             .count()
     });
-    crate::support::let_pass(Duration::from_secs(2));
+    let_pass(Duration::from_secs(2));
     costs_little(&proxy, before);
     let read = thread::spawn(move || client.until_end());
     drop(proxy);
@@ -995,4 +998,66 @@ fn whatever_an_upstream_sends_the_client_sees_one_reading() {
         }
     });
     assert!(pattern(0, 1).len() == 1 && proxy.get("/health").status == 200);
+}
+
+// ---- found by attack ----
+
+#[test]
+fn a_door_full_of_fresh_connections_opens_for_a_health_check() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = Proxy::before(
+        &upstream,
+        &format!("{ALL}server: {{max_connections: 20}}\n"),
+    );
+    let_pass(Duration::from_secs(1));
+    let silent: Vec<Client> = (0..20).map(|_| proxy.client()).collect();
+    let asked = Instant::now();
+    assert_eq!(proxy.get("/health").status, 200);
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        asked.elapsed()
+    );
+    drop(silent);
+}
+
+#[test]
+fn a_client_that_leaves_behind_pipelined_bytes_or_an_unfinished_upload_lets_its_upstream_go() {
+    let upstream = Upstream::start(|peer| {
+        peer.head()?;
+        peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;
+        peer.await_close()
+    });
+    let proxy = Proxy::before(&upstream, ALL);
+    for request in [
+        get("/") + "G",
+        with("POST /", &["Content-Length: 10"]),
+        with("POST /", &["Transfer-Encoding: chunked"]) + "3\r\nab",
+    ] {
+        let mut client = proxy.client();
+        client.send(request);
+        client.head();
+        drop(client);
+        eventually("the upstream is let go", || upstream.open() == 0);
+    }
+    upstream.forgive();
+}
+
+#[test]
+fn an_http_1_0_stream_that_is_cut_by_the_end_of_the_proxy_is_reset() {
+    let upstream = Upstream::start(|peer| {
+        peer.head()?;
+        peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;
+        peer.await_close()
+    });
+    let mut proxy = Proxy::before(
+        &upstream,
+        &format!("{ALL}server: {{shutdown_timeout: 0.2}}\n"),
+    );
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    client.head();
+    client.reader().exact(5).unwrap();
+    assert_eq!(proxy.terminate().code(), Some(0));
+    assert_eq!(client.end(), End::Reset);
 }
