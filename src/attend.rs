@@ -231,7 +231,12 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
         Poll::Ready(true)
     })
     .await;
-    if written {
+    // where memory is short, what a flood still has in the kernel's queues costs more than its last word is worth
+    let is_flood = matches!(
+        refusal,
+        Refusal::NoMemory | Refusal::HeadTooLarge | Refusal::TargetTooLong
+    );
+    if written && !(is_flood && worker.budget.plan().tight) {
         linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
     }
 }

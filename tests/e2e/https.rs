@@ -886,8 +886,8 @@ fn a_connection_that_the_upstream_closed_is_not_used_again() {
         });
         let proxy = before(&upstream, &identity);
         for i in 0..3 {
-            let post = with("POST /", &["Content-Length: 2"]) + "ab";
-            assert_eq!(proxy.ask(&post).status, 200, "goodbye: {says_goodbye}");
+            // a GET, for the close may still be on its way when the next request is
+            assert_eq!(proxy.get("/").status, 200, "goodbye: {says_goodbye}");
             upstream.await_note(&format!("left {i}"));
         }
         assert_eq!(upstream.connections(), 3);
