@@ -1,4 +1,10 @@
 //! lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes whatever its clients do.
+//!
+//! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
+//! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
+//! hyper is built around the socket and calls `proxy`, which judges (`cors`), probes (`health`), routes (`route`),
+//! admits (`budget`, `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`; `body` streams the answer,
+//! or `tunnel` joins the two sides. `park` keeps every deadline, `keeper` looks after memory and those who wait too long.
 
 mod cli;
 
