@@ -287,6 +287,7 @@ fn watch_again(signals: &Signals) {
     signals.watch.set_deadline(None);
     signals.watch.wake();
 }
+
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(

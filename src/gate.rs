@@ -253,6 +253,11 @@ fn walk(chunked: &mut Chunked, bytes: &[u8]) -> Result<usize, &'static str> {
     Ok(at)
 }
 
+/// Bytes of a body read at a time: `write_buffer_size` is what memory always allows, and it is larger while that is ample.
+fn upload_room(least: usize, is_short: bool) -> usize {
+    if is_short { least } else { least.max(AMPLE) }
+}
+
 /// What hyper holds as its socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -265,6 +270,8 @@ pub struct Socket {
     budget: Rc<Budget>,
     scratch: Rc<RefCell<Box<[u8]>>>,
     write_timeout: Option<Duration>,
+    /// Bytes of a body read at a time: what may be on its way to the upstream.
+    room: usize,
     max_head: usize,
 }
 
@@ -300,6 +307,7 @@ impl Socket {
             budget: Rc::clone(&worker.budget),
             scratch: Rc::clone(&worker.scratch),
             write_timeout: config.server.write_timeout,
+            room: upload_room(config.transport.write_buffer_size, worker.budget.is_short()),
             max_head: config.server.max_header_bytes,
         }
     }
@@ -349,7 +357,7 @@ impl Socket {
         context: &mut Context<'_>,
         cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut room = AMPLE;
+        let mut room = self.room;
         if let Due::Length(left) = &gate.due {
             room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
         }
@@ -471,5 +479,17 @@ impl Write for Socket {
     /// The task closes the socket, in its own time.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn write_buffer_size_holds_where_memory_is_short() {
+        assert_eq!(upload_room(512, true), 512);
+        assert_eq!(upload_room(512, false), AMPLE);
+        assert_eq!(upload_room(AMPLE + 1, false), AMPLE + 1);
     }
 }
