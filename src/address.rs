@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use hyper::http::HeaderValue;
+use http::HeaderValue;
 
 use crate::{
     document::quote,

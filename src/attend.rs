@@ -1,47 +1,34 @@
 //! One client connection, from accept to close.
 //!
-//! At rest it is a bare socket and a few hundred bytes in a task of its own. When a whole request head has come, and
-//! an exchange's worth of memory is paid for, hyper is built around the socket; when nothing more comes it is taken
-//! down again: at the sweep's next tick, or at once where memory is short.
+//! At rest it is a bare socket and a few hundred bytes in a task of its own. When a whole request head has come, and an
+//! exchange's worth of memory is paid for, the exchange gets a future of its own on the heap; when it is over, nothing is
+//! left of it.
 
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::{Signals, Tunnel},
+    body::Tunnel,
     budget::Permit,
     dial::Io,
-    gate::{Gate, Limits, Socket},
+    gate::Gate,
     log::{self, Record},
     metrics,
     park::{Order, Phase, Seat, Watch},
     pool::Place,
-    proxy::handle,
-    screen::{Arrival, Framing, Head, Refusal},
+    proxy::{self, End},
+    screen::{Arrival, Head, Refusal},
     tunnel,
     worker::Worker,
 };
-
-/// hyper's least read buffer, and the most that it gets while memory is short.
-const SMALL: usize = 8 * 1024;
-
-/// hyper's read buffer for uploads while memory is ample; it grows there by steps, as far as the reads fill it.
-const LARGE: usize = 64 * 1024;
-
-/// Fields of a head that hyper reads without an allocation.
-const USUAL_FIELDS: usize = 100;
-
-/// Connections that keep their hyper between two requests, while memory is ample.
-const LULLS: usize = 64;
 
 /// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(5);
@@ -51,18 +38,6 @@ const REFUSED_REST: usize = 256 * 1024;
 
 /// How an answer that was given without memory of its own may hold the reserve.
 const BRIEF: Duration = Duration::from_secs(1);
-
-/// How a stretch of requests on a connection ended.
-enum End {
-    /// Nothing more for now: hyper is taken down, the socket kept.
-    Rest,
-    /// The next head is here, and not for this hyper.
-    Arrival(Arrival),
-    /// hyper is through with it.
-    Over,
-    /// Others need the room, or its time is over.
-    Leave,
-}
 
 /// Serves one client until it leaves or is asked to. Written by hand and not as an `async` block, because its size is
 /// what an idle connection costs.
@@ -98,7 +73,7 @@ impl Attend {
     }
 
     /// Looks whether a whole head has come.
-    fn poll_rest(&mut self, context: &mut Context<'_>, mut gate: Box<Gate>) -> Poll<State> {
+    fn poll_rest(&mut self, context: &mut Context<'_>, mut gate: Gate) -> Poll<State> {
         let (worker, seat) = (&self.worker, &self.seat);
         let state = worker.state();
         let server = &state.config.server;
@@ -112,10 +87,10 @@ impl Attend {
             Poll::Ready(Ok(Arrival::Head(head))) => {
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
-                return Poll::Ready(State::Busy(Box::pin(serve(worker, *gate, watch, head))));
+                return Poll::Ready(State::Busy(Box::pin(serve(worker, gate, watch, head))));
             }
             Poll::Ready(Ok(Arrival::Refused(refusal))) => {
-                return Poll::Ready(self.refused(*gate, refusal));
+                return Poll::Ready(self.refused(gate, refusal));
             }
             Poll::Ready(Ok(Arrival::End) | Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
@@ -124,7 +99,7 @@ impl Attend {
         let is_told = match seat.order() {
             Order::Leave => true,
             Order::Finish => !is_amid,
-            Order::None | Order::Rest => false,
+            Order::None => false,
         };
         if is_told {
             return Poll::Ready(State::Over);
@@ -138,13 +113,13 @@ impl Attend {
         }
         if seat.is_overdue() {
             return Poll::Ready(if is_amid {
-                self.refused(*gate, Refusal::HeadTimedOut)
+                self.refused(gate, Refusal::HeadTimedOut)
             } else {
                 State::Over
             });
         }
         self.state = if is_amid {
-            State::Amid(gate)
+            State::Amid(Box::new(gate))
         } else {
             State::Resting(gate.into_parts().0)
         };
@@ -175,10 +150,10 @@ impl Future for Attend {
                     );
                     State::Resting(io)
                 }
-                State::Resting(io) => ready!(this.poll_rest(context, Box::new(Gate::new(io)))),
-                State::Amid(gate) => ready!(this.poll_rest(context, gate)),
+                State::Resting(io) => ready!(this.poll_rest(context, Gate::new(io))),
+                State::Amid(gate) => ready!(this.poll_rest(context, *gate)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
-                    Poll::Ready(Some(gate)) => State::Amid(Box::new(gate)),
+                    Poll::Ready(Some(gate)) => ready!(this.poll_rest(context, gate)),
                     Poll::Ready(None) => State::Over,
                     Poll::Pending => {
                         this.state = State::Busy(work);
@@ -266,54 +241,57 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
     .await;
 }
 
-/// Serves requests until the connection rests (then it is given back), or ends.
-async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, mut head: Head) -> Option<Gate> {
-    let (worker, seat) = (&worker, &seat);
-    let signals = Signals::new(seat.clone());
-    signals.began.set(seat.now());
-    let brief = is_brief(worker, &gate, &head);
-    let (mut permit, mut full) = admit(worker, seat, &head, brief).await?;
-    let gate = Rc::new(RefCell::new(gate));
-    let arrival = loop {
-        signals.full.set(full.is_some());
-        match drive(worker, &gate, &signals, seat, &head, full.is_some()).await {
-            End::Arrival(Arrival::Head(next)) => head = next,
-            End::Arrival(arrival) => break Some(arrival),
-            End::Rest => return take_back(gate),
-            End::Leave => return None,
-            End::Over => break None,
-        }
-        if full.take().is_some() {
-            drop(permit);
-            signals.began.set(seat.now());
-            let brief = is_brief(worker, &gate.borrow(), &head);
-            (permit, full) = admit(worker, seat, &head, brief).await?;
+/// Serves one request; gives the connection back where it can go on.
+async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, head: Head) -> Option<Gate> {
+    let (worker, seat) = (&*worker, &seat);
+    let (permit, full) = admit(worker, seat, &head, is_brief(worker, &gate, &head)).await?;
+    let mut gate = gate;
+    let parts = match gate.open(&head) {
+        Ok(parts) => parts,
+        Err(refusal) => {
+            // rare, and large: boxed, these cost the others nothing
+            Box::pin(refuse(worker, gate, seat, refusal)).await;
+            return None;
         }
     };
-    let gate = take_back(gate)?;
-    match arrival {
-        Some(Arrival::Refused(refusal)) => refuse(worker, gate, seat, refusal).await,
-        Some(_) => {}
-        None => {
-            if let Some(tunnel) = signals.tunnel.take() {
-                drop(full);
-                join(worker, gate, seat, *tunnel).await;
-            } else if gate.is_amid_message() && !signals.reset.get() {
-                drop((permit, full));
-                let rest = if signals.broken.get() {
-                    REFUSED_REST
-                } else {
-                    usize::MAX
-                };
-                linger(worker, gate.into_parts().0, seat, rest).await;
+    let is_full = full.is_some();
+    seat.enter(Phase::Busy, is_full.then_some(BRIEF));
+    let gate = RefCell::new(gate);
+    let end = {
+        let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, is_full));
+        poll_fn(|context| {
+            let end = exchange.as_mut().poll(context);
+            let mut gate = gate.borrow_mut();
+            let is_cut = matches!(gate.poll_interim(context), Poll::Ready(Err(_)))
+                || seat.order() == Order::Leave
+                || (is_full && seat.is_overdue());
+            match end {
+                Poll::Pending if is_cut => Poll::Ready(End::Broken),
+                Poll::Pending => gate.poll_gone(context, seat).map(|()| End::Broken),
+                end @ Poll::Ready(_) => end,
             }
+        })
+        .await
+    };
+    let gate = gate.into_inner();
+    match end {
+        End::Stays => return Some(gate),
+        End::Tunnel(tunnel) => {
+            drop(full);
+            Box::pin(join(worker, gate, seat, *tunnel)).await;
         }
+        End::Closes if gate.is_amid_message() => {
+            drop((permit, full));
+            let rest = if gate.is_broken() {
+                REFUSED_REST
+            } else {
+                usize::MAX
+            };
+            Box::pin(linger(worker, gate.into_parts().0, seat, rest)).await;
+        }
+        End::Closes | End::Broken => {}
     }
     None
-}
-
-fn take_back(gate: Rc<RefCell<Gate>>) -> Option<Gate> {
-    Rc::into_inner(gate).map(RefCell::into_inner)
 }
 
 /// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
@@ -330,29 +308,23 @@ async fn admit(
     {
         return Some((Some(permit), None));
     }
-    if !is_brief {
-        seat.enter(Phase::Waiting, None);
-        metrics::count(&worker.metrics.waiting);
-        let permit = seat
-            .within(
-                Some(worker.state().config.proxy.queue_timeout),
-                budget.queue.until(|| budget.exchange(head.len)),
-            )
-            .await;
-        metrics::gone(&worker.metrics.waiting);
-        if let Ok(permit) = permit {
-            return Some((Some(permit), None));
+    // rare, and large: boxed, it costs the others nothing
+    Box::pin(async move {
+        if !is_brief {
+            seat.enter(Phase::Waiting, None);
+            let _waiting = metrics::Held::new(&worker.metrics.waiting);
+            let limit = Some(worker.state().config.proxy.queue_timeout);
+            let line = budget.queue.until(|| budget.exchange(head.len));
+            if let Ok(permit) = seat.within(limit, line).await {
+                return Some((Some(permit), None));
+            }
         }
-    }
-    seat.enter(Phase::Busy, None);
-    let place = seat
-        .within(
-            Some(2 * BRIEF),
-            worker.reserve.queue.until(|| worker.reserve.take()),
-        )
-        .await
-        .ok()?;
-    Some((None, Some(place)))
+        seat.enter(Phase::Busy, None);
+        let line = worker.reserve.queue.until(|| worker.reserve.take());
+        let place = seat.within(Some(2 * BRIEF), line).await.ok()?;
+        Some((None, Some(place)))
+    })
+    .await
 }
 
 /// Whether an answer needs neither an upstream nor time: health, and preflights.
@@ -367,105 +339,6 @@ fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
         || (state.answers_options && gate.has_method(head, b"OPTIONS"))
 }
 
-/// Builds hyper around the socket and runs it until something else has to be done with the connection.
-async fn drive(
-    worker: &Rc<Worker>,
-    gate: &Rc<RefCell<Gate>>,
-    signals: &Rc<Signals>,
-    seat: &Watch,
-    head: &Head,
-    brief: bool,
-) -> End {
-    let is_short = worker.budget.is_short() || worker.budget.plan().tight;
-    let has_body = head.framing != Framing::Length(0);
-    let limits = Limits {
-        head: (head.len + 1).max(if has_body && !is_short { LARGE } else { SMALL }),
-        fields: head.fields.max(USUAL_FIELDS),
-    };
-    let mut builder = http1::Builder::new();
-    // half-close: hyper leaves it to us to notice that a client has left, and needs no buffer for it
-    builder
-        .max_buf_size(limits.head)
-        .auto_date_header(false)
-        .header_read_timeout(None)
-        .half_close(true);
-    if limits.fields > USUAL_FIELDS {
-        builder.max_headers(limits.fields);
-    }
-    let idle_timeout = worker.state().config.server.idle_timeout;
-    let service = {
-        let (worker, signals) = (Rc::clone(worker), Rc::clone(signals));
-        service_fn(move |request| handle(Rc::clone(&worker), Rc::clone(&signals), request))
-    };
-    let socket = Socket::new(Rc::clone(gate), Rc::clone(signals), limits, worker);
-    let mut connection = builder.serve_connection(socket, service);
-    if brief {
-        seat.enter(Phase::Busy, Some(BRIEF));
-    }
-    let end = poll_fn(|context| {
-        let polled = Pin::new(&mut connection).poll(context);
-        arm(signals, &gate.borrow());
-        if let Poll::Ready(result) = polled {
-            return Poll::Ready(if result.is_ok() {
-                End::Over
-            } else {
-                End::Leave
-            });
-        }
-        let order = seat.order();
-        if order == Order::Leave || (brief && seat.is_overdue()) {
-            return Poll::Ready(End::Leave);
-        }
-        if signals.active.get() || !signals.flushed.get() {
-            return gate
-                .borrow_mut()
-                .poll_gone(context, seat)
-                .map(|()| End::Leave);
-        }
-        if !signals.looked.replace(true) {
-            // the exchange ended in this very poll, after hyper had asked for more: let it ask again
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        if let Some(arrival) = signals.arrival.take() {
-            return Poll::Ready(End::Arrival(arrival));
-        }
-        if brief
-            || order != Order::None
-            || worker.budget.queue.len() > 0
-            || gate.borrow().is_amid_head()
-        {
-            return Poll::Ready(End::Rest);
-        }
-        if seat.phase() != Phase::Lull {
-            if worker.park.lulls() >= LULLS || is_short {
-                return Poll::Ready(End::Rest);
-            }
-            seat.enter(Phase::Lull, idle_timeout);
-        }
-        if seat.is_overdue() {
-            Poll::Ready(End::Leave)
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
-    // the gate gives hyper whole messages only, so there is nothing left in it where the connection goes on
-    if connection.into_parts().read_buf.is_empty() || matches!(end, End::Over) {
-        end
-    } else {
-        End::Leave
-    }
-}
-
-/// While only the close can tell the client that it has everything, the socket's close is a reset, whatever the reason.
-fn arm(signals: &Signals, gate: &Gate) {
-    let reset = signals.reset.get();
-    if signals.armed.replace(reset) != reset {
-        drop(gate.io.socket().set_linger(reset.then_some(Duration::ZERO)));
-    }
-}
-
 /// Carries bytes both ways until the tunnel ends.
 async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     seat.enter(Phase::Tunnel, None);
@@ -475,7 +348,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     } = tunnel;
     let (mut client, first) = gate.into_parts();
     let unread = upstream.unread().to_vec();
-    let size = worker.buffer_size(worker.state().config.transport.read_buffer_size);
+    let room = worker.room(worker.state().config.transport.read_buffer_size);
     let Some(io) = &mut upstream.lease.io else {
         return;
     };
@@ -483,7 +356,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         &mut client,
         io,
         (&first, &unread),
-        size,
+        room,
         &worker.buffers,
         seat,
     )
@@ -507,7 +380,8 @@ mod tests {
     #[test]
     fn a_connection_at_work_is_bounded() {
         let size = size_of_output(serve);
-        assert!(size <= 2_048, "{size} bytes");
+        // one of the allocator's size classes
+        assert!(size <= 2_560, "{size} bytes");
     }
 
     #[test]

@@ -1,82 +1,311 @@
-//! What the client reads: a body of ours or the upstream's, and what an exchange keeps alive until its last byte is gone.
-//!
-//! Every piece that is handed to hyper holds the exchange's [`Ride`]; so the place, the log line and the buffer are
-//! given back when the kernel has taken the last byte, or when everything is dropped, and never before.
+//! What moves through an exchange: pieces of a body, what waits to be written, and what the exchange holds meanwhile.
 
 use std::{
     cell::{Cell, RefCell},
-    io,
-    pin::Pin,
-    rc::Rc,
+    io::{self, IoSlice},
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Buf;
-use hyper::body::{Frame, SizeHint};
+use bytes::Bytes;
 
 use crate::{
-    budget::Buffers,
+    budget::Buffer,
+    gate::Client,
     log::Record,
     metrics::{self, Metrics},
     park::Watch,
-    screen::Arrival,
+    pool::Place,
     wire::{Download, Got, Upstream},
 };
 
-/// What hyper's socket, the exchange in work and the connection's task tell each other.
-#[derive(Debug)]
-pub struct Signals {
-    /// The connection's seat.
-    pub watch: Watch,
-    /// A request was handed to hyper, and its exchange is not over.
-    pub active: Cell<bool>,
-    /// hyper has nothing left to write.
-    pub flushed: Cell<bool>,
-    /// When the request that is in work was whole, in the park's time.
-    pub began: Cell<u32>,
-    /// The next head was looked for since the last exchange.
-    pub looked: Cell<bool>,
-    /// What came between two messages and is not for this hyper to read: the task takes it down.
-    pub arrival: Cell<Option<Arrival>>,
-    /// The client's body is broken: what follows it is not worth reading.
-    pub broken: Cell<bool>,
-    /// Only the close will tell the client that it has everything: until then, and if it is cut short, a close must be a
-    /// reset.
-    pub reset: Cell<bool>,
-    /// The socket was told so.
-    pub armed: Cell<bool>,
-    /// Answer without an upstream: there is no memory for more.
-    pub full: Cell<bool>,
-    /// Pieces of body that hyper has not written yet.
-    pub pieces: Cell<u32>,
-    /// The body has more, and waits for the pieces to be gone.
-    pub waiting: Cell<bool>,
-    /// An interim response (1xx) to be written before anything else.
-    pub interim: RefCell<Vec<u8>>,
-    /// What is to be joined with the client, once the upstream said 101.
-    pub tunnel: RefCell<Option<Box<Tunnel>>>,
+/// Bytes of a body in a buffer.
+#[derive(Debug, Default)]
+pub struct Piece {
+    store: Store,
+    start: usize,
+    end: usize,
 }
 
-impl Signals {
-    /// For a connection at rest.
-    pub fn new(watch: Watch) -> Rc<Signals> {
-        Rc::new(Signals {
-            watch,
-            active: Cell::new(false),
-            flushed: Cell::new(true),
-            began: Cell::new(0),
-            looked: Cell::new(false),
-            arrival: Cell::new(None),
-            broken: Cell::new(false),
-            reset: Cell::new(false),
-            armed: Cell::new(false),
-            full: Cell::new(false),
-            pieces: Cell::new(0),
-            waiting: Cell::new(false),
-            interim: RefCell::default(),
-            tunnel: RefCell::default(),
-        })
+#[derive(Debug, Default)]
+enum Store {
+    #[default]
+    Nothing,
+    Static(&'static [u8]),
+    /// Came together with the head.
+    Shared(Bytes),
+    Pooled(Buffer),
+}
+
+impl Piece {
+    /// A sentence of ours.
+    pub fn fixed(text: &'static [u8]) -> Piece {
+        Piece {
+            store: Store::Static(text),
+            start: 0,
+            end: text.len(),
+        }
+    }
+
+    /// All of these bytes.
+    pub fn shared(bytes: Bytes) -> Piece {
+        Piece {
+            start: 0,
+            end: bytes.len(),
+            store: Store::Shared(bytes),
+        }
+    }
+
+    /// Bytes `start..end` of a buffer.
+    pub fn pooled(buffer: Buffer, start: usize, end: usize) -> Piece {
+        Piece {
+            store: Store::Pooled(buffer),
+            start,
+            end,
+        }
+    }
+
+    /// What is left of it.
+    pub fn bytes(&self) -> &[u8] {
+        let bytes = match &self.store {
+            Store::Nothing => &[],
+            Store::Static(bytes) => *bytes,
+            Store::Shared(bytes) => bytes,
+            Store::Pooled(buffer) => buffer,
+        };
+        bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// How much is left of it.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// What waits to be written to a socket, in one call where it takes it: text of ours, a piece of a body, and what closes
+/// a chunk.
+#[derive(Debug)]
+pub struct Outbox {
+    text: Vec<u8>,
+    written: usize,
+    data: Piece,
+    tail: &'static [u8],
+    /// Whether a byte of the text that it began with was written.
+    begun: bool,
+    /// Whether that text made room for later framing.
+    cleared: bool,
+}
+
+impl Outbox {
+    /// A message's head, to be written.
+    pub fn new(head: Vec<u8>) -> Outbox {
+        Outbox {
+            text: head,
+            written: 0,
+            data: Piece::default(),
+            tail: b"",
+            begun: false,
+            cleared: false,
+        }
+    }
+
+    /// Whether all of it is with the kernel.
+    pub fn is_empty(&self) -> bool {
+        self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// Whether nothing was written yet, and there is room for a piece that leaves together with the head.
+    pub fn is_fresh(&self) -> bool {
+        !self.begun && self.data.is_empty()
+    }
+
+    /// Whether the head is still here to be sent once more.
+    pub fn can_rewind(&self) -> bool {
+        !self.cleared
+    }
+
+    /// Starts again, for another connection.
+    pub fn rewind(&mut self) {
+        self.written = 0;
+        self.begun = false;
+    }
+
+    /// Puts a piece in; `chunked` frames it.
+    pub fn put(&mut self, data: Piece, chunked: bool) {
+        if chunked && !data.is_empty() {
+            let mut size = [0; 18];
+            self.frame(hexadecimal_line(data.len(), &mut size));
+            self.tail = b"\r\n";
+        }
+        self.data = data;
+    }
+
+    /// Framing goes behind the head where that is still unsent, so that both leave together.
+    pub fn frame(&mut self, text: &[u8]) {
+        if self.begun {
+            self.text.clear();
+            self.written = 0;
+            self.cleared = true;
+        }
+        self.text.extend_from_slice(text);
+    }
+
+    /// Lets the piece that was put in be the last chunk, without trailers behind it.
+    pub fn end_chunks(&mut self) {
+        self.tail = b"\r\n0\r\n\r\n";
+    }
+
+    /// Lets the head go, which will not be sent again.
+    pub fn forget_text(&mut self) {
+        if self.written > 0 && self.is_empty() {
+            self.text = Vec::new();
+            self.written = 0;
+        }
+    }
+
+    /// What is to be written.
+    pub fn slices(&self) -> [IoSlice<'_>; 3] {
+        [
+            IoSlice::new(self.text.get(self.written..).unwrap_or_default()),
+            IoSlice::new(self.data.bytes()),
+            IoSlice::new(self.tail),
+        ]
+    }
+
+    /// So many bytes were written.
+    pub fn wrote(&mut self, count: usize) {
+        self.begun = true;
+        let text = count.min(self.text.len() - self.written);
+        self.written += text;
+        let data = (count - text).min(self.data.len());
+        self.data.start += data;
+        if self.data.is_empty() {
+            // its buffer goes back
+            self.data = Piece::default();
+        }
+        self.tail = self.tail.get(count - text - data..).unwrap_or_default();
+    }
+}
+
+/// A chunk's size line.
+fn hexadecimal_line(size: usize, line: &mut [u8; 18]) -> &[u8] {
+    let mut left = size;
+    let mut start = line.len() - 2;
+    for (at, slot) in line.iter_mut().enumerate().rev() {
+        if at >= 16 {
+            *slot = if at == 16 { b'\r' } else { b'\n' };
+            continue;
+        }
+        #[expect(clippy::indexing_slicing, reason = "four bits have sixteen values")]
+        let digit = b"0123456789abcdef"[left & 15];
+        *slot = digit;
+        start = at;
+        left >>= 4;
+        if left == 0 {
+            break;
+        }
+    }
+    line.get(start..).unwrap_or_default()
+}
+
+/// What an exchange holds until its last byte is gone.
+#[derive(Debug)]
+pub struct Ride<'a> {
+    /// The connection it belongs to.
+    pub watch: &'a Watch,
+    /// When the request was whole, in the park's time.
+    pub began: u32,
+    /// Its place among `max_concurrent_requests`.
+    pub place: RefCell<Option<Place>>,
+    /// Its line in the access log.
+    pub record: RefCell<Option<Box<Record>>>,
+    /// Bytes of request body so far.
+    pub received: Cell<u64>,
+    /// Bytes of response body so far.
+    pub sent: Cell<u64>,
+    /// The kernel has the answer's last byte.
+    pub complete: Cell<bool>,
+    /// Everybody's counters.
+    pub metrics: &'a Arc<Metrics>,
+}
+
+impl Drop for Ride<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.get_mut() {
+            record.received = self.received.get();
+            record.sent = self.sent.get();
+            if !self.complete.get() && record.outcome == "ok" {
+                record.outcome = "client-gone";
+            }
+        }
+        metrics::add(&self.metrics.client_bytes_in, self.received.get());
+        metrics::gone(&self.metrics.exchanges);
+        metrics::add(&self.metrics.client_bytes_out, self.sent.get());
+    }
+}
+
+/// A response body.
+#[derive(Debug)]
+pub enum Body {
+    /// A sentence of ours; empty where there is none.
+    Own(&'static [u8]),
+    /// Bytes made for this answer.
+    Made(Vec<u8>),
+    /// Whatever the upstream sends.
+    Upstream(Box<Download>),
+}
+
+impl Body {
+    /// How much there will be; `None` where nobody knows.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Body::Own(text) => Some(text.len() as u64),
+            Body::Made(bytes) => Some(bytes.len() as u64),
+            Body::Upstream(download) => download.remaining(),
+        }
+    }
+
+    /// Whether all of it was given out.
+    pub fn is_end(&self) -> bool {
+        match self {
+            Body::Own(text) => text.is_empty(),
+            Body::Made(bytes) => bytes.is_empty(),
+            Body::Upstream(download) => download.is_end(),
+        }
+    }
+
+    /// The next part; `None` at the end.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> Poll<Option<io::Result<Got>>> {
+        let piece = match self {
+            Body::Own(text) => Piece::fixed(std::mem::take(text)),
+            Body::Made(bytes) => Piece::shared(std::mem::take(bytes).into()),
+            Body::Upstream(download) => return download.poll(context, client),
+        };
+        Poll::Ready((!piece.is_empty()).then_some(Ok(Got::Data(piece))))
+    }
+
+    /// Sends on what is left of the request, whether or not the client takes the answer.
+    ///
+    /// # Errors
+    /// The client broke off: there is nobody to answer.
+    pub fn poll_upload(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> io::Result<()> {
+        match self {
+            Body::Upstream(download) => download.poll_upload(context, client),
+            Body::Own(_) | Body::Made(_) => Ok(()),
+        }
     }
 }
 
@@ -89,228 +318,42 @@ pub struct Tunnel {
     pub record: Option<Box<Record>>,
 }
 
-/// What an exchange holds until its last byte is gone.
-#[derive(Debug)]
-pub struct Ride {
-    /// The connection it belongs to.
-    pub signals: Rc<Signals>,
-    /// Where its buffers go back to.
-    pub buffers: Rc<Buffers>,
-    /// Its place among `max_concurrent_requests`.
-    pub place: RefCell<Option<crate::pool::Place>>,
-    /// Its line in the access log.
-    pub record: RefCell<Option<Box<Record>>>,
-    /// Bytes of request body so far.
-    pub received: Cell<u64>,
-    /// Bytes of response body so far.
-    pub sent: Cell<u64>,
-    /// Not all of the answer was taken.
-    pub cut: Cell<bool>,
-    /// Everybody's counters.
-    pub metrics: Arc<Metrics>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Drop for Ride {
-    fn drop(&mut self) {
-        if let Some(record) = self.record.get_mut() {
-            record.received = self.received.get();
-            record.sent = self.sent.get();
-            if self.cut.get() && record.outcome == "ok" {
-                record.outcome = "client-gone";
-            }
-        }
-        metrics::add(&self.metrics.client_bytes_in, self.received.get());
-        metrics::gone(&self.metrics.exchanges);
-        metrics::add(&self.metrics.client_bytes_out, self.sent.get());
-        self.signals.active.set(false);
-        if !self.cut.get() {
-            self.signals.reset.set(false);
-        }
-    }
-}
-
-/// A response body.
-#[derive(Debug)]
-pub struct Body {
-    ride: Rc<Ride>,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    /// A sentence of ours; empty where there is none.
-    Own(&'static [u8]),
-    /// Bytes made for this answer.
-    Made(Vec<u8>),
-    /// Whatever the upstream sends.
-    Upstream(Box<Download>),
-}
-
-impl Body {
-    /// A body known beforehand.
-    pub fn own(ride: Rc<Ride>, text: &'static [u8]) -> Body {
-        Body {
-            ride,
-            kind: Kind::Own(text),
+    #[test]
+    fn chunk_sizes_are_hexadecimal() {
+        for (size, line) in [
+            (1, "1\r\n"),
+            (0x10, "10\r\n"),
+            (0xabcd, "abcd\r\n"),
+            (usize::MAX, "ffffffffffffffff\r\n"),
+        ] {
+            assert_eq!(hexadecimal_line(size, &mut [0; 18]), line.as_bytes());
         }
     }
 
-    /// A body made for this answer.
-    pub fn made(ride: Rc<Ride>, bytes: Vec<u8>) -> Body {
-        Body {
-            ride,
-            kind: Kind::Made(bytes),
-        }
-    }
-
-    /// The rest of the upstream's answer.
-    pub fn upstream(ride: Rc<Ride>, download: Download) -> Body {
-        Body {
-            ride,
-            kind: Kind::Upstream(Box::new(download)),
-        }
-    }
-
-    fn piece(&self, bytes: Bytes, start: usize, end: usize) -> Frame<Piece> {
-        self.ride
-            .sent
-            .set(self.ride.sent.get() + (end - start) as u64);
-        self.ride
-            .signals
-            .pieces
-            .set(self.ride.signals.pieces.get() + 1);
-        Frame::data(Piece {
-            bytes,
-            start,
-            end,
-            ride: Rc::clone(&self.ride),
-        })
-    }
-}
-
-impl hyper::body::Body for Body {
-    type Data = Piece;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Piece>>>> {
-        let this = &mut *self;
-        match &mut this.kind {
-            Kind::Own(text) => {
-                let text = std::mem::take(text);
-                Poll::Ready(
-                    (!text.is_empty()).then(|| Ok(this.piece(Bytes::Static(text), 0, text.len()))),
-                )
-            }
-            Kind::Made(bytes) => {
-                let (bytes, end) = (std::mem::take(bytes), 0);
-                let end = end + bytes.len();
-                Poll::Ready((end > 0).then(|| Ok(this.piece(Bytes::Owned(bytes), 0, end))))
-            }
-            Kind::Upstream(download) => {
-                // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs
-                // one buffer. The socket's flush wakes the task for it.
-                if this.ride.signals.pieces.get() > 0 {
-                    this.ride.signals.waiting.set(true);
-                    return Poll::Pending;
-                }
-                let received = &this.ride.received;
-                let mut progress = |count| received.set(received.get() + count as u64);
-                let got =
-                    std::task::ready!(download.poll(context, &this.ride.buffers, &mut progress));
-                Poll::Ready(match got {
-                    Some(Ok(Got::Data(buffer, start, end))) => {
-                        Some(Ok(this.piece(Bytes::Pooled(buffer), start, end)))
-                    }
-                    Some(Ok(Got::Trailers(trailers))) => Some(Ok(Frame::trailers(trailers))),
-                    Some(Err(error)) => {
-                        if let Some(record) = &mut *this.ride.record.borrow_mut() {
-                            record.outcome = "upstream-cut";
-                        }
-                        this.ride.cut.set(true);
-                        Some(Err(error))
-                    }
-                    None => None,
-                })
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Own(text) => text.is_empty(),
-            Kind::Made(bytes) => bytes.is_empty(),
-            Kind::Upstream(download) => download.is_end(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Own(text) => SizeHint::with_exact(text.len() as u64),
-            Kind::Made(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Upstream(download) => download
-                .remaining()
-                .map_or_else(SizeHint::new, SizeHint::with_exact),
-        }
-    }
-}
-
-impl Drop for Body {
-    fn drop(&mut self) {
-        if let Kind::Upstream(download) = &self.kind
-            && !download.is_end()
-        {
-            self.ride.cut.set(true);
-        }
-    }
-}
-
-/// Bytes of body in hyper's hands.
-#[derive(Debug)]
-pub struct Piece {
-    bytes: Bytes,
-    start: usize,
-    end: usize,
-    ride: Rc<Ride>,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Static(&'static [u8]),
-    Owned(Vec<u8>),
-    /// Goes back to the worker's buffers.
-    Pooled(Vec<u8>),
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.end - self.start
-    }
-
-    fn chunk(&self) -> &[u8] {
-        let bytes = match &self.bytes {
-            Bytes::Static(bytes) => bytes,
-            Bytes::Owned(bytes) | Bytes::Pooled(bytes) => bytes.as_slice(),
-        };
-        bytes.get(self.start..self.end).unwrap_or_default()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let pieces = &self.ride.signals.pieces;
-        pieces.set(pieces.get() - 1);
-        if self.start < self.end {
-            self.ride.cut.set(true);
-        }
-        if let Bytes::Pooled(buffer) = &mut self.bytes {
-            self.ride.buffers.put(std::mem::take(buffer));
+    #[test]
+    fn an_outbox_is_written_from_any_place() {
+        let whole = b"head\r\n5\r\nhello\r\n";
+        for cut in 0..=whole.len() {
+            let mut outbox = Outbox::new(b"head\r\n".to_vec());
+            outbox.put(Piece::fixed(b"hello"), true);
+            let first: Vec<u8> = outbox
+                .slices()
+                .iter()
+                .flat_map(|part| part.to_vec())
+                .collect();
+            assert_eq!(first, whole);
+            outbox.wrote(cut);
+            let rest: Vec<u8> = outbox
+                .slices()
+                .iter()
+                .flat_map(|part| part.to_vec())
+                .collect();
+            assert_eq!(rest, &whole[cut..]);
+            assert_eq!(outbox.is_empty(), cut == whole.len());
         }
     }
 }

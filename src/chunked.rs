@@ -1,7 +1,8 @@
 //! The chunked transfer coding (RFC 9112 §7.1), read strictly: a walk over its bytes that never buffers them.
 //!
-//! One reader serves both sides: the gate walks a request to find its end before hyper sees it, `wire.rs` takes the
-//! data out of a response. What a chunk line may hold is bounded, so endless extensions and trailers end in an error.
+//! One reader serves both sides. What a chunk line may hold is bounded, so endless extensions and trailers end in an error.
+
+use std::ops::Range;
 
 /// Where a walk over a chunked body stands. Starts before the first chunk.
 #[derive(Debug, Clone)]
@@ -28,7 +29,7 @@ pub enum Piece {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// Extensions and trailers of one body, in bytes; hyper refuses above 16 KiB of either.
+/// Extensions and trailers of one body, in bytes; hyper, for one, refuses above 16 KiB of either.
 const MAX_EXTRAS: usize = 8 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +168,77 @@ impl Chunked {
             return Err(Broken("too many bytes of chunk extensions or trailers"));
         }
         Ok(state)
+    }
+}
+
+/// A chunked body as it is taken out of the buffers that it comes in.
+#[derive(Debug)]
+pub struct Body {
+    walk: Chunked,
+    trailers: Vec<u8>,
+}
+
+/// What a buffer held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Where the data of all its chunks now stands together.
+    pub data: Range<usize>,
+    /// How many of its bytes belong to the body.
+    pub used: usize,
+}
+
+impl Body {
+    /// A body of which nothing was read.
+    pub fn new() -> Body {
+        Body {
+            walk: Chunked::new(),
+            trailers: Vec::new(),
+        }
+    }
+
+    /// True once the closing empty line has been read.
+    pub fn is_end(&self) -> bool {
+        self.walk.is_end()
+    }
+
+    /// Moves the data of all chunks in `bytes` together, over their framing.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn take(&mut self, bytes: &mut [u8]) -> Result<Taken, Broken> {
+        let (mut data, mut at) = (0..0, 0);
+        while at < bytes.len() && !self.walk.is_end() {
+            let rest = bytes.get(at..).unwrap_or_default();
+            match self.walk.next(rest)? {
+                Piece::Framing(count) => at += count,
+                Piece::Data(count) => {
+                    if data.is_empty() {
+                        // the first data of a buffer stays where it is
+                        data = at..at;
+                    } else if count > 0 {
+                        bytes.copy_within(at..at + count, data.end);
+                    }
+                    data.end += count;
+                    at += count;
+                }
+                Piece::Trailer(count) => {
+                    self.trailers
+                        .extend_from_slice(rest.get(..count).unwrap_or_default());
+                    at += count;
+                }
+            }
+        }
+        Ok(Taken { data, used: at })
+    }
+
+    /// Whether fields stand behind the last chunk; known at the end.
+    pub fn has_trailers(&self) -> bool {
+        self.trailers.len() > 2
+    }
+
+    /// The trailer section, its closing empty line included; at the end, and once.
+    pub fn trailers(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.trailers)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 pub use crate::address::{Listen, Network};
 use crate::{

@@ -5,14 +5,14 @@
 
 use std::{fmt::Write as _, net::Ipv6Addr};
 
-use hyper::{
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
         ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
         Entry, HeaderName, ORIGIN, VARY,
     },
-    http::{HeaderMap, HeaderValue, Method, StatusCode},
 };
 
 /// `cors:` with its defaults filled in, not yet validated.

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use hyper::http::StatusCode;
+use http::StatusCode;
 
 /// Why an exchange has no answer from its upstream.
 #[derive(Debug)]

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Method, StatusCode};
+use http::{Method, StatusCode};
 
 use crate::{
-    body::{Ride, Signals},
     config::Server,
     failure::Failure,
+    gate::Client,
     headers,
     park::Order,
     wire::{Head, Upload, UploadError, Upstream, read_head},
@@ -23,16 +23,13 @@ use crate::{
 /// Interim answers (1xx) of one exchange; 502 above.
 const MAX_INTERIM: u32 = 10;
 
-/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be.
-const MAX_INTERIM_BYTES: usize = 8 * 1024;
-
 /// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// What an attempt must know of its exchange.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
-    /// What the exchange holds.
-    pub ride: &'a Ride,
+    /// Who asks.
+    pub client: &'a Client<'a>,
     /// Limits and time-outs towards the client.
     pub server: &'a Server,
     /// The request's method.
@@ -71,7 +68,7 @@ impl Attempt<'_> {
             may_repeat: reused && is_idempotent(self.method),
         };
         let result = poll_fn(|context| sending.poll(context, upload, upstream)).await;
-        self.ride.signals.watch.set_deadline(None);
+        self.client.ride.watch.set_deadline(None);
         result
     }
 }
@@ -107,7 +104,7 @@ impl Sending<'_> {
         upload: &mut Upload,
         upstream: &mut Upstream,
     ) -> Poll<Result<Head, Miss>> {
-        let watch = &self.attempt.ride.signals.watch;
+        let watch = self.attempt.client.ride.watch;
         if let Err(failure) = self.send(context, upload, upstream) {
             return Poll::Ready(Err(Miss::Failed(failure)));
         }
@@ -150,18 +147,9 @@ impl Sending<'_> {
         if self.broken || upload.is_done() {
             return Ok(());
         }
-        let watch = &self.attempt.ride.signals.watch;
-        let received = &self.attempt.ride.received;
-        let mut progress = |count| {
-            received.set(received.get() + count as u64);
-            watch.moved(count);
-        };
-        match upload.poll(context, io, &mut progress) {
+        match upload.poll(context, io, self.attempt.client) {
             Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
-            Poll::Ready(Err(UploadError::Client)) => {
-                self.attempt.ride.signals.broken.set(true);
-                Err(Failure::BodyBroken)
-            }
+            Poll::Ready(Err(UploadError::Client)) => Err(Failure::BodyBroken),
             Poll::Ready(Err(UploadError::Upstream)) => {
                 self.broken = true;
                 Ok(())
@@ -177,7 +165,7 @@ impl Sending<'_> {
         upstream: &mut Upstream,
     ) -> Poll<Result<Head, Miss>> {
         loop {
-            match ready!(upstream.poll_fill(context, &self.attempt.ride.buffers)) {
+            match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
                 Ok(0) => {
                     return Poll::Ready(Err(self.closed(
                         upload,
@@ -210,10 +198,12 @@ impl Sending<'_> {
                             ))));
                         }
                         if head.status == StatusCode::CONTINUE && upload.is_held_back() {
-                            // hyper says 100 to the client when the body is asked for
+                            // the client hears of it when its body is asked for
                             upload.release();
                             self.wait = Wait::Nothing;
-                            watch_again(&self.attempt.ride.signals);
+                            let watch = self.attempt.client.ride.watch;
+                            watch.set_deadline(None);
+                            watch.wake();
                         } else {
                             self.pass_interim(&head);
                         }
@@ -228,18 +218,17 @@ impl Sending<'_> {
         if self.attempt.is_old {
             return;
         }
-        let mut interim = self.attempt.ride.signals.interim.borrow_mut();
-        if interim.len() + head.len > MAX_INTERIM_BYTES {
-            return;
-        }
-        let reason = head.status.canonical_reason().unwrap_or("");
-        interim.extend_from_slice(
-            format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).as_bytes(),
-        );
+        let mut text = Vec::with_capacity(head.len);
+        text.extend_from_slice(b"HTTP/1.1 ");
+        text.extend_from_slice(head.status.as_str().as_bytes());
+        text.push(b' ');
+        text.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
+        text.extend_from_slice(b"\r\n");
         for (name, value) in &head.headers {
-            headers::line(&mut interim, name.as_str().as_bytes(), value.as_bytes());
+            headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
         }
-        interim.extend_from_slice(b"\r\n");
+        text.extend_from_slice(b"\r\n");
+        self.attempt.client.say(&text);
     }
 
     fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> Miss {
@@ -269,7 +258,7 @@ impl Sending<'_> {
             return;
         }
         self.wait = wait;
-        let watch = &self.attempt.ride.signals.watch;
+        let watch = self.attempt.client.ride.watch;
         let limit = match wait {
             Wait::Nothing => None,
             Wait::Client(_) => {
@@ -283,11 +272,6 @@ impl Sending<'_> {
         watch.set_deadline(limit);
     }
 }
-fn watch_again(signals: &Signals) {
-    signals.watch.set_deadline(None);
-    signals.watch.wake();
-}
-
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(

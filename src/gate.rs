@@ -1,9 +1,8 @@
-//! The socket under hyper: what the client sends passes here first, and hyper gets one whole message at a time.
+//! The client's side of HTTP/1.1: request heads collected, bodies read, answers written.
 //!
-//! A request head is collected in a buffer of its own, as large as the bytes that came, and read strictly by
-//! `screen.rs`; only a complete and sound one is handed on. The body's framing is walked along, so hyper never holds
-//! a byte of the next request: between two messages a connection can be taken from hyper and put to rest. What hyper
-//! writes passes through, with interim responses put in where nothing else is under way.
+//! A head is collected in a buffer of its own, as large as the bytes that came, and read strictly by `screen.rs`; what
+//! came behind it waits there until the body, or the next request, is asked for. So no byte is read in two ways, and
+//! between two messages nothing is held but the socket.
 
 use std::{
     cell::RefCell,
@@ -14,50 +13,59 @@ use std::{
     time::Duration,
 };
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use bytes::Bytes;
+use http::request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::Signals,
-    budget::{Budget, Permit},
-    chunked::{Chunked, Piece},
+    body::{Piece, Ride},
+    budget::{Budget, Buffer, Buffers, Permit, Room},
+    chunked,
     dial::Io,
-    park::{Phase, Watch},
+    park::Watch,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
 };
 
-/// A client's socket with the bytes that were read from it and not handed on.
+/// A client's socket with the bytes that were read from it and not used.
 #[derive(Debug)]
 pub struct Gate {
     /// The socket.
     pub io: Io,
+    /// A head as far as it came, with what came behind it.
     held: Vec<u8>,
-    /// How much of `held` was handed on already.
-    start: usize,
     /// How much of `held` was searched in vain for the end of a head.
     scanned: usize,
-    /// How much of `held` may be handed on.
-    feed: usize,
-    due: Due,
     /// What `held` costs while the head is not complete.
     permit: Option<Permit>,
+    /// What came behind the last head: of its body, then of the next request.
+    behind: Bytes,
+    due: Due,
+    /// The client may wait to be asked for the body (`Expect: 100-continue`).
+    awaits_word: bool,
+    /// Interim answers (1xx), to be written before anything else.
+    interim: Vec<u8>,
 }
 
-/// What the bytes after `feed` belong to.
+/// What is still to come of the last message.
 #[derive(Debug)]
 enum Due {
     /// So many bytes of a body; 0 = the next head.
     Length(u64),
     /// A chunked body.
-    Chunked(Box<Chunked>),
+    Chunked(Box<chunked::Body>),
+    /// Nobody knows: its framing is broken.
+    Broken,
 }
 
 /// Bytes that one read may bring between two messages, where memory is short.
 const FIRST: usize = 4 * 1024;
 
-/// Bytes of a body read at a time: one less than the step at which hyper's buffer would double once more.
-const AMPLE: usize = 32 * 1024 - 1;
+/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be.
+const MAX_INTERIM: usize = 8 * 1024;
+
+/// How much of a body that nobody wants is read all the same, where it is here already: then the connection can stay.
+const MAX_DRAIN: usize = 64 * 1024;
 
 impl Gate {
     /// A gate before the first request.
@@ -65,22 +73,37 @@ impl Gate {
         Gate {
             io,
             held: Vec::new(),
-            start: 0,
             scanned: 0,
-            feed: 0,
-            due: Due::Length(0),
             permit: None,
+            behind: Bytes::new(),
+            due: Due::Length(0),
+            awaits_word: false,
+            interim: Vec::new(),
         }
     }
 
-    /// Whether part of a head is held.
+    /// Whether bytes of a head are held.
     pub fn is_amid_head(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.behind.is_empty()
     }
 
-    /// Whether bytes of the last message may still be unread: then the close has to be a lingering one.
+    /// Whether all of the last message was read.
+    pub fn is_between(&self) -> bool {
+        match &self.due {
+            Due::Length(left) => *left == 0,
+            Due::Chunked(body) => body.is_end(),
+            Due::Broken => false,
+        }
+    }
+
+    /// Whether bytes of the last message, or behind it, may be unread: then the close has to be a lingering one.
     pub fn is_amid_message(&self) -> bool {
-        self.feed > 0 || !self.held.is_empty() || !self.is_between()
+        !self.is_between() || !self.behind.is_empty()
+    }
+
+    /// Whether the framing of the last body is broken: what follows is not worth reading.
+    pub fn is_broken(&self) -> bool {
+        matches!(self.due, Due::Broken)
     }
 
     /// The target of the head that is ready.
@@ -97,21 +120,18 @@ impl Gate {
             .is_some_and(|line| line.trim_ascii_end() == method)
     }
 
-    /// What was read behind an upgrade's head: the first bytes of the tunnel.
-    pub fn into_parts(mut self) -> (Io, Vec<u8>) {
-        let rest = self
-            .held
-            .split_off((self.start + self.feed).min(self.held.len()));
-        (self.io, rest)
+    /// The socket, and what was read behind the last message: the first bytes of a tunnel.
+    pub fn into_parts(self) -> (Io, Bytes) {
+        (self.io, self.behind)
     }
 
     /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
     /// bytes that must wait the end shows only when asked for, at every tick.
     pub fn poll_gone(&mut self, context: &mut Context<'_>, watch: &Watch) -> Poll<()> {
-        if self.feed > 0 || !self.is_between() {
+        if !self.is_between() {
             return Poll::Pending;
         }
-        if self.held.is_empty() {
+        if self.behind.is_empty() {
             match ready!(self.io.poll_peek(context)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
@@ -125,13 +145,6 @@ impl Gate {
         }
     }
 
-    fn is_between(&self) -> bool {
-        match &self.due {
-            Due::Length(left) => *left == 0,
-            Due::Chunked(chunked) => chunked.is_end(),
-        }
-    }
-
     /// Collects a request head. `scratch` is the worker's, for one read; `max` the bytes that a head may have.
     pub fn poll_head(
         &mut self,
@@ -140,10 +153,17 @@ impl Gate {
         budget: &Rc<Budget>,
         max: usize,
     ) -> Poll<io::Result<Arrival>> {
+        if !self.behind.is_empty() {
+            self.held = std::mem::take(&mut self.behind).into();
+        }
         loop {
             if self.held.len() > self.scanned {
                 match screen::head(&self.held, &mut self.scanned, max) {
-                    Ok(Some(head)) => return Poll::Ready(Ok(self.admit(head))),
+                    Ok(Some(head)) => {
+                        self.scanned = 0;
+                        self.permit = None;
+                        return Poll::Ready(Ok(Arrival::Head(head)));
+                    }
                     Ok(None) if !self.pay(budget) => {
                         return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
                     }
@@ -195,301 +215,271 @@ impl Gate {
         self.permit.is_some()
     }
 
-    /// Makes the head, and what of its body is already here, ready to be handed on.
-    fn admit(&mut self, head: Head) -> Arrival {
-        self.permit = None;
-        self.held.drain(..head.skip);
-        let head = Head { skip: 0, ..head };
-        self.scanned = 0;
-        self.feed = head.len;
-        let behind = self.held.len() - head.len;
-        match head.framing {
-            Framing::Length(length) => {
-                let here = usize::try_from(length).unwrap_or(usize::MAX).min(behind);
-                self.feed += here;
-                self.due = Due::Length(length - here as u64);
-            }
-            Framing::Chunked => {
-                let mut chunked = Box::new(Chunked::new());
-                match walk(&mut chunked, self.held.get(head.len..).unwrap_or_default()) {
-                    Ok(here) => self.feed += here,
-                    Err(reason) => return Arrival::Refused(Refusal::Malformed(reason)),
-                }
-                self.due = Due::Chunked(chunked);
-            }
-        }
-        Arrival::Head(head)
+    /// Reads the head that is ready; its body is what comes next.
+    ///
+    /// # Errors
+    /// It cannot be held: a target that is no URI.
+    pub fn open(&mut self, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+        let mut text = Bytes::from(std::mem::take(&mut self.held)).split_off(head.skip);
+        self.behind = text.split_off(head.len);
+        let parts = screen::parts(&text, head)?;
+        self.due = match head.framing {
+            Framing::Length(length) => Due::Length(length),
+            Framing::Chunked => Due::Chunked(Box::new(chunked::Body::new())),
+        };
+        self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
+        Ok(parts)
     }
 
-    /// Hands on what is ready.
-    fn feed(&mut self, cursor: &mut ReadBufCursor<'_>) {
-        let count = self.feed.min(cursor.remaining());
-        cursor.put_slice(
-            self.held
-                .get(self.start..self.start + count)
-                .unwrap_or_default(),
-        );
-        self.feed -= count;
-        self.start += count;
-        if self.feed == 0 {
-            // mostly all of it; what is left is the next request
-            let rest = self.held.split_off(self.start.min(self.held.len()));
-            self.held = rest;
-            self.start = 0;
-        }
-    }
-}
-
-/// Walks as far as the body goes; gives how many of the bytes belong to it.
-fn walk(chunked: &mut Chunked, bytes: &[u8]) -> Result<usize, &'static str> {
-    let mut at = 0;
-    while at < bytes.len() && !chunked.is_end() {
-        let piece = chunked
-            .next(bytes.get(at..).unwrap_or_default())
-            .map_err(|broken| broken.0)?;
-        let (Piece::Framing(n) | Piece::Data(n) | Piece::Trailer(n)) = piece;
-        at += n;
-    }
-    Ok(at)
-}
-
-/// Bytes of a body read at a time: `write_buffer_size` is what memory always allows, and it is larger while that is ample.
-fn upload_room(least: usize, is_short: bool) -> usize {
-    if is_short { least } else { least.max(AMPLE) }
-}
-
-/// What hyper holds as its socket.
-#[derive(Debug)]
-pub struct Socket {
-    /// The gate; the task looks at it too, and keeps it when hyper is taken down.
-    gate: Rc<RefCell<Gate>>,
-    /// Shared with the exchange and the task.
-    signals: Rc<Signals>,
-    /// What this hyper can read.
-    limits: Limits,
-    budget: Rc<Budget>,
-    scratch: Rc<RefCell<Box<[u8]>>>,
-    write_timeout: Option<Duration>,
-    /// Bytes of a body read at a time: what may be on its way to the upstream.
-    room: usize,
-    max_head: usize,
-}
-
-/// What a hyper connection was built for: a larger head needs another one.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Bytes of its read buffer, and so of a head.
-    pub head: usize,
-    /// Fields of a head.
-    pub fields: usize,
-}
-
-impl Limits {
-    /// Whether a head fits.
-    pub fn admit(&self, head: &Head) -> bool {
-        head.len < self.head && head.fields <= self.fields
-    }
-}
-
-impl Socket {
-    /// A socket whose gate has a head ready, or not.
-    pub fn new(
-        gate: Rc<RefCell<Gate>>,
-        signals: Rc<Signals>,
-        limits: Limits,
-        worker: &crate::worker::Worker,
-    ) -> Socket {
-        let config = &worker.state().config;
-        Socket {
-            gate,
-            signals,
-            limits,
-            budget: Rc::clone(&worker.budget),
-            scratch: Rc::clone(&worker.scratch),
-            write_timeout: config.server.write_timeout,
-            room: upload_room(config.transport.write_buffer_size, worker.budget.is_short()),
-            max_head: config.server.max_header_bytes,
-        }
-    }
-
-    /// Between two messages: looks for the next head. What hyper is not to read is for the task to see.
-    fn poll_next(
-        &self,
-        gate: &mut Gate,
-        context: &mut Context<'_>,
-        cursor: &mut ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let signals = &self.signals;
-        if signals.active.get() || !signals.flushed.get() || signals.arrival.get().is_some() {
-            return Poll::Pending;
-        }
-        signals.looked.set(true);
-        let arrival = gate.poll_head(
-            context,
-            &mut self.scratch.borrow_mut(),
-            &self.budget,
-            self.max_head,
-        );
-        match ready!(arrival)? {
-            Arrival::Head(head) if self.limits.admit(&head) => {
-                signals.began.set(signals.watch.now());
-                self.begin();
-                gate.feed(cursor);
-                Poll::Ready(Ok(()))
-            }
-            arrival => {
-                signals.arrival.set(Some(arrival));
-                Poll::Pending
-            }
-        }
-    }
-
-    fn begin(&self) {
-        self.signals.active.set(true);
-        self.signals.looked.set(false);
-        self.signals.watch.enter(Phase::Busy, None);
-    }
-
-    /// Reads on in a body, straight into hyper's buffer.
+    /// The next bytes of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// The connection broke or ended early, or the framing is broken.
     fn poll_body(
-        &self,
-        gate: &mut Gate,
+        &mut self,
         context: &mut Context<'_>,
-        cursor: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut room = self.room;
-        if let Due::Length(left) = &gate.due {
-            room = room.min(usize::try_from(*left).unwrap_or(usize::MAX));
+        buffers: &Rc<Buffers>,
+        room: Room,
+    ) -> Poll<io::Result<Option<Piece>>> {
+        if self.is_between() {
+            return Poll::Ready(Ok(None));
         }
-        let (due, held) = (&mut gate.due, &mut gate.held);
-        sys::read_into(&mut gate.io, context, cursor, room, |bytes| {
-            self.signals.watch.moved(bytes.len());
-            match due {
-                Due::Length(left) => {
-                    *left -= bytes.len() as u64;
-                    Ok(bytes.len())
+        if std::mem::take(&mut self.awaits_word) {
+            self.interim
+                .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        loop {
+            if !self.behind.is_empty() {
+                let piece = self.take_behind()?;
+                if !piece.is_empty() || self.is_between() {
+                    return Poll::Ready(Ok((!piece.is_empty()).then_some(piece)));
                 }
-                Due::Chunked(chunked) => match walk(chunked, bytes) {
-                    Ok(count) => {
-                        held.extend_from_slice(bytes.get(count..).unwrap_or_default());
-                        Ok(count)
-                    }
-                    Err(reason) => {
-                        self.signals.broken.set(true);
-                        Err(io::Error::other(reason))
-                    }
-                },
+                continue;
             }
-        })
+            let room = match &self.due {
+                Due::Length(left) => room.at_most(*left),
+                _ => room,
+            };
+            let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
+            let taken = match &mut self.due {
+                Due::Length(left) => {
+                    *left -= count as u64;
+                    0..count
+                }
+                Due::Chunked(body) => {
+                    match body.take(buffer.get_mut(..count).unwrap_or_default()) {
+                        Ok(taken) => {
+                            let rest = buffer.get(taken.used..count).unwrap_or_default();
+                            self.behind = Bytes::copy_from_slice(rest);
+                            taken.data
+                        }
+                        Err(broken) => {
+                            self.due = Due::Broken;
+                            return Poll::Ready(Err(io::Error::other(broken.0)));
+                        }
+                    }
+                }
+                Due::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            };
+            if !taken.is_empty() {
+                return Poll::Ready(Ok(Some(Piece::pooled(buffer, taken.start, taken.end))));
+            }
+            if self.is_between() {
+                return Poll::Ready(Ok(None));
+            }
+        }
     }
 
-    /// Writes what must come before hyper's bytes.
-    fn poll_interim(&self, gate: &mut Gate, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut interim = self.signals.interim.borrow_mut();
-        while !interim.is_empty() {
-            let written = ready!(Pin::new(&mut gate.io).poll_write(context, &interim))?;
-            interim.drain(..written);
+    /// Takes what came of the body together with the head.
+    fn take_behind(&mut self) -> io::Result<Piece> {
+        match &mut self.due {
+            Due::Length(left) => {
+                let here = self.behind.len();
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
+                *left -= count as u64;
+                Ok(Piece::shared(self.behind.split_to(count)))
+            }
+            Due::Chunked(body) => {
+                let mut buffer = std::mem::take(&mut self.behind).to_vec();
+                match body.take(&mut buffer) {
+                    Ok(taken) => {
+                        let mut bytes = Bytes::from(buffer);
+                        self.behind = bytes.split_off(taken.used);
+                        Ok(Piece::shared(bytes.slice(taken.data)))
+                    }
+                    Err(broken) => {
+                        self.due = Due::Broken;
+                        Err(io::Error::other(broken.0))
+                    }
+                }
+            }
+            Due::Broken => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// The trailer section of the body that was just read to its end.
+    fn trailers(&mut self) -> Vec<u8> {
+        match &mut self.due {
+            Due::Chunked(body) => body.trailers(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Writes the interim answers that wait.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.interim))?;
+            self.interim.drain(..written);
         }
         Poll::Ready(Ok(()))
     }
+}
 
-    /// Notes how a write went: progress, or a wait that has its time.
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &result {
-            Poll::Ready(Ok(count)) => self.signals.watch.took(*count),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                if self.signals.watch.is_write_overdue() {
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+/// Reads once into a buffer that is taken only when bytes have come. The end is an error.
+fn read(
+    io: &mut Io,
+    context: &mut Context<'_>,
+    buffers: &Rc<Buffers>,
+    room: Room,
+) -> Poll<io::Result<(Buffer, usize)>> {
+    ready!(io.poll_read_ready(context))?;
+    let mut buffer = buffers.take(room);
+    let len = room.bound(buffer.len());
+    let mut space = ReadBuf::new(buffer.get_mut(..len).unwrap_or_default());
+    let result = Pin::new(io).poll_read(context, &mut space);
+    let count = space.filled().len();
+    if count > 0 {
+        return Poll::Ready(Ok((buffer, count)));
+    }
+    ready!(result)?;
+    Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// The client as an exchange sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Client<'a> {
+    gate: &'a RefCell<Gate>,
+    /// What the exchange holds, and counts.
+    pub ride: &'a Ride<'a>,
+    /// Where buffers come from and go back to.
+    pub buffers: &'a Rc<Buffers>,
+    /// What of a body may be on its way to the upstream at a time.
+    room: Room,
+    write_timeout: Option<Duration>,
+}
+
+impl<'a> Client<'a> {
+    /// The client behind a gate. `room` is for one read of its body; `write_timeout` is how long it may take no byte.
+    pub fn new(
+        gate: &'a RefCell<Gate>,
+        ride: &'a Ride<'a>,
+        buffers: &'a Rc<Buffers>,
+        room: Room,
+        write_timeout: Option<Duration>,
+    ) -> Client<'a> {
+        Client {
+            gate,
+            ride,
+            buffers,
+            room,
+            write_timeout,
+        }
+    }
+
+    /// Whether all of its message was read.
+    pub fn is_between(&self) -> bool {
+        self.gate.borrow().is_between()
+    }
+
+    /// Whether it may still wait to be asked for its body (`Expect: 100-continue`).
+    pub fn awaits_word(&self) -> bool {
+        self.gate.borrow().awaits_word
+    }
+
+    /// The next bytes of its body; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke or ended early, or the framing is broken.
+    pub fn poll_body(&self, context: &mut Context<'_>) -> Poll<io::Result<Option<Piece>>> {
+        let polled = self
+            .gate
+            .borrow_mut()
+            .poll_body(context, self.buffers, self.room);
+        if let Poll::Ready(Ok(Some(piece))) = &polled {
+            let ride = self.ride;
+            ride.received.set(ride.received.get() + piece.len() as u64);
+            ride.watch.moved(piece.len());
+        }
+        polled
+    }
+
+    /// Whether fields stand behind its body; known at the end of it.
+    pub fn has_trailers(&self) -> bool {
+        matches!(&self.gate.borrow().due, Due::Chunked(body) if body.has_trailers())
+    }
+
+    /// The trailer section of its body, at the end of it.
+    pub fn trailers(&self) -> Vec<u8> {
+        self.gate.borrow_mut().trailers()
+    }
+
+    /// Reads what is here of a body that nobody wants, unless the client waits to be asked for it. Says whether that was all.
+    pub fn poll_drain(&self, context: &mut Context<'_>) -> bool {
+        let mut gate = self.gate.borrow_mut();
+        let mut rest = MAX_DRAIN;
+        while !gate.is_between() && !gate.awaits_word && rest > 0 {
+            match gate.poll_body(context, self.buffers, self.room) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    rest = rest.saturating_sub(piece.len());
                 }
-                self.signals.watch.write_blocked(self.write_timeout);
+                Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => break,
             }
         }
-        result
+        gate.is_between()
     }
-}
 
-impl Read for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut cursor: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+    /// Says something before the answer; dropped where too much waits already.
+    pub fn say(&self, interim: &[u8]) {
         let mut gate = self.gate.borrow_mut();
-        if gate.feed > 0 {
-            if !self.signals.active.get() {
-                self.begin();
-            }
-            gate.feed(&mut cursor);
-            Poll::Ready(Ok(()))
-        } else if gate.is_between() {
-            self.poll_next(&mut gate, context, &mut cursor)
-        } else {
-            self.poll_body(&mut gate, context, cursor)
+        if gate.interim.len() + interim.len() <= MAX_INTERIM {
+            gate.interim.extend_from_slice(interim);
         }
     }
-}
 
-impl Write for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut gate = self.gate.borrow_mut();
-        self.signals.flushed.set(false);
-        if self.poll_interim(&mut gate, context)?.is_pending() {
-            return self.wrote(Poll::Pending);
-        }
-        self.wrote(Pin::new(&mut gate.io).poll_write(context, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
+    /// Writes, and notes how it went: progress, or a wait that has its time.
+    ///
+    /// # Errors
+    /// Those of the socket; `TimedOut` where it takes nothing for too long.
+    pub fn poll_write(
+        &self,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut gate = self.gate.borrow_mut();
-        self.signals.flushed.set(false);
-        if self.poll_interim(&mut gate, context)?.is_pending() {
-            return self.wrote(Poll::Pending);
+        let mut result = gate.poll_interim(context).map_ok(|()| 0);
+        if matches!(result, Poll::Ready(Ok(_))) {
+            result = Pin::new(&mut gate.io).poll_write_vectored(context, slices);
         }
-        self.wrote(Pin::new(&mut gate.io).poll_write_vectored(context, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    /// hyper calls it only with an empty write buffer.
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self
-            .poll_interim(&mut self.gate.borrow_mut(), context)?
-            .is_pending()
-        {
-            return self.wrote(Poll::Pending).map_ok(|_| ());
+        let watch = self.ride.watch;
+        match &result {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(count)) => watch.took(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if watch.is_write_overdue() => {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            Poll::Pending => watch.write_blocked(self.write_timeout),
         }
-        self.signals.flushed.set(true);
-        if self.signals.pieces.get() == 0 && self.signals.waiting.replace(false) {
-            context.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(()))
+        result
     }
 
-    /// The task closes the socket, in its own time.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn write_buffer_size_holds_where_memory_is_short() {
-        assert_eq!(upload_room(512, true), 512);
-        assert_eq!(upload_room(512, false), AMPLE);
-        assert_eq!(upload_room(AMPLE + 1, false), AMPLE + 1);
+    /// From now on only the close tells the client that it has everything; until then, and if it is cut short, a close is
+    /// a reset.
+    pub fn ends_by_close(&self, on: bool) {
+        let gate = self.gate.borrow();
+        drop(gate.io.socket().set_linger(on.then_some(Duration::ZERO)));
     }
 }

@@ -5,9 +5,9 @@
 
 use std::net::IpAddr;
 
-use hyper::{
+use http::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
-    http::request,
+    request,
 };
 
 use crate::route::Edits;
@@ -151,8 +151,8 @@ pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
 pub fn wants_websocket(parts: &request::Parts) -> bool {
-    parts.version == hyper::Version::HTTP_11
-        && parts.method == hyper::Method::GET
+    parts.version == http::Version::HTTP_11
+        && parts.method == http::Method::GET
         && is_websocket(&parts.headers)
 }
 
@@ -205,6 +205,25 @@ pub fn may_trail(name: &HeaderName) -> bool {
                 | "warning"
                 | "www-authenticate"
         ))
+}
+
+/// Reads a trailer section, its closing empty line included; what may not stand there is left out. `None` where it is
+/// malformed.
+pub fn read_trailers(section: &[u8]) -> Option<HeaderMap> {
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields)
+    else {
+        return None;
+    };
+    let mut trailers = HeaderMap::new();
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let value = HeaderValue::from_bytes(field.value).ok()?;
+        if may_trail(&name) {
+            trailers.append(name, value);
+        }
+    }
+    Some(trailers)
 }
 
 /// Whether a (lower-case) name tells of the hops before us.
@@ -340,6 +359,21 @@ pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a number.
+pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0; 20];
+    let (mut at, mut left) = (digits.len(), number);
+    for slot in digits.iter_mut().rev() {
+        *slot = b'0' + (left % 10) as u8;
+        at -= 1;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
 /// The names that a Trailer field announces and that may trail, joined anew; `None` where none is left.

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
-use hyper::http::StatusCode;
+use http::StatusCode;
 
 use crate::config::{Config, Listen};
 

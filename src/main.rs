@@ -2,9 +2,9 @@
 //!
 //! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
-//! hyper is built around the socket and calls `proxy`, which judges (`cors`), probes (`health`), routes (`route`),
-//! admits (`budget`, `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`; `body` streams the answer,
-//! or `tunnel` joins the two sides. `park` keeps every deadline, `keeper` looks after memory and those who wait too long.
+//! `proxy` judges (`cors`), probes (`health`), routes (`route`), admits (`budget`, `pool`), connects (`dial`, `tls`) and
+//! lets `forward` send it by `wire`; `respond` writes the answer as it comes, or `tunnel` joins the two sides. `body`
+//! is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory and those who wait too long.
 
 mod cli;
 
@@ -41,6 +41,7 @@ mod health;
 mod keeper;
 mod metrics;
 mod proxy;
+mod respond;
 mod serve;
 mod worker;
 

@@ -136,6 +136,24 @@ pub fn gone(gauge: &AtomicU64) {
     gauge.fetch_sub(1, Relaxed);
 }
 
+/// One more of a gauge, until it is dropped.
+#[derive(Debug)]
+pub struct Held<'a>(&'a AtomicU64);
+
+impl Held<'_> {
+    /// Counts itself.
+    pub fn new(gauge: &AtomicU64) -> Held<'_> {
+        count(gauge);
+        Held(gauge)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        gone(self.0);
+    }
+}
+
 /// What one worker's part of a gauge is from now on, and was before.
 pub fn shift(gauge: &AtomicU64, before: u64, now: u64) {
     gauge.fetch_add(now.wrapping_sub(before), Relaxed);

@@ -29,8 +29,6 @@ pub enum Phase {
     Fresh,
     /// Between two requests, a bare socket.
     Idle,
-    /// Between two requests, hyper still around it.
-    Lull,
     /// In the middle of a request head.
     Head,
     /// A whole request that waits for memory.
@@ -48,8 +46,6 @@ pub enum Phase {
 pub enum Order {
     /// Carry on.
     None,
-    /// Take hyper down, if it rests.
-    Rest,
     /// Others need the room more.
     Leave,
     /// The program is stopping: close once the exchange is done.
@@ -103,8 +99,6 @@ pub struct Park {
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     open: Cell<usize>,
-    /// Connections with hyper around them that do nothing.
-    lulls: Cell<usize>,
     origin: Instant,
     now: Cell<Tick>,
     /// The sweep runs at every tick, so that `now` is at most one tick old.
@@ -139,7 +133,6 @@ impl Park {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
-            lulls: Cell::new(0),
             origin: Instant::now(),
             now: Cell::new(0),
             ticking: Cell::new(false),
@@ -158,11 +151,6 @@ impl Park {
     /// Connections with a seat.
     pub fn open(&self) -> usize {
         self.open.get()
-    }
-
-    /// Connections with hyper around them that do nothing.
-    pub fn lulls(&self) -> usize {
-        self.lulls.get()
     }
 
     /// Milliseconds since the start, at most a tick old.
@@ -260,7 +248,7 @@ impl Park {
             let age = now.wrapping_sub(entry.since.get());
             let is_silent = matches!(
                 entry.phase.get(),
-                Phase::Fresh | Phase::Idle | Phase::Lull | Phase::Head | Phase::Lingering
+                Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
             );
             if !is_silent || entry.order.get() == Order::Leave || (spare && age < SPARED) {
                 continue;
@@ -347,7 +335,7 @@ impl Park {
             .count()
     }
 
-    /// One look at every seat: wakes whose deadline passed, sends lulls to rest. Gives when the next look is due:
+    /// One look at every seat: wakes whose deadline passed. Gives when the next look is due:
     /// `None` = nobody waits for anything.
     fn look(&self) -> Option<Duration> {
         self.look_at_the_clock();
@@ -359,12 +347,6 @@ impl Park {
             let phase = entry.phase.get();
             if phase == Phase::Empty {
                 continue;
-            }
-            if phase == Phase::Lull
-                && entry.order.get() == Order::None
-                && now.wrapping_sub(entry.since.get()) > 0
-            {
-                entry.tell(Order::Rest);
             }
             if entry.looks_back.get() {
                 entry.wake();
@@ -496,21 +478,15 @@ impl Watch {
 
     /// Goes over to another phase while the deadline stays what it is.
     pub fn enter_on_time(&self, phase: Phase) {
-        let before = self.with(|entry| {
+        self.with(|entry| {
             entry.since.set(self.park.now());
-            if entry.order.get() == Order::Rest {
-                entry.order.set(Order::None);
-            }
             entry.looks_back.set(false);
             entry.streams.set(false);
             entry.client_blocks.set(false);
             entry.host.set(0);
             entry.moved_at.set(entry.since.get());
-            entry.phase.replace(phase)
+            entry.phase.set(phase);
         });
-        let lulls = self.park.lulls.get() + usize::from(phase == Phase::Lull)
-            - usize::from(before == Phase::Lull);
-        self.park.lulls.set(lulls);
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
             self.park.rouse_sweep(None);
         }
@@ -663,9 +639,7 @@ impl Drop for Seat {
             .borrow_mut()
             .get_mut(*index as usize)
             .and_then(|entry| {
-                if entry.phase.replace(Phase::Empty) == Phase::Lull {
-                    park.lulls.set(park.lulls.get() - 1);
-                }
+                entry.phase.set(Phase::Empty);
                 entry.has_deadline.set(false);
                 entry.has_write_deadline.set(false);
                 entry.waker.take()

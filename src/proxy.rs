@@ -1,125 +1,157 @@
 //! The life of a request, in order: judge, probe, route, admit, connect, forward, stream.
 //!
 //! [`handle`] never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and nowhere
-//! else. What an exchange holds rides on its response body until the last byte is gone.
+//! else. What an exchange holds is given back when the kernel has the last byte of its answer, or when all is dropped.
 
 use std::{
     cell::{Cell, RefCell},
-    convert::Infallible,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
-use hyper::{
-    Method, Request, Response, StatusCode, Version,
-    body::Incoming,
+use http::{
+    Method, StatusCode,
     header::{self, HeaderMap, HeaderValue},
-    http::request,
+    request,
 };
 
 use crate::{
-    body::{Body, Ride, Signals, Tunnel},
+    body::{Body, Ride, Tunnel},
+    budget::Queue,
     config::Level,
     cors::{Grant, Verdict},
     failure::{Blame, Failure},
     forward::{Attempt, Miss},
+    gate::{Client, Gate},
     headers::{self, Present, Sender},
     health,
     log::{self, Record},
     metrics,
-    park::Order,
+    park::{Order, Watch},
     pool::{Checkout, Host, Lease},
+    respond::{self, Answer, Manner},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
-    wire::{Delimiter, Download, Head, Upload, Upstream},
+    wire::{Download, Head, Upload, UploadBody, Upstream},
     worker::{State, Worker},
 };
 
 /// One request with its response, and what every step of it needs. The request's own head is not among it: it is let
-/// go as soon as it is written to the upstream, for it holds hyper's whole read buffer.
+/// go as soon as it is written to the upstream.
 struct Exchange<'a> {
     worker: &'a Worker,
     state: &'a State,
-    ride: &'a Rc<Ride>,
+    client: Client<'a>,
     method: Method,
     /// Whether the client speaks HTTP/1.0.
     is_old: bool,
     /// For the log.
     path: Box<str>,
+    /// Answer without an upstream: there is no memory for more.
+    is_full: bool,
     /// The client takes trailers.
     takes_trailers: Cell<bool>,
     /// The client asked for a WebSocket.
     wants_websocket: Cell<bool>,
 }
-/// Answers a request, whatever comes.
-///
-/// # Errors
-/// None.
+
+/// How an exchange ended.
+pub enum End {
+    /// The client can go on.
+    Stays,
+    /// It has its answer, and must go.
+    Closes,
+    /// It has gone, or its answer broke off.
+    Broken,
+    /// It is to be joined with the upstream.
+    Tunnel(Box<Tunnel>),
+}
+
+/// Answers a request, whatever comes, and sends the answer to its end. `is_full` = without an upstream, for there is no
+/// memory for more.
 pub async fn handle(
-    worker: Rc<Worker>,
-    signals: Rc<Signals>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    worker: &Worker,
+    gate: &RefCell<Gate>,
+    watch: &Watch,
+    parts: Box<request::Parts>,
+    is_full: bool,
+) -> End {
     let state = worker.state();
-    let (parts, body) = request.into_parts();
-    let ride = ride(&worker, signals, &parts);
+    let ride = ride(worker, watch, &parts);
+    let room = worker.room(state.config.transport.write_buffer_size);
+    let client = Client::new(
+        gate,
+        &ride,
+        &worker.buffers,
+        room,
+        state.config.server.write_timeout,
+    );
+    let mut manner = Manner::of(&parts);
     let exchange = Exchange {
-        worker: &worker,
+        worker,
         state: &state,
-        ride: &ride,
+        client,
         method: parts.method.clone(),
-        is_old: parts.version == Version::HTTP_10,
+        is_old: manner.is_old,
         path: parts.uri.path().into(),
+        is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
     };
-    let mut response = exchange.judge(parts, body).await;
-    if worker.draining.get() || ride.signals.full.get() {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    worker.metrics.answered(response.status().as_u16());
+    let mut answer = exchange.judge(parts).await;
+    manner.stays &= !worker.draining.get() && !is_full;
+    worker.metrics.answered(answer.status.as_u16());
     if let Some(record) = &mut *ride.record.borrow_mut() {
-        record.status = response.status().as_u16();
+        record.status = answer.status.as_u16();
         if record.outcome == "client-gone" {
             record.outcome = "ok";
         }
     }
-    Ok(response)
+    let tunnel = answer.tunnel.take();
+    match respond::send(&client, answer, manner).await {
+        Err(_) => End::Broken,
+        Ok(stays) => match tunnel {
+            Some(upstream) => End::Tunnel(Box::new(Tunnel {
+                upstream: *upstream,
+                record: ride.record.take(),
+            })),
+            None if stays => End::Stays,
+            None => End::Closes,
+        },
+    }
 }
 
-fn ride(worker: &Worker, signals: Rc<Signals>, parts: &request::Parts) -> Rc<Ride> {
+fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts) -> Ride<'a> {
     metrics::count(&worker.metrics.exchanges);
     let record = log::access_enabled()
         .then(|| {
             Record::begin(
-                signals.watch.client(),
+                watch.client(),
                 parts.method.as_str(),
                 authority(parts).as_bytes(),
                 parts.uri.path(),
             )
         })
         .flatten();
-    Rc::new(Ride {
-        signals,
-        buffers: Rc::clone(&worker.buffers),
+    Ride {
+        watch,
+        began: watch.now(),
         place: RefCell::default(),
         record: RefCell::new(record),
         received: Cell::new(0),
         sent: Cell::new(0),
-        cut: Cell::new(false),
-        metrics: Arc::clone(&worker.metrics),
-    })
+        complete: Cell::new(false),
+        metrics: &worker.metrics,
+    }
 }
+
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
-    async fn judge(&self, parts: request::Parts, body: Incoming) -> Response<Body> {
+    async fn judge(&self, parts: Box<request::Parts>) -> Answer {
         let path = &*self.path;
         let config = &self.state.config;
         if path == "*" {
-            return self.empty(StatusCode::NO_CONTENT, HeaderMap::new());
+            return empty(StatusCode::NO_CONTENT, HeaderMap::new());
         }
         let is_health = path == config.health_path;
         let is_outside = holds_dot_segment(path);
@@ -133,71 +165,53 @@ impl Exchange<'_> {
             Found::Nothing => config.cors.as_ref(),
         };
         let grant = match policy.map(|policy| policy.judge(&self.method, &parts.headers)) {
-            Some(Verdict::Answer(status, headers)) => return self.empty(status, headers),
+            Some(Verdict::Answer(status, headers)) => return empty(status, headers),
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),
         };
-        let mut response = match found {
+        let mut answer = match found {
             _ if self.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
             _ if is_health => self.health(&parts),
-            Found::Route(route) => match self.answer(route, parts, body).await {
-                Ok(response) => response,
+            Found::Route(route) => match self.answer(route, parts).await {
+                Ok(answer) => answer,
                 Err(failure) => self.fail(&failure),
             },
-            Found::AddSlash(route) => self.add_slash(route, parts.uri.query()),
+            Found::AddSlash(route) => add_slash(route, parts.uri.query()),
             Found::Nothing if is_outside => self.fail(&Failure::DotSegment),
             Found::Nothing => self.fail(&Failure::NoRoute),
         };
         if let Some(policy) = policy {
-            policy.stamp(&grant, response.headers_mut());
+            policy.stamp(&grant, &mut answer.headers);
         }
-        response
+        answer
     }
 
-    fn health(&self, parts: &request::Parts) -> Response<Body> {
+    fn health(&self, parts: &request::Parts) -> Answer {
         if !matches!(self.method, Method::GET | Method::HEAD) {
-            let mut response = self.fail(&Failure::MethodNotAllowed);
-            response
-                .headers_mut()
+            let mut answer = self.fail(&Failure::MethodNotAllowed);
+            answer
+                .headers
                 .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return answer;
         }
         let accept = parts.headers.get(header::ACCEPT).map(HeaderValue::as_bytes);
         let (status, kind, text) =
             self.state
                 .report
                 .answer(accept, parts.uri.query(), self.worker.draining.get());
-        let mut response = Response::new(Body::made(Rc::clone(self.ride), text.to_vec()));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
+        let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(
             header::CACHE_CONTROL,
             HeaderValue::from_static(health::CACHE_CONTROL),
         );
-        response
-    }
-
-    fn add_slash(&self, route: &Route, query: Option<&str>) -> Response<Body> {
-        let query = query.map_or_else(String::new, |query| format!("?{query}"));
-        let mut response = self.empty(StatusCode::TEMPORARY_REDIRECT, HeaderMap::new());
-        if let Ok(location) = HeaderValue::try_from(format!("{}{query}", route.path)) {
-            response.headers_mut().insert(header::LOCATION, location);
-        }
-        response
-    }
-
-    fn empty(&self, status: StatusCode, headers: HeaderMap) -> Response<Body> {
-        let mut response = Response::new(Body::own(Rc::clone(self.ride), b""));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
+        Answer::new(status, headers, Body::Made(text.to_vec()))
     }
 
     /// The one place where a failure becomes a status and a log line.
-    fn fail(&self, failure: &Failure) -> Response<Body> {
+    fn fail(&self, failure: &Failure) -> Answer {
         self.worker.metrics.failed(failure.outcome());
-        if let Some(record) = &mut *self.ride.record.borrow_mut() {
+        if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
             record.outcome = failure.outcome();
         }
         let level = if failure.blame() == Blame::Client {
@@ -217,12 +231,7 @@ impl Exchange<'_> {
                 ],
             );
         }
-        let mut response = Response::new(Body::own(
-            Rc::clone(self.ride),
-            failure.sentence().as_bytes(),
-        ));
-        *response.status_mut() = failure.status();
-        let headers = response.headers_mut();
+        let mut headers = HeaderMap::new();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
@@ -233,17 +242,13 @@ impl Exchange<'_> {
         if let Some(methods) = failure.allow() {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        response
+        let text = failure.sentence().as_bytes();
+        Answer::new(failure.status(), headers, Body::Own(text))
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(
-        &self,
-        route: &Route,
-        parts: request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Body>, Failure> {
-        if self.ride.signals.full.get() {
+    async fn answer(&self, route: &Route, parts: Box<request::Parts>) -> Result<Answer, Failure> {
+        if self.is_full {
             return Err(Failure::NoMemory);
         }
         let present = Present::of(&parts.headers);
@@ -256,69 +261,63 @@ impl Exchange<'_> {
         self.take_place().await?;
         let host = self.state.host(route);
         let checkout = self.checkout(host).await?;
-        self.ride.signals.watch.asks(host.id);
-        let mut upload = self.upload(route, &parts, &present, body);
+        self.client.ride.watch.asks(host.id);
+        let mut upload = self.upload(route, &parts, &present);
         drop(parts);
-        let (lease, reused) = match checkout {
+        // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
+        let (mut lease, mut reused) = match checkout {
             Checkout::Reused(lease) => (lease, true),
-            Checkout::Room(lease) => (self.dial(lease).await?, false),
+            Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
         };
         self.note_upstream(route);
-        let mut upstream = Upstream::new(lease, self.read_size());
-        let mut attempt = self
-            .attempt(route, &mut upload, &mut upstream, reused)
-            .await;
-        if let Err(Miss::Stale) = attempt {
+        let room = self
+            .worker
+            .room(self.state.config.transport.read_buffer_size);
+        loop {
+            let mut upstream = Upstream::new(lease, room);
+            match self
+                .attempt(route, &mut upload, &mut upstream, reused)
+                .await
+            {
+                Ok(head) => return self.hand_over(route, head, upload, upstream),
+                Err(Miss::Failed(failure)) => return Err(failure),
+                Err(Miss::Stale) => {}
+            }
             metrics::count(&self.worker.metrics.retries);
             log::debug("once more on a fresh connection", &[("path", &self.path)]);
             drop(upstream);
             upload.rewind();
-            let room = self.wait(host, || host.room()).await?;
-            upstream = Upstream::new(self.dial(room).await?, self.read_size());
-            attempt = self.attempt(route, &mut upload, &mut upstream, false).await;
+            let unused = Box::pin(self.wait(host, || host.room())).await?;
+            lease = Box::pin(self.dial(unused)).await?;
+            reused = false;
         }
-        match attempt {
-            Ok(head) => self.hand_over(route, head, upload, upstream),
-            Err(Miss::Failed(failure)) => Err(failure),
-            Err(Miss::Stale) => Err(Failure::UpstreamClosed("a fresh connection".to_owned())),
-        }
-    }
-
-    fn read_size(&self) -> usize {
-        self.worker
-            .buffer_size(self.state.config.transport.read_buffer_size)
     }
 
     /// Takes one of `max_concurrent_requests`, and waits for it no longer than `queue_timeout`.
     async fn take_place(&self) -> Result<(), Failure> {
         let places = &self.worker.places;
-        let place = match places.take() {
-            Some(place) if places.queue.len() == 0 => place,
-            taken => {
-                drop(taken);
-                metrics::count(&self.worker.metrics.waiting);
-                let limit = Some(self.patience());
-                let place = self
-                    .ride
-                    .signals
-                    .watch
-                    .within(limit, places.queue.until(|| places.take()))
-                    .await;
-                metrics::gone(&self.worker.metrics.waiting);
-                place.map_err(|_| Failure::NoPlace)?
-            }
+        let at_once = places.take().filter(|_| places.queue.len() == 0);
+        let place = match at_once {
+            Some(place) => place,
+            None => Box::pin(self.in_line(&places.queue, || places.take()))
+                .await
+                .ok_or(Failure::NoPlace)?,
         };
-        *self.ride.place.borrow_mut() = Some(place);
+        *self.client.ride.place.borrow_mut() = Some(place);
         Ok(())
+    }
+
+    /// Waits in a line, no longer than `queue_timeout` allows.
+    async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
+        let _waiting = metrics::Held::new(&self.worker.metrics.waiting);
+        let limit = Some(self.patience());
+        let watch = self.client.ride.watch;
+        watch.within(limit, queue.until(take)).await.ok()
     }
 
     /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
     fn patience(&self) -> Duration {
-        let waited = self
-            .worker
-            .park
-            .now()
-            .wrapping_sub(self.ride.signals.began.get());
+        let waited = self.worker.park.now().wrapping_sub(self.client.ride.began);
         self.state
             .config
             .proxy
@@ -332,36 +331,28 @@ impl Exchange<'_> {
         {
             return Ok(checkout);
         }
-        self.wait(host, || host.checkout()).await
+        Box::pin(self.wait(host, || host.checkout())).await
     }
 
     /// Waits in a host's line.
     async fn wait<T>(&self, host: &Host, take: impl FnMut() -> Option<T>) -> Result<T, Failure> {
-        let limit = self.patience();
-        metrics::count(&self.worker.metrics.waiting);
-        let taken = self
-            .ride
-            .signals
-            .watch
-            .within(Some(limit), host.queue.until(take))
-            .await;
-        metrics::gone(&self.worker.metrics.waiting);
-        taken.map_err(|_| Failure::NoConnection)
+        self.in_line(&host.queue, take)
+            .await
+            .ok_or(Failure::NoConnection)
     }
 
     async fn dial(&self, mut lease: Lease) -> Result<Lease, Failure> {
         let metrics = &self.worker.metrics;
         metrics::count(&metrics.dials);
         let host = Rc::clone(lease.host());
-        // boxed: it is large, rare, and would else be paid for by every exchange
-        let dial = Box::pin(self.state.dialer.dial(&host.origin));
+        let dial = self.state.dialer.dial(&host.origin);
         let dialled = self
+            .client
             .ride
-            .signals
             .watch
             .within(self.state.config.transport.dial_timeout, dial)
             .await;
-        let is_evicted = self.ride.signals.watch.order() == Order::Leave;
+        let is_evicted = self.client.ride.watch.order() == Order::Leave;
         let late = |_| {
             if is_evicted {
                 Failure::NoMemory
@@ -382,14 +373,8 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(
-        &self,
-        route: &Route,
-        parts: &request::Parts,
-        present: &Present,
-        body: Incoming,
-    ) -> Upload {
-        let has_body = !hyper::body::Body::is_end_stream(&body);
+    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present) -> Upload {
+        let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
         let authority = authority(parts);
         let mut out = Vec::with_capacity(512);
@@ -426,29 +411,23 @@ impl Exchange<'_> {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if present.upgrade && !has_body && !chunked && headers::wants_websocket(parts) {
+        if present.upgrade && !has_body && headers::wants_websocket(parts) {
             self.wants_websocket.set(true);
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
         out.extend_from_slice(b"\r\n");
         self.takes_trailers
             .set(present.te && headers::takes_trailers(headers));
-        let expects = present.expect
-            && !self.is_old
-            && headers
-                .get(header::EXPECT)
-                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        Upload::new(
-            out,
-            (has_body || chunked).then_some(body),
+        let body = has_body.then(|| UploadBody {
             chunked,
-            route.max_body_size,
-            has_body && expects,
-        )
+            limit: route.max_body_size,
+            held_back: self.client.awaits_word(),
+        });
+        Upload::new(out, body)
     }
 
     fn sender(&self) -> Sender {
-        let client = self.ride.signals.watch.client();
+        let client = self.client.ride.watch.client();
         let trusted = &self.state.config.server.trusted_proxies;
         let is_trusted =
             client.is_none_or(|client| trusted.iter().any(|network| network.contains(client)));
@@ -459,7 +438,7 @@ impl Exchange<'_> {
     }
 
     fn note_upstream(&self, route: &Route) {
-        if let Some(record) = &mut *self.ride.record.borrow_mut() {
+        if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
             record.upstream = Some(name(&route.target.origin));
         }
         if log::enabled(Level::Debug) {
@@ -489,7 +468,7 @@ impl Exchange<'_> {
         reused: bool,
     ) -> Result<Head, Miss> {
         let attempt = Attempt {
-            ride: self.ride,
+            client: &self.client,
             server: &self.state.config.server,
             method: &self.method,
             is_old: self.is_old,
@@ -498,65 +477,59 @@ impl Exchange<'_> {
         attempt.make(upload, upstream, reused).await
     }
 
-    /// Makes the response out of the upstream's head, and lets the rest follow by itself.
+    /// Makes the answer out of the upstream's head, and lets the rest follow by itself.
     fn hand_over(
         &self,
         route: &Route,
         mut head: Head,
         upload: Upload,
         mut upstream: Upstream,
-    ) -> Result<Response<Body>, Failure> {
-        let buffers = &self.worker.buffers;
-        let mut headers = std::mem::take(&mut head.headers);
+    ) -> Result<Answer, Failure> {
+        let watch = self.client.ride.watch;
         let (status, reason) = (head.status, head.reason.take());
+        let mut headers = std::mem::take(&mut head.headers);
         route.response_headers.apply(&mut headers);
-        self.ride.signals.watch.streams();
-        let body = if status == StatusCode::SWITCHING_PROTOCOLS {
+        watch.streams();
+        let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
             if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
-            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            let record = self.ride.record.take();
-            *self.ride.signals.tunnel.borrow_mut() = Some(Box::new(Tunnel { upstream, record }));
-            Body::own(Rc::clone(self.ride), b"")
+            (Body::Own(b""), Some(Box::new(upstream)))
         } else {
-            upstream.release(buffers);
-            let upload = (!upload.is_done()).then_some(upload);
-            if self.is_old && matches!(head.delimiter, Delimiter::Chunked(_) | Delimiter::Close) {
-                // HTTP/1.0 knows no chunks: the close is the end, whatever the client would like
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                self.ride.signals.reset.set(true);
-            }
-            let takes_trailers = self.takes_trailers.get();
-            Body::upstream(
-                Rc::clone(self.ride),
-                Download::new(
-                    upstream,
-                    upload,
-                    head,
-                    takes_trailers,
-                    self.state.config.server.read_timeout,
-                    self.ride.signals.watch.clone(),
-                ),
-            )
+            upstream.release();
+            let download = Download::new(
+                upstream,
+                (!upload.is_done()).then_some(upload),
+                head,
+                self.takes_trailers.get(),
+                self.state.config.server.read_timeout,
+                watch.now(),
+            );
+            (Body::Upstream(Box::new(download)), None)
         };
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        if headers
-            .get(header::CONNECTION)
-            .is_some_and(|option| option == "close")
-        {
-            // else hyper promises an HTTP/1.0 client that asks for it to stay
-            *response.version_mut() = Version::HTTP_10;
-        }
-        *response.headers_mut() = headers;
-        if let Some(reason) = reason {
-            response.extensions_mut().insert(reason);
-        }
-        Ok(response)
+        Ok(Answer {
+            status,
+            reason,
+            headers,
+            body,
+            tunnel,
+        })
     }
 }
+
+fn add_slash(route: &Route, query: Option<&str>) -> Answer {
+    let query = query.map_or_else(String::new, |query| format!("?{query}"));
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = HeaderValue::try_from(format!("{}{query}", route.path)) {
+        headers.insert(header::LOCATION, location);
+    }
+    empty(StatusCode::TEMPORARY_REDIRECT, headers)
+}
+
+fn empty(status: StatusCode, headers: HeaderMap) -> Answer {
+    Answer::new(status, headers, Body::Own(b""))
+}
+
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
@@ -564,10 +537,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
 fn authority(parts: &request::Parts) -> &str {
-    let asked = parts
-        .uri
-        .authority()
-        .map(hyper::http::uri::Authority::as_str);
+    let asked = parts.uri.authority().map(http::uri::Authority::as_str);
     let host = || {
         parts
             .headers
@@ -586,20 +556,5 @@ fn name(origin: &Origin) -> String {
     match &origin.address {
         Address::Tcp(host, port) => format!("{scheme}://{host}:{port}"),
         Address::Unix(path) => format!("unix:{}", path.display()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn size_of_output<A, B, C, R>(_: impl Fn(A, B, C) -> R) -> usize {
-        size_of::<R>()
-    }
-
-    #[test]
-    fn what_hyper_keeps_for_every_connection_is_small() {
-        let size = size_of_output(handle);
-        assert!(size <= 2_688, "{size} bytes");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{cmp::Reverse, path::PathBuf, time::Duration};
 
-use hyper::http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::cors::Cors;
 

@@ -1,10 +1,15 @@
-//! The strict reading of a request head, before any parser acts on it.
+//! The strict reading of a request head.
 //!
-//! hyper reads requests for us, and reads them well; this room makes sure that what it gets can be read in one way
-//! only, and tells where the message ends, so that hyper is never handed a byte of the next one. Pure: bytes in,
-//! a verdict out. RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses.
+//! What passes can be read in one way only, and it is known where the message ends. Pure: bytes in, a verdict out.
+//! RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. The fields are then taken out by
+//! httparse: a head that two readers do not agree on is refused.
 
-use hyper::http::StatusCode;
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request,
+};
 
 use crate::chunked::is_token;
 
@@ -21,6 +26,10 @@ pub struct Head {
     pub framing: Framing,
     /// Where its target stands, counted from its first byte.
     pub target: (usize, usize),
+    /// Whether it speaks HTTP/1.0.
+    pub is_old: bool,
+    /// Whether the client says `Expect: 100-continue`, and knows what that means.
+    pub expects: bool,
 }
 
 /// What a connection's next bytes came to.
@@ -65,7 +74,7 @@ pub enum Refusal {
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
-/// hyper's and `http::Uri`'s own bound.
+/// `http::Uri`'s own bound.
 const MAX_TARGET: usize = 65_534;
 
 impl Refusal {
@@ -156,6 +165,38 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
     Ok(Some(head))
 }
 
+/// Takes the parts out of a head that passed; they are slices of `text`, which holds it and nothing else.
+///
+/// # Errors
+/// Another reader does not see in it what [`head`] saw, or it names no URI.
+pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+    const DISAGREE: Refusal = Refusal::Malformed("a head that can be read in two ways");
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(text, &mut fields);
+    if parsed != Ok(httparse::Status::Complete(head.len)) || request.headers.len() != head.fields {
+        return Err(DISAGREE);
+    }
+    let (start, end) = head.target;
+    let mut parts = Box::new(Request::new(()).into_parts().0);
+    parts.method =
+        Method::from_bytes(request.method.unwrap_or_default().as_bytes()).map_err(|_| DISAGREE)?;
+    parts.uri = Uri::from_maybe_shared(text.slice(start..end))
+        .map_err(|_| Refusal::Malformed("a target that is no URI"))?;
+    if head.is_old {
+        parts.version = Version::HTTP_10;
+    }
+    let mut headers = HeaderMap::with_capacity(head.fields);
+    for field in request.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
+        let value =
+            HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| DISAGREE)?;
+        headers.append(name, value);
+    }
+    parts.headers = headers;
+    Ok(parts)
+}
+
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
 fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
     if bytes.ends_with(b"\r\n\r\n") {
@@ -195,6 +236,7 @@ struct Seen {
     host: bool,
     length: Option<u64>,
     chunked: bool,
+    expects: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -227,6 +269,8 @@ impl<'a> Walk<'a> {
             fields,
             framing,
             target,
+            is_old: !http11,
+            expects: http11 && seen.expects,
         })
     }
 
@@ -341,6 +385,9 @@ impl Seen {
                 }
                 self.host = true;
             }
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                self.expects |= value.eq_ignore_ascii_case(b"100-continue");
+            }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 if self.length.is_some() {
                     return Err(Refusal::Malformed("more than one Content-Length"));
@@ -450,7 +497,9 @@ mod tests {
                 len: bytes.len() - 5,
                 fields: 2,
                 framing: Framing::Length(5),
-                target: (5, 9)
+                target: (5, 9),
+                is_old: false,
+                expects: false,
             }
         );
     }
@@ -577,14 +626,14 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_here_passes_hypers_parser_too() {
+    fn what_passes_here_passes_the_other_readers_too() {
         for byte in 0..=255_u8 {
             let mut bytes = b"GET /a".to_vec();
             bytes.push(byte);
             bytes.extend_from_slice(b" HTTP/1.1\r\nHost: a\r\n\r\n");
             if byte < 0x80 && read(&bytes).is_ok() {
                 let target = &bytes[4..7];
-                assert!(hyper::Uri::try_from(target).is_ok(), "byte {byte:#x}");
+                assert!(Uri::try_from(target).is_ok(), "byte {byte:#x}");
                 let mut fields = [httparse::EMPTY_HEADER; 4];
                 assert!(
                     httparse::Request::new(&mut fields)

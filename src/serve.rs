@@ -122,6 +122,8 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         }
         let signals = Signals::hear()?;
         greet(&birth, &doors, exposed.as_ref());
+        // most of what the start needed is not needed again
+        sys::forget_code();
         sys::notify("READY=1");
         tokio::task::spawn_local(watchdog());
         let captain = Captain {

@@ -22,14 +22,9 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
-    task::{Context, Poll, ready},
     time::Duration,
 };
-
-use hyper::rt::ReadBufCursor;
-use tokio::io::{AsyncRead, ReadBuf};
 
 #[global_allocator]
 static ALLOCATOR: Mimalloc = Mimalloc;
@@ -132,30 +127,6 @@ pub fn has_hung_up(socket: &socket2::Socket) -> bool {
     // SAFETY: one `pollfd`, and no time to wait.
     let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
     count > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
-}
-
-/// Reads once, at most `room` bytes, straight into hyper's buffer. `keep` sees what came (nothing at the end) and says how
-/// many of the bytes hyper gets; the others are its own business.
-///
-/// # Errors
-/// Those of the read, and of `keep`.
-pub fn read_into(
-    io: &mut (impl AsyncRead + Unpin),
-    context: &mut Context<'_>,
-    mut cursor: ReadBufCursor<'_>,
-    room: usize,
-    keep: impl FnOnce(&[u8]) -> io::Result<usize>,
-) -> Poll<io::Result<()>> {
-    let room = room.min(cursor.remaining());
-    // SAFETY: a `ReadBuf` writes only what is initialised, and never reads what is not.
-    let space = unsafe { cursor.as_mut() };
-    let mut buffer = ReadBuf::uninit(space.get_mut(..room).unwrap_or_default());
-    ready!(Pin::new(io).poll_read(context, &mut buffer))?;
-    let filled = buffer.filled().len();
-    let count = keep(buffer.filled())?.min(filled);
-    // SAFETY: the first `filled` bytes of the cursor were just initialised, and `count` is no more.
-    unsafe { cursor.advance(count) };
-    Poll::Ready(Ok(()))
 }
 
 /// Takes the program's code out of our address space; what is used again comes back from the page cache, sixteen pages

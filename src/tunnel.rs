@@ -7,13 +7,14 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    budget::Buffers,
+    budget::{Buffer, Buffers, Room},
     dial::Io,
     park::{Order, Watch},
 };
@@ -21,11 +22,10 @@ use crate::{
 /// One direction.
 #[derive(Debug)]
 struct Flow {
-    buffer: Vec<u8>,
+    buffer: Buffer,
     start: usize,
     end: usize,
-    /// Bytes to read at a time.
-    size: usize,
+    room: Room,
     /// The source has ended.
     ended: bool,
     /// The sink has been told.
@@ -49,12 +49,12 @@ pub async fn join(
     client: &mut Io,
     upstream: &mut Io,
     first: (&[u8], &[u8]),
-    size: usize,
-    buffers: &Buffers,
+    room: Room,
+    buffers: &Rc<Buffers>,
     watch: &Watch,
 ) -> Carried {
-    let mut up = Flow::new(first.0, size);
-    let mut down = Flow::new(first.1, size);
+    let mut up = Flow::new(first.0, room);
+    let mut down = Flow::new(first.1, room);
     poll_fn(|context| {
         if watch.order() == Order::Leave {
             return Poll::Ready(());
@@ -80,12 +80,12 @@ pub async fn join(
 }
 
 impl Flow {
-    fn new(first: &[u8], size: usize) -> Flow {
+    fn new(first: &[u8], room: Room) -> Flow {
         Flow {
-            buffer: first.to_vec(),
+            buffer: first.to_vec().into(),
             start: 0,
             end: first.len(),
-            size,
+            room,
             ended: false,
             closed: false,
             moved: 0,
@@ -97,7 +97,7 @@ impl Flow {
         context: &mut Context<'_>,
         source: &mut Io,
         sink: &mut Io,
-        buffers: &Buffers,
+        buffers: &Rc<Buffers>,
     ) -> Poll<io::Result<()>> {
         loop {
             while self.start < self.end {
@@ -109,9 +109,7 @@ impl Flow {
                 self.start += count;
                 self.moved += count as u64;
             }
-            if !self.buffer.is_empty() {
-                buffers.put(std::mem::take(&mut self.buffer));
-            }
+            self.buffer = Buffer::default();
             if self.closed {
                 return Poll::Ready(Ok(()));
             }
@@ -122,13 +120,11 @@ impl Flow {
                 continue;
             }
             ready!(source.poll_read_ready(context))?;
-            let mut buffer = buffers.take(self.size);
+            let mut buffer = buffers.take(self.room);
             let mut space = ReadBuf::new(&mut buffer);
             let result = Pin::new(&mut *source).poll_read(context, &mut space);
             let count = space.filled().len();
-            if count == 0 {
-                buffers.put(buffer);
-            } else {
+            if count > 0 {
                 self.buffer = buffer;
             }
             ready!(result)?;

@@ -6,28 +6,28 @@
 //! error, never passed on.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     mem::MaybeUninit,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use hyper::{
+use bytes::Bytes;
+use http::{
     Method, StatusCode,
-    body::{Body as _, Incoming},
-    ext::ReasonPhrase,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    budget::Buffers,
-    chunked::{Chunked, Piece},
+    body::{Outbox, Piece},
+    budget::{Buffer, Buffers, Room},
+    chunked,
     dial::Io,
+    gate::Client,
     headers,
-    park::Watch,
     pool::Lease,
     screen,
 };
@@ -40,30 +40,28 @@ const MAX_FIELDS: usize = 256;
 
 /// A request on its way to the upstream.
 #[derive(Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "four facts that are true or not, in any mix"
-)]
 pub struct Upload {
-    /// The head, then the sizes of chunks.
-    text: Vec<u8>,
-    written: usize,
-    /// A piece of the client's body.
-    data: Bytes,
-    /// What closes a chunk.
-    tail: &'static [u8],
-    body: Option<Incoming>,
+    outbox: Outbox,
+    /// More of the body is to come from the client.
+    has_more: bool,
     chunked: bool,
     /// Bytes that the body may have.
     limit: u64,
     /// Bytes of body that were taken from the client.
     pub taken: u64,
-    /// Whether any byte of the request was written.
-    begun: bool,
-    /// Whether the head made room for the framing of chunks.
-    cleared: bool,
     /// The client is to be asked for its body first (`Expect: 100-continue`).
     held_back: bool,
+}
+
+/// What follows the head of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct UploadBody {
+    /// Its body has no length.
+    pub chunked: bool,
+    /// Bytes that it may have.
+    pub limit: Option<u64>,
+    /// The upstream is asked before the client is (`Expect: 100-continue`).
+    pub held_back: bool,
 }
 
 /// Why a request does not get through to its end.
@@ -78,38 +76,26 @@ pub enum UploadError {
 }
 
 impl Upload {
-    /// A request whose head is `head`; `chunked` where its body has no length.
-    pub fn new(
-        head: Vec<u8>,
-        body: Option<Incoming>,
-        chunked: bool,
-        limit: Option<u64>,
-        held_back: bool,
-    ) -> Upload {
+    /// A request whose head is `head`; without a body where that is `None`.
+    pub fn new(head: Vec<u8>, body: Option<UploadBody>) -> Upload {
         Upload {
-            text: head,
-            written: 0,
-            data: Bytes::new(),
-            tail: b"",
-            body,
-            chunked,
-            limit: limit.unwrap_or(u64::MAX),
+            outbox: Outbox::new(head),
+            has_more: body.is_some(),
+            chunked: body.is_some_and(|body| body.chunked),
+            limit: body.and_then(|body| body.limit).unwrap_or(u64::MAX),
             taken: 0,
-            begun: false,
-            cleared: false,
-            held_back,
+            held_back: body.is_some_and(|body| body.held_back),
         }
     }
 
     /// Whether nothing of the body was taken: the same bytes can be sent once more.
     pub fn can_rewind(&self) -> bool {
-        self.taken == 0 && !self.cleared
+        self.taken == 0 && self.outbox.can_rewind()
     }
 
     /// Starts again, for another connection.
     pub fn rewind(&mut self) {
-        self.written = 0;
-        self.begun = false;
+        self.outbox.rewind();
     }
 
     /// Lets the body go: the upstream wants it, or was asked long enough.
@@ -119,136 +105,104 @@ impl Upload {
 
     /// Whether the body waits for the upstream's word.
     pub fn is_held_back(&self) -> bool {
-        self.held_back && self.is_written()
+        self.held_back && self.outbox.is_empty()
     }
 
     /// Whether it waits for the client, and not for the upstream.
     pub fn waits_for_client(&self) -> bool {
-        self.is_written() && !self.held_back && self.body.is_some()
+        self.outbox.is_empty() && !self.held_back && self.has_more
     }
 
     /// Whether all of it is with the kernel.
     pub fn is_done(&self) -> bool {
-        self.body.is_none() && self.is_written()
+        !self.has_more && self.outbox.is_empty()
     }
 
-    fn is_written(&self) -> bool {
-        self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
-    }
-
-    /// Sends what can be sent; ready when all of it is with the kernel. `progress` hears of bytes from the client.
+    /// Sends what can be sent; ready when all of it is with the kernel.
+    ///
+    /// # Errors
+    /// [`UploadError`].
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
         io: &mut Io,
-        progress: &mut dyn FnMut(usize),
+        client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
         loop {
-            if !self.begun && !self.held_back && self.data.is_empty() {
+            if self.has_more && self.outbox.is_fresh() && !self.held_back {
                 // what is here of the body leaves together with the head
-                let _ = self.poll_body(context, progress)?;
+                let _ = self.poll_body(context, client)?;
             }
-            while !self.is_written() {
-                let slices = [
-                    IoSlice::new(self.text.get(self.written..).unwrap_or_default()),
-                    IoSlice::new(&self.data),
-                    IoSlice::new(self.tail),
-                ];
-                self.begun = true;
+            while !self.outbox.is_empty() {
+                let slices = self.outbox.slices();
                 let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices))
                     .map_err(|_| UploadError::Upstream)?;
                 if count == 0 {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
-                self.wrote(count);
+                self.outbox.wrote(count);
             }
             if matches!(io, Io::Tls(_)) {
                 ready!(Pin::new(&mut *io).poll_flush(context))
                     .map_err(|_| UploadError::Upstream)?;
             }
-            if self.body.is_none() {
+            if !self.has_more {
                 return Poll::Ready(Ok(()));
             }
             if self.held_back {
                 return Poll::Pending;
             }
-            ready!(self.poll_body(context, progress)?);
+            ready!(self.poll_body(context, client)?);
         }
-    }
-
-    fn wrote(&mut self, count: usize) {
-        let text = count.min(self.text.len() - self.written);
-        self.written += text;
-        let data = (count - text).min(self.data.len());
-        self.data.advance(data);
-        self.tail = self.tail.get(count - text - data..).unwrap_or_default();
     }
 
     /// Takes the next piece of the client's body, framed as the upstream is told.
     fn poll_body(
         &mut self,
         context: &mut Context<'_>,
-        progress: &mut dyn FnMut(usize),
+        client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(Ok(()));
-        };
-        let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
-            None => {
-                self.body = None;
-                if self.chunked {
-                    self.frame(b"0\r\n\r\n");
-                }
-                return Poll::Ready(Ok(()));
-            }
-            Some(Err(_)) => return Poll::Ready(Err(UploadError::Client)),
-            Some(Ok(frame)) => frame,
-        };
-        match frame.into_data() {
-            Ok(data) => {
-                self.taken += data.len() as u64;
-                progress(data.len());
+        match ready!(client.poll_body(context)) {
+            Err(_) => return Poll::Ready(Err(UploadError::Client)),
+            Ok(Some(piece)) => {
+                self.taken += piece.len() as u64;
                 if self.taken > self.limit {
                     return Poll::Ready(Err(UploadError::TooLarge));
                 }
-                let ends = body.is_end_stream();
-                if self.chunked && !data.is_empty() {
-                    self.frame(format!("{:x}\r\n", data.len()).as_bytes());
-                    self.tail = b"\r\n";
-                }
-                self.data = data;
-                if ends && !self.chunked {
-                    self.body = None;
+                self.outbox.put(piece, self.chunked);
+                self.has_more = !client.is_between();
+                if self.chunked && !self.has_more {
+                    if client.has_trailers() {
+                        self.has_more = true;
+                    } else {
+                        self.outbox.end_chunks();
+                    }
                 }
             }
-            Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    self.body = None;
-                    self.trailers(&trailers);
+            Ok(None) => {
+                self.has_more = false;
+                if self.chunked {
+                    self.end(&client.trailers())?;
                 }
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Framing goes behind the head where that is still unsent, so that both leave together.
-    fn frame(&mut self, text: &[u8]) {
-        if self.begun {
-            self.text.clear();
-            self.written = 0;
-            self.cleared = true;
-        }
-        self.text.extend_from_slice(text);
-    }
-
-    fn trailers(&mut self, trailers: &HeaderMap) {
-        self.frame(b"0\r\n");
-        for (name, value) in trailers {
-            if headers::may_trail(name) && !headers::is_twin(name.as_str()) {
-                headers::line(&mut self.text, name.as_str().as_bytes(), value.as_bytes());
+    /// The last chunk, and those trailers that may pass.
+    fn end(&mut self, section: &[u8]) -> Result<(), UploadError> {
+        let mut text = b"0\r\n".to_vec();
+        if section.len() > 2 {
+            let trailers = headers::read_trailers(section).ok_or(UploadError::Client)?;
+            for (name, value) in &trailers {
+                if !headers::is_twin(name.as_str()) {
+                    headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+                }
             }
         }
-        self.text.extend_from_slice(b"\r\n");
+        text.extend_from_slice(b"\r\n");
+        self.outbox.frame(&text);
+        Ok(())
     }
 }
 
@@ -258,7 +212,7 @@ pub struct Head {
     /// Its status.
     pub status: StatusCode,
     /// Its reason, where it is not the usual one.
-    pub reason: Option<ReasonPhrase>,
+    pub reason: Option<Bytes>,
     /// Its fields.
     pub headers: HeaderMap,
     /// Where its body ends.
@@ -277,7 +231,7 @@ pub enum Delimiter {
     /// So many bytes.
     Length(u64),
     /// Its last chunk.
-    Chunked(Chunked),
+    Chunked(Box<chunked::Body>),
     /// The close of the connection.
     Close,
 }
@@ -337,7 +291,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
         Delimiter::Length(0)
     } else if reader.chunked {
         headers.remove(header::CONTENT_LENGTH);
-        Delimiter::Chunked(Chunked::new())
+        Delimiter::Chunked(Box::new(chunked::Body::new()))
     } else if let Some(length) = reader.length {
         Delimiter::Length(length)
     } else {
@@ -353,7 +307,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
         .reason
         .map(str::as_bytes)
         .filter(|reason| !reason.is_empty() && Some(*reason) != usual);
-    let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok());
+    let reason = reason.map(|reason| text.slice_ref_of(bytes, reason));
     Ok(Some(Head {
         status,
         reason,
@@ -485,24 +439,23 @@ pub struct Upstream {
     /// The connection.
     pub lease: Lease,
     /// A buffer with bytes `start..end` of use; empty while nothing is there.
-    pub buffer: Vec<u8>,
+    pub buffer: Buffer,
     /// Where the bytes of use begin.
     pub start: usize,
     /// Where they end.
     pub end: usize,
-    /// Bytes to read at a time.
-    pub size: usize,
+    room: Room,
 }
 
 impl Upstream {
     /// A connection from which nothing was read yet.
-    pub fn new(lease: Lease, size: usize) -> Upstream {
+    pub fn new(lease: Lease, room: Room) -> Upstream {
         Upstream {
             lease,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
             start: 0,
             end: 0,
-            size,
+            room,
         }
     }
 
@@ -515,7 +468,7 @@ impl Upstream {
     pub fn poll_fill(
         &mut self,
         context: &mut Context<'_>,
-        buffers: &Buffers,
+        buffers: &Rc<Buffers>,
     ) -> Poll<io::Result<usize>> {
         let Some(io) = &mut self.lease.io else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
@@ -525,7 +478,7 @@ impl Upstream {
             self.start = 0;
             self.end = 0;
             if self.buffer.is_empty() {
-                self.buffer = buffers.take(self.size);
+                self.buffer = buffers.take(self.room);
             }
         } else if self.end == self.buffer.len() && self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -533,13 +486,13 @@ impl Upstream {
             self.start = 0;
         } else if self.end == self.buffer.len() {
             let larger = (self.buffer.len() * 2).min(MAX_HEAD.next_power_of_two());
-            self.buffer.resize(larger.max(self.end + 1), 0);
+            self.buffer.grow(larger.max(self.end + 1));
         }
         let mut space = ReadBuf::new(self.buffer.get_mut(self.end..).unwrap_or_default());
         let result = Pin::new(io).poll_read(context, &mut space);
         let count = space.filled().len();
         if result.is_pending() && self.start == self.end {
-            self.release(buffers);
+            self.release();
         }
         ready!(result)?;
         self.end += count;
@@ -547,9 +500,9 @@ impl Upstream {
     }
 
     /// Gives the buffer back where nothing of use is in it.
-    pub fn release(&mut self, buffers: &Buffers) {
-        if self.start == self.end && !self.buffer.is_empty() {
-            buffers.put(std::mem::take(&mut self.buffer));
+    pub fn release(&mut self) {
+        if self.start == self.end {
+            self.buffer = Buffer::default();
             self.start = 0;
             self.end = 0;
         }
@@ -564,58 +517,53 @@ pub struct Download {
     upload: Option<Upload>,
     delimiter: Delimiter,
     persistent: bool,
-    /// The trailer section as it comes in.
-    trailers: Vec<u8>,
-    /// The same, read, behind the last data.
-    ready_trailers: Option<HeaderMap>,
+    /// The trailers behind a chunked body, once it has ended.
+    trailers: Option<HeaderMap>,
     passes_trailers: bool,
     /// How long the client may give no byte of what it still owes.
     read_timeout: Option<Duration>,
     /// How much of the request's body had come when it was waited for last.
     waits: Option<u64>,
-    watch: Watch,
 }
 
 /// What a body consists of.
 #[derive(Debug)]
 pub enum Got {
-    /// Bytes `.1` to `.2` of a buffer.
-    Data(Vec<u8>, usize, usize),
+    /// Some of its bytes.
+    Data(Piece),
     /// The fields behind a chunked body.
     Trailers(HeaderMap),
 }
 
 impl Download {
-    /// The rest of an answer; `upload` is the request where it is not sent to its end yet.
+    /// The rest of an answer; `upload` is the request where it is not sent to its end yet, `now` the park's time.
     pub fn new(
         upstream: Upstream,
         upload: Option<Upload>,
         head: Head,
         passes_trailers: bool,
         read_timeout: Option<Duration>,
-        watch: Watch,
+        now: u32,
     ) -> Download {
         let mut download = Download {
             upstream: Some(upstream),
             upload,
             delimiter: head.delimiter,
             persistent: head.persistent,
-            trailers: Vec::new(),
-            ready_trailers: None,
+            trailers: None,
             passes_trailers,
             read_timeout,
             waits: None,
-            watch,
         };
         if matches!(download.delimiter, Delimiter::Length(0)) {
-            download.finish();
+            download.finish(now);
         }
         download
     }
 
     /// Whether the client has all of it.
     pub fn is_end(&self) -> bool {
-        self.upstream.is_none() && self.ready_trailers.is_none()
+        self.upstream.is_none() && self.trailers.is_none()
     }
 
     /// How much is left; `None` where nobody knows.
@@ -626,31 +574,26 @@ impl Download {
         }
     }
 
-    /// The next part; `None` at the end. A body that breaks off is an error, never an end. `progress` hears of bytes that
-    /// the client still sends.
+    /// The next part; `None` at the end. A body that breaks off is an error, never an end.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
-        buffers: &Buffers,
-        progress: &mut dyn FnMut(usize),
+        client: &Client<'_>,
     ) -> Poll<Option<io::Result<Got>>> {
-        if let Err(error) = self.poll_upload(context, progress) {
-            return Poll::Ready(Some(Err(self.abandon(error))));
-        }
         loop {
             let Some(upstream) = &mut self.upstream else {
                 return Poll::Ready(
-                    self.ready_trailers
+                    self.trailers
                         .take()
                         .map(|trailers| Ok(Got::Trailers(trailers))),
                 );
             };
             if upstream.start == upstream.end {
-                match ready!(upstream.poll_fill(context, buffers)) {
+                match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
                         if matches!(self.delimiter, Delimiter::Close) {
-                            self.finish();
+                            self.finish(client.ride.watch.now());
                             return Poll::Ready(None);
                         }
                         return Poll::Ready(Some(Err(
@@ -660,13 +603,9 @@ impl Download {
                     Ok(_) => {}
                 }
             }
-            match self.take() {
-                Ok(Some(got)) => return Poll::Ready(Some(Ok(got))),
-                Ok(None) => {
-                    if let Some(upstream) = &mut self.upstream {
-                        upstream.release(buffers);
-                    }
-                }
+            match self.take(client) {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(Got::Data(piece)))),
+                Ok(None) => {}
                 Err(reason) => {
                     return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason)))));
                 }
@@ -674,12 +613,14 @@ impl Download {
         }
     }
 
-    /// Sends on what is left of the request. An upstream that takes no more may still answer; a client that breaks off, or
-    /// gives no byte for `read_timeout`, has no use for an answer.
-    fn poll_upload(
+    /// Sends on what is left of the request. An upstream that takes no more may still answer.
+    ///
+    /// # Errors
+    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer.
+    pub fn poll_upload(
         &mut self,
         context: &mut Context<'_>,
-        progress: &mut dyn FnMut(usize),
+        client: &Client<'_>,
     ) -> io::Result<()> {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
@@ -687,15 +628,16 @@ impl Download {
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };
-        let ended = match upload.poll(context, io, progress) {
+        let watch = client.ride.watch;
+        let ended = match upload.poll(context, io, client) {
             Poll::Pending => {
                 let waits = upload.waits_for_client().then_some(upload.taken);
                 if self.waits != waits {
                     self.waits = waits;
-                    self.watch.set_deadline(waits.and(self.read_timeout));
+                    watch.set_deadline(waits.and(self.read_timeout));
                 }
-                if self.watch.is_overdue() {
-                    return Err(io::ErrorKind::TimedOut.into());
+                if watch.is_overdue() {
+                    return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
                 return Ok(());
             }
@@ -705,109 +647,60 @@ impl Download {
                 Ok(())
             }
             Poll::Ready(Err(UploadError::Client | UploadError::TooLarge)) => {
-                Err(io::ErrorKind::ConnectionAborted.into())
+                Err(self.abandon(io::ErrorKind::ConnectionAborted.into()))
             }
         };
         self.upload = None;
-        self.watch.set_deadline(None);
+        watch.set_deadline(None);
         ended
     }
 
     /// Takes what is of use out of the buffer.
-    fn take(&mut self) -> Result<Option<Got>, &'static str> {
+    fn take(&mut self, client: &Client<'_>) -> Result<Option<Piece>, &'static str> {
         let Some(upstream) = &mut self.upstream else {
             return Ok(None);
         };
-        let (start, here) = (upstream.start, upstream.end - upstream.start);
-        match &mut self.delimiter {
-            Delimiter::Close => {
-                upstream.start = upstream.end;
-                Ok(Some(hand_over(upstream, start, start + here)))
-            }
+        let (start, end) = (upstream.start, upstream.end);
+        let (data, used) = match &mut self.delimiter {
+            Delimiter::Close => (start..end, end),
             Delimiter::Length(left) => {
-                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
+                let count = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(end - start);
                 *left -= count as u64;
-                let (ended, surplus) = (*left == 0, count < here);
-                upstream.start = upstream.end;
-                let got = hand_over(upstream, start, start + count);
-                if ended {
-                    self.persistent &= !surplus;
-                    self.finish();
-                }
-                Ok((count > 0).then_some(got))
+                (start..start + count, start + count)
             }
-            Delimiter::Chunked(_) => self.take_chunks(),
-        }
-    }
-
-    /// Moves the data of all chunks in the buffer together, over their framing.
-    fn take_chunks(&mut self) -> Result<Option<Got>, &'static str> {
-        let (Some(upstream), Delimiter::Chunked(chunked)) =
-            (&mut self.upstream, &mut self.delimiter)
-        else {
-            return Ok(None);
+            Delimiter::Chunked(body) => {
+                let bytes = upstream.buffer.get_mut(start..end).unwrap_or_default();
+                let taken = body.take(bytes).map_err(|broken| broken.0)?;
+                let data = start + taken.data.start..start + taken.data.end;
+                (data, start + taken.used)
+            }
         };
-        let begin = upstream.start;
-        let (mut data_end, mut data_start, mut at) = (begin, begin, begin);
-        while at < upstream.end && !chunked.is_end() {
-            let rest = upstream.buffer.get(at..upstream.end).unwrap_or_default();
-            match chunked.next(rest).map_err(|broken| broken.0)? {
-                Piece::Framing(count) => at += count,
-                Piece::Data(count) => {
-                    if data_start == data_end {
-                        // the first data of this buffer stays where it is
-                        data_start = at;
-                        data_end = at;
-                    } else if count > 0 {
-                        upstream.buffer.copy_within(at..at + count, data_end);
-                    }
-                    data_end += count;
-                    at += count;
+        let piece = Piece::pooled(std::mem::take(&mut upstream.buffer), data.start, data.end);
+        (upstream.start, upstream.end) = (0, 0);
+        let ended = match &mut self.delimiter {
+            Delimiter::Length(left) => *left == 0,
+            Delimiter::Chunked(body) if body.is_end() => {
+                let section = body.trailers();
+                if self.passes_trailers && section.len() > 2 {
+                    let trailers = headers::read_trailers(&section).ok_or("malformed trailers")?;
+                    self.trailers = (!trailers.is_empty()).then_some(trailers);
                 }
-                Piece::Trailer(count) => {
-                    self.trailers
-                        .extend_from_slice(rest.get(..count).unwrap_or_default());
-                    at += count;
-                }
+                true
             }
-        }
-        let (ended, surplus) = (chunked.is_end(), at < upstream.end);
-        upstream.start = upstream.end;
-        let data = (data_end > data_start).then(|| hand_over(upstream, data_start, data_end));
-        if !ended {
-            return Ok(data);
-        }
-        self.persistent &= !surplus;
-        self.ready_trailers = self.read_trailers()?;
-        self.finish();
-        Ok(data)
-    }
-
-    fn read_trailers(&self) -> Result<Option<HeaderMap>, &'static str> {
-        if !self.passes_trailers || self.trailers.len() <= 2 {
-            return Ok(None);
-        }
-        let mut fields = [httparse::EMPTY_HEADER; 64];
-        let Ok(httparse::Status::Complete((_, fields))) =
-            httparse::parse_headers(&self.trailers, &mut fields)
-        else {
-            return Err("malformed trailers");
+            Delimiter::Close | Delimiter::Chunked(_) => false,
         };
-        let mut trailers = HeaderMap::new();
-        for field in fields {
-            if let (Ok(name), Ok(value)) = (
-                HeaderName::from_bytes(field.name.as_bytes()),
-                HeaderValue::from_bytes(field.value),
-            ) && headers::may_trail(&name)
-            {
-                trailers.append(name, value);
-            }
+        if ended {
+            // what stands behind an answer belongs to nobody
+            self.persistent &= used == end;
+            self.finish(client.ride.watch.now());
         }
-        Ok((!trailers.is_empty()).then_some(trailers))
+        Ok((!piece.is_empty()).then_some(piece))
     }
 
     /// The answer is whole: the connection goes back, if both sides are through with it.
-    fn finish(&mut self) {
+    fn finish(&mut self, now: u32) {
         let Some(upstream) = self.upstream.take() else {
             return;
         };
@@ -815,7 +708,7 @@ impl Download {
             && self.upload.as_ref().is_none_or(Upload::is_done)
             && upstream.start == upstream.end
         {
-            upstream.lease.give_back(self.watch.now());
+            upstream.lease.give_back(now);
         }
     }
 
@@ -823,12 +716,4 @@ impl Download {
         self.upstream = None;
         error
     }
-}
-
-/// Takes the buffer out, with the part that is data.
-fn hand_over(upstream: &mut Upstream, start: usize, end: usize) -> Got {
-    let buffer = std::mem::take(&mut upstream.buffer);
-    upstream.start = 0;
-    upstream.end = 0;
-    Got::Data(buffer, start, end)
 }

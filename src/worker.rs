@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    budget::{BUFFER, Budget, Buffers},
+    budget::{Budget, Buffers, Room},
     config::Config,
     dial::{Dialer, SocketOptions},
     health::Report,
@@ -119,13 +119,9 @@ impl Worker {
         evicted
     }
 
-    /// Bytes to read from an upstream or tunnel at a time.
-    pub fn buffer_size(&self, least: usize) -> usize {
-        if self.budget.is_short() {
-            least
-        } else {
-            least.max(BUFFER)
-        }
+    /// How many bytes to read at a time, where the configuration says `least`.
+    pub fn room(&self, least: usize) -> Room {
+        Room::new(least, self.budget.is_short(), self.budget.plan().tight)
     }
 }
 

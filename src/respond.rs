@@ -1,0 +1,268 @@
+//! The answer on its way to the client: its head, then its body as it comes.
+
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    Method, StatusCode, Version,
+    header::{self, HeaderMap},
+    request,
+};
+
+use crate::{
+    body::{Body, Outbox},
+    gate::Client,
+    headers,
+    wire::{Got, Upstream},
+};
+
+/// An answer, ready to be sent.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its reason, where it is not the usual one.
+    pub reason: Option<Bytes>,
+    /// Its fields; framing and Connection are not among them.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Body,
+    /// Behind a 101: what the client is joined with.
+    pub tunnel: Option<Box<Upstream>>,
+}
+
+impl Answer {
+    /// An answer of ours.
+    pub fn new(status: StatusCode, headers: HeaderMap, body: Body) -> Answer {
+        Answer {
+            status,
+            reason: None,
+            headers,
+            body,
+            tunnel: None,
+        }
+    }
+}
+
+/// How a request wants to be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// HEAD: without the body.
+    is_head: bool,
+    /// The client speaks HTTP/1.0.
+    pub is_old: bool,
+    /// The connection is to stay (RFC 9112 §9.3).
+    pub stays: bool,
+}
+
+impl Manner {
+    /// What a request says of it.
+    pub fn of(parts: &request::Parts) -> Manner {
+        let is_old = parts.version == Version::HTTP_10;
+        let says = |word: &str| {
+            headers::connection_options(&parts.headers)
+                .any(|option| option.eq_ignore_ascii_case(word))
+        };
+        Manner {
+            is_head: parts.method == Method::HEAD,
+            is_old,
+            stays: if is_old {
+                says("keep-alive") && !says("close")
+            } else {
+                !says("close")
+            },
+        }
+    }
+}
+
+/// How the client knows where the body ends (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// There is none.
+    Nothing,
+    Length(u64),
+    Chunked,
+    /// The close of the connection, for HTTP/1.0 knows no chunks.
+    Close,
+}
+
+impl Framing {
+    fn of(answer: &Answer, manner: Manner) -> Framing {
+        let is_bodiless = answer.status.is_informational()
+            || matches!(
+                answer.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        match answer.body.length() {
+            _ if manner.is_head || is_bodiless => Framing::Nothing,
+            Some(length) => Framing::Length(length),
+            None if manner.is_old => Framing::Close,
+            None => Framing::Chunked,
+        }
+    }
+}
+
+/// Writes an answer to its last byte. Says whether the client can go on with another request.
+///
+/// # Errors
+/// The client takes no more of it, or its body broke off.
+pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Result<bool> {
+    let framing = Framing::of(&answer, manner);
+    let is_own = !matches!(answer.body, Body::Upstream(_));
+    let mut stays = manner.stays && framing != Framing::Close;
+    if is_own && stays && !client.is_between() {
+        // nobody will read the rest of this request; where it is here already, the connection need not end for it
+        stays = poll_fn(|context| Poll::Ready(client.poll_drain(context))).await;
+    }
+    let head = head(&answer, manner, framing, stays);
+    if framing == Framing::Close {
+        client.ends_by_close(true);
+    }
+    let mut sending = Sending {
+        client,
+        outbox: Outbox::new(head),
+        body: answer.body,
+        framing,
+        ended: None,
+    };
+    poll_fn(|context| sending.poll(context)).await?;
+    client.ride.complete.set(true);
+    if framing == Framing::Close {
+        client.ends_by_close(false);
+    }
+    Ok(stays && poll_fn(|context| Poll::Ready(client.poll_drain(context))).await)
+}
+
+fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(answer.status.as_str().as_bytes());
+    out.push(b' ');
+    let usual = answer.status.canonical_reason().unwrap_or("");
+    out.extend_from_slice(answer.reason.as_deref().unwrap_or(usual.as_bytes()));
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &answer.headers {
+        let is_framing = match *name {
+            header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::CONNECTION => true,
+            header::TRAILER => framing != Framing::Chunked,
+            _ => false,
+        };
+        if !is_framing {
+            headers::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    match framing {
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Length(length) => content_length(&mut out, length),
+        // what a GET would have brought (RFC 9110 §8.6)
+        Framing::Nothing if manner.is_head || answer.status == StatusCode::NOT_MODIFIED => {
+            if let Some(length) = answer.headers.get(header::CONTENT_LENGTH) {
+                headers::line(&mut out, b"content-length", length.as_bytes());
+            } else if let Body::Own(_) | Body::Made(_) = answer.body
+                && answer.status != StatusCode::NO_CONTENT
+            {
+                content_length(&mut out, answer.body.length().unwrap_or(0));
+            }
+        }
+        Framing::Nothing | Framing::Close => {}
+    }
+    if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+    } else if !stays {
+        out.extend_from_slice(b"connection: close\r\n");
+    } else if manner.is_old {
+        out.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+fn content_length(out: &mut Vec<u8>, length: u64) {
+    out.extend_from_slice(b"content-length: ");
+    headers::push_decimal(out, length);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer that is being written.
+struct Sending<'a> {
+    client: &'a Client<'a>,
+    outbox: Outbox,
+    body: Body,
+    framing: Framing,
+    /// Nothing more comes; how the body went.
+    ended: Option<io::Result<()>>,
+}
+
+impl Sending<'_> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.body.poll_upload(context, self.client)?;
+        loop {
+            // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs one
+            // buffer. The first leaves together with the head, if it is here.
+            if self.ended.is_none()
+                && (self.outbox.is_fresh() || self.outbox.is_empty())
+                && self.poll_body(context).is_pending()
+                && self.outbox.is_empty()
+            {
+                return Poll::Pending;
+            }
+            while !self.outbox.is_empty() {
+                let count = ready!(self.client.poll_write(context, &self.outbox.slices()))?;
+                self.outbox.wrote(count);
+            }
+            self.outbox.forget_text();
+            if let Some(result) = self.ended.take() {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.framing == Framing::Nothing {
+            self.ended = Some(Ok(()));
+            return Poll::Ready(());
+        }
+        let is_chunked = self.framing == Framing::Chunked;
+        match ready!(self.body.poll(context, self.client)) {
+            Some(Ok(Got::Data(piece))) => {
+                let sent = &self.client.ride.sent;
+                sent.set(sent.get() + piece.len() as u64);
+                self.outbox.put(piece, is_chunked);
+                if self.body.is_end() {
+                    if is_chunked {
+                        self.outbox.end_chunks();
+                    }
+                    self.ended = Some(Ok(()));
+                }
+            }
+            Some(Ok(Got::Trailers(trailers))) => {
+                if is_chunked {
+                    let mut text = b"0\r\n".to_vec();
+                    for (name, value) in &trailers {
+                        headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+                    }
+                    text.extend_from_slice(b"\r\n");
+                    self.outbox.frame(&text);
+                }
+                self.ended = Some(Ok(()));
+            }
+            Some(Err(error)) => {
+                if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
+                    record.outcome = "upstream-cut";
+                }
+                self.ended = Some(Err(error));
+            }
+            None => {
+                if is_chunked {
+                    self.outbox.frame(b"0\r\n\r\n");
+                }
+                self.ended = Some(Ok(()));
+            }
+        }
+        Poll::Ready(())
+    }
+}
