@@ -203,7 +203,7 @@ fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
         return true;
     }
     let mut rest = bytes.get(from.saturating_sub(3)..).unwrap_or_default();
-    while let Some(line) = rest.iter().position(|&byte| byte == b'\n') {
+    while let Some(line) = find_lf(rest) {
         rest = rest.get(line + 1..).unwrap_or_default();
         if matches!(rest, [b'\n', ..] | [b'\r', b'\n', ..]) {
             return true;
@@ -347,7 +347,7 @@ impl<'a> Walk<'a> {
         if !self.eat(b':') {
             return Err(Refusal::Malformed("a field name without its colon"));
         }
-        let value = self.take_while(is_value);
+        let value = self.take(value_len(self.bytes.get(self.at..).unwrap_or_default()));
         if !(self.eat(b'\r') && self.eat(b'\n')) {
             return Err(Refusal::Malformed(
                 "a byte in a value that may not stand there",
@@ -362,8 +362,13 @@ impl<'a> Walk<'a> {
             .iter()
             .position(|&byte| !fits(byte))
             .unwrap_or(rest.len());
+        self.take(len)
+    }
+
+    fn take(&mut self, len: usize) -> &'a [u8] {
+        let taken = self.bytes.get(self.at..self.at + len).unwrap_or_default();
         self.at += len;
-        rest.get(..len).unwrap_or_default()
+        taken
     }
 
     fn eat(&mut self, byte: u8) -> bool {
@@ -476,6 +481,36 @@ fn is_target(byte: u8) -> bool {
 /// What may stand in a field value: no control byte but the tab.
 fn is_value(byte: u8) -> bool {
     (byte >= b' ' && byte != 0x7f) || byte == b'\t'
+}
+
+/// How many of the first bytes may stand in a field value.
+fn value_len(bytes: &[u8]) -> usize {
+    // under the space, or DEL
+    let odd = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
+    let plain = skip_words(bytes, odd);
+    let rest = bytes.get(plain..).unwrap_or_default();
+    plain + rest.iter().take_while(|&&byte| is_value(byte)).count()
+}
+
+/// Where the first line feed stands.
+fn find_lf(bytes: &[u8]) -> Option<usize> {
+    let plain = skip_words(bytes, |word| zeros(word ^ (ONES * u64::from(b'\n'))));
+    let rest = bytes.get(plain..).unwrap_or_default();
+    Some(plain + rest.iter().position(|&byte| byte == b'\n')?)
+}
+
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// The highest bit of some byte is set where one is zero.
+fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word
+}
+
+/// Eight bytes at a time: how many come before those in which `odd` sets the highest bit of one.
+fn skip_words(bytes: &[u8], odd: impl Fn(u64) -> u64) -> usize {
+    let (words, _) = bytes.as_chunks::<8>();
+    let is_plain = |word: &&[u8; 8]| odd(u64::from_ne_bytes(**word)) & (ONES * 0x80) == 0;
+    8 * words.iter().take_while(is_plain).count()
 }
 
 #[cfg(test)]
@@ -641,6 +676,22 @@ mod tests {
                         .is_ok_and(|status| status.is_complete()),
                     "byte {byte:#x}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_found_by_words_is_found_by_bytes() {
+        for at in 0..24 {
+            for byte in 0..=255 {
+                for around in [b' ', b'~', 0x80, 0xff] {
+                    let mut bytes = [around; 24];
+                    bytes[at] = byte;
+                    let slow = bytes.iter().take_while(|&&byte| is_value(byte)).count();
+                    assert_eq!(value_len(&bytes), slow, "{byte:#x} at {at}");
+                    let slow = bytes.iter().position(|&byte| byte == b'\n');
+                    assert_eq!(find_lf(&bytes), slow, "{byte:#x} at {at}");
+                }
             }
         }
     }
