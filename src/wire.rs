@@ -44,6 +44,8 @@ pub struct Upload {
     outbox: Outbox,
     /// More of the body is to come from the client.
     has_more: bool,
+    /// TLS may hold bytes that the kernel does not have yet.
+    unflushed: bool,
     chunked: bool,
     /// Bytes that the body may have.
     limit: u64,
@@ -81,6 +83,7 @@ impl Upload {
         Upload {
             outbox: Outbox::new(head),
             has_more: body.is_some(),
+            unflushed: false,
             chunked: body.is_some_and(|body| body.chunked),
             limit: body.and_then(|body| body.limit).unwrap_or(u64::MAX),
             taken: 0,
@@ -95,6 +98,7 @@ impl Upload {
 
     /// Starts again, for another connection.
     pub fn rewind(&mut self) {
+        self.unflushed = false;
         self.outbox.rewind();
     }
 
@@ -105,17 +109,21 @@ impl Upload {
 
     /// Whether the body waits for the upstream's word.
     pub fn is_held_back(&self) -> bool {
-        self.held_back && self.outbox.is_empty()
+        self.held_back && self.is_written()
     }
 
     /// Whether it waits for the client, and not for the upstream.
     pub fn waits_for_client(&self) -> bool {
-        self.outbox.is_empty() && !self.held_back && self.has_more
+        self.is_written() && !self.held_back && self.has_more
     }
 
     /// Whether all of it is with the kernel.
     pub fn is_done(&self) -> bool {
-        !self.has_more && self.outbox.is_empty()
+        !self.has_more && self.is_written()
+    }
+
+    fn is_written(&self) -> bool {
+        self.outbox.is_empty() && !self.unflushed
     }
 
     /// Sends what can be sent; ready when all of it is with the kernel.
@@ -141,10 +149,12 @@ impl Upload {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
                 self.outbox.wrote(count);
+                self.unflushed = matches!(io, Io::Tls(_));
             }
-            if matches!(io, Io::Tls(_)) {
+            if self.unflushed {
                 ready!(Pin::new(&mut *io).poll_flush(context))
                     .map_err(|_| UploadError::Upstream)?;
+                self.unflushed = false;
             }
             if !self.has_more {
                 return Poll::Ready(Ok(()));
