@@ -23,7 +23,9 @@ rustPlatform.buildRustPackage (
         ../Cargo.toml
         ../Cargo.lock
         ../.clippy.toml
+        ../build.rs
         ../config.yaml
+        ../layout.ld
         ../src
         ../tests/e2e
       ];

@@ -40,6 +40,10 @@ const MAX_FIELDS: usize = 256;
 
 /// A request on its way to the upstream.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that are true or not, in any mix"
+)]
 pub struct Upload {
     outbox: Outbox,
     /// More of the body is to come from the client.

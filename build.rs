@@ -1,0 +1,11 @@
+//! Tells the linker of the static binary where code is to stand; see `layout.ld`. Other targets link as they please.
+
+use std::env;
+
+fn main() {
+    println!("cargo::rerun-if-changed=layout.ld");
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
+        let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/layout.ld");
+    }
+}
