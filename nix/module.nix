@@ -191,6 +191,10 @@ in
       description = "lean-proxy's listening sockets";
       wantedBy = [ "sockets.target" ];
       listenStreams = map socketOf addresses;
+      # systemd makes the files then
+      socketConfig = lib.optionalAttrs (cfg.settings.server.unix_socket_mode != null) {
+        SocketMode = cfg.settings.server.unix_socket_mode;
+      };
     };
 
     systemd.services.lean-proxy = {

@@ -32,6 +32,9 @@ let
   seconds = types.addCheck types.number (n: n >= 0) // {
     description = "number of seconds, 0 or more";
   };
+  mode = types.strMatching "0[0-7]{3}" // {
+    description = ''octal mode ("0660")'';
+  };
   names = types.listOf types.str;
   origin = types.strMatching ''\*|null|[a-z][a-z0-9+.-]*://[^/ ]+'' // {
     description = ''origin ("https://app.example.com", "https://*.example.com", "http://localhost:*", "*" or "null")'';
@@ -140,6 +143,7 @@ section {
     max_connections = key whole "Client connections at the same time; 0: what memory allows.";
     shutdown_timeout = key seconds "What requests in flight get when the service stops.";
     shutdown_delay = key seconds "How long the health report says 503 before the service stops listening.";
+    unix_socket_mode = key mode "Permissions of the files of `unix:` listeners, octal.";
     trusted_proxies = key names "Networks (CIDR) whose X-Forwarded headers are believed; empty: everybody's are appended to.";
   };
 

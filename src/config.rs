@@ -113,6 +113,8 @@ pub struct Server {
     pub shutdown_delay: Duration,
     /// Networks whose `X-Forwarded-*` is believed; empty: everybody's is kept and appended to.
     pub trusted_proxies: Vec<Network>,
+    /// Permissions of the files of `unix:` listeners. Default 0666: whoever can reach the folder may connect.
+    pub unix_socket_mode: u32,
 }
 
 /// `limits.memory`, `GOMEMLIMIT` and `LEAN_PROXY_MEMORY`.
@@ -269,7 +271,30 @@ fn server(s: &Section<'_>) -> Server {
         shutdown_timeout: time(s, "shutdown_timeout", 5.0).unwrap_or_default(),
         shutdown_delay: time(s, "shutdown_delay", 0.0).unwrap_or_default(),
         trusted_proxies: parsed_list(s, "trusted_proxies", parse_network),
+        unix_socket_mode: parsed(s, "unix_socket_mode", parse_mode).unwrap_or(0o666),
     }
+}
+
+/// Octal as `chmod` takes it, and seen to be so by its first digit: "0660", or `0o660` without quotes.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").or_else(|| text.strip_prefix('0'));
+    let mode = digits
+        .filter(|digits| digits.len() == 3 && digits.bytes().all(|digit| digit.is_ascii_digit()))
+        .and_then(|digits| u32::from_str_radix(digits, 8).ok())
+        .ok_or_else(|| {
+            format!(
+                "must be an octal mode such as \"0660\", got {}",
+                quote(text)
+            )
+        })?;
+    // unix(7): to connect is to write
+    if mode & 0o222 == 0 {
+        let shown = quote(text);
+        return Err(format!(
+            "lets nobody connect, for that takes the right to write: got {shown}"
+        ));
+    }
+    Ok(mode)
 }
 
 fn memory(s: &Section<'_>) -> Memory {
@@ -974,6 +999,21 @@ proxy:
     }
 
     #[test]
+    fn a_mode_is_octal_however_it_is_written() {
+        for (written, mode) in [
+            ("\"0660\"", 0o660),
+            ("0660", 0o660),
+            ("0o600", 0o600),
+            ("'0777'", 0o777),
+            ("${MODE:-0620}", 0o620),
+            ("null", 0o666),
+        ] {
+            let config = good(&plus(&format!("server:\n  unix_socket_mode: {written}")));
+            assert_eq!(config.server.unix_socket_mode, mode, "{written}");
+        }
+    }
+
+    #[test]
     fn every_default() {
         let config = good(&plus(""));
         let seconds = |seconds| Some(Duration::from_secs(seconds));
@@ -1009,6 +1049,7 @@ proxy:
                 shutdown_timeout: Duration::from_secs(5),
                 shutdown_delay: Duration::ZERO,
                 trusted_proxies: Vec::new(),
+                unix_socket_mode: 0o666,
             }
         );
         assert_eq!(config.memory, Memory::Auto);
@@ -1290,6 +1331,22 @@ proxy:
         (
             "server: {max_header_bytes: 10000000}",
             "c.yaml:1: server.max_header_bytes: must be at most 1048576",
+        ),
+        (
+            "server: {unix_socket_mode: \"0888\"}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"0888\"",
+        ),
+        (
+            "server: {unix_socket_mode: 432}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"432\"",
+        ),
+        (
+            "server: {unix_socket_mode: \"0o1660\"}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode",
+        ),
+        (
+            "server: {unix_socket_mode: \"0555\"}",
+            "c.yaml:1: server.unix_socket_mode: lets nobody connect",
         ),
         (
             "server:\n  trusted_proxies:\n  - 10.0.0.0/8\n  - 10.0.0.0/99",

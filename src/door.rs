@@ -1,6 +1,7 @@
 //! Where clients come in: listeners bound, connections accepted and seated.
 
 use std::{
+    fs::Permissions,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
@@ -39,6 +40,16 @@ const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 /// How long accepting pauses when descriptors have run out and nobody leaves.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// What all doors that are opened at a time have in common.
+pub struct Frame<'a> {
+    /// What the sockets' buffers may cost.
+    pub plan: &'a Plan,
+    /// The sockets that systemd handed over, by name.
+    pub inherited: &'a [(String, OwnedFd)],
+    /// Permissions of the file of a unix socket.
+    pub unix_socket_mode: u32,
+}
+
 /// One bound address: a socket for each worker. Dropping it closes them, and removes the file of a unix socket.
 pub struct Door {
     /// What the configuration says.
@@ -50,16 +61,12 @@ pub struct Door {
 }
 
 impl Door {
-    /// Binds an address for so many workers; `inherited` are the sockets that systemd handed over.
+    /// Binds an address for so many workers.
     ///
     /// # Errors
     /// What cannot be bound, with the address.
-    pub fn open(
-        listen: &Listen,
-        workers: usize,
-        plan: &Plan,
-        inherited: &[(String, OwnedFd)],
-    ) -> Result<Door> {
+    pub fn open(listen: &Listen, workers: usize, frame: &Frame<'_>) -> Result<Door> {
+        let plan = frame.plan;
         let mut door = Door {
             listen: listen.clone(),
             name: String::new(),
@@ -80,8 +87,8 @@ impl Door {
                 }
             }
             Listen::Address(address) => door.bind(*address, workers, plan)?,
-            Listen::Unix(path) => door.bind_unix(path, workers)?,
-            Listen::Inherited(name) => door.inherit(name, workers, plan, inherited)?,
+            Listen::Unix(path) => door.bind_unix(path, workers, frame.unix_socket_mode)?,
+            Listen::Inherited(name) => door.inherit(name, workers, frame)?,
         }
         Ok(door)
     }
@@ -96,6 +103,18 @@ impl Door {
             .get(worker)
             .ok_or_else(|| anyhow!("no socket for worker {worker}"))?;
         socket.try_clone().context("duplicating a listener")
+    }
+
+    /// Gives the file of a unix socket other permissions; where there is none nothing happens.
+    ///
+    /// # Errors
+    /// The file is gone, or belongs to somebody else by now.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        std::fs::set_permissions(file, Permissions::from_mode(mode))
+            .with_context(|| format!("changing the mode of {}", self.name))
     }
 
     fn bind(&mut self, address: SocketAddr, workers: usize, plan: &Plan) -> Result<()> {
@@ -113,7 +132,7 @@ impl Door {
     }
 
     /// A file that is left from a process that died is removed; one that somebody listens on is not.
-    fn bind_unix(&mut self, path: &Path, workers: usize) -> Result<()> {
+    fn bind_unix(&mut self, path: &Path, workers: usize, mode: u32) -> Result<()> {
         self.name = format!("unix:{}", path.display());
         if path
             .symlink_metadata()
@@ -128,8 +147,8 @@ impl Door {
         let bind = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            // like any TCP port: whoever can reach the folder may connect
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            // before it listens: nobody comes in by what the umask had left
+            std::fs::set_permissions(path, Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             Ok(socket)
         };
@@ -138,13 +157,8 @@ impl Door {
         self.share(&socket.into(), workers)
     }
 
-    fn inherit(
-        &mut self,
-        name: &str,
-        workers: usize,
-        plan: &Plan,
-        inherited: &[(String, OwnedFd)],
-    ) -> Result<()> {
+    fn inherit(&mut self, name: &str, workers: usize, frame: &Frame<'_>) -> Result<()> {
+        let inherited = frame.inherited;
         // a number is the descriptor itself, counted from 3 as systemd does
         let number = name
             .parse::<usize>()
@@ -163,7 +177,7 @@ impl Door {
             .is_some_and(|address| address.as_socket().is_some())
         {
             // whoever made the socket may not know them: what cannot be set is left as it is
-            drop(set_options(&SockRef::from(socket), plan));
+            drop(set_options(&SockRef::from(socket), frame.plan));
         }
         let address = address
             .and_then(|address| address.as_socket())

@@ -26,7 +26,7 @@ use crate::{
     budget::{Budget, Plan},
     config::{Config, Listen, Memory},
     dial::Io,
-    door::{self, Door},
+    door::{self, Door, Frame},
     keeper::Keeper,
     log,
     metrics::{self, Metrics},
@@ -80,16 +80,20 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         config.threads,
         config.server.max_connections,
     );
-    let open = |listen: &Listen, workers: usize| Door::open(listen, workers, &plan, &inherited);
+    let frame = Frame {
+        plan: &plan,
+        inherited: &inherited,
+        unix_socket_mode: config.server.unix_socket_mode,
+    };
     let doors = config
         .listen
         .iter()
-        .map(|listen| open(listen, config.threads))
+        .map(|listen| Door::open(listen, config.threads, &frame))
         .collect::<Result<Vec<_>>>()?;
     let exposed = config
         .metrics
         .as_ref()
-        .map(|listen| open(listen, 1))
+        .map(|listen| Door::open(listen, 1, &frame))
         .transpose()?;
     let start = SystemTime::now();
     let metrics = Arc::new(Metrics::new(start));
@@ -129,6 +133,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         let captain = Captain {
             words,
             doors,
+            exposed,
             config,
             plan,
             inherited,
@@ -277,6 +282,8 @@ async fn labour(
 struct Captain {
     words: Vec<mpsc::UnboundedSender<Word>>,
     doors: Vec<Door>,
+    /// That of the metrics.
+    exposed: Option<Door>,
     config: Arc<Config>,
     plan: Plan,
     inherited: Vec<(String, std::os::fd::OwnedFd)>,
@@ -342,6 +349,7 @@ impl Captain {
             signals.next_stop().await;
         }
         self.doors.clear();
+        self.exposed = None;
         log::info("stopped at the second signal", &[]);
         std::process::exit(0);
     }
@@ -381,10 +389,15 @@ impl Captain {
 
     fn take_over(&mut self, config: Arc<Config>) -> Result<()> {
         let workers = self.words.len();
+        let frame = Frame {
+            plan: &self.plan,
+            inherited: &self.inherited,
+            unix_socket_mode: config.server.unix_socket_mode,
+        };
         let mut fresh = Vec::new();
         for listen in &config.listen {
             if !self.doors.iter().any(|door| door.listen == *listen) {
-                fresh.push(Door::open(listen, workers, &self.plan, &self.inherited)?);
+                fresh.push(Door::open(listen, workers, &frame)?);
             }
         }
         let mut opened = Vec::new();
@@ -396,6 +409,13 @@ impl Captain {
         }
         self.doors
             .retain(|door| config.listen.contains(&door.listen));
+        if self.config.server.unix_socket_mode != config.server.unix_socket_mode {
+            for door in self.doors.iter().chain(&self.exposed) {
+                if let Err(error) = door.set_mode(config.server.unix_socket_mode) {
+                    log::warn("reload", &[("error", &format!("{error:#}"))]);
+                }
+            }
+        }
         self.doors.append(&mut fresh);
         let kept: Vec<Listen> = self.doors.iter().map(|door| door.listen.clone()).collect();
         log::init(config.log);

@@ -5,7 +5,10 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
-        unix::net::{UnixDatagram, UnixListener},
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixDatagram, UnixListener},
+        },
     },
     path::Path,
     process::{Command, Stdio},
@@ -499,6 +502,34 @@ fn a_socket_left_behind_is_taken_over() {
     assert!(path.exists());
     let _proxy = setup.start();
     assert_eq!(Client::unix(&path).get("/").text(), "ok");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn the_mode_of_a_socket_is_what_the_configuration_says() {
+    let upstream = Upstream::fixed(OK);
+    let both = "listen: 'unix:DIR/lean.sock'\nmetrics: {listen: 'unix:DIR/metrics.sock'}\n";
+    let usual = Proxy::before(&upstream, &format!("{ALL}{both}"));
+    assert_eq!(mode(&usual.dir().join("lean.sock")), 0o666);
+    let with_mode = |mode: &str| format!("{ALL}{both}server: {{unix_socket_mode: '{mode}'}}\n");
+    // whatever the umask says
+    let mut proxy = Setup::new(&with_mode("0660"))
+        .upstream("UP", &upstream)
+        .shell("umask 0777; exec \"$0\" \"$@\"", Stdio::null())
+        .start();
+    let paths = ["lean.sock", "metrics.sock"].map(|name| proxy.dir().join(name));
+    assert_eq!(paths.each_ref().map(|path| mode(path)), [0o660; 2]);
+    assert_eq!(Client::unix(&paths[0]).get("/").text(), "ok");
+    proxy.rewrite(&with_mode("0600"));
+    proxy.signal("HUP");
+    proxy.await_log("the reload", |line| line.contains("msg=\"reloaded\""));
+    assert_eq!(paths.each_ref().map(|path| mode(path)), [0o600; 2]);
+    assert_eq!(Client::unix(&paths[0]).get("/").text(), "ok");
+    assert_eq!(proxy.terminate().code(), Some(0));
+    assert!(paths.iter().all(|path| !path.exists()), "they are removed");
 }
 
 #[test]
