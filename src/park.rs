@@ -62,6 +62,10 @@ const LONGEST: u128 = 1 << 30;
 /// starve each other and a client in the middle of its work is left alone; in milliseconds.
 const SPARED: u32 = 250;
 
+/// How long a connection that has just come may take for its first byte when the program stops, and one that was just
+/// answered for its next; in milliseconds, of which up to a tick may be gone already.
+const AWAITED: (u32, u32) = (1_000, 500);
+
 /// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones.
 const STALLED: u32 = 5_000;
 
@@ -314,15 +318,22 @@ impl Park {
         }
     }
 
-    /// Tells every connection; those in the middle of an exchange finish it first.
-    pub fn tell_all(&self, order: Order) {
-        for entry in self
-            .entries
-            .borrow()
-            .iter()
-            .filter(|entry| entry.phase.get() != Phase::Empty)
-        {
-            entry.tell(order);
+    /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. Whoever
+    /// has only just come, or just been answered, is on the point of asking and is spared for now, to be told
+    /// `connection: close` with the answer instead of losing a request: call it again until nobody is left.
+    pub fn finish(&self) {
+        let now = self.now();
+        for entry in self.entries.borrow().iter() {
+            let age = now.wrapping_sub(entry.since.get());
+            let is_spared = match entry.phase.get() {
+                Phase::Empty => true,
+                Phase::Fresh => age < AWAITED.0,
+                Phase::Idle => age < AWAITED.1,
+                _ => false,
+            };
+            if !is_spared && !matches!(entry.order.get(), Order::Finish | Order::Leave) {
+                entry.tell(Order::Finish);
+            }
         }
     }
 

@@ -30,7 +30,6 @@ use crate::{
     keeper::Keeper,
     log,
     metrics::{self, Metrics},
-    park::Order,
     sys,
     worker::Worker,
 };
@@ -267,8 +266,8 @@ async fn labour(
                 for (_, door) in doors.drain(..) {
                     door.abort();
                 }
-                worker.park.tell_all(Order::Finish);
                 while worker.park.open() > 0 && Instant::now() < end {
+                    worker.park.finish();
                     sleep(Duration::from_millis(10)).await;
                 }
                 return Ok(());

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
         unix::{
@@ -12,6 +12,11 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -729,6 +734,158 @@ fn exchanges_in_flight_are_finished_before_the_end() {
         assert_eq!(busy.reader().exact(2).unwrap(), b"cd");
         assert_eq!(busy.end(), End::Clean);
         assert_eq!(proxy.exit().code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn who_has_just_come_or_just_asked_is_answered_before_the_end() {
+    let (upstream, rest) = halves();
+    let yaml = format!("{ALL}server: {{shutdown_timeout: 20}}\n");
+    // a second and half a second, less a tick of the clock; where the machine was too busy for that it is asked again
+    for (asked_before, promise) in [(false, 750), (true, 250)] {
+        let start = Instant::now();
+        loop {
+            if start.elapsed() > PATIENCE {
+                return skip("this machine is too busy");
+            }
+            let mut proxy = Proxy::before(&upstream, &yaml);
+            let mut busy = half_read(&proxy);
+            let mut client = proxy.client();
+            if !asked_before {
+                // it is accepted when one that came after it is
+                assert_eq!(proxy.get("/").status, 200);
+            }
+            let since = Instant::now();
+            if asked_before {
+                assert_eq!(client.get("/").status, 200);
+            }
+            proxy.signal("TERM");
+            eventually("the listener closes", || is_closed(&proxy));
+            let sent = client.try_send(get("/"));
+            let was_in_time = since.elapsed() < Duration::from_millis(promise);
+            let answer = sent.map(|()| client.try_receive());
+            rest.raise();
+            assert_eq!(busy.reader().exact(2).unwrap(), b"cd");
+            assert_eq!(proxy.exit().code(), Some(0));
+            if was_in_time {
+                let answer = answer.unwrap().unwrap();
+                assert_eq!(
+                    (answer.status, answer.one("connection")),
+                    (200, Some("close"))
+                );
+                break;
+            }
+        }
+    }
+}
+
+/// What became of the requests of one client of [`twenty_restarts_under_load_lose_no_request`].
+#[derive(Debug, Default)]
+struct Tally {
+    answered: AtomicUsize,
+    repeated: AtomicUsize,
+    lost: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+}
+
+/// Raises the flag when it is dropped.
+struct EndOf<'a>(&'a AtomicBool);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Asks again and again until told to stop, on one connection as long as that is kept, or on one for each request.
+///
+/// A request on a connection that served others before, and that closes without a byte of answer, is sent once more:
+/// a GET is idempotent, and RFC 9112 §9.3.1 lets a client repeat it then by itself. Nothing else is repeated, and a
+/// connection whose answer says `connection: close` is not used again.
+fn keep_asking(address: SocketAddr, keep: bool, stop: &AtomicBool, tally: &Tally) {
+    let plain = get("/");
+    let last = with("GET /", &["Connection: close"]);
+    let request = if keep { &plain } else { &last };
+    let mut kept: Option<Client> = None;
+    while !stop.load(Ordering::SeqCst) {
+        let mut is_fresh = kept.is_none();
+        let mut client = kept.take().unwrap_or_else(|| Client::connect(address));
+        loop {
+            let sent = client.try_send(request);
+            let head = sent.and_then(|()| client.reader().response_head(""));
+            let had_no_byte = client.reader().pending() == 0;
+            match head {
+                Ok(Some(head)) => match client.body(head.framing) {
+                    Ok(_) if head.status == 200 => {
+                        tally.answered.fetch_add(1, Ordering::SeqCst);
+                        let is_over = head.fields.list("connection").contains(&"close".to_owned());
+                        kept = (keep && !is_over).then_some(client);
+                    }
+                    outcome => tally
+                        .lost
+                        .lock()
+                        .unwrap()
+                        .push(format!("{head:?}: {outcome:?}")),
+                },
+                Ok(None) | Err(_) if !is_fresh && had_no_byte => {
+                    tally.repeated.fetch_add(1, Ordering::SeqCst);
+                    is_fresh = true;
+                    client = Client::connect(address);
+                    continue;
+                }
+                other => tally
+                    .lost
+                    .lock()
+                    .unwrap()
+                    .push(format!("fresh: {is_fresh}, {other:?}")),
+            }
+            break;
+        }
+    }
+}
+
+#[test]
+fn twenty_restarts_under_load_lose_no_request() {
+    let upstream = Upstream::fixed(OK);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let start = || {
+        let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+        let socket = OwnedFd::from(listener.try_clone().unwrap());
+        Setup::new(&format!("{ALL}listen: 'fd:3'\n"))
+            .upstream("UP", &upstream)
+            .env("LISTEN_FDS", "1")
+            .shell(script, socket)
+            .start()
+    };
+    let stop = AtomicBool::new(false);
+    let tallies: [Tally; 4] = Default::default();
+    let _last = thread::scope(|scope| {
+        for (index, tally) in tallies.iter().enumerate() {
+            let stop = &stop;
+            scope.spawn(move || keep_asking(address, index % 2 == 0, stop, tally));
+        }
+        // whatever happens here, the clients end; and the last proxy serves until they have
+        let _end = EndOf(&stop);
+        let mut proxy = start();
+        for _ in 0..20 {
+            let before = tallies.each_ref().map(Tally::answered);
+            eventually("every client is served on", || {
+                let mut pairs = tallies.iter().zip(before);
+                pairs.all(|(tally, before)| tally.answered() >= before + 5)
+            });
+            assert_eq!(proxy.terminate().code(), Some(0));
+            proxy = start();
+        }
+        proxy
+    });
+    for tally in &tallies {
+        assert_eq!(*tally.lost.lock().unwrap(), Vec::<String>::new());
     }
 }
 

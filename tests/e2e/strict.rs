@@ -180,6 +180,11 @@ impl<R: Read> Reader<R> {
         self.gone + self.at
     }
 
+    /// Bytes that came and were not handed out.
+    pub fn pending(&self) -> usize {
+        self.buffer.len() - self.at
+    }
+
     /// The next head with its blank line; `None` where the stream ends before its first byte.
     pub fn head(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut seen = self.at;
