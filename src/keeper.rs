@@ -85,6 +85,12 @@ impl Keeper {
         idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
     }
 
+    /// After a reload: what it took is given back once all is quiet, as after any other work.
+    pub fn tidy_again(&self) {
+        self.rested.set(false);
+        self.worker.park.rouse();
+    }
+
     /// Brings the gauges up to date.
     fn tell(&self) {
         let worker = &self.worker;

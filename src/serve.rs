@@ -240,8 +240,9 @@ async fn labour(
     for (listen, socket) in sockets {
         doors.push((listen, door::attend_to(&worker, socket)?));
     }
-    let keeper = Keeper::new(Rc::clone(&worker), birth.limit);
-    tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || keeper.look()));
+    let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
+    let looks = Rc::clone(&keeper);
+    tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || looks.look()));
     while let Some(word) = words.recv().await {
         match word {
             Word::Reload {
@@ -250,6 +251,7 @@ async fn labour(
                 kept,
             } => {
                 worker.reload(config);
+                keeper.tidy_again();
                 doors.retain(|(listen, door)| {
                     let stays = kept.contains(listen);
                     if !stays {

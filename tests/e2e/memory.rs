@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write,
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixDatagram,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -127,6 +128,83 @@ fn asks(stream: &mut TcpStream, target: &str) {
     let answer = reader.response_head("").unwrap().unwrap();
     reader.body(answer.framing).unwrap();
     assert_eq!(answer.status, 200);
+}
+
+/// Every descriptor of a process, as the link in /proc shows it; sockets without their numbers.
+fn descriptors(proxy: &Proxy) -> Vec<String> {
+    let folder = fs::read_dir(format!("/proc/{}/fd", proxy.pid())).unwrap();
+    let links = folder.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let mut links: Vec<String> = links
+        .map(|link| {
+            let link = link.display().to_string();
+            link.split(":[").next().unwrap_or_default().to_owned()
+        })
+        .collect();
+    links.sort();
+    links
+}
+
+#[test]
+fn reloads_leave_nothing_behind() {
+    let route = |index: usize, token: &str| {
+        let edits = "request_headers: {set: {X-A: 'some value'}, remove: [X-B]}";
+        format!("- {{path: /{index}/, target: '{token}', {edits}, cors: {{max_age: {index}}}}}\n")
+    };
+    let routes = |token: &str| (0..8).map(|index| route(index, token)).collect::<String>();
+    let rest = "cors: {allowed_origins: ['https://a.example']}\nmetrics: {listen: '127.0.0.1:0'}\n\
+        server: {idle_timeout: 600}\ntransport: {idle_conn_timeout: 600}\n";
+    let one = format!(
+        "listen: '127.0.0.1:0'\n{rest}routes:\n{}",
+        routes("http://UP")
+    );
+    // another listener, other targets, roots to be read, and a mistake
+    let two = format!(
+        "listen: ['127.0.0.1:0', 'unix:DIR/more.sock']\n{rest}routes:\n{}{}",
+        routes("https://UP"),
+        route(8, "http://UP")
+    );
+    let bad = format!("{two}nonsense: true\n");
+    let upstream = Upstream::fixed(OK);
+    let setup = Setup::new(&one);
+    let told = UnixDatagram::bind(setup.dir().join("notify")).unwrap();
+    told.set_read_timeout(Some(PATIENCE)).unwrap();
+    let is_ready = || {
+        let mut buffer = [0; 256];
+        let length = told.recv(&mut buffer).unwrap();
+        buffer[..length].starts_with(b"READY=1")
+    };
+    let proxy = setup
+        .upstream("UP", &upstream)
+        .env("NOTIFY_SOCKET", "DIR/notify")
+        .start();
+    eventually("it has started", is_ready);
+    let reload = |count: usize| {
+        for index in 0..count {
+            proxy.rewrite([&two, &bad, &one, &one][index % 4]);
+            proxy.signal("HUP");
+            eventually("it has reloaded", is_ready);
+        }
+    };
+    // one client and one upstream connection, so that the descriptors are the same ones at each look
+    let mut kept = proxy.client();
+    let mut serves = || assert_eq!(kept.get("/1/").status, 200);
+    reload(40);
+    serves();
+    let (files, anonymous) = (descriptors(&proxy), proxy.own_kb());
+    reload(if is_release() { 1000 } else { 100 });
+    serves();
+    assert_eq!(descriptors(&proxy), files);
+    settles("own memory", anonymous + 100, || proxy.own_kb());
+    if !is_release() {
+        return;
+    }
+    // with nobody at work, too, the code that a reload needed goes out of memory again: more than a megabyte
+    settles("at rest", IDLE_CEILING, || proxy.pss_kb());
+    let rest = proxy.memory("Rss");
+    reload(1);
+    settles("after a reload in the quiet", rest + 500, || {
+        proxy.memory("Rss")
+    });
 }
 
 #[test]
