@@ -239,39 +239,64 @@ fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
     Ok(())
 }
 
+/// A listening socket of either family, ready to be awaited.
+pub enum Listener {
+    /// A port.
+    Tcp(TcpListener),
+    /// A file.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Takes a socket that listens.
+    ///
+    /// # Errors
+    /// A socket that is none, or does not listen.
+    pub fn new(socket: OwnedFd) -> Result<Listener> {
+        let domain = SockRef::from(&socket)
+            .domain()
+            .context("asking a listener for its kind")?;
+        SockRef::from(&socket)
+            .set_nonblocking(true)
+            .context("preparing a listener")?;
+        if domain == Domain::UNIX {
+            UnixListener::from_std(socket.into()).map(Listener::Unix)
+        } else {
+            TcpListener::from_std(socket.into()).map(Listener::Tcp)
+        }
+        .context("preparing a listener")
+    }
+
+    /// The next connection, and its address where it has one.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory, or the client has left already.
+    pub async fn accept(&self) -> io::Result<(Io, Option<SocketAddr>)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((Io::Tcp(stream), Some(address)))
+            }
+            Listener::Unix(listener) => Ok((Io::Unix(listener.accept().await?.0), None)),
+        }
+    }
+}
+
 /// Accepts on a socket until the task is aborted.
 ///
 /// # Errors
 /// A socket that is none, or does not listen.
 pub fn attend_to(worker: &Rc<Worker>, socket: OwnedFd) -> Result<JoinHandle<()>> {
-    let domain = SockRef::from(&socket)
-        .domain()
-        .context("asking a listener for its kind")?;
-    SockRef::from(&socket)
-        .set_nonblocking(true)
-        .context("preparing a listener")?;
+    let listener = Listener::new(socket)?;
     let worker = Rc::clone(worker);
-    Ok(if domain == Domain::UNIX {
-        let listener = UnixListener::from_std(socket.into()).context("preparing a listener")?;
-        tokio::task::spawn_local(async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => admit(&worker, Io::Unix(stream), None).await,
-                    Err(error) => pause(&worker, &error).await,
-                }
+    Ok(tokio::task::spawn_local(async move {
+        loop {
+            match listener.accept().await {
+                Ok((io, address)) => admit(&worker, io, address).await,
+                Err(error) => pause(&worker, &error).await,
             }
-        })
-    } else {
-        let listener = TcpListener::from_std(socket.into()).context("preparing a listener")?;
-        tokio::task::spawn_local(async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, address)) => admit(&worker, Io::Tcp(stream), Some(address)).await,
-                    Err(error) => pause(&worker, &error).await,
-                }
-            }
-        })
-    })
+        }
+    }))
 }
 
 /// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the

@@ -4,6 +4,7 @@
 //! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -14,7 +15,6 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, UnixListener},
     runtime::LocalRuntime,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -23,10 +23,10 @@ use tokio::{
 };
 
 use crate::{
-    budget::{Budget, Plan},
+    budget::{Budget, CONNECTION, Plan},
     config::{Config, Listen, Memory},
     dial::Io,
-    door::{self, Door, Frame},
+    door::{self, Door, Frame, Listener},
     keeper::Keeper,
     log,
     metrics::{self, Metrics},
@@ -39,6 +39,12 @@ pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 
 /// How long whoever asks for the metrics may take.
 const EXPOSURE: Duration = Duration::from_secs(5);
+
+/// How many may ask at a time.
+const ASKERS: usize = 4;
+
+/// Bytes of each beside its connection: a head of 8 kB at most, and the page twice.
+const ASKER: u64 = 24_000;
 
 /// What every worker is born with.
 #[derive(Clone)]
@@ -95,12 +101,11 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         .map(|listen| Door::open(listen, 1, &frame))
         .transpose()?;
     let start = SystemTime::now();
-    let metrics = Arc::new(Metrics::new(start));
     let birth = Birth {
         config: Arc::clone(&config),
         plan,
         limit,
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::new(Metrics::new(start)),
         start,
     };
 
@@ -110,7 +115,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         let (sender, receiver) = mpsc::unbounded_channel();
         words.push(sender);
         let (birth, sockets) = (birth.clone(), sockets(&doors, index)?);
-        let work = move || runtime()?.block_on(labour(birth, sockets, receiver));
+        let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(512 * 1024);
@@ -119,10 +124,8 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     let (sender, receiver) = mpsc::unbounded_channel();
     words.push(sender);
     let own = sockets(&doors, 0)?;
+    let asked = exposed.as_ref().map(|door| door.socket(0)).transpose()?;
     let result = runtime()?.block_on(async {
-        if let Some(door) = &exposed {
-            tokio::task::spawn_local(expose(door.socket(0)?, metrics));
-        }
         let signals = Signals::hear()?;
         greet(&birth, &doors, exposed.as_ref());
         // most of what the start needed is not needed again
@@ -139,7 +142,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
             reread,
         };
         tokio::task::spawn_local(captain.command(signals));
-        labour(birth, own, receiver).await
+        labour(birth, own, asked, receiver).await
     });
     for thread in threads {
         if thread.join().is_err() {
@@ -224,10 +227,11 @@ fn runtime() -> Result<LocalRuntime> {
         .context("starting the runtime")
 }
 
-/// A worker's life: accept, sweep, and do as told.
+/// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
 async fn labour(
     birth: Birth,
     sockets: Vec<(Listen, std::os::fd::OwnedFd)>,
+    exposed: Option<std::os::fd::OwnedFd>,
     mut words: mpsc::UnboundedReceiver<Word>,
 ) -> Result<()> {
     let worker = Worker::new(
@@ -243,6 +247,10 @@ async fn labour(
     let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
     let looks = Rc::clone(&keeper);
     tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || looks.look()));
+    if let Some(socket) = exposed {
+        let listener = Listener::new(socket)?;
+        tokio::task::spawn_local(expose(Rc::clone(&worker), listener));
+    }
     while let Some(word) = words.recv().await {
         match word {
             Word::Reload {
@@ -463,33 +471,27 @@ async fn watchdog() {
     }
 }
 
-/// Answers Prometheus, one asker after the other: whatever is asked, the counters are the answer.
-async fn expose(socket: std::os::fd::OwnedFd, metrics: Arc<Metrics>) -> Result<()> {
-    let socket = socket2::SockRef::from(&socket)
-        .set_nonblocking(true)
-        .map(|()| socket)
-        .context("preparing the metrics listener")?;
-    let is_unix = socket2::SockRef::from(&socket)
-        .domain()
-        .context("asking the metrics listener")?
-        == socket2::Domain::UNIX;
-    if is_unix {
-        let listener =
-            UnixListener::from_std(socket.into()).context("preparing the metrics listener")?;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(timeout(EXPOSURE, tell(Io::Unix(stream), &metrics)).await),
-                Err(_) => sleep(Duration::from_millis(100)).await,
-            }
-        }
-    }
-    let listener =
-        TcpListener::from_std(socket.into()).context("preparing the metrics listener")?;
+/// Answers Prometheus: whatever is asked, the counters are the answer. A few are answered at a time, paid for whether
+/// there is memory or not; when one more comes, whoever is at it longest gives way, so that nobody who is silent keeps
+/// the others from being heard.
+async fn expose(worker: Rc<Worker>, listener: Listener) {
+    let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(timeout(EXPOSURE, tell(Io::Tcp(stream), &metrics)).await),
-            Err(_) => sleep(Duration::from_millis(100)).await,
+        let Ok((io, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        askers.retain(|asker| !asker.is_finished());
+        if askers.len() == ASKERS
+            && let Some(longest) = askers.pop_front()
+        {
+            longest.abort();
         }
+        let worker = Rc::clone(&worker);
+        askers.push_back(tokio::task::spawn_local(async move {
+            let _permit = worker.budget.force(CONNECTION + ASKER);
+            drop(timeout(EXPOSURE, tell(io, &worker.metrics)).await);
+        }));
     }
 }
 

@@ -26,6 +26,7 @@ mod upgrade;
 // what the proxy answers itself
 mod cors;
 mod health;
+mod metrics;
 
 // bounds
 mod limits;
