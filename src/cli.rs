@@ -3,9 +3,10 @@
 //! Pure: arguments in, a [`Command`] out. Whether a file exists, and what the environment holds, is asked by `main`.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, Write},
-    path::PathBuf,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
 };
 
 /// What `--help` prints.
@@ -20,6 +21,7 @@ usage:
   lean-proxy --version, -V         the version
 
 CONFIG is a YAML file. Without it: the YAML in $LEAN_PROXY_CONFIG, else the file /config.yaml.
+Where process 1 is a lean-proxy, as in its container, --health alone asks that one.
 
 environment:
   LEAN_PROXY_CONFIG                the configuration itself
@@ -164,6 +166,21 @@ impl Mode {
     }
 }
 
+/// The configuration that a process serves, from its command line as /proc shows it: each argument with a zero byte
+/// behind it. `None` if its program bears another name than `own`, or does not serve. A container's health check finds so
+/// what the container was started with.
+pub fn served(command_line: &[u8], own: &OsStr) -> Option<Place> {
+    let mut words = command_line.strip_suffix(b"\0")?.split(|byte| *byte == 0);
+    let name = |program: &OsStr| Path::new(program).file_name().map(OsStr::to_owned);
+    if name(OsStr::from_bytes(words.next()?))? != name(own)? {
+        return None;
+    }
+    match parse(words.map(|word| OsStr::from_bytes(word).to_owned())) {
+        Ok(Command::Serve(place)) => Some(place),
+        _ => None,
+    }
+}
+
 /// Says something on stdout; gives exit code 0, or 3 where nobody can read it.
 pub fn say(text: &str) -> u8 {
     if writeln!(io::stdout(), "{}", text.trim_end()).is_ok() {
@@ -243,6 +260,31 @@ mod tests {
                 "{sentence}"
             );
         }
+    }
+
+    #[test]
+    fn what_another_process_serves_is_read_from_its_command_line() {
+        let file = |path: &str| Some(Place::File(path.into()));
+        for (line, expected) in [
+            ("/lean-proxy\0/other.yaml\0", file("/other.yaml")),
+            ("lean-proxy\0--\0-x.yaml\0", file("-x.yaml")),
+            ("/usr/bin/lean-proxy\0/a b\n.yaml\0", file("/a b\n.yaml")),
+            ("/lean-proxy\0", Some(Place::Default)),
+            // no server, no lean-proxy, nothing at all
+            ("/lean-proxy\0--health\0", None),
+            ("/lean-proxy\0--nonsense\0", None),
+            ("/lean-proxy\0a\0b\0", None),
+            ("/lean-proxy\0\0", None),
+            ("/sbin/init\0", None),
+            ("/tini\0--\0/lean-proxy\0/other.yaml\0", None),
+            ("/\0", None),
+            ("\0", None),
+            ("", None),
+        ] {
+            let found = served(line.as_bytes(), OsStr::new("/opt/lean-proxy"));
+            assert_eq!(found, expected, "{line:?}");
+        }
+        assert_eq!(served(b"/lean-proxy\0", OsStr::new("")), None);
     }
 
     #[test]

@@ -135,10 +135,20 @@ fn check(place: Place) -> u8 {
     }
 }
 
+/// Where nothing is named and process 1 is a lean-proxy, that one is meant: a container's health check is the same
+/// command whatever the container was started with.
+fn running(place: Place) -> Place {
+    let (Place::Default, Some(own)) = (&place, env::args_os().next()) else {
+        return place;
+    };
+    let first = std::fs::read("/proc/1/cmdline").unwrap_or_default();
+    cli::served(&first, &own).unwrap_or(place)
+}
+
 fn health(asked: Asked) -> u8 {
     let result = match asked {
         Asked::Url(url) => health::ask_url(&url),
-        Asked::Config(place) => match Origin::of(place).map(|origin| origin.load()) {
+        Asked::Config(place) => match Origin::of(running(place)).map(|origin| origin.load()) {
             None => return cli::complain(USAGE, [cli::USAGE]),
             Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
             Some(Ok(config)) => health::ask(&config),

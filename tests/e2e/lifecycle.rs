@@ -23,8 +23,8 @@ use std::{
 use crate::{
     json::Json,
     support::{
-        ALL, Client, End, Finished, OK, PATIENCE, Peer, Proxy, Setup, Signal, Upstream, eventually,
-        get, seen, signal, skip, with,
+        ALL, Client, End, Finished, OK, PATIENCE, Peer, Proxy, Setup, Signal, Upstream, binary,
+        eventually, get, seen, signal, skip, with,
     },
 };
 
@@ -687,6 +687,51 @@ fn health_that_does_not_answer_is_a_1_in_two_seconds() {
     );
 }
 
+#[test]
+fn health_alone_asks_the_first_process_of_its_container() {
+    let container = "unshare --user --map-root-user --pid --fork --kill-child --mount-proc";
+    let can = Command::new("/bin/sh")
+        .args(["-c", &format!("{container} true && nsenter --version")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !can.is_ok_and(|status| status.success()) {
+        return skip("no process namespaces here");
+    }
+    let upstream = Upstream::fixed(OK);
+    let mut proxy = Setup::new(&format!("{ALL}listen: 'unix:DIR/lean.sock'\n"))
+        .upstream("UP", &upstream)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .shell(&format!("exec {container} \"$0\" \"$@\""), Stdio::null())
+        .start();
+    let Some(inner) = first_child(&proxy) else {
+        return skip("the children of a process are not shown here");
+    };
+    let health = || {
+        let inside = [
+            "--preserve-credentials",
+            "--target",
+            &inner,
+            "--user",
+            "--mount",
+            "--pid",
+        ];
+        let run = Command::new("nsenter")
+            .args(inside)
+            .arg(binary())
+            .arg("--health")
+            .env_remove("LEAN_PROXY_CONFIG")
+            .output()
+            .unwrap();
+        (run.status.code(), String::from_utf8(run.stdout).unwrap())
+    };
+    assert_eq!(health(), (Some(0), "ok\n".to_owned()));
+    fs::remove_file(proxy.dir().join("lean.sock")).unwrap();
+    assert_eq!(health(), (Some(1), String::new()), "nobody is there");
+    signal("TERM", &inner);
+    assert_eq!(proxy.exit().code(), Some(0));
+}
+
 // ---- the end ----
 
 /// An upstream that sends half its answer, and the other half when the signal is raised.
@@ -1003,6 +1048,13 @@ fn a_tunnel_does_not_outlive_the_shutdown_timeout() {
     upstream.await_note("left 0");
 }
 
+/// The process that a program which stands before the proxy started, where the kernel tells.
+fn first_child(proxy: &Proxy) -> Option<String> {
+    let path = format!("/proc/{0}/task/{0}/children", proxy.pid());
+    let children = fs::read_to_string(path).unwrap_or_default();
+    children.split_whitespace().next().map(str::to_owned)
+}
+
 #[test]
 fn as_the_first_process_of_a_container_it_stops_when_asked() {
     let unshare = Command::new("unshare")
@@ -1020,12 +1072,10 @@ fn as_the_first_process_of_a_container_it_stops_when_asked() {
         .shell(script, Stdio::null());
     let mut proxy = setup.start();
     assert_eq!(proxy.get("/").status, 200);
-    let children =
-        fs::read_to_string(format!("/proc/{0}/task/{0}/children", proxy.pid())).unwrap_or_default();
-    let Some(inner) = children.split_whitespace().next() else {
+    let Some(inner) = first_child(&proxy) else {
         return skip("the children of a process are not shown here");
     };
-    signal("TERM", inner);
+    signal("TERM", &inner);
     assert_eq!(proxy.exit().code(), Some(0));
 }
 
