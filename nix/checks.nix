@@ -42,7 +42,7 @@ in
     tar -xf ${packages.dockerImage}
     test "$(tar -tf */layer.tar | sed 's,^\./,,' | grep -v '/$' | grep .)" = lean-proxy
     jq -e '.config | .Entrypoint == ["/lean-proxy"] and .Cmd == ["/config.yaml"]
-      and .User == "65532:65532" and (.Env // []) == []
+      and .User == "65532:65532" and .Env == ["PORT=80"]
       and .Healthcheck.Test == ["CMD", "/lean-proxy", "--health"]' "$(jq -r '.[0].Config' manifest.json)"
     touch $out
   '';

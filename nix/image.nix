@@ -25,6 +25,9 @@ dockerTools.buildImage {
     # Numeric, for there is no /etc/passwd. Docker lets any user bind port 80.
     User = "65532:65532";
     ExposedPorts."80/tcp" = { };
+    # Where a config listens that leaves it to the environment, as the repository's config.yaml does.
+    Env = [ "PORT=80" ];
+    # Asks whatever config process 1 was started with.
     Healthcheck = {
       Test = [
         "CMD"

@@ -1800,7 +1800,17 @@ proxy:
         let errors = load(Source::File(&latin), NOTHING).unwrap_err();
         std::fs::remove_file(&latin).unwrap();
         assert_eq!(errors, [format!("{}:2: must be UTF-8", latin.display())]);
-        assert!(load(Source::File(Path::new("config.yaml")), NOTHING).is_ok());
+    }
+
+    #[test]
+    fn the_sample_listens_where_its_user_may() {
+        let sample = Source::File(Path::new("config.yaml"));
+        let on_a_desk = load(sample, NOTHING).unwrap();
+        assert_eq!(on_a_desk.listen, [Listen::Everywhere(8080)]);
+        // as the image sets it
+        let in_a_container = load(sample, &with(&[("PORT", "80")])).unwrap();
+        assert_eq!(in_a_container.listen, [Listen::Everywhere(80)]);
+        assert!(in_a_container.warnings.is_empty());
     }
 
     /// Xorshift: the same bytes on every run.

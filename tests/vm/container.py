@@ -14,6 +14,7 @@ with subtest("the image loads"):
     image = json.loads(proxy.succeed("docker image inspect lean-proxy:latest"))[0]
     check.assertEqual(image["Config"]["Entrypoint"], ["/lean-proxy"])
     check.assertEqual(image["Config"]["User"], "65532:65532")
+    check.assertIn("PORT=80", image["Config"]["Env"])
 
 address = proxy.succeed("getent ahostsv4 upstream | cut -d' ' -f1 | head -1").strip()
 for name, label in (("config", "the-usual"), ("other", "the-other")):
