@@ -12,6 +12,7 @@
       networking.firewall.enable = false;
       environment.systemPackages = [ pkgs.python3 ];
       environment.etc."vm/client.py".source = ./world/client.py;
+      environment.etc."vm/config.yaml".source = ../../config.yaml;
       environment.etc."vm/image.tar.gz".source = image;
     };
   nodes.upstream = ./world/upstream.nix;

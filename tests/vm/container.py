@@ -17,17 +17,18 @@ with subtest("the image loads"):
     check.assertIn("PORT=80", image["Config"]["Env"])
 
 address = proxy.succeed("getent ahostsv4 upstream | cut -d' ' -f1 | head -1").strip()
-for name, label in (("config", "the-usual"), ("other", "the-other")):
+
+
+def write(name: str, label: str) -> None:
+    """In place: the container has the file itself and not its name."""
     proxy.succeed(
         f"mkdir -p /srv; printf 'version: {label}\\nlisten: :80\\nroutes:\\n  - path: /api/\\n    target: http://{address}:8080/base/\\n' "
         f"> /srv/{name}.yaml; chmod 644 /srv/{name}.yaml"
     )
 
 
-def run(name: str, port: int, mount: str, *arguments: str) -> None:
-    proxy.succeed(
-        f"docker run -d --name {name} -p {port}:80 --memory=10m -v /srv/{mount}:/{mount} lean-proxy:latest {' '.join(arguments)}"
-    )
+def run(name: str, port: int, mounts: str, *arguments: str) -> None:
+    proxy.succeed(f"docker run -d --name {name} -p {port}:80 --memory=10m -v {mounts} lean-proxy:latest {' '.join(arguments)}")
     proxy.wait_until_succeeds(f"curl -sf --max-time 2 http://127.0.0.1:{port}/health", timeout=60)
 
 
@@ -35,18 +36,32 @@ def state(name: str, of: str) -> str:
     return proxy.succeed(f"docker inspect -f '{{{{.State.{of}}}}}' {name}").strip()
 
 
+with subtest("with the repository's own config, as the README has it"):
+    proxy.succeed("mkdir -p /srv; install -m 644 /etc/vm/config.yaml /srv/own.yaml")
+    run("own", 8082, "/srv/own.yaml:/config.yaml")
+    check.assertEqual(proxy.succeed("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8082/").strip(), "502")
+
 with subtest("with a config at /config.yaml"):
-    run("usual", 8080, "config.yaml")
+    write("config", "the-usual")
+    run("usual", 8080, "/srv/config.yaml:/config.yaml")
     seen = json.loads(proxy.succeed("curl -sf http://127.0.0.1:8080/api/x"))
     check.assertEqual(seen["target"], "/base/x")
 
 with subtest("with a config elsewhere"):
-    run("other", 8081, "other.yaml", "/other.yaml")
+    write("other", "the-other")
+    run("other", 8081, "/srv/other.yaml:/other.yaml", "/other.yaml")
     check.assertIn("the-other", proxy.succeed("curl -sf 'http://127.0.0.1:8081/health?format=json'"))
 
 with subtest("the container's own health check"):
-    proxy.succeed("docker exec usual /lean-proxy --health")
-    proxy.wait_until_succeeds("test $(docker inspect -f '{{.State.Health.Status}}' usual) = healthy", timeout=60)
+    for name in ("own", "usual", "other"):
+        check.assertEqual(proxy.succeed(f"docker exec {name} /lean-proxy --health").strip(), "ok")
+        proxy.wait_until_succeeds(f"test $(docker inspect -f '{{{{.State.Health.Status}}}}' {name}) = healthy", timeout=60)
+
+with subtest("it reloads when told"):
+    write("config", "the-new")
+    proxy.succeed("docker kill -s HUP usual")
+    proxy.wait_until_succeeds("curl -sf 'http://127.0.0.1:8080/health?format=json' | grep -q the-new", timeout=20)
+    check.assertEqual(state("usual", "Running"), "true")
 
 with subtest("load and attacks inside ten megabytes"):
     client = "python3 /etc/vm/client.py"
@@ -59,6 +74,6 @@ with subtest("load and attacks inside ten megabytes"):
     check.assertEqual(state("usual", "Running"), "true")
 
 with subtest("it stops at once when asked"):
-    proxy.succeed("timeout 8 docker stop -t 10 usual other")
+    proxy.succeed("timeout 8 docker stop -t 10 usual other own")
     check.assertEqual(state("usual", "ExitCode"), "0")
-    proxy.succeed("docker rm usual other")
+    proxy.succeed("docker rm usual other own")
