@@ -1,6 +1,7 @@
 //! Where clients come in: listeners bound, connections accepted and seated.
 
 use std::{
+    cell::{Cell, RefCell},
     fs::Permissions,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -282,21 +283,61 @@ impl Listener {
     }
 }
 
-/// Accepts on a socket until the task is aborted.
-///
-/// # Errors
-/// A socket that is none, or does not listen.
-pub fn attend_to(worker: &Rc<Worker>, socket: OwnedFd) -> Result<JoinHandle<()>> {
-    let listener = Listener::new(socket)?;
-    let worker = Rc::clone(worker);
-    Ok(tokio::task::spawn_local(async move {
-        loop {
-            match listener.accept().await {
-                Ok((io, address)) => admit(&worker, io, address).await,
-                Err(error) => pause(&worker, &error).await,
+/// A task that accepts on a socket.
+pub struct Porter {
+    task: JoinHandle<()>,
+    duty: Rc<Duty>,
+}
+
+/// What a porter does.
+struct Duty {
+    /// What it accepts on; `None` once that is over.
+    listener: RefCell<Option<Rc<Listener>>>,
+    /// Somebody was let in and has no seat yet.
+    is_seating: Cell<bool>,
+}
+
+impl Porter {
+    /// Accepts on a socket until [`end`](Self::end).
+    ///
+    /// # Errors
+    /// A socket that is none, or does not listen.
+    pub fn new(worker: &Rc<Worker>, socket: OwnedFd) -> Result<Porter> {
+        let duty = Rc::new(Duty {
+            listener: RefCell::new(Some(Rc::new(Listener::new(socket)?))),
+            is_seating: Cell::new(false),
+        });
+        let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
+        let task = tokio::task::spawn_local(async move {
+            while let Some(listener) = ours.listener() {
+                let accepted = listener.accept().await;
+                drop(listener);
+                match accepted {
+                    Ok((io, address)) => {
+                        ours.is_seating.set(true);
+                        admit(&worker, io, address).await;
+                        ours.is_seating.set(false);
+                    }
+                    Err(error) => pause(&worker, &error).await,
+                }
             }
+        });
+        Ok(Porter { task, duty })
+    }
+
+    /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
+    pub fn end(self) {
+        drop(self.duty.listener.take());
+        if !self.duty.is_seating.get() {
+            self.task.abort();
         }
-    }))
+    }
+}
+
+impl Duty {
+    fn listener(&self) -> Option<Rc<Listener>> {
+        self.listener.borrow().clone()
+    }
 }
 
 /// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the

@@ -26,7 +26,7 @@ use crate::{
     budget::{Budget, CONNECTION, Plan},
     config::{Config, Listen, Memory},
     dial::Io,
-    door::{self, Door, Frame, Listener},
+    door::{Door, Frame, Listener, Porter},
     keeper::Keeper,
     log,
     metrics::{self, Metrics},
@@ -240,9 +240,9 @@ async fn labour(
         birth.metrics,
         birth.start,
     );
-    let mut doors: Vec<(Listen, JoinHandle<()>)> = Vec::new();
+    let mut porters: Vec<(Listen, Porter)> = Vec::new();
     for (listen, socket) in sockets {
-        doors.push((listen, door::attend_to(&worker, socket)?));
+        porters.push((listen, Porter::new(&worker, socket)?));
     }
     let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
     let looks = Rc::clone(&keeper);
@@ -260,21 +260,17 @@ async fn labour(
             } => {
                 worker.reload(config);
                 keeper.tidy_again();
-                doors.retain(|(listen, door)| {
-                    let stays = kept.contains(listen);
-                    if !stays {
-                        door.abort();
-                    }
-                    stays
-                });
+                for (_, porter) in porters.extract_if(.., |(listen, _)| !kept.contains(listen)) {
+                    porter.end();
+                }
                 for (listen, socket) in opened {
-                    doors.push((listen, door::attend_to(&worker, socket)?));
+                    porters.push((listen, Porter::new(&worker, socket)?));
                 }
             }
             Word::Drain => worker.draining.set(true),
             Word::Close(end) => {
-                for (_, door) in doors.drain(..) {
-                    door.abort();
+                for (_, porter) in porters.drain(..) {
+                    porter.end();
                 }
                 while worker.park.open() > 0 && Instant::now() < end {
                     worker.park.finish();

@@ -22,6 +22,7 @@ use std::{
 
 use crate::{
     json::Json,
+    metrics::metric,
     support::{
         ALL, Client, End, Finished, OK, PATIENCE, Peer, Proxy, Setup, Signal, Upstream, binary,
         eventually, get, seen, signal, skip, with,
@@ -822,6 +823,29 @@ fn who_has_just_come_or_just_asked_is_answered_before_the_end() {
             }
         }
     }
+}
+
+#[test]
+fn who_was_accepted_and_waits_for_a_seat_is_answered_before_the_end() {
+    let (upstream, rest) = halves();
+    let mut proxy = Proxy::before(
+        &upstream,
+        &format!(
+            "{ALL}server: {{shutdown_timeout: 20, max_connections: 1}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
+        ),
+    );
+    let mut busy = half_read(&proxy);
+    let mut waiting = proxy.client();
+    waiting.send(get("/"));
+    eventually("it is accepted", || {
+        metric(&proxy, "lean_proxy_connections_accepted_total") == 2
+    });
+    proxy.signal("TERM");
+    eventually("the listener closes", || is_closed(&proxy));
+    rest.raise();
+    assert_eq!(busy.reader().exact(2).unwrap(), b"cd");
+    assert_eq!(waiting.receive().status, 200);
+    assert_eq!(proxy.exit().code(), Some(0));
 }
 
 /// What became of the requests of one client of [`twenty_restarts_under_load_lose_no_request`].

@@ -19,7 +19,7 @@ fn caller(proxy: &Proxy) -> Client {
 }
 
 /// What a line of the page says.
-fn metric(proxy: &Proxy, name: &str) -> u64 {
+pub fn metric(proxy: &Proxy, name: &str) -> u64 {
     let page = caller(proxy).get("/metrics").text();
     let value = page
         .lines()
