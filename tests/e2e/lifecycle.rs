@@ -64,6 +64,7 @@ fn bad_usage_is_a_2_with_the_usage_on_stderr() {
         &["--nonsense"][..],
         &["CONFIG", "more"],
         &["--check"],
+        &["--health"],
         &["--check", "CONFIG", "more"],
         &["-x", "CONFIG"],
     ] {
