@@ -32,8 +32,9 @@ rustPlatform.buildRustPackage (
     };
     cargoLock.lockFile = ../Cargo.lock;
 
-    # The unit tests, for everybody who builds. The end-to-end tests are many and look at the clock,
-    # and a busy machine should not cost anybody the program: `nix flake check` runs them (checks.nix).
+    # The unit tests, for everybody who builds. The end-to-end tests run in the sandbox, too, but there are
+    # 300 of them, they want to be built, they run for over a minute and look at the clock: a busy machine
+    # should not cost anybody the program. `nix flake check` runs them (checks.nix).
     doCheck = true;
     cargoTestFlags = [ "--bins" ];
 
