@@ -326,7 +326,9 @@ impl<'a> Walk<'a> {
                     .iter()
                     .position(|&byte| byte == b'/' || byte == b'?')
                     .unwrap_or(authority.len());
-                if !is_host(authority.get(..end).unwrap_or_default()) {
+                let authority = authority.get(..end).unwrap_or_default();
+                // a Host may hold `%`, but no parser behind us takes it in the authority of a target
+                if !is_host(authority) || authority.contains(&b'%') {
                     return Err(Refusal::Malformed("a malformed authority"));
                 }
             }
@@ -600,6 +602,7 @@ mod tests {
             "GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET ftp://h/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a%41/x HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
             "G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
             " GET / HTTP/1.1\r\nHost: a\r\n\r\n",

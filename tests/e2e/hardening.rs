@@ -50,7 +50,8 @@ fn answers(bytes: &[u8]) -> Vec<u16> {
 fn a_bad_head_is_refused_and_nothing_behind_it_is_read() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
-    let lines: [&[u8]; 28] = [
+    let lines: [&[u8]; 29] = [
+        b"GET http://a%41/ HTTP/1.1",
         b"GET  / HTTP/1.1",
         b"GET / HTTP/1.1 ",
         b"GET /  HTTP/1.1",
