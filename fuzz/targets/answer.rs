@@ -1,0 +1,377 @@
+//! An answer is read the same however its bytes come, and never otherwise than the paranoid reader reads it.
+//!
+//! The input's first eight bytes say the method, the size of the buffer and how the others are cut.
+
+#![no_main]
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io::{ErrorKind, Write},
+    os::unix::net::UnixStream,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use http::Method;
+use lean_proxy::{
+    body::Ride,
+    budget::{Budget, Buffers, Plan, Room},
+    config::Transport,
+    dial::Io,
+    gate::{Client, Gate},
+    metrics::Metrics,
+    park::Park,
+    pool::{Checkout, Host, Pool},
+    route::{Address, Origin},
+    strict::{Fields, Framing, Reader},
+    tools::Dice,
+    wire::{Delimiter, Download, Got, Upstream, read_head},
+};
+use libfuzzer_sys::fuzz_target;
+use tokio::runtime::{Builder, LocalRuntime};
+
+thread_local! {
+    static WORLD: World = World::new();
+}
+
+/// What an upstream connection needs around it.
+struct World {
+    runtime: LocalRuntime,
+    park: Rc<Park>,
+    pool: Rc<Pool>,
+    buffers: Rc<Buffers>,
+    metrics: Arc<Metrics>,
+}
+
+/// What came of an answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Read {
+    status: u16,
+    fields: Vec<(String, Vec<u8>)>,
+    body: Vec<u8>,
+    trailers: Vec<(String, Vec<u8>)>,
+    whole: bool,
+}
+
+fuzz_target!(|input: &[u8]| {
+    let (mut dice, bytes) = Dice::new(input, 8);
+    let first = dice.next();
+    let method = if first & 1 == 0 {
+        Method::GET
+    } else {
+        Method::HEAD
+    };
+    let size = if first & 2 == 0 { 16 } else { 4096 };
+    heads_have_one_reading(&dice, bytes, &method);
+    WORLD.with(|world| {
+        let (at_once, kept) = world.read(&[bytes], 1 << 16, &method);
+        let (in_pieces, _) = world.read(&dice.cut(bytes), size, &method);
+        match (&at_once, &in_pieces) {
+            (None, None) => {}
+            (Some(at_once), Some(in_pieces)) if at_once.whole => assert_eq!(at_once, in_pieces),
+            // where a body breaks off, what came before may have been passed on or not
+            (Some(at_once), Some(in_pieces)) => {
+                assert!(!in_pieces.whole, "{at_once:?} {in_pieces:?}");
+                assert_eq!(at_once.fields, in_pieces.fields);
+                assert!(
+                    at_once.body.starts_with(&in_pieces.body)
+                        || in_pieces.body.starts_with(&at_once.body)
+                );
+            }
+            _ => panic!("{at_once:?} {in_pieces:?}"),
+        }
+        agrees_with_the_paranoid(bytes, &method, at_once, kept);
+    });
+});
+
+/// No beginning of a head is refused, or taken for the whole, unless all of it is.
+fn heads_have_one_reading(dice: &Dice<'_>, bytes: &[u8], method: &Method) {
+    let whole = read_head(bytes, method);
+    let mut here = 0;
+    for piece in dice.cut(bytes) {
+        here += piece.len();
+        match (read_head(&bytes[..here], method), &whole) {
+            (Ok(None), _) => {}
+            (Err(_), Err(_)) => return,
+            (Ok(Some(part)), Ok(Some(all))) => {
+                assert_eq!((part.len, part.status), (all.len, all.status));
+                assert_eq!(part.headers, all.headers);
+                assert_eq!(
+                    format!("{:?}", part.delimiter),
+                    format!("{:?}", all.delimiter)
+                );
+                assert_eq!(part.persistent, all.persistent);
+                return;
+            }
+            (part, whole) => panic!("{here} bytes: {part:?}; all: {whole:?}"),
+        }
+    }
+}
+
+/// Where the paranoid reader finds one reading, it is ours; and what we take for whole breaks no rule of framing.
+fn agrees_with_the_paranoid(bytes: &[u8], method: &Method, ours: Option<Read>, kept: bool) {
+    let mut reader = Reader::new(bytes);
+    let head = match reader.response_head(method.as_str()) {
+        Ok(Some(head)) if head.status >= 200 => head,
+        // a head that is not strict may pass, but never with two readings of where it ends
+        _ => return naive_framing(bytes, method),
+    };
+    let lengths = head.fields.all("content-length");
+    let is_ours = head.fields.0.len() <= 256
+        && lengths.iter().all(|length| length.len() <= 18)
+        && !(head.version == "HTTP/1.0" && head.fields.has("transfer-encoding"))
+        && head
+            .fields
+            .all("connection")
+            .iter()
+            .all(|options| options.is_ascii())
+        && head.reason.is_ascii();
+    if !is_ours {
+        return;
+    }
+    let mut body = Vec::new();
+    let read = reader.body_into(head.framing, &mut body);
+    let (framing, taken) = (head.framing, reader.taken());
+    let Some(ours) = ours else {
+        panic!("refused: {head:?}");
+    };
+    assert_eq!(ours.status, head.status);
+    match read {
+        Ok(trailers) => {
+            assert!(ours.whole, "{ours:?} is not whole: {head:?}");
+            assert_eq!(ours.body, body);
+            assert!(
+                ours.trailers
+                    .iter()
+                    .all(|(name, value)| has(&trailers, name, value)),
+                "{trailers:?} {ours:?}"
+            );
+        }
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+            assert!(!ours.whole, "{ours:?} is cut off: {head:?}");
+            assert!(body.starts_with(&ours.body));
+        }
+        // extensions and many zeros are faults to it, and not to us
+        Err(_) => return,
+    }
+    assert!(
+        !kept || (framing != Framing::Close && taken == bytes.len() && ours.whole),
+        "a connection is kept on which something is left: {taken} of {}",
+        bytes.len()
+    );
+}
+
+fn has(fields: &Fields, name: &str, value: &[u8]) -> bool {
+    fields.all(name).iter().any(|other| {
+        let latin: Vec<u8> = other.chars().map(|c| c as u8).collect();
+        latin == value
+    })
+}
+
+/// Where a head ends and how its body does, by cutting it at its line feeds.
+fn naive_framing(bytes: &[u8], method: &Method) {
+    let Ok(Some(head)) = read_head(bytes, method) else {
+        return;
+    };
+    let text = &bytes[..head.len];
+    let mut lengths = Vec::new();
+    let mut codings = Vec::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            continue;
+        };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        assert!(
+            !name.iter().any(u8::is_ascii_whitespace) || name.starts_with(b"HTTP/1."),
+            "{:?}",
+            name.escape_ascii().to_string()
+        );
+        if name.eq_ignore_ascii_case(b"content-length") {
+            lengths.push(value.to_vec());
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            codings.push(value.to_ascii_lowercase());
+        }
+    }
+    let number = |value: &Vec<u8>| {
+        let digits = value.iter().all(u8::is_ascii_digit) && !value.is_empty();
+        assert!(digits, "{:?}", value.escape_ascii().to_string());
+        let text = String::from_utf8_lossy(value);
+        text.parse::<u64>().expect("no more than 18 digits")
+    };
+    let numbers: Vec<u64> = lengths.iter().map(number).collect();
+    assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]));
+    let code = head.status.as_u16();
+    let bodiless = *method == Method::HEAD || matches!(code, 100..200 | 204 | 304);
+    match (codings.as_slice(), numbers.first()) {
+        ([coding], _) => {
+            assert_eq!(coding, b"chunked");
+            assert!(bodiless || matches!(head.delimiter, Delimiter::Chunked(_)));
+            assert!(!head.headers.contains_key("content-length") || bodiless);
+        }
+        ([], Some(length)) if !bodiless => {
+            assert!(matches!(head.delimiter, Delimiter::Length(n) if n == *length));
+        }
+        ([], None) if !bodiless => assert!(matches!(head.delimiter, Delimiter::Close)),
+        ([], _) => assert!(matches!(head.delimiter, Delimiter::Length(0))),
+        _ => panic!("several codings: {codings:?}"),
+    }
+    for name in [
+        "connection",
+        "transfer-encoding",
+        "keep-alive",
+        "upgrade",
+        "te",
+    ] {
+        assert!(!head.headers.contains_key(name), "{name} is passed on");
+    }
+}
+
+impl World {
+    fn new() -> World {
+        let transport = Transport {
+            dial_timeout: None,
+            dial_keep_alive: None,
+            max_idle_conns: None,
+            max_idle_conns_per_host: 2,
+            max_conns_per_host: None,
+            idle_conn_timeout: None,
+            read_buffer_size: 4096,
+            write_buffer_size: 4096,
+        };
+        let budget = Budget::new(Plan::new(None, 1, None));
+        let park = Park::new(Duration::from_secs(1), Rc::clone(&budget.room));
+        let metrics = Arc::new(Metrics::new(SystemTime::UNIX_EPOCH));
+        World {
+            runtime: Builder::new_current_thread()
+                .enable_all()
+                .build_local(tokio::runtime::LocalOptions::default())
+                .expect("a runtime"),
+            park,
+            pool: Pool::new(&transport, 1, budget, Arc::clone(&metrics)),
+            buffers: Rc::default(),
+            metrics,
+        }
+    }
+
+    /// Lets `pieces` arrive one after the other and then the end. `None`: the head is refused, or not whole. Also says
+    /// whether the connection was kept.
+    fn read(&self, pieces: &[&[u8]], size: usize, method: &Method) -> (Option<Read>, bool) {
+        let host = self.pool.host(&Origin {
+            address: Address::Unix("/nobody".into()),
+            tls: None,
+        });
+        let read = self
+            .runtime
+            .block_on(self.exchange(&host, pieces, size, method));
+        let kept = host.checkout();
+        let kept = matches!(kept, Some(Checkout::Reused(_)));
+        self.pool.clear();
+        (read, kept)
+    }
+
+    async fn exchange(
+        &self,
+        host: &Rc<Host>,
+        pieces: &[&[u8]],
+        size: usize,
+        method: &Method,
+    ) -> Option<Read> {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).expect("it can be nonblocking");
+        let mut lease = host.room().expect("there is no limit");
+        let ours = tokio::net::UnixStream::from_std(ours).expect("a runtime");
+        lease.io = Some(Io::Unix(ours));
+        let mut upstream = Upstream::new(lease, Room::new(size, true, true));
+        let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
+        let mut theirs = Some(theirs);
+        let mut feed = || match (pieces.next(), &mut theirs) {
+            (Some(piece), Some(theirs)) => {
+                let _ = theirs.write_all(piece);
+            }
+            _ => theirs = None,
+        };
+
+        let head = poll_fn(|context| {
+            loop {
+                match upstream.poll_fill(context, &self.buffers) {
+                    Poll::Pending => {
+                        feed();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                    Poll::Ready(Ok(_)) => {}
+                }
+                while !upstream.unread().is_empty() {
+                    match read_head(upstream.unread(), method) {
+                        Err(_) => return Poll::Ready(None),
+                        Ok(None) => break,
+                        Ok(Some(head)) => {
+                            upstream.start += head.len;
+                            if !head.status.is_informational() {
+                                return Poll::Ready(Some(head));
+                            }
+                        }
+                    }
+                }
+            }
+        })
+        .await?;
+        let flat = |map: &http::HeaderMap| {
+            map.iter()
+                .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+                .collect()
+        };
+        let mut read = Read {
+            status: head.status.as_u16(),
+            fields: flat(&head.headers),
+            ..Read::default()
+        };
+        let seat = self.park.seat(None);
+        let (client, _other) = tokio::net::UnixStream::pair().expect("a pair of sockets");
+        let gate = RefCell::new(Gate::new(Io::Unix(client)));
+        let ride = Ride {
+            watch: &seat,
+            began: 0,
+            place: RefCell::default(),
+            record: RefCell::default(),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            complete: Cell::new(false),
+            metrics: &self.metrics,
+        };
+        let client = Client::new(
+            &gate,
+            &ride,
+            &self.buffers,
+            Room::new(4096, true, true),
+            None,
+        );
+        let mut download = Download::new(upstream, None, head, true, None, 0);
+        loop {
+            let got = poll_fn(|context| {
+                let got = download.poll(context, &client);
+                if got.is_pending() {
+                    feed();
+                }
+                got
+            })
+            .await;
+            match got {
+                None => {
+                    assert!(download.is_end());
+                    read.whole = true;
+                    return Some(read);
+                }
+                Some(Err(_)) => return Some(read),
+                Some(Ok(Got::Data(piece))) => {
+                    assert!(!piece.is_empty(), "an empty piece");
+                    read.body.extend_from_slice(piece.bytes());
+                }
+                Some(Ok(Got::Trailers(trailers))) => read.trailers = flat(&trailers),
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Any text is a configuration or a list of what is wrong with it: never a panic, never a mountain of memory.
+
+#![no_main]
+#![allow(
+    dead_code,
+    unfulfilled_lint_expectations,
+    reason = "the program calls the rest"
+)]
+
+use libfuzzer_sys::fuzz_target;
+
+use config::Source;
+use route::holds_dot_segment;
+use scales::Scales;
+
+// its own copy of the rooms: the others bring the program's allocator along
+#[path = "../../src/address.rs"]
+mod address;
+#[path = "../../src/config.rs"]
+mod config;
+#[path = "../../src/cors.rs"]
+mod cors;
+#[path = "../../src/document.rs"]
+mod document;
+#[path = "../../src/failure.rs"]
+mod failure;
+#[path = "../../src/route.rs"]
+mod route;
+#[path = "../scales.rs"]
+mod scales;
+#[path = "../../src/tls.rs"]
+mod tls;
+#[path = "../../src/yaml.rs"]
+mod yaml;
+
+#[global_allocator]
+static SCALES: Scales = Scales::new();
+
+/// Bytes that no text of a few kilobytes may cost. `yaml.rs` lets a tree weigh 8 MiB; the rest is what stands beside it.
+const CEILING: usize = 40 << 20;
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    let environment = |name: &str| match name {
+        "A" => Some("a".to_owned()),
+        "URL" => Some("http://127.0.0.1:9000/base".to_owned()),
+        "SECRET" => Some("hunter2 : [".to_owned()),
+        "PORT" => Some("8081".to_owned()),
+        _ => None,
+    };
+    let load = || config::load(Source::Text("config.yaml", text), &environment);
+    let (loaded, bytes) = SCALES.weigh(load);
+    assert!(bytes < CEILING, "{bytes} bytes were held");
+    match loaded {
+        Ok(config) => {
+            assert!(!config.listen.is_empty());
+            assert!(config.routes.len() > 0);
+            assert!((1..=64).contains(&config.threads));
+            for route in config.routes.iter() {
+                for path in [&route.path, &route.target.base] {
+                    assert!(path.is_empty() || path.starts_with('/'), "{path:?}");
+                    assert!(!holds_dot_segment(path), "{path:?}");
+                    assert!(path.bytes().all(|byte| byte.is_ascii_graphic()));
+                }
+                assert_ne!(route.path, config.health_path);
+            }
+            for warning in &config.warnings {
+                one_line(warning);
+            }
+        }
+        Err(errors) => {
+            assert!(!errors.is_empty(), "refused without a reason");
+            errors.iter().for_each(|error| one_line(error));
+            assert_eq!(load().err(), Some(errors), "another reason each time");
+        }
+    }
+});
+
+fn one_line(message: &str) {
+    assert!(
+        !message.chars().any(|c| c.is_control()),
+        "a message of more than one line: {message:?}"
+    );
+}
