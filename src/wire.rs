@@ -731,3 +731,275 @@ impl Download {
         error
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::{Cell, RefCell},
+        future::poll_fn,
+        io::Write as _,
+        os::unix::net::UnixStream,
+        rc::Rc,
+        sync::Arc,
+    };
+
+    use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+
+    use super::*;
+    use crate::{
+        body::Ride,
+        budget::{Budget, Plan},
+        config::{self, Source},
+        gate::Gate,
+        metrics::Metrics,
+        park::Park,
+        pool::{Checkout, Pool},
+        route::{Address, Origin},
+    };
+
+    /// What an upstream connection needs around it.
+    struct World {
+        runtime: LocalRuntime,
+        park: Rc<Park>,
+        pool: Rc<Pool>,
+        buffers: Rc<Buffers>,
+        metrics: Arc<Metrics>,
+    }
+
+    /// What came of an answer: `None` where its head was refused or broke off.
+    type Read = Option<Answer>;
+
+    #[derive(Debug, Default, PartialEq)]
+    struct Answer {
+        status: u16,
+        fields: HeaderMap,
+        body: String,
+        trailers: HeaderMap,
+        whole: bool,
+        kept: bool,
+    }
+
+    impl World {
+        fn new() -> World {
+            let yaml = "routes: [{path: /, target: 'http://h'}]";
+            let config = config::load(Source::Text("test", yaml), &|_| None).unwrap();
+            let budget = Budget::new(Plan::new(None, 1, None));
+            let metrics = Arc::new(Metrics::new(std::time::UNIX_EPOCH));
+            World {
+                runtime: Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default())
+                    .unwrap(),
+                park: Park::new(Duration::from_secs(1), Rc::clone(&budget.room)),
+                pool: Pool::new(&config.transport, 1, budget, Arc::clone(&metrics)),
+                buffers: Rc::default(),
+                metrics,
+            }
+        }
+
+        /// Lets these pieces arrive one after the other, each when the one before was read, and then the end.
+        fn read(&self, pieces: &[&[u8]], size: usize, method: &Method) -> Read {
+            let origin = Origin {
+                address: Address::Unix("/nobody".into()),
+                tls: None,
+            };
+            let host = self.pool.host(&origin);
+            let lease = host.room().unwrap();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let answer = self
+                .runtime
+                .block_on(self.exchange(lease, ours, theirs, pieces, size, method));
+            let kept = matches!(host.checkout(), Some(Checkout::Reused(_)));
+            answer.map(|answer| Answer { kept, ..answer })
+        }
+
+        async fn exchange(
+            &self,
+            mut lease: Lease,
+            ours: UnixStream,
+            theirs: UnixStream,
+            pieces: &[&[u8]],
+            size: usize,
+            method: &Method,
+        ) -> Read {
+            lease.io = Some(Io::Unix(tokio::net::UnixStream::from_std(ours).unwrap()));
+            let mut upstream = Upstream::new(lease, Room::new(size, true, true));
+            let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
+            let mut theirs = Some(theirs);
+            let mut feed = || match (pieces.next(), &mut theirs) {
+                (Some(piece), Some(theirs)) => theirs.write_all(piece).unwrap(),
+                _ => theirs = None,
+            };
+            let head = poll_fn(|context| {
+                loop {
+                    match upstream.poll_fill(context, &self.buffers) {
+                        Poll::Pending => {
+                            feed();
+                            return Poll::Pending;
+                        }
+                        Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                        Poll::Ready(_) => {}
+                    }
+                    match read_head(upstream.unread(), method) {
+                        Ok(None) => {}
+                        Ok(Some(head)) => return Poll::Ready(Some(head)),
+                        Err(_) => return Poll::Ready(None),
+                    }
+                }
+            })
+            .await?;
+            upstream.start += head.len;
+            let mut answer = Answer {
+                status: head.status.as_u16(),
+                fields: head.headers.clone(),
+                ..Answer::default()
+            };
+            let seat = self.park.seat(None);
+            let (client, _other) = tokio::net::UnixStream::pair().unwrap();
+            let gate = RefCell::new(Gate::new(Io::Unix(client)));
+            let ride = Ride {
+                watch: &seat,
+                began: 0,
+                place: RefCell::default(),
+                record: RefCell::default(),
+                received: Cell::new(0),
+                sent: Cell::new(0),
+                complete: Cell::new(false),
+                metrics: &self.metrics,
+            };
+            let client = Client::new(
+                &gate,
+                &ride,
+                &self.buffers,
+                Room::new(4096, true, true),
+                None,
+            );
+            let mut download = Download::new(upstream, None, head, true, None, 0);
+            loop {
+                let got = poll_fn(|context| {
+                    let got = download.poll(context, &client);
+                    if got.is_pending() {
+                        feed();
+                    }
+                    got
+                });
+                match got.await {
+                    Some(Ok(Got::Data(piece))) => {
+                        answer.body += std::str::from_utf8(piece.bytes()).unwrap();
+                    }
+                    Some(Ok(Got::Trailers(trailers))) => answer.trailers = trailers,
+                    Some(Err(_)) => return Some(answer),
+                    None => {
+                        answer.whole = true;
+                        return Some(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\nA: b\r\n\r\n5;a=b\r\nhello\r\n06\r\n world\r\n0\r\nX: y\r\nZ:\r\n\r\n";
+    const LENGTH: &str =
+        "HTTP/1.1 200 Fine\r\nContent-Length: 11\r\nA: b\r\nA: c\r\n\r\nhello world";
+    const CLOSE: &str = "HTTP/1.1 200 OK\r\nConnection: x\r\nX: y\r\n\r\nhello world";
+    const EMPTY: &str = "HTTP/1.1 304 Not Modified\r\nContent-Length: 11\r\nETag: a\r\n\r\n";
+
+    #[test]
+    fn an_answer_reads_the_same_however_it_is_split() {
+        let world = World::new();
+        for (text, method, body, kept) in [
+            (CHUNKED, Method::GET, "hello world", true),
+            (LENGTH, Method::GET, "hello world", true),
+            (CLOSE, Method::GET, "hello world", false),
+            (EMPTY, Method::GET, "", true),
+            ("HTTP/1.1 204 None\r\n\r\n", Method::PUT, "", true),
+            (
+                LENGTH.strip_suffix("hello world").unwrap(),
+                Method::HEAD,
+                "",
+                true,
+            ),
+            (&format!("{LENGTH}!"), Method::GET, "hello world", false),
+        ] {
+            let bytes = text.as_bytes();
+            let whole = world.read(&[bytes], 4096, &method).unwrap();
+            assert_eq!(
+                (whole.body.as_str(), whole.whole, whole.kept),
+                (body, true, kept),
+                "{text}"
+            );
+            let trailers = whole.trailers.get("x").map(HeaderValue::as_bytes);
+            assert_eq!(trailers, (text == CHUNKED).then_some(b"y".as_slice()));
+            for size in [16, 4096] {
+                for cut in 1..bytes.len() {
+                    let (first, second) = bytes.split_at(cut);
+                    let split = world.read(&[first, second], size, &method).unwrap();
+                    // what is still on its way when the body has ended is found at the next checkout
+                    let split = Answer {
+                        kept: whole.kept,
+                        ..split
+                    };
+                    assert_eq!(split, whole, "{text} cut at {cut}, {size} bytes at a time");
+                }
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            let slow = world.read(&single, 4096, &method).unwrap();
+            assert_eq!((slow.body, slow.trailers), (whole.body, whole.trailers));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_is_never_whole() {
+        let world = World::new();
+        for text in [CHUNKED, LENGTH] {
+            let head = text.find("\r\n\r\n").unwrap() + 4;
+            for cut in 0..text.len() {
+                let read = world.read(&[&text.as_bytes()[..cut]], 4096, &Method::GET);
+                match read {
+                    None => assert!(cut < head, "{text} cut at {cut}"),
+                    Some(read) => {
+                        assert!(cut >= head && !read.whole && !read.kept, "cut at {cut}");
+                        assert!("hello world".starts_with(&read.body), "cut at {cut}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_whole_at_its_last_byte_and_not_before() {
+        for text in [CHUNKED, LENGTH, CLOSE, EMPTY] {
+            let end = text.find("\r\n\r\n").unwrap() + 4;
+            for cut in 0..text.len() {
+                let head = read_head(&text.as_bytes()[..cut], &Method::GET).unwrap();
+                assert_eq!(
+                    head.map(|head| head.len),
+                    (cut >= end).then_some(end),
+                    "{text} cut at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_beginning_of_a_bad_head_is_taken_for_a_head() {
+        for bad in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+            "HTTP/1.1 20 OK\r\n\r\n",
+            "HTTP/2.0 200 OK\r\n\r\n",
+        ] {
+            for cut in 0..bad.len() {
+                let head = read_head(&bad.as_bytes()[..cut], &Method::GET);
+                assert!(matches!(head, Ok(None) | Err(_)), "{bad} cut at {cut}");
+            }
+            assert!(read_head(bad.as_bytes(), &Method::GET).is_err(), "{bad}");
+        }
+    }
+}
