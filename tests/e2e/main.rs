@@ -36,6 +36,7 @@ mod timeouts;
 mod lifecycle;
 
 // the worst that may come, and what it costs
+mod abort;
 mod hardening;
 mod memory;
 

@@ -1049,6 +1049,14 @@ impl Peer {
         Ok(())
     }
 
+    /// Closes with a reset, whatever was read.
+    pub fn cut(&mut self) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(s) => socket2::SockRef::from(s).set_linger(Some(Duration::ZERO)),
+            Socket::Unix(_) => Ok(()),
+        }
+    }
+
     /// Leaves word for the test.
     pub fn note(&self, note: impl Into<String>) {
         lock(&self.shared.state).notes.push(note.into());

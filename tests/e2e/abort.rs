@@ -1,0 +1,302 @@
+//! Exchanges that are broken off, by either side and at every moment: none of them may leave anything behind.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+
+use crate::support::{
+    ALL, Client, OK, PATIENCE, Peer, Proxy, Setup, Upstream, eventually, get, is_release, with,
+};
+
+/// How many exchanges are broken off.
+const MANY: usize = 10_000;
+
+/// Clients that do so at the same time.
+const CROWD: usize = 16;
+
+/// What a scripted upstream does with a target; every other request gets [`OK`].
+fn misbehave(peer: &mut Peer) -> io::Result<()> {
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    while let Ok(request) = peer.head() {
+        let answer = match request.target.as_str() {
+            "/silent" => "",
+            "/hint" => "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n",
+            "/stream" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            "/tunnel" => {
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi"
+            }
+            // from here on it is the upstream that breaks off
+            "/gone" => return Ok(()),
+            "/reset" => return peer.cut(),
+            "/head" => return peer.write("HTTP/1.1 200 OK\r\nContent-Le"),
+            "/garbage" => return peer.write("\0garbage\r\n\r\n"),
+            "/length" => return peer.write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel"),
+            "/size" => return peer.write(format!("{CHUNKED}5\r\nhello\r\n1")),
+            "/chunk" => return peer.write(format!("{CHUNKED}5\r\nhel")),
+            "/chunk-reset" => {
+                peer.write(format!("{CHUNKED}5\r\nhello\r\n"))?;
+                return peer.cut();
+            }
+            "/framing" => return peer.write(format!("{CHUNKED}5\r\nhello!\r\n")),
+            "/trailer" => return peer.write(format!("{CHUNKED}5\r\nhello\r\n0\r\nX: ")),
+            "/half" => {
+                peer.write(CHUNKED)?;
+                peer.half_close();
+                return peer.await_close();
+            }
+            _ => {
+                peer.reader().body(request.framing)?;
+                peer.write(OK)?;
+                continue;
+            }
+        };
+        peer.write(answer)?;
+        return peer.await_close();
+    }
+    Ok(())
+}
+
+/// A moment to leave at: what is sent, and how much of an answer is awaited before.
+struct Moment {
+    sent: String,
+    awaited: usize,
+}
+
+/// Every moment, the client's and the upstream's.
+fn moments() -> Vec<Moment> {
+    let upload = with("POST /", &["Content-Length: 9"]);
+    let chunks = with("POST /", &["Transfer-Encoding: chunked"]);
+    let stalled = with("POST /hint", &["Content-Length: 9"]);
+    let tunnel = with(
+        "GET /tunnel",
+        &["Connection: Upgrade", "Upgrade: websocket"],
+    );
+    let mut moments = Vec::new();
+    for (sent, awaited) in [
+        (String::new(), 0),
+        ("G".into(), 0),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: ".into(), 0),
+        ("\r\n".into(), 0),
+        ("bad\r\n\r\n".into(), 0),
+        ("bad\r\n\r\n".into(), 20),
+        (get("/"), 0),
+        (get("/"), 40),
+        (get("/health"), 0),
+        (get("/silent"), 0),
+        (get("/hint"), 0),
+        (get("/hint"), 30),
+        (get("/stream"), 0),
+        (get("/stream"), 30),
+        (get("/stream") + &get("/stream"), 30),
+        (get("/stream") + "GET /next", 30),
+        (get("/") + &get("/silent"), 40),
+        (get("/") + &upload + "part", 40),
+        (upload.clone(), 0),
+        (upload.clone() + "part", 0),
+        (stalled.clone() + "part", 30),
+        (stalled + "all of it", 30),
+        (chunks.clone(), 0),
+        (chunks.clone() + "5", 0),
+        (chunks.clone() + "5\r\nhel", 0),
+        (chunks.clone() + "5\r\nhello\r\n0\r\nX: ", 0),
+        (chunks.clone() + "5\r\nhello!", 0),
+        (chunks + "nonsense\r\n", 20),
+        (
+            with("PUT /", &["Content-Length: 9", "Expect: 100-continue"]),
+            0,
+        ),
+        (
+            with("PUT /hint", &["Content-Length: 9", "Expect: 100-continue"]),
+            30,
+        ),
+        (tunnel.clone(), 0),
+        (tunnel.clone() + "hello", 0),
+        (tunnel + "hello", 60),
+    ] {
+        moments.push(Moment { sent, awaited });
+    }
+    // a 502 keeps the connection, an answer that breaks off takes it along
+    let (refused, cut) = (100, usize::MAX);
+    for (target, all) in [
+        ("/gone", refused),
+        ("/reset", refused),
+        ("/head", refused),
+        ("/garbage", refused),
+        ("/length", cut),
+        ("/size", cut),
+        ("/chunk", cut),
+        ("/chunk-reset", cut),
+        ("/framing", cut),
+        ("/trailer", cut),
+        ("/half", cut),
+    ] {
+        for awaited in [0, 20, all] {
+            moments.push(Moment {
+                sent: get(target),
+                awaited,
+            });
+        }
+        moments.push(Moment {
+            sent: with(&format!("POST {target}"), &["Content-Length: 9"]) + "part",
+            awaited: 20,
+        });
+    }
+    moments
+}
+
+/// How a client leaves.
+#[derive(Debug, Clone, Copy)]
+enum Leave {
+    Close,
+    Reset,
+    /// Says that nothing more comes, and reads on until the proxy closes.
+    HalfClose,
+}
+
+fn break_off(address: SocketAddr, moment: &Moment, leave: Leave) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(moment.sent.as_bytes())?;
+    let mut buffer = [0; 512];
+    let mut seen = 0;
+    while seen < moment.awaited {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            count => seen += count,
+        }
+    }
+    match leave {
+        Leave::Close => {}
+        Leave::Reset => SockRef::from(&stream).set_linger(Some(Duration::ZERO))?,
+        Leave::HalfClose => {
+            stream.shutdown(Shutdown::Write)?;
+            while stream.read(&mut buffer)? > 0 {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a half-closed client hears of an end: an upstream that says nothing more keeps it waiting.
+fn ends_by_itself(moment: &Moment) -> bool {
+    !["/silent", "/hint", "/stream", "/tunnel", "/half"]
+        .iter()
+        .any(|target| moment.sent.contains(target))
+}
+
+/// The gauges and counters, by their names without the prefix.
+fn metrics(proxy: &Proxy) -> BTreeMap<String, u64> {
+    let page = Client::unix(&proxy.dir().join("metrics"))
+        .get("/metrics")
+        .text();
+    let samples = page.lines().filter_map(|line| {
+        let (name, value) = line.strip_prefix("lean_proxy_")?.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().unwrap()))
+    });
+    samples.collect()
+}
+
+fn descriptors(proxy: &Proxy) -> usize {
+    let open = fs::read_dir(format!("/proc/{}/fd", proxy.pid())).unwrap();
+    open.count()
+}
+
+#[test]
+fn ten_thousand_broken_exchanges_leave_nothing_behind() {
+    let upstream = Upstream::start(misbehave);
+    // whatever is not given back is missed soon: places, connections, memory
+    let yaml = format!(
+        "{ALL}metrics: {{listen: 'unix:DIR/metrics'}}\n\
+        proxy: {{max_concurrent_requests: 40}}\n\
+        transport: {{max_conns_per_host: 40, max_idle_conns: 0, idle_conn_timeout: 1}}\n\
+        server: {{max_connections: 100}}\n"
+    );
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "32MiB")
+        .start();
+    // what is taken once and kept: buffers, the threads' stacks
+    breaks(&proxy, 200);
+    holds_nothing(&proxy);
+    let (files, kb) = (descriptors(&proxy), proxy.own_kb());
+
+    breaks(&proxy, MANY);
+    holds_nothing(&proxy);
+    eventually("its descriptors are closed", || {
+        descriptors(&proxy) <= files
+    });
+    eventually("the upstream is rid of it", || upstream.open() == 0);
+    let spare = if is_release() { 400 } else { 1500 };
+    let since = Instant::now();
+    while proxy.own_kb() > kb + spare {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "{kb} kB became {}",
+            proxy.own_kb()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(proxy.get("/").text(), "ok");
+    let accepted = metrics(&proxy)["connections_accepted_total"];
+    assert!(accepted >= (MANY + 200) as u64, "{accepted} were accepted");
+}
+
+/// So many exchanges, each broken off at another moment or in another way.
+fn breaks(proxy: &Proxy, many: usize) {
+    let (address, moments) = (proxy.address(), moments());
+    thread::scope(|scope| {
+        for worker in 0..CROWD {
+            let moments = &moments;
+            scope.spawn(move || {
+                for i in (worker..many).step_by(CROWD) {
+                    let moment = &moments[i % moments.len()];
+                    let leave = match i / moments.len() % 3 {
+                        0 => Leave::Close,
+                        1 if ends_by_itself(moment) => Leave::HalfClose,
+                        _ => Leave::Reset,
+                    };
+                    if let Err(e) = break_off(address, moment, leave) {
+                        let gone = [
+                            ErrorKind::ConnectionReset,
+                            ErrorKind::BrokenPipe,
+                            ErrorKind::NotConnected,
+                        ];
+                        assert!(gone.contains(&e.kind()), "{:?} {leave:?}: {e}", moment.sent);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Waits until no gauge shows anything: no connection, no exchange, nobody in a queue, not a byte of the budget.
+fn holds_nothing(proxy: &Proxy) {
+    const GAUGES: [&str; 7] = [
+        "connections_open",
+        "connections_parked",
+        "exchanges",
+        "waiting",
+        "upstream_open",
+        "upstream_idle",
+        "memory_used_bytes",
+    ];
+    let since = Instant::now();
+    loop {
+        let all = metrics(proxy);
+        let held: Vec<_> = GAUGES.iter().filter(|name| all[**name] > 0).collect();
+        if held.is_empty() {
+            return;
+        }
+        assert!(
+            since.elapsed() < PATIENCE,
+            "it still holds {held:?}: {all:#?}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
