@@ -301,6 +301,10 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
     if reader.chunked && version == 0 {
         return Err("Transfer-Encoding in HTTP/1.0");
     }
+    if status.is_informational() || code == 204 {
+        // no such answer may have one, and a reader that believed it would wait (RFC 9110 §8.6)
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let delimiter = if bodiless {
         Delimiter::Length(0)
     } else if reader.chunked {
@@ -979,6 +983,26 @@ mod tests {
                     "{text} cut at {cut}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_length_where_no_body_may_be_is_taken_away() {
+        for (status, method, passes) in [
+            ("103 Early Hints", Method::GET, false),
+            ("204 No Content", Method::GET, false),
+            ("204 No Content", Method::HEAD, false),
+            ("304 Not Modified", Method::GET, true),
+            ("200 OK", Method::HEAD, true),
+        ] {
+            let text = format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n");
+            let head = read_head(text.as_bytes(), &method).unwrap().unwrap();
+            assert!(matches!(head.delimiter, Delimiter::Length(0)), "{status}");
+            assert_eq!(
+                head.headers.contains_key(header::CONTENT_LENGTH),
+                passes,
+                "{status}"
+            );
         }
     }
 
