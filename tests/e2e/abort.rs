@@ -207,6 +207,184 @@ fn descriptors(proxy: &Proxy) -> usize {
     open.count()
 }
 
+// ---- what the other side sees ----
+
+/// The upstream's end, at every byte of an answer.
+#[test]
+fn an_answer_that_ends_at_any_byte_is_a_502_or_breaks_off() {
+    const ANSWERS: [&str; 2] = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\nhe\r\n3\r\nllo\r\n0\r\nX: y\r\n\r\n",
+    ];
+    let upstream = Upstream::start(|peer| {
+        let target = peer.head()?.target;
+        let numbers: Vec<usize> = target[1..].split('/').map(|n| n.parse().unwrap()).collect();
+        peer.write(&ANSWERS[numbers[0]][..numbers[1]])?;
+        if numbers[2] == 1 { peer.cut() } else { Ok(()) }
+    });
+    let proxy = Proxy::before(&upstream, ALL);
+    for (which, answer) in ANSWERS.iter().enumerate() {
+        let head = answer.find("\r\n\r\n").unwrap() + 4;
+        for (cut, how) in (0..answer.len()).flat_map(|cut| [(cut, 0), (cut, 1)]) {
+            let case = format!("{which}, cut at {cut}, {how}");
+            let mut client = proxy.client();
+            client.send(get(&format!("/{which}/{cut}/{how}")));
+            match client.try_receive() {
+                // a reset may overtake a head that was whole
+                Ok(response) => assert!(
+                    response.status == 502 && (cut < head || how == 1),
+                    "{case}: {response:?}"
+                ),
+                Err(broken) => {
+                    let kind = broken.cause.kind();
+                    assert!(
+                        cut >= head
+                            && [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset]
+                                .contains(&kind),
+                        "{case}: {broken:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The client's end, at every byte of a request.
+#[test]
+fn a_request_that_ends_at_any_byte_is_never_passed_on_as_whole() {
+    for request in [
+        get("/"),
+        with("POST /", &["Content-Length: 5"]) + "hello",
+        with("POST /", &["Transfer-Encoding: chunked"])
+            + "2;x\r\nhe\r\n3\r\nllo\r\n0\r\nX: y\r\n\r\n",
+    ] {
+        let upstream = Upstream::fixed(OK);
+        let proxy = Proxy::before(&upstream, ALL);
+        for cut in 0..request.len() {
+            let moment = Moment {
+                sent: request[..cut].to_owned(),
+                awaited: 0,
+            };
+            for leave in [Leave::Close, Leave::Reset, Leave::HalfClose] {
+                // whoever only half-closes may be reset by the proxy, and hears so
+                let _ = break_off(proxy.address(), &moment, leave);
+            }
+        }
+        eventually("its upstream is let go", || upstream.open() == 0);
+        assert_eq!(upstream.requests(), 0, "{request:?}");
+        assert_eq!(proxy.get("/").text(), "ok");
+    }
+}
+
+/// A failure in the middle of a pipeline is one answer in its place, and the end where nobody can know what follows.
+#[test]
+fn a_pipeline_goes_on_behind_a_failure_or_ends_with_it() {
+    let upstream = Upstream::start(|peer| {
+        while let Some(request) = peer.request()? {
+            match request.target.as_str() {
+                "/gone" => return Ok(()),
+                "/garbage" => return peer.write("garbage\r\n\r\n"),
+                "/cut" => return peer.write("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"),
+                "/late" => panic!("it was read behind the end"),
+                _ => peer.write(OK)?,
+            }
+        }
+        Ok(())
+    });
+    let proxy = Proxy::before(
+        &upstream,
+        "routes: [{path: /, target: 'http://UP'}, {path: /down/, target: 'unix:DIR/none'}]\n",
+    );
+    for (failure, status) in [
+        ("/gone", 502),
+        ("/garbage", 502),
+        ("/down/", 502),
+        ("/down", 307),
+        ("/a/../b", 400),
+        ("/health", 200),
+    ] {
+        let mut client = proxy.client();
+        client.send(get("/") + &get(failure) + &get("/") + &get(failure) + &get("/"));
+        for expected in [200, status, 200, status, 200] {
+            assert_eq!(client.receive().status, expected, "{failure}");
+        }
+    }
+    let chunks = with("POST /", &["Transfer-Encoding: chunked"]);
+    for ending in [
+        get("/cut"),
+        "GET /late\r\n\r\n".to_owned(),
+        "GET /late HTTP/1.1\r\n\r\n".to_owned(),
+        chunks.clone() + "3\r\nabcd\r\n",
+        chunks + "nonsense\r\n",
+        with("GET /", &["Connection: close"]),
+    ] {
+        let mut client = proxy.client();
+        let _ = client.try_send(get("/") + &ending + &get("/late"));
+        assert_eq!(client.receive().text(), "ok", "{ending:?}");
+        let second = client.try_receive();
+        let (rest, _) = client.until_end();
+        assert!(rest.is_empty(), "{ending:?}: {second:?}, then {rest:?}");
+    }
+}
+
+/// Both sides at once, a byte each time.
+#[test]
+fn an_echo_may_drip_both_ways_at_once() {
+    let upstream = Upstream::start(|peer| {
+        peer.head()?;
+        peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        while let Some(data) = peer.reader().chunk()? {
+            peer.chunk(data)?;
+        }
+        peer.reader().trailers()?;
+        peer.write("0\r\n\r\n")
+    });
+    let proxy = Proxy::before(&upstream, ALL);
+    let mut client = proxy.client();
+    client.send(with("POST /", &["Transfer-Encoding: chunked"]));
+    assert_eq!(client.head().status, 200);
+    for byte in b'a'..=b'z' {
+        for part in [b"1".as_slice(), b"\r", b"\n", &[byte], b"\r", b"\n"] {
+            client.send(part);
+        }
+        assert_eq!(client.reader().chunk().unwrap(), Some(vec![byte]));
+    }
+    for part in ["0", "\r", "\n", "\r", "\n"] {
+        client.send(part);
+    }
+    assert_eq!(client.reader().chunk().unwrap(), None);
+}
+
+/// An upstream that stops in the middle of its answer may take its time, until somebody waits for its place.
+#[test]
+fn an_upstream_that_stops_in_its_body_gives_way_to_who_waits() {
+    for start in [
+        "Content-Length: 9\r\n\r\nhel",
+        "Transfer-Encoding: chunked\r\n\r\n9\r\nhel",
+    ] {
+        let upstream = Upstream::start(move |peer| {
+            let head = peer.head()?;
+            if head.target == "/stops" {
+                peer.write(format!("HTTP/1.1 200 OK\r\n{start}"))?;
+                return peer.await_close();
+            }
+            peer.write(OK)
+        });
+        let proxy = Proxy::before(
+            &upstream,
+            &format!("{ALL}proxy: {{max_concurrent_requests: 1, queue_timeout: 20}}\n"),
+        );
+        let mut stopped = proxy.client();
+        stopped.send(get("/stops"));
+        assert_eq!(stopped.head().status, 200);
+        assert_eq!(proxy.get("/").text(), "ok");
+        // and whoever had it sees that it is not whole
+        let (rest, _) = stopped.until_end();
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{start:?}");
+        eventually("its upstream is let go", || upstream.open() == 0);
+    }
+}
+
 #[test]
 fn ten_thousand_broken_exchanges_leave_nothing_behind() {
     let upstream = Upstream::start(misbehave);

@@ -512,3 +512,38 @@ fn out_of_descriptors_the_proxy_waits_and_goes_on() {
         }
     });
 }
+
+#[test]
+fn out_of_descriptors_for_upstreams_the_proxy_says_so_and_goes_on() {
+    let upstream = Upstream::start(|peer| {
+        peer.head()?;
+        peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")?;
+        peer.await_close()
+    });
+    let setup = Setup::new(&format!("{ALL}server: {{max_connections: 24}}\n"));
+    let proxy = setup
+        .upstream("UP", &upstream)
+        .shell(
+            "ulimit -n 40; exec \"$0\" \"$@\"",
+            std::process::Stdio::null(),
+        )
+        .start();
+    // two descriptors for each that is served: they do not last for all who are let in
+    let mut crowd: Vec<Client> = (0..24).map(|_| proxy.client()).collect();
+    let mut refused = 0;
+    for client in &mut crowd {
+        client.send(get("/"));
+        match client.head().status {
+            200 => {}
+            502 | 503 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!((1..24).contains(&refused), "{refused} of 24 were refused");
+    drop(crowd);
+    eventually("it serves again", || {
+        let mut client = proxy.client();
+        client.send(get("/"));
+        client.head().status == 200
+    });
+}

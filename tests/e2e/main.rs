@@ -39,6 +39,7 @@ mod lifecycle;
 mod abort;
 mod hardening;
 mod memory;
+mod smuggling;
 
 // what is written about it
 mod readme;
