@@ -841,11 +841,12 @@ fn at_random(case: impl Fn(u64) + Send + Copy) {
     thread::scope(|scope| {
         for worker in 0..32 {
             scope.spawn(move || {
-                let first = worker << 32;
-                (first..first + 25).for_each(case);
-                (first + 25..)
-                    .take_while(|_| Instant::now() < end)
-                    .for_each(case);
+                let mut seed = worker << 32;
+                let fixed = seed + 25;
+                while seed < fixed || Instant::now() < end {
+                    case(seed);
+                    seed += 1;
+                }
             });
         }
     });
@@ -932,7 +933,10 @@ fn mutated(dice: &mut Dice) -> Vec<u8> {
     for _ in 0..=dice.roll(3) {
         let at = dice.roll(bytes.len() + 1);
         let end = (at + dice.roll(12)).min(bytes.len());
-        match dice.roll(5) {
+        let feeds = (0..bytes.len()).filter(|&i| bytes[i] == b'\n');
+        let lines: Vec<usize> = feeds.map(|feed| feed + 1).collect();
+        let line = lines.get(dice.roll(lines.len().max(1))).copied();
+        match dice.roll(8) {
             0 => drop(bytes.splice(at..end, [])),
             1 => {
                 let copy = bytes[at..end].to_vec();
@@ -940,7 +944,23 @@ fn mutated(dice: &mut Dice) -> Vec<u8> {
             }
             2 if at < bytes.len() => bytes[at] ^= 1 << dice.roll(8),
             3 => drop(bytes.splice(at..end, dice.pick(&NASTY).iter().copied())),
-            _ => drop(bytes.splice(at..at, dice.pick(&NASTY).iter().copied())),
+            4 => drop(bytes.splice(at..at, dice.pick(&NASTY).iter().copied())),
+            // most of what counts happens to whole lines: one more, one twice, one that ends otherwise
+            5 => {
+                let start = line.unwrap_or(0);
+                bytes.splice(start..start, dice.pick(&NASTY).iter().copied());
+            }
+            6 => {
+                let start = line.unwrap_or(0);
+                let after = lines.iter().copied().find(|&next| next > start);
+                let copy = bytes[start..after.unwrap_or(bytes.len())].to_vec();
+                bytes.splice(start..start, copy);
+            }
+            _ => {
+                let end = line.unwrap_or(0);
+                let other = dice.pick(&[b"\n", b"\r", b"\r\r\n", b"\n\r\n", b" \r\n", b"\r\n "]);
+                bytes.splice(end.saturating_sub(2)..end, other.iter().copied());
+            }
         }
     }
     bytes
