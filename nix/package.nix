@@ -23,6 +23,7 @@ rustPlatform.buildRustPackage (
         ../Cargo.toml
         ../Cargo.lock
         ../.clippy.toml
+        ../bench/traffic.rs
         ../build.rs
         ../config.yaml
         ../layout.ld

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Measures lean-proxy beside the proxies that are installed: nginx, HAProxy, lighttpd, Caddy.
+
+    python3 bench/run.py              about half an hour
+    python3 bench/run.py --quick      about eight minutes
+
+Builds what it needs with cargo; --binary PATH measures a build that is there, such as the static one. Prints a table in
+Markdown, and leaves it with every value of every round and a picture of the memory over time in --out. Linux, Python 3 and
+cargo suffice; as root it also puts each proxy into a memory cgroup of 10 MiB and attacks it. Counts system calls with perf
+or strace and instructions with valgrind. What is missing is said and left out. Traffic goes over loopback only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import measures
+from contenders import PEERS, Contender, Unable, find, lean_proxy, version
+from machine import CPUS, Box, prepare, read, work_folder
+from measures import ATTACKS, BULK, LIMIT, REQUESTS, Figures, Lab, Trouble, counters, say
+from report import Course, Results, markdown, picture
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Between these two lines the README holds what was measured.
+FIRST_MARK = "<!-- bench/run.py --readme -->"
+LAST_MARK = "<!-- end -->"
+
+
+def build(*what: str) -> dict[str, str]:
+    """Where cargo put what it built, by name."""
+    command = ["cargo", "build", "--locked", "--message-format=json", *what]
+    made = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = {}
+    for line in made.splitlines():
+        message = json.loads(line)
+        if message.get("executable"):
+            found[message["target"]["name"]] = message["executable"]
+    return found
+
+
+def gather(only: list[str]) -> list[Contender]:
+    peers = []
+    for program in only or PEERS:
+        peer = find(program)
+        if peer is None:
+            say(f"{program} is not installed: left out")
+        else:
+            peers.append(peer)
+    return peers
+
+
+class Bench:
+    def __init__(self, lab: Lab, contenders: list[Contender], quick: bool) -> None:
+        self.lab = lab
+        self.contenders = contenders
+        self.quick = quick
+        self.results: Results = {}
+        self.verdicts: dict[str, dict[str, str]] = {}
+        self.courses: dict[str, Course] = {}
+        self.trouble: list[str] = []
+
+    def everyone(self, what: str, rounds: int, measure: Callable[[Contender], Figures]) -> None:
+        """Round by round, each time another first: what disturbs the machine disturbs all alike."""
+        say(what)
+        for turn in range(rounds):
+            first = turn % len(self.contenders)
+            for contender in self.contenders[first:] + self.contenders[:first]:
+                try:
+                    figures = measure(contender)
+                except Unable as why:
+                    say(f"{contender.name} is left out: {why}")
+                    continue
+                except (Trouble, OSError, subprocess.SubprocessError) as error:
+                    self.trouble.append(f"{contender.name}, {what}: {error}")
+                    say(self.trouble[-1])
+                    continue
+                for key, value in figures.items():
+                    self.results.setdefault(key, {}).setdefault(contender.name, []).append(value)
+
+    def run(self) -> None:
+        lab, quick = self.lab, self.quick
+        once, often = (1, 3) if quick else (3, 5)
+        self.everyone("idle", once, partial(measures.idle, lab))
+        self.everyone("idle, https target", once, partial(measures.idle_with_tls, lab))
+        self.everyone("idle connections", once, partial(measures.held_connections, lab))
+        self.everyone("event streams", once, partial(measures.streams, lab))
+        self.everyone("slow readers", once, partial(measures.slow_readers, lab))
+        self.everyone("busy connections", once, partial(measures.busy, lab))
+        self.everyone("start", often, partial(measures.start, lab))
+        self.everyone("events", once, partial(measures.event_delay, lab))
+        for missing in {"calls", "instructions"} - counters().keys():
+            say(f"{missing} per request are not counted: neither perf nor strace, or no valgrind")
+        self.everyone("counts", 1, partial(measures.counts, lab))
+        for key in REQUESTS:
+            self.everyone(key, often, partial(measures.cpu_per_request, lab, key, 0.7 if quick else 3))
+        for key in BULK:
+            size = (250_000_000 if quick else 1_000_000_000) // (5 if key == "bulk_chunked" else 1)
+            self.everyone(key, often, partial(measures.cpu_per_gigabyte, lab, key, size))
+        self.attacks()
+
+    def attacks(self) -> None:
+        box = Box.make(None)
+        if box is None:
+            say("no memory cgroup can be made here: the attacks in 10 MiB are left out, and the picture shows PSS")
+        else:
+            box.remove()
+            for attack in ATTACKS:
+                say(attack)
+                self.verdicts[attack] = {it.name: measures.withstand(self.lab, it, attack, 3 if self.quick else 6) for it in self.contenders}
+        for contender in self.contenders[:3]:
+            say("the course of", contender.name)
+            self.courses[contender.name] = measures.course(self.lab, contender, 1 if self.quick else 5)
+
+
+def setting(lab: Lab, contenders: list[Contender], quick: bool) -> list[str]:
+    model = re.search(r"^model name\s*: (.*)", read("/proc/cpuinfo"), re.M)
+    with_boxes = Box.make(None)
+    kind = f"cgroup v{with_boxes.version}" if with_boxes else "no cgroup"
+    if with_boxes:
+        with_boxes.remove()
+    return [
+        f"{', '.join(f'{it.name} {it.version}' for it in contenders)}; Linux {platform.release()}, {kind}, "
+        f"{len(CPUS)} CPUs{f' ({model.group(1)})' if model else ''}, the proxy alone on one of them; {lab.shelf.note}; "
+        f"{'quick' if quick else 'full'} run, load average {os.getloadavg()[0]:.1f}."
+    ]
+
+
+def put_into_readme(text: str) -> None:
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(FIRST_MARK)
+    after = rest.split(LAST_MARK)[1]
+    readme.write_text(f"{before}{FIRST_MARK}\n{text}{LAST_MARK}{after}")
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="fewer rounds, shorter attacks")
+    arguments.add_argument("--binary", help="the lean-proxy to measure; default: cargo builds it")
+    arguments.add_argument("--peer", action="append", default=[], choices=list(PEERS), help="only this peer (may be repeated)")
+    arguments.add_argument("--out", type=Path, default=ROOT / "target" / "bench", help="folder for bench.md, bench.json and memory.svg")
+    arguments.add_argument("--readme", action="store_true", help="put the table and the picture into the README")
+    asked = arguments.parse_args()
+    prepare()
+    traffic = build("--release", "--example=traffic")["traffic"]
+    binary = str(Path(asked.binary).resolve()) if asked.binary else build("--release", "--bin=lean-proxy")["lean-proxy"]
+    contenders = [Contender("lean-proxy", lean_proxy, binary, version([binary, "--version"])), *gather(asked.peer)]
+    lab = Lab(traffic, work_folder())
+    try:
+        for contender in contenders:
+            lab.seat(contender)
+        about = setting(lab, contenders, asked.quick)
+        bench = Bench(lab, contenders, asked.quick)
+        bench.run()
+    finally:
+        lab.close()
+    names = [it.name for it in contenders]
+    text = markdown(bench.results, bench.verdicts, names, names[min(1, len(names) - 1)], about)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "bench.md").write_text(text)
+    raw = {"setting": about, "results": bench.results, "verdicts": bench.verdicts, "trouble": bench.trouble}
+    (asked.out / "bench.json").write_text(json.dumps(raw, indent=1))
+    counted = "socket buffers included" if bench.verdicts else "PSS"
+    drawn = picture(bench.courses, LIMIT, counted)
+    (asked.out / "memory.svg").write_text(drawn)
+    if asked.readme:
+        (ROOT / "bench" / "memory.svg").write_text(drawn)
+        put_into_readme(text)
+    print(text)
+    say("written to", asked.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
