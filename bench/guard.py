@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Keeps what a request costs from creeping up:  python3 bench/guard.py BINARY
+
+Counts the instructions (valgrind) and system calls (perf or strace) of one small request on a connection that is kept, and
+fails where the static release build has more than its bound. Both are counts, the same on a busy machine. What cannot be
+counted here is said and skipped.
+"""
+
+import sys
+
+from contenders import Contender, lean_proxy
+from machine import prepare, work_folder
+from measures import Lab, counted, counters
+from run import build
+
+# What was measured, and the bounds 15 % above it. Who makes the program leaner lowers them.
+MARGIN = 1.15
+MEASURED = {"instructions": 23_800, "calls": 6.0}
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__)
+        return 2
+    prepare()
+    lab = Lab(build("--example=traffic")["traffic"], work_folder())
+    worse = 0
+    try:
+        proxy = Contender("lean-proxy", lean_proxy, sys.argv[1])
+        lab.seat(proxy)
+        available = counters()
+        for what, once in MEASURED.items():
+            if what not in available:
+                print(f"skipped: {what} per request, for there is no {'valgrind' if what == 'instructions' else 'perf or strace'}")
+                continue
+            now = counted(lab, proxy, available[what], conns=1, few=200, many=700)
+            fits = now <= once * MARGIN
+            worse += not fits
+            print(f"{what} per request: {now:,.1f}, {'within' if fits else 'OVER'} the bound of {once * MARGIN:,.1f}")
+    finally:
+        lab.close()
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
