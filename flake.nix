@@ -19,6 +19,7 @@
         default = lean-proxy;
         lean-proxy = pkgs.pkgsStatic.callPackage ./nix/package.nix { };
         dockerImage = pkgs.callPackage ./nix/image.nix { inherit lean-proxy; };
+        sbom = pkgs.callPackage ./nix/sbom.nix { };
       });
 
       apps = eachOf servers (pkgs: {

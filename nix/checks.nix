@@ -46,5 +46,14 @@ in
       and .Healthcheck.Test == ["CMD", "/lean-proxy", "--health"]' "$(jq -r '.[0].Config' manifest.json)"
     touch $out
   '';
+
+  # All that the program is made of and nothing of the tests, each with its checksum, and no edge into the void.
+  bill = pkgs.runCommand "lean-proxy-bill" { nativeBuildInputs = [ pkgs.jq ]; } ''
+    jq -e '.bomFormat == "CycloneDX"
+      and ([.components[].name] | contains(["rustls", "tokio"]) and (contains(["rcgen"]) | not))
+      and all(.components[]; .hashes[0].content | length == 64)
+      and ([.dependencies[].dependsOn[]] - [.components[]."bom-ref"]) == []' ${packages.sbom}
+    touch $out
+  '';
 }
 // import ../tests/vm { inherit self pkgs; }
