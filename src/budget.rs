@@ -541,6 +541,54 @@ mod tests {
     }
 
     #[test]
+    fn the_last_bytes_are_for_those_at_the_door() {
+        for missing in [0, 1] {
+            let budget = Budget::new(Plan {
+                pool: Some(4 * EXCHANGE + DOOR - missing),
+                ..Plan::new(None, 1, None)
+            });
+            let mut admitted = Vec::new();
+            while let Some(permit) = budget.exchange(300) {
+                admitted.push(permit);
+            }
+            assert_eq!(admitted.len() as u64, 4 - missing);
+            assert!(budget.take(DOOR).is_some());
+        }
+    }
+
+    #[test]
+    fn buffers_are_let_go_by_halves_until_none_is_left() {
+        let buffers: Rc<Buffers> = Rc::default();
+        let room = Room::new(4096, true, true);
+        drop([(); 5].map(|()| buffers.take(room)));
+        for left in [2, 1] {
+            assert!(buffers.trim(), "{left} are left");
+            assert_eq!(buffers.free.borrow().len(), left);
+        }
+        assert!(!buffers.trim(), "none is left");
+        assert_eq!(buffers.free.borrow().capacity(), 0);
+    }
+
+    #[test]
+    fn memory_is_short_below_a_half_and_where_it_is_pressed() {
+        let budget = Budget::new(Plan {
+            pool: Some(10 * EXCHANGE),
+            ..Plan::new(None, 1, None)
+        });
+        let half = budget.take(5 * EXCHANGE);
+        assert!(!budget.is_short(), "half is left");
+        let more = budget.take(1);
+        assert!(budget.is_short(), "less is left");
+        drop((half, more));
+        budget.press(true);
+        let first = budget.exchange(300);
+        assert!(budget.is_short() && first.is_some(), "one goes on always");
+        assert!(budget.exchange(300).is_none());
+        budget.press(false);
+        assert!(!budget.is_short() && budget.exchange(300).is_some());
+    }
+
+    #[test]
     fn what_is_dropped_is_given_back_and_the_next_in_line_gets_it() {
         let budget = Budget::new(Plan {
             pool: Some(100),

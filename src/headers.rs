@@ -465,6 +465,21 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_looked_up_in_connection_only_where_it_names_others() {
+        for (value, nominates) in [
+            ("close", false),
+            ("Keep-Alive, TE", false),
+            ("Upgrade,close", false),
+            ("x-a", true),
+            ("keep-alive, X-A", true),
+        ] {
+            let headers = map(&[("connection", value)]);
+            assert_eq!(Hops::of(&headers).nominates, nominates, "{value}");
+        }
+        assert!(!Hops::of(&map(&[])).nominates);
+    }
+
+    #[test]
     fn who_forwarded_is_appended_to_or_replaced() {
         let fields = [
             ("x-forwarded-for", "198.51.100.1"),

@@ -379,3 +379,216 @@ impl Drop for Place {
         self.0.queue.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{future::Future, os::fd::AsRawFd, pin::pin, task::Poll, time::SystemTime};
+
+    use tokio::{net::UnixStream, runtime};
+
+    use crate::{
+        budget::Plan,
+        route::{Address, Tls},
+    };
+
+    const WIDE: Limits = Limits {
+        idle: usize::MAX,
+        idle_per_host: usize::MAX,
+        per_host: usize::MAX,
+        idle_millis: None,
+    };
+
+    fn pool(limits: Limits) -> Rc<Pool> {
+        Rc::new(Pool {
+            limits: RefCell::new(limits),
+            hosts: RefCell::default(),
+            idle: Cell::new(0),
+            next: Cell::new(1),
+            budget: Budget::new(Plan::new(None, 1, None)),
+            metrics: Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)),
+        })
+    }
+
+    fn origin(name: &str) -> Origin {
+        Origin {
+            address: Address::Tcp(name.to_owned(), 80),
+            tls: None,
+        }
+    }
+
+    /// Sockets need a reactor.
+    fn with_sockets(test: impl FnOnce()) {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        runtime.block_on(async { test() });
+    }
+
+    /// A connection as if dialled, and its other end.
+    fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
+        let mut lease = host.room().expect("there is room");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        lease.io = Some(Io::Unix(ours));
+        (lease, theirs)
+    }
+
+    fn descriptor(lease: &Lease) -> i32 {
+        lease.io.as_ref().unwrap().socket().as_raw_fd()
+    }
+
+    #[test]
+    fn a_connection_holds_its_price_and_a_session_its_own() {
+        with_sockets(|| {
+            let tls = Tls {
+                server_name: "a".to_owned(),
+                ca_file: None,
+                insecure_skip_verify: false,
+            };
+            for (tls, session) in [(None, 0), (Some(tls), TLS_SESSION)] {
+                let pool = pool(WIDE);
+                let host = pool.host(&Origin { tls, ..origin("a") });
+                let (lease, _theirs) = dialled(&host);
+                assert_eq!(pool.budget.spent(), session, "busy");
+                lease.give_back(0);
+                assert_eq!(pool.budget.spent(), IDLE_UPSTREAM + session, "idle");
+                let reused = host.checkout();
+                assert!(matches!(reused, Some(Checkout::Reused(_))));
+                assert_eq!(pool.budget.spent(), session, "busy again");
+                drop(reused);
+                assert_eq!((pool.budget.spent(), host.open.get()), (0, 0), "closed");
+            }
+        });
+    }
+
+    #[test]
+    fn no_more_are_kept_than_allowed() {
+        with_sockets(|| {
+            for (name, kept, limits) in [
+                ("no limits", 3, WIDE),
+                (
+                    "of a host",
+                    2,
+                    Limits {
+                        idle_per_host: 2,
+                        ..WIDE
+                    },
+                ),
+                ("over all", 2, Limits { idle: 2, ..WIDE }),
+                ("none idle", 0, Limits { idle: 0, ..WIDE }),
+                (
+                    "no time",
+                    0,
+                    Limits {
+                        idle_millis: Some(0),
+                        ..WIDE
+                    },
+                ),
+                (
+                    "open, as many as are allowed",
+                    3,
+                    Limits {
+                        per_host: 3,
+                        ..WIDE
+                    },
+                ),
+                (
+                    "open, more than are allowed now",
+                    2,
+                    Limits {
+                        per_host: 2,
+                        ..WIDE
+                    },
+                ),
+            ] {
+                let pool = pool(WIDE);
+                let host = pool.host(&origin("a"));
+                let lent: Vec<_> = (0..3).map(|_| dialled(&host)).collect();
+                *pool.limits.borrow_mut() = limits;
+                let last = descriptor(&lent[2].0);
+                let mut theirs = Vec::new();
+                for (now, (lease, other)) in (1..).zip(lent) {
+                    lease.give_back(now);
+                    theirs.push(other);
+                }
+                assert_eq!((pool.idle.get(), host.open.get()), (kept, kept), "{name}");
+                if name == "of a host" || kept == 0 {
+                    continue;
+                }
+                let Some(Checkout::Reused(lease)) = host.checkout() else {
+                    panic!("{name}: none is idle")
+                };
+                assert_eq!(descriptor(&lease), last, "{name}: the last one first");
+            }
+        });
+    }
+
+    #[test]
+    fn who_is_idle_longest_makes_room_whoever_it_belongs_to() {
+        with_sockets(|| {
+            let pool = pool(Limits { idle: 2, ..WIDE });
+            let (one, other) = (pool.host(&origin("a")), pool.host(&origin("b")));
+            assert!(Rc::ptr_eq(&one, &pool.host(&origin("a"))) && one.id != other.id);
+            let lent = [dialled(&one), dialled(&other), dialled(&one)];
+            let [(first, _a), (second, _b), (third, _c)] = lent;
+            first.give_back(10);
+            second.give_back(5);
+            third.give_back(20);
+            assert_eq!((one.idle.borrow().len(), other.open.get()), (2, 0));
+        });
+    }
+
+    #[test]
+    fn time_is_over_at_its_last_millisecond_also_where_the_clock_wraps() {
+        with_sockets(|| {
+            for since in [0, 50, u32::MAX - 10] {
+                let pool = pool(Limits {
+                    idle_millis: Some(100),
+                    ..WIDE
+                });
+                let host = pool.host(&origin("a"));
+                let (lease, _theirs) = dialled(&host);
+                lease.give_back(since);
+                assert!(pool.sweep(since.wrapping_add(99)), "since {since}");
+                assert!(!pool.sweep(since.wrapping_add(100)), "since {since}");
+                assert_eq!(host.open.get(), 0);
+            }
+        });
+    }
+
+    #[test]
+    fn who_waits_gets_what_comes_back_though_none_may_be_idle() {
+        with_sockets(|| {
+            let pool = pool(Limits {
+                idle: 0,
+                per_host: 1,
+                ..WIDE
+            });
+            let host = pool.host(&origin("a"));
+            let (lease, _theirs) = dialled(&host);
+            assert!(host.room().is_none() && pool.waiting().is_none());
+            let mut context = Context::from_waker(Waker::noop());
+            let mut next = pin!(host.queue.until(|| host.checkout()));
+            assert!(next.as_mut().poll(&mut context).is_pending());
+            assert_eq!(pool.waiting().map(|(id, _)| id), Some(host.id));
+            let same = descriptor(&lease);
+            lease.give_back(0);
+            let Poll::Ready(Checkout::Reused(lease)) = next.as_mut().poll(&mut context) else {
+                panic!("it came back")
+            };
+            assert_eq!(descriptor(&lease), same);
+        });
+    }
+
+    #[test]
+    fn places_are_as_many_as_the_limit_says() {
+        let places = Places::new(Some(3), 2);
+        let taken: Vec<Place> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(taken.len(), 2, "a worker's share, rounded up");
+        places.set_limit(Some(3), 1);
+        assert!(places.take().is_some(), "one more, and it is free again");
+        drop(taken);
+        assert_eq!(std::iter::from_fn(|| places.take()).take(9).count(), 9);
+    }
+}

@@ -344,6 +344,22 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_bare_without_port_and_last_dot() {
+        for (authority, bare) in [
+            ("a.example", "a.example"),
+            ("a.example:80", "a.example"),
+            ("a.example.", "a.example"),
+            ("a.example.:80", "a.example"),
+            ("[::1]", "[::1]"),
+            ("[::1]:80", "[::1]"),
+            ("[fe80::]", "[fe80::]"),
+            ("[fe80::]:80", "[fe80::]"),
+        ] {
+            assert_eq!(bare_host(authority), bare, "{authority}");
+        }
+    }
+
+    #[test]
     fn the_longest_prefix_of_the_closest_host_wins() {
         let all = table(&[
             ("", "/"),
