@@ -2,7 +2,7 @@
 """Measures lean-proxy beside the proxies that are installed: nginx, HAProxy, lighttpd, Caddy.
 
     python3 bench/run.py              about half an hour
-    python3 bench/run.py --quick      about eight minutes
+    python3 bench/run.py --quick      six to eight minutes
 
 Builds what it needs with cargo; --binary PATH measures a build that is there, such as the static one. Prints a table in
 Markdown, and leaves it with every value of every round and a picture of the memory over time in --out. Linux, Python 3 and
