@@ -244,6 +244,7 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
 /// Serves one request; gives the connection back where it can go on.
 async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, head: Head) -> Option<Gate> {
     let (worker, seat) = (&*worker, &seat);
+    let began = seat.now();
     let (permit, full) = admit(worker, seat, &head, is_brief(worker, &gate, &head)).await?;
     let mut gate = gate;
     let parts = match gate.open(&head) {
@@ -258,7 +259,7 @@ async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, head: Head) -> Optio
     seat.enter(Phase::Busy, is_full.then_some(BRIEF));
     let gate = RefCell::new(gate);
     let end = {
-        let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, is_full));
+        let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, began, is_full));
         poll_fn(|context| {
             let end = exchange.as_mut().poll(context);
             let mut gate = gate.borrow_mut();

@@ -165,6 +165,7 @@ impl Outbox {
         if self.written > 0 && self.is_empty() {
             self.text = Vec::new();
             self.written = 0;
+            self.cleared = true;
         }
     }
 

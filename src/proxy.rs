@@ -67,17 +67,18 @@ pub enum End {
     Tunnel(Box<Tunnel>),
 }
 
-/// Answers a request, whatever comes, and sends the answer to its end. `is_full` = without an upstream, for there is no
-/// memory for more.
+/// Answers a request, whatever comes, and sends the answer to its end. `began` is when it was whole, in the park's time,
+/// before it waited for memory; `is_full` = without an upstream, for there is no memory for more.
 pub async fn handle(
     worker: &Worker,
     gate: &RefCell<Gate>,
     watch: &Watch,
     parts: Box<request::Parts>,
+    began: u32,
     is_full: bool,
 ) -> End {
     let state = worker.state();
-    let ride = ride(worker, watch, &parts);
+    let ride = ride(worker, watch, &parts, began);
     let room = worker.room(state.config.transport.write_buffer_size);
     let client = Client::new(
         gate,
@@ -121,7 +122,7 @@ pub async fn handle(
     }
 }
 
-fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts) -> Ride<'a> {
+fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began: u32) -> Ride<'a> {
     metrics::count(&worker.metrics.exchanges);
     let record = log::access_enabled()
         .then(|| {
@@ -135,7 +136,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts) -> Rid
         .flatten();
     Ride {
         watch,
-        began: watch.now(),
+        began,
         place: RefCell::default(),
         record: RefCell::new(record),
         received: Cell::new(0),
