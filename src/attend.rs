@@ -7,6 +7,7 @@
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
+    io,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::Tunnel,
-    budget::Permit,
+    budget::{NARROW, Permit},
     dial::Io,
     gate::Gate,
     log::{self, Record},
@@ -26,7 +27,7 @@ use crate::{
     pool::Place,
     proxy::{self, End},
     screen::{Arrival, Head, Refusal},
-    tunnel,
+    sys, tunnel,
     worker::Worker,
 };
 
@@ -87,6 +88,7 @@ impl Attend {
             Poll::Ready(Ok(Arrival::Head(head))) => {
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
+                let gate = RefCell::new(gate);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, gate, watch, head))));
             }
             Poll::Ready(Ok(Arrival::Refused(refusal))) => {
@@ -239,25 +241,30 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
         }
     })
     .await;
+    leave(worker, &io);
 }
 
 /// Serves one request; gives the connection back where it can go on.
-async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, head: Head) -> Option<Gate> {
+async fn serve(
+    worker: Rc<Worker>,
+    mut gate: RefCell<Gate>,
+    seat: Watch,
+    head: Head,
+) -> Option<Gate> {
     let (worker, seat) = (&*worker, &seat);
     let began = seat.now();
-    let (permit, full) = admit(worker, seat, &head, is_brief(worker, &gate, &head)).await?;
-    let mut gate = gate;
-    let parts = match gate.open(&head) {
+    let brief = is_brief(worker, gate.get_mut(), &head);
+    let (permit, full) = admit(worker, seat, &head, brief).await?;
+    let parts = match gate.get_mut().open(&head) {
         Ok(parts) => parts,
         Err(refusal) => {
             // rare, and large: boxed, these cost the others nothing
-            Box::pin(refuse(worker, gate, seat, refusal)).await;
+            Box::pin(refuse(worker, gate.into_inner(), seat, refusal)).await;
             return None;
         }
     };
     let is_full = full.is_some();
     seat.enter(Phase::Busy, is_full.then_some(BRIEF));
-    let gate = RefCell::new(gate);
     let end = {
         let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, began, is_full));
         poll_fn(|context| {
@@ -274,25 +281,102 @@ async fn serve(worker: Rc<Worker>, gate: Gate, seat: Watch, head: Head) -> Optio
         })
         .await
     };
-    let gate = gate.into_inner();
+    let has_sent_much = seat.bytes() as usize > NARROW;
     match end {
-        End::Stays => return Some(gate),
+        End::Stays => {
+            let gate = gate.get_mut();
+            if has_sent_much && is_unread(worker, &gate.io) {
+                Box::pin(settle(worker, &mut gate.io, seat)).await.ok()?;
+            }
+            gate.narrow();
+        }
         End::Tunnel(tunnel) => {
             drop(full);
-            Box::pin(join(worker, gate, seat, *tunnel)).await;
+            Box::pin(join(worker, gate.into_inner(), seat, *tunnel)).await;
+            return None;
         }
-        End::Closes if gate.is_amid_message() => {
+        End::Closes if gate.get_mut().is_amid_message() => {
             drop((permit, full));
-            let rest = if gate.is_broken() {
+            let rest = if gate.get_mut().is_broken() {
                 REFUSED_REST
             } else {
                 usize::MAX
             };
-            Box::pin(linger(worker, gate.into_parts().0, seat, rest)).await;
+            let io = gate.into_inner().into_parts().0;
+            Box::pin(linger(worker, io, seat, rest)).await;
+            return None;
         }
-        End::Closes | End::Broken => {}
+        End::Closes | End::Broken if !has_sent_much => return None,
+        End::Closes => {
+            Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+            return None;
+        }
+        End::Broken => {
+            leave(worker, &gate.get_mut().io);
+            return None;
+        }
     }
-    None
+    Some(gate.into_inner())
+}
+
+/// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
+fn is_unread(worker: &Worker, io: &Io) -> bool {
+    worker.budget.plan().tight && sys::unsent(&io.socket()) > NARROW
+}
+
+/// The close that follows will be a reset where a client has not read what it was sent: a queue that nobody reads would
+/// outlive its connection by minutes.
+fn leave(worker: &Worker, io: &Io) {
+    if is_unread(worker, io) {
+        drop(io.socket().set_linger(Some(Duration::ZERO)));
+    }
+}
+
+/// Waits until the client has read the most of what it was sent: until then the exchange holds its memory, and gives way
+/// as a stream does that its client blocks.
+///
+/// # Errors
+/// The client is gone, or has to go: the close will be a reset.
+async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
+    let limit = worker.state().config.server.write_timeout;
+    let mut left = sys::unsent(&io.socket());
+    let settled = poll_fn(|context| {
+        // its next request is what most often tells that it has read this answer; else the sweep looks back
+        let _ = io.poll_read_ready(context)?;
+        if let Some(error) = io.socket().take_error()? {
+            return Poll::Ready(Err(error));
+        }
+        let unsent = sys::unsent(&io.socket());
+        if unsent < left {
+            seat.took(left - unsent);
+            left = unsent;
+        }
+        if left <= NARROW {
+            return Poll::Ready(Ok(()));
+        }
+        if seat.is_write_overdue() || seat.order() == Order::Leave {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        seat.write_blocked(limit);
+        seat.look_back(true);
+        Poll::Pending
+    })
+    .await;
+    seat.look_back(false);
+    seat.took(0);
+    leave(worker, io);
+    settled
+}
+
+/// The same behind the last answer of a connection, whose end the client is told at once.
+async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
+    if !is_unread(worker, io) {
+        return;
+    }
+    let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
+    if told.is_ok() {
+        drop(settle(worker, io, seat).await);
+    }
 }
 
 /// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
@@ -311,7 +395,7 @@ async fn admit(
     }
     // rare, and large: boxed, it costs the others nothing
     Box::pin(async move {
-        if !is_brief {
+        if !is_brief && let Some(_waiter) = budget.waiter(head.len) {
             seat.enter(Phase::Waiting, None);
             let _waiting = metrics::Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
@@ -368,6 +452,10 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     }
     metrics::add(&worker.metrics.client_bytes_in, carried.received);
     metrics::add(&worker.metrics.client_bytes_out, carried.sent);
+    drop(upstream);
+    if is_unread(worker, &client) {
+        drop(Box::pin(settle(worker, &mut client, seat)).await);
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ pub const CONNECTION: u64 = 4_400;
 /// stands in the queues of both.
 pub const EXCHANGE: u64 = 42_000;
 
+/// `SO_SNDBUF` and `SO_RCVBUF` where memory is tight; the kernel doubles it. What a client may send before its exchange,
+/// and what it may leave unread, is paid for by nobody, and all that are connected may do so at the same moment.
+pub const NARROW: usize = 4 * 1024;
+
 /// What exchanges leave for connections, however many there are.
 const DOOR: u64 = 32 * CONNECTION;
 
@@ -45,6 +49,8 @@ pub struct Plan {
     pub connections: usize,
     /// `SO_SNDBUF` and `SO_RCVBUF` of every socket; `None` = the kernel tunes them.
     pub socket_buffer: Option<usize>,
+    /// The same for a long body that pays for it ([`Budget::width`]); `None` = every body has what there is.
+    pub wide_buffer: Option<usize>,
     /// `TCP_NOTSENT_LOWAT`: bytes that wait unsent in the kernel.
     pub unsent: u32,
     /// Whether memory is so short that buffers stay at their least.
@@ -62,6 +68,7 @@ impl Plan {
                 pool: None,
                 connections: configured,
                 socket_buffer: None,
+                wide_buffer: None,
                 unsent: 128 * 1024,
                 tight: false,
             };
@@ -75,18 +82,16 @@ impl Plan {
         let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
             .unwrap_or(usize::MAX)
             .clamp(8, configured.max(8));
-        let socket_buffer = usize::try_from(limit / 640).unwrap_or(usize::MAX);
+        let share = usize::try_from(limit / 640).unwrap_or(usize::MAX);
+        let share = share.clamp(16 * 1024, 256 * 1024);
+        let tight = limit < 64 << 20;
         Plan {
             pool: Some(pool),
             connections: connections.min(configured),
-            socket_buffer: (limit < 512 << 20)
-                .then_some(socket_buffer.clamp(16 * 1024, 256 * 1024)),
-            unsent: if limit < 64 << 20 {
-                16 * 1024
-            } else {
-                128 * 1024
-            },
-            tight: limit < 64 << 20,
+            socket_buffer: (limit < 512 << 20).then_some(if tight { NARROW } else { share }),
+            wide_buffer: tight.then_some(share),
+            unsent: if tight { 16 * 1024 } else { 128 * 1024 },
+            tight,
         }
     }
 
@@ -188,6 +193,20 @@ impl Budget {
         Some(permit)
     }
 
+    /// Takes what a whole request costs that waits for an exchange's worth: its head, and what follows it into the socket.
+    pub fn waiter(self: &Rc<Budget>, head: usize) -> Option<Permit> {
+        let queue = self.plan.socket_buffer.unwrap_or(0);
+        self.head((head + 2 * queue) as u64)
+    }
+
+    /// Takes what a wide buffer for a long body costs in one socket, where the plan has such and less than a quarter is
+    /// spent: they are for the first few. Gives the size too.
+    pub fn width(self: &Rc<Budget>) -> Option<(usize, Permit)> {
+        let size = self.plan.wide_buffer?;
+        let price = 2 * size as u64;
+        (!self.is_short_of(price)).then(|| (size, self.force(price)))
+    }
+
     /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
     /// held twice, as it came and as the upstream gets it, and its fields have their table.
     pub fn exchange(self: &Rc<Budget>, head: usize) -> Option<Permit> {
@@ -220,13 +239,14 @@ impl Budget {
         (self.exchanges.get(), self.admitted.get())
     }
 
-    /// Whether less than half is left: then buffers are small and nothing lies about.
+    /// Whether more than a quarter is spent: then buffers are small and nothing lies about.
     pub fn is_short(&self) -> bool {
-        self.pressed.get()
-            || self
-                .plan
-                .pool
-                .is_some_and(|pool| self.spent.get() > pool / 2)
+        self.is_short_of(0)
+    }
+
+    fn is_short_of(&self, bytes: u64) -> bool {
+        let pool = self.plan.pool;
+        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4)
     }
 
     /// Told by the sweep: whether memory is near its limit.
@@ -570,16 +590,16 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_short_below_a_half_and_where_it_is_pressed() {
+    fn memory_is_short_above_a_quarter_and_where_it_is_pressed() {
         let budget = Budget::new(Plan {
-            pool: Some(10 * EXCHANGE),
+            pool: Some(12 * EXCHANGE),
             ..Plan::new(None, 1, None)
         });
-        let half = budget.take(5 * EXCHANGE);
-        assert!(!budget.is_short(), "half is left");
+        let quarter = budget.take(3 * EXCHANGE);
+        assert!(!budget.is_short(), "three quarters are left");
         let more = budget.take(1);
         assert!(budget.is_short(), "less is left");
-        drop((half, more));
+        drop((quarter, more));
         budget.press(true);
         let first = budget.exchange(300);
         assert!(budget.is_short() && first.is_some(), "one goes on always");

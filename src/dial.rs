@@ -28,8 +28,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
+    budget::{Budget, NARROW, Permit},
     failure::Failure,
     route::{Address, Origin},
+    sys,
     tls::Connectors,
 };
 
@@ -42,6 +44,22 @@ pub enum Io {
     Unix(UnixStream),
     /// `https://`; boxed, for it is a kilobyte and most are not.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Which way bytes go through a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// They are read from it.
+    In,
+    /// They are written to it.
+    Out,
+}
+
+/// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
+#[derive(Debug)]
+pub struct Wide {
+    way: Way,
+    _permit: Permit,
 }
 
 impl Io {
@@ -91,6 +109,29 @@ impl Io {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
+    }
+
+    /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
+    pub fn widen(&self, way: Way, budget: &Rc<Budget>) -> Option<Box<Wide>> {
+        let (size, permit) = budget.width()?;
+        self.set_buffer(way, size);
+        Some(Box::new(Wide {
+            way,
+            _permit: permit,
+        }))
+    }
+
+    /// Takes that back, before the next message.
+    pub fn narrow(&self, wide: &Wide) {
+        self.set_buffer(wide.way, NARROW);
+    }
+
+    fn set_buffer(&self, way: Way, size: usize) {
+        let socket = self.socket();
+        match way {
+            Way::Out => drop(socket.set_send_buffer_size(size)),
+            Way::In => sys::set_receive_buffer(&socket, size),
+        }
     }
 
     /// The socket, for its options.

@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 
 use crate::{
     config::Server,
+    dial::Way,
     failure::Failure,
     gate::Client,
     headers,
@@ -141,12 +142,13 @@ impl Sending<'_> {
         upload: &mut Upload,
         upstream: &mut Upstream,
     ) -> Result<(), Failure> {
-        let Some(io) = &mut upstream.lease.io else {
-            return Ok(());
-        };
         if self.broken || upload.is_done() {
             return Ok(());
         }
+        upstream.widen(self.attempt.client, Way::Out);
+        let Some(io) = &mut upstream.lease.io else {
+            return Ok(());
+        };
         match upload.poll(context, io, self.attempt.client) {
             Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
             Poll::Ready(Err(UploadError::Client)) => Err(Failure::BodyBroken),

@@ -21,7 +21,7 @@ use crate::{
     body::{Piece, Ride},
     budget::{Budget, Buffer, Buffers, Permit, Room},
     chunked,
-    dial::Io,
+    dial::{Io, Way, Wide},
     park::Watch,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
@@ -45,6 +45,8 @@ pub struct Gate {
     awaits_word: bool,
     /// Interim answers (1xx), to be written before anything else.
     interim: Vec<u8>,
+    /// What the socket was widened by for a long body.
+    wide: Option<Box<Wide>>,
 }
 
 /// What is still to come of the last message.
@@ -79,6 +81,14 @@ impl Gate {
             due: Due::Length(0),
             awaits_word: false,
             interim: Vec::new(),
+            wide: None,
+        }
+    }
+
+    /// After a long body: what comes next is paid for by nobody.
+    pub fn narrow(&mut self) {
+        if let Some(wide) = self.wide.take() {
+            self.io.narrow(&wide);
         }
     }
 
@@ -474,6 +484,14 @@ impl<'a> Client<'a> {
             Poll::Pending => watch.write_blocked(self.write_timeout),
         }
         result
+    }
+
+    /// Lets the kernel hold more of a long body, where memory allows it.
+    pub fn widen(&self, way: Way, budget: &Rc<Budget>) {
+        let mut gate = self.gate.borrow_mut();
+        if gate.wide.is_none() {
+            gate.wide = gate.io.widen(way, budget);
+        }
     }
 
     /// From now on only the close tells the client that it has everything; until then, and if it is cut short, a close is

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    budget::{CONNECTION, EXCHANGE},
     log, metrics,
     park::Phase,
     sys::{self, MemoryUse},
@@ -15,6 +16,9 @@ use crate::{
 
 /// Connections that are asked to leave at a time when the door is full or memory is near its limit.
 pub const EVICTED_AT_ONCE: usize = 8;
+
+/// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
+const CODE: u64 = 1_700_000;
 
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
@@ -159,15 +163,26 @@ impl Keeper {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
             return;
         };
-        let near = limit - limit / 12;
+        let near = limit - (limit / 12).max(CODE.min(limit / 4));
         let Some(used) = usage.read() else { return };
-        let pressed = used > near && used.saturating_sub(usage.reclaimable()) > near;
+        let excess = if used > near {
+            used.saturating_sub(usage.reclaimable())
+                .saturating_sub(near)
+        } else {
+            0
+        };
+        let pressed = excess > 0;
         if pressed {
             let worker = &self.worker;
             worker.pool.clear();
             worker.buffers.trim();
-            worker.evict_silent(EVICTED_AT_ONCE * 2, false);
-            worker.evict_stream(None, true);
+            let many = usize::try_from(excess / (2 * CONNECTION)).unwrap_or(usize::MAX);
+            worker.evict_silent(many.max(EVICTED_AT_ONCE * 2), false);
+            for _ in 0..=excess / EXCHANGE {
+                if !worker.evict_blocked() {
+                    break;
+                }
+            }
             sys::collect();
         }
         self.worker.budget.press(pressed);

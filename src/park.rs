@@ -69,6 +69,9 @@ const AWAITED: (u32, u32) = (1_000, 500);
 /// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones.
 const STALLED: u32 = 5_000;
 
+/// The same for a client that does not read, or send, while memory is nearly spent.
+const BLOCKED: u32 = 400;
+
 /// Bytes a second below which a stream counts as slow under pressure.
 const SLOW: u32 = 1_000;
 
@@ -273,6 +276,15 @@ impl Park {
     /// byte for as long, then the slowest under 1 kB/s; last, where tunnels count, one that is silent. `host` narrows it
     /// to the exchanges with one upstream. A request that waits for its answer is no stream. Says whether there was one.
     pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
+        self.evict_least(host, tunnels, STALLED)
+    }
+
+    /// The same where memory itself is nearly spent: then a client that blocks its stream may go after a moment.
+    pub fn evict_blocked(&self) -> bool {
+        self.evict_least(None, true, BLOCKED)
+    }
+
+    fn evict_least(&self, host: Option<u32>, tunnels: bool, blocked_for: u32) -> bool {
         let now = self.now();
         let entries = self.entries.borrow();
         let worst = entries.iter().filter_map(|entry| {
@@ -288,7 +300,7 @@ impl Park {
                 u32::try_from(u64::from(moved) * 1000 / u64::from(span.max(1))).unwrap_or(u32::MAX);
             let (blocked, streams) = (entry.client_blocks.get(), entry.streams.get());
             match entry.phase.get() {
-                Phase::Busy if blocked && still >= STALLED => Some((3_u8, still, entry)),
+                Phase::Busy if blocked && still >= blocked_for => Some((3_u8, still, entry)),
                 Phase::Busy if streams && still >= STALLED => Some((2, still, entry)),
                 Phase::Busy if streams && span >= STALLED && rate < SLOW => {
                     Some((1, u32::MAX - rate, entry))
@@ -496,6 +508,9 @@ impl Watch {
             entry.client_blocks.set(false);
             entry.host.set(0);
             entry.moved_at.set(entry.since.get());
+            entry.mark.set(entry.since.get());
+            entry.bytes.set(0);
+            entry.bytes_at_mark.set(0);
             entry.phase.set(phase);
         });
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
@@ -551,6 +566,11 @@ impl Watch {
     pub fn took(&self, bytes: usize) {
         self.moved(bytes);
         self.with(|entry| entry.has_write_deadline.set(false));
+    }
+
+    /// How many bytes it took and gave in this phase; wraps.
+    pub fn bytes(&self) -> u32 {
+        self.with(|entry| entry.bytes.get())
     }
 
     /// The client took or gave bytes.

@@ -14,7 +14,7 @@ use std::{
 use crate::{
     budget::{Budget, IDLE_UPSTREAM, Permit, Queue, TLS_SESSION},
     config::Transport,
-    dial::Io,
+    dial::{Io, Way, Wide},
     metrics::{self, Metrics},
     route::Origin,
 };
@@ -74,6 +74,8 @@ pub enum Checkout {
 pub struct Lease {
     /// The connection; `None` until it is dialled.
     pub io: Option<Io>,
+    /// What it was widened by for a long body.
+    wide: Option<Box<Wide>>,
     host: Rc<Host>,
     /// It lies among the idle ones now, and its room with it.
     kept: bool,
@@ -233,6 +235,7 @@ impl Host {
             .map(|_| self.pool.budget.force(TLS_SESSION));
         Lease {
             io: None,
+            wide: None,
             host: Rc::clone(self),
             kept: false,
             _tls: tls,
@@ -302,8 +305,25 @@ impl Lease {
     /// Brings the connection back for the next request; only where both messages were read and written to their end.
     pub fn give_back(mut self, now: u32) {
         if let Some(io) = self.io.take() {
+            if let Some(wide) = &self.wide {
+                io.narrow(wide);
+            }
             self.kept = self.host.put(io, now).is_ok();
         }
+    }
+
+    /// Lets the kernel hold more of a long body, where memory allows it.
+    pub fn widen(&mut self, way: Way) {
+        if self.wide.is_none()
+            && let Some(io) = &self.io
+        {
+            self.wide = io.widen(way, self.budget());
+        }
+    }
+
+    /// Who pays for it.
+    pub fn budget(&self) -> &Rc<Budget> {
+        &self.host.pool.budget
     }
 
     /// Whose connection it is.

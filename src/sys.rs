@@ -116,6 +116,34 @@ pub fn collect() {
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
+/// Sets how much a TCP connection may receive that is not read: `SO_RCVBUF`, and the clamp of the window that was taken
+/// from it when the connection came (tcp(7)). What cannot be set stays as it is.
+pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
+    let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
+    drop(socket.set_recv_buffer_size(size));
+    // SAFETY: the value is a `c_int` that lives through the call, and its size is given.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_WINDOW_CLAMP,
+            (&raw const clamp).cast(),
+            libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or_default(),
+        );
+    }
+}
+
+/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)). One system call.
+pub fn unsent(socket: &socket2::Socket) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one `c_int`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return 0;
+    }
+    usize::try_from(bytes).unwrap_or(0)
+}
+
 /// Whether the other side has closed, seen past bytes that wait to be read. One system call.
 pub fn has_hung_up(socket: &socket2::Socket) -> bool {
     let events = libc::POLLRDHUP;

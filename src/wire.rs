@@ -25,12 +25,15 @@ use crate::{
     body::{Outbox, Piece},
     budget::{Buffer, Buffers, Room},
     chunked,
-    dial::Io,
+    dial::{Io, Way},
     gate::Client,
     headers,
     pool::Lease,
     screen,
 };
+
+/// Bytes after which a body is long, and is worth system calls for wider buffers.
+const LONG: u64 = 32 * 1024;
 
 /// Bytes of a response head; 502 above.
 const MAX_HEAD: usize = 96 * 1024;
@@ -517,6 +520,18 @@ impl Upstream {
         Poll::Ready(Ok(count))
     }
 
+    /// Lets the kernel hold more of a body that has proved to be long, in both sockets; `way` is this one's.
+    pub fn widen(&mut self, client: &Client<'_>, way: Way) {
+        let (passed, theirs) = match way {
+            Way::In => (&client.ride.sent, Way::Out),
+            Way::Out => (&client.ride.received, Way::In),
+        };
+        if passed.get() > LONG {
+            client.widen(theirs, self.lease.budget());
+            self.lease.widen(way);
+        }
+    }
+
     /// Gives the buffer back where nothing of use is in it.
     pub fn release(&mut self) {
         if self.start == self.end {
@@ -607,6 +622,7 @@ impl Download {
                 );
             };
             if upstream.start == upstream.end {
+                upstream.widen(client, Way::In);
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
@@ -643,6 +659,7 @@ impl Download {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
+        upstream.widen(client, Way::Out);
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

@@ -119,6 +119,13 @@ impl Worker {
         evicted
     }
 
+    /// Asks a stream to give way that its client blocks; see [`Park::evict_blocked`].
+    pub fn evict_blocked(&self) -> bool {
+        let evicted = self.park.evict_blocked();
+        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
+        evicted
+    }
+
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> Room {
         Room::new(least, self.budget.is_short(), self.budget.plan().tight)
