@@ -63,6 +63,9 @@ enum Due {
 /// Bytes that one read may bring between two messages, where memory is short.
 const FIRST: usize = 4 * 1024;
 
+/// Bytes of a buffer for a head that comes in several pieces.
+const GROWN: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
+
 /// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be.
 const MAX_INTERIM: usize = 8 * 1024;
 
@@ -197,14 +200,15 @@ impl Gate {
         }
     }
 
-    /// Keeps bytes: exactly what came at first, for most heads come in one piece, then with room for half as much again.
+    /// Keeps bytes: exactly what came at first, for most heads come in one piece. A buffer that must grow does so in few
+    /// sizes, for a flood of growing heads would leave holes of every size behind.
     fn hold(&mut self, bytes: &[u8]) {
         let needed = self.held.len() + bytes.len();
         if needed > self.held.capacity() {
             let target = if self.held.is_empty() {
                 needed
             } else {
-                needed + needed / 2
+                GROWN.into_iter().find(|size| *size >= needed).unwrap_or(2 * needed)
             };
             self.held.reserve_exact(target - self.held.len());
         }

@@ -18,7 +18,7 @@ use crate::{
 pub const EVICTED_AT_ONCE: usize = 8;
 
 /// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
-const CODE: u64 = 1_700_000;
+const CODE: u64 = 1_400_000;
 
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
@@ -166,6 +166,7 @@ impl Keeper {
         let near = limit - (limit / 12).max(CODE.min(limit / 4));
         let Some(used) = usage.read() else { return };
         let excess = if used > near {
+            sys::forget_file();
             used.saturating_sub(usage.reclaimable())
                 .saturating_sub(near)
         } else {
