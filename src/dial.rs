@@ -40,6 +40,8 @@ use crate::{
 pub enum Io {
     /// `http://`.
     Tcp(TcpStream),
+    /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
+    Bounded(TcpStream),
     /// `unix:`.
     Unix(UnixStream),
     /// `https://`; boxed, for it is a kilobyte and most are not.
@@ -67,7 +69,7 @@ impl Io {
     /// read that filled its buffer exactly, and with TLS for a record that carries no data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Io::Tcp(stream) => stream.poll_read_ready(cx),
+            Io::Tcp(stream) | Io::Bounded(stream) => stream.poll_read_ready(cx),
             Io::Unix(stream) => stream.poll_read_ready(cx),
             Io::Tls(stream) => {
                 let (socket, session) = stream.get_mut();
@@ -86,7 +88,9 @@ impl Io {
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
-            Io::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
+            Io::Tcp(stream) | Io::Bounded(stream) => {
+                stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
+            }
             Io::Unix(stream) => loop {
                 ready!(stream.poll_read_ready(cx))?;
                 match stream.try_io(Interest::READABLE, || {
@@ -109,6 +113,15 @@ impl Io {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
+    }
+
+    /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
+    pub fn tcp(stream: TcpStream, bounded: bool) -> Io {
+        if bounded {
+            Io::Bounded(stream)
+        } else {
+            Io::Tcp(stream)
+        }
     }
 
     /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
@@ -137,7 +150,7 @@ impl Io {
     /// The socket, for its options.
     pub fn socket(&self) -> SockRef<'_> {
         match self {
-            Io::Tcp(stream) => SockRef::from(stream),
+            Io::Tcp(stream) | Io::Bounded(stream) => SockRef::from(stream),
             Io::Unix(stream) => SockRef::from(stream),
             Io::Tls(stream) => SockRef::from(stream.get_ref().0),
         }
@@ -151,7 +164,7 @@ impl AsyncRead for Io {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Io::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
@@ -166,6 +179,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Io::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
             Io::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Io::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
@@ -178,6 +192,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Io::Bounded(stream) => send_apart(stream, cx, pieces),
             Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
         }
@@ -189,7 +204,7 @@ impl AsyncWrite for Io {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_flush(cx),
             Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
@@ -197,9 +212,28 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
+/// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
+fn send_apart(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            SockRef::from(stream).send_vectored_with_flags(pieces, libc::MSG_EOR)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
         }
     }
 }
@@ -214,6 +248,8 @@ pub struct SocketOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes; the kernel doubles it.
     pub send_buffer: Option<usize>,
+    /// Whether that is to be a bound ([`Io::Bounded`]).
+    pub bounded: bool,
     /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel that is not on its way.
     pub notsent_lowat: Option<u32>,
 }
@@ -274,7 +310,7 @@ impl Dialer {
             }
         };
         match &origin.tls {
-            None => Ok(Io::Tcp(stream)),
+            None => Ok(Io::tcp(stream, self.options.bounded)),
             Some(tls) => {
                 let stream = self.connectors.connect(tls, stream).await?;
                 Ok(Io::Tls(Box::new(stream)))
@@ -654,6 +690,7 @@ mod tests {
                 keep_alive: Some(Duration::from_secs(30)),
                 receive_buffer: Some(32 * 1024),
                 send_buffer: Some(16 * 1024),
+                bounded: false,
                 notsent_lowat: Some(16 * 1024),
             });
             for host in ["127.0.0.1", "localhost"] {

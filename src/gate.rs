@@ -208,7 +208,10 @@ impl Gate {
             let target = if self.held.is_empty() {
                 needed
             } else {
-                GROWN.into_iter().find(|size| *size >= needed).unwrap_or(2 * needed)
+                GROWN
+                    .into_iter()
+                    .find(|size| *size >= needed)
+                    .unwrap_or(2 * needed)
             };
             self.held.reserve_exact(target - self.held.len());
         }

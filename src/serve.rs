@@ -473,7 +473,7 @@ async fn watchdog() {
 async fn expose(worker: Rc<Worker>, listener: Listener) {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
-        let Ok((io, _)) = listener.accept().await else {
+        let Ok((io, _)) = listener.accept(false).await else {
             sleep(Duration::from_millis(100)).await;
             continue;
         };

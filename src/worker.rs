@@ -139,6 +139,7 @@ impl State {
             keep_alive: config.transport.dial_keep_alive,
             receive_buffer: plan.socket_buffer,
             send_buffer: plan.socket_buffer,
+            bounded: plan.tight,
             notsent_lowat: Some(plan.unsent),
         });
         let hosts = config
