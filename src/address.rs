@@ -126,38 +126,42 @@ pub fn parse_target(text: &str) -> Result<Target, String> {
     })?;
     let scheme = scheme.to_ascii_lowercase();
     let known = matches!(scheme.as_str(), "http" | "https" | "unix");
-    if !known && rest.starts_with("//") {
-        return Err(format!(
-            "scheme must be http, https or unix, got {}",
-            quote(&scheme)
-        ));
-    }
     if !known {
-        return Err("must begin with http://, https:// or unix:".to_owned());
-    }
-    for (sign, part) in [('?', "query"), ('#', "fragment")] {
-        if rest.contains(sign) {
-            return Err(format!("must not have a {part}"));
-        }
-    }
-    if scheme == "unix" {
-        let (path, base) = match rest.find(":/").and_then(|at| rest.split_at_checked(at)) {
-            Some((path, base)) => (path, base.trim_start_matches(':')),
-            None => (rest, ""),
-        };
-        let path = path
-            .strip_prefix("//")
-            .filter(|path| path.starts_with('/'))
-            .unwrap_or(path);
-        return Ok(Target {
-            origin: Origin {
-                address: Address::Unix(unix_path(path)?),
-                tls: None,
-            },
-            base: base_path(base)?,
-            host_header: HeaderValue::from_static("localhost"),
+        return Err(if rest.starts_with("//") {
+            format!("scheme must be http, https or unix, got {}", quote(&scheme))
+        } else {
+            "must begin with http://, https:// or unix:".to_owned()
         });
     }
+    check_bare(rest)?;
+    match scheme.as_str() {
+        "unix" => unix_target(rest),
+        _ => tcp_target(&scheme, rest),
+    }
+}
+
+/// What stands behind `unix:`.
+fn unix_target(rest: &str) -> Result<Target, String> {
+    let (path, base) = match rest.find(":/").and_then(|at| rest.split_at_checked(at)) {
+        Some((path, base)) => (path, base.trim_start_matches(':')),
+        None => (rest, ""),
+    };
+    let path = path
+        .strip_prefix("//")
+        .filter(|path| path.starts_with('/'))
+        .unwrap_or(path);
+    Ok(Target {
+        origin: Origin {
+            address: Address::Unix(unix_path(path)?),
+            tls: None,
+        },
+        base: base_path(base)?,
+        host_header: HeaderValue::from_static("localhost"),
+    })
+}
+
+/// What stands behind `http:` or `https:`.
+fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     let rest = rest
         .strip_prefix("//")
         .ok_or_else(|| format!("must have two slashes and a host after {scheme}:"))?;
@@ -246,12 +250,7 @@ fn base_path(base: &str) -> Result<String, String> {
 
 /// What may stand in a request line and means the same to everybody.
 pub fn check_path(path: &str) -> Result<(), String> {
-    if path.contains('?') {
-        return Err("must not have a query".to_owned());
-    }
-    if path.contains('#') {
-        return Err("must not have a fragment".to_owned());
-    }
+    check_bare(path)?;
     if holds_dot_segment(path) {
         return Err("must not have a \".\" or \"..\" segment".to_owned());
     }
@@ -260,6 +259,16 @@ pub fn check_path(path: &str) -> Result<(), String> {
         .find(|c| !c.is_ascii_graphic() || "\"<>\\^`{|}".contains(*c))
     {
         return Err(format!("holds {bad:?}, which must be percent-encoded"));
+    }
+    Ok(())
+}
+
+/// Neither a query nor a fragment.
+fn check_bare(text: &str) -> Result<(), String> {
+    for (sign, part) in [('?', "query"), ('#', "fragment")] {
+        if text.contains(sign) {
+            return Err(format!("must not have a {part}"));
+        }
     }
     Ok(())
 }
