@@ -15,6 +15,8 @@ use http::{
     },
 };
 
+use crate::chunked;
+
 /// `cors:` with its defaults filled in, not yet validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -363,36 +365,16 @@ fn parse_origin(written: &str) -> Result<Pattern, String> {
         // Not repeated: it may be a password.
         return Err("must have no user info".to_owned());
     }
-    match beyond {
-        "" => {}
-        "/" => {
-            return Err(format!(
-                "must not end in a slash, write \"{scheme}://{authority}\""
-            ));
-        }
-        _ => {
-            return Err(format!(
-                "must have no path, query or fragment, write \"{scheme}://{authority}\""
-            ));
-        }
+    if !beyond.is_empty() {
+        let fault = match beyond {
+            "/" => "not end in a slash",
+            _ => "have no path, query or fragment",
+        };
+        return Err(format!("must {fault}, write \"{scheme}://{authority}\""));
     }
-
     let (host, port) = split_port(authority);
-    let port = match port.strip_prefix(':') {
-        None => Some(String::new()),
-        Some("*") => None,
-        Some(digits) => match parse_port(digits) {
-            Some(80) if scheme == "http" => Some(String::new()),
-            Some(443) if scheme == "https" => Some(String::new()),
-            Some(number) => Some(format!(":{number}")),
-            None => {
-                return Err(format!(
-                    "has a bad port (1 to 65535, or *), got {written:?}"
-                ));
-            }
-        },
-    };
-    let host = parse_host(host).map_err(|sentence| format!("{sentence}, got {written:?}"))?;
+    let read = normal_port(&scheme, port).and_then(|port| Ok((parse_host(host)?, port)));
+    let (host, port) = read.map_err(|sentence| format!("{sentence}, got {written:?}"))?;
     Ok(match (host, port) {
         (WildHost::Exact(host), Some(port)) => Pattern::Exact(
             HeaderValue::try_from(format!("{scheme}://{host}{port}"))
@@ -404,6 +386,21 @@ fn parse_origin(written: &str) -> Result<Pattern, String> {
             port,
         }),
     })
+}
+
+/// The port as an Origin shows it, colon included: empty where it is the scheme's own; `None` = any.
+fn normal_port(scheme: &str, written: &str) -> Result<Option<String>, &'static str> {
+    let Some(digits) = written.strip_prefix(':') else {
+        return Ok(Some(String::new()));
+    };
+    if digits == "*" {
+        return Ok(None);
+    }
+    match (parse_port(digits), scheme) {
+        (Some(80), "http") | (Some(443), "https") => Ok(Some(String::new())),
+        (Some(number), _) => Ok(Some(format!(":{number}"))),
+        (None, _) => Err("has a bad port (1 to 65535, or *)"),
+    }
 }
 
 fn parse_host(written: &str) -> Result<WildHost, &'static str> {
@@ -573,10 +570,7 @@ fn is_scheme(name: &str) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(name: &[u8]) -> bool {
-    !name.is_empty()
-        && name
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+    !name.is_empty() && name.iter().all(|byte| chunked::is_token(*byte))
 }
 
 /// Bytes of an Origin that is looked at.
