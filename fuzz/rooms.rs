@@ -15,12 +15,16 @@ pub mod chunked;
 pub mod config;
 #[path = "../src/cors.rs"]
 pub mod cors;
+#[path = "../src/date.rs"]
+pub mod date;
 #[path = "../src/document.rs"]
 pub mod document;
 #[path = "../src/failure.rs"]
 pub mod failure;
 #[path = "../src/headers.rs"]
 pub mod headers;
+#[path = "../src/line.rs"]
+pub mod line;
 #[path = "../src/route.rs"]
 pub mod route;
 #[path = "../src/screen.rs"]
