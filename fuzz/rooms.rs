@@ -25,6 +25,8 @@ pub mod failure;
 pub mod headers;
 #[path = "../src/line.rs"]
 pub mod line;
+#[path = "../src/roots.rs"]
+pub mod roots;
 #[path = "../src/route.rs"]
 pub mod route;
 #[path = "../src/screen.rs"]

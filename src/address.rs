@@ -8,6 +8,7 @@ use std::{
 };
 
 use http::HeaderValue;
+use rustls::pki_types::ServerName;
 
 use crate::{
     document::quote,
@@ -305,6 +306,12 @@ pub fn parse_server_name(text: &str) -> Result<String, String> {
     host_name(text).map(|name| name.trim_end_matches('.').to_owned())
 }
 
+/// A name as TLS takes it: what is a host name to a resolver may still be none to a certificate.
+pub fn server_name(name: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(name.to_owned())
+        .map_err(|_| format!("{name:?} is neither a host name nor an IP address"))
+}
+
 /// `10.0.0.0/8`, `fd00::/8`, or a lone address.
 pub fn parse_network(text: &str) -> Result<Network, String> {
     let bad = || {
@@ -590,6 +597,17 @@ mod tests {
                     "{text} {outside}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn names_that_a_certificate_can_bear() {
+        for name in ["a.example", "127.0.0.1", "::1", "under_score"] {
+            assert_eq!(server_name(name).map(drop), Ok(()), "{name}");
+        }
+        for name in ["a b", "", "-a.example"] {
+            let reason = server_name(name).unwrap_err();
+            assert!(reason.contains("is neither"), "{reason}");
         }
     }
 }

@@ -19,12 +19,12 @@ pub use crate::address::{Listen, Network};
 use crate::{
     address::{
         check_path, parse_host_pattern, parse_listen, parse_network, parse_server_name,
-        parse_target,
+        parse_target, server_name,
     },
     cors::{Cors, Credentials, Settings},
     document::{self, Document, Environment, Field, Section, Unit, boolean, quote},
+    roots::{self, Roots},
     route::{Edits, HostPattern, Route, Routes, Target, Tls},
-    tls::{self, Roots},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -462,15 +462,15 @@ fn target(s: &Section<'_>) -> Option<Target> {
                 s.place("tls")
                     .warn(format!("insecure_skip_verify: {sentence}"));
             }
-            let server_name = std::mem::take(&mut own.server_name);
+            let host = std::mem::take(&mut own.server_name);
             *own = settings;
             let field = if own.server_name.is_empty() {
-                own.server_name = server_name;
+                own.server_name = host;
                 "target"
             } else {
                 "tls"
             };
-            if let Err(sentence) = tls::check_name(&own.server_name) {
+            if let Err(sentence) = server_name(&own.server_name) {
                 s.place(field).complain(sentence);
             }
         }
@@ -484,7 +484,7 @@ fn ca_file(s: &Section<'_>) -> Option<PathBuf> {
         .text()
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)?;
-    if let Err(sentence) = tls::check_file(&path) {
+    if let Err(sentence) = roots::check_file(&path) {
         field.complain(sentence);
     }
     Some(path)

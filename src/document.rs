@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     fmt::{self, Write as _},
     fs::File,
-    io::{self, Read as _},
+    io::Read as _,
     ops::RangeInclusive,
     path::Path as FilePath,
 };
@@ -81,13 +81,13 @@ pub fn read(path: &FilePath) -> Result<String, String> {
     })
 }
 
-/// An I/O error without the number that Rust appends to the system's own words.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
+/// An error without the number that Rust appends to the system's own words.
+pub fn plain(error: &dyn fmt::Display) -> String {
+    let mut text = error.to_string();
+    if let Some(number) = text.find(" (os error") {
+        text.truncate(number);
     }
+    text
 }
 
 impl<'a> Document<'a> {

@@ -1,16 +1,9 @@
 //! TLS towards upstreams: 1.2 and 1.3, the certificate verified against the right roots, sessions resumed.
 //!
-//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. [`check_file`] and
-//! [`Roots::check`] read the same files at load, so that a later dial meets no surprise.
+//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. `roots.rs` has read the same
+//! files at load, so that a later dial meets no surprise.
 
-use std::{
-    cell::RefCell,
-    env,
-    ffi::OsString,
-    fmt, fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{cell::RefCell, env, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -20,13 +13,18 @@ use rustls::{
         verify_server_name,
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{failure::Failure, route};
+use crate::{
+    address::server_name,
+    failure::Failure,
+    roots::{self, Roots},
+    route,
+};
 
 /// What TLS needs for each distinct `tls:` of the configuration; belongs to one worker and one configuration, so that a
 /// reload reads changed files.
@@ -83,34 +81,14 @@ impl Connectors {
     }
 }
 
-/// Whether this can be a `server_name`: what is a host name to a resolver may still be none to TLS.
-pub fn check_name(name: &str) -> Result<(), String> {
-    server_name(name).map(|_| ())
-}
-
-/// Whether this can be a `ca_file`: one certificate at least, and one that can be a root. Errors begin with the path.
-pub fn check_file(path: &Path) -> Result<(), String> {
-    if holds_root(path)? {
-        return Ok(());
-    }
-    Err(complaint(path, &NO_ROOT))
-}
-
-fn server_name(name: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(name.to_owned())
-        .map_err(|_| format!("{name:?} is neither a host name nor an IP address"))
-}
-
-fn verifier(tls: &route::Tls, roots: &Roots) -> Result<Arc<dyn ServerCertVerifier>, String> {
+fn verifier(tls: &route::Tls, environment: &Roots) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let provider = Arc::new(ring::default_provider());
     if tls.insecure_skip_verify {
         return Ok(Arc::new(AnyCertificate(provider)));
     }
     let roots = match &tls.ca_file {
-        Some(path) => certificates(path)
-            .and_then(store)
-            .map_err(|error| format!("ca_file: {error}"))?,
-        None => roots
+        Some(path) => roots::of_file(path).map_err(|error| format!("ca_file: {error}"))?,
+        None => environment
             .load()
             .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?,
     };
@@ -127,150 +105,6 @@ fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, 
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
-}
-
-/// Where the roots are if a route names none.
-#[derive(Debug, Default)]
-pub struct Roots {
-    file: Option<PathBuf>,
-    directories: Vec<PathBuf>,
-}
-
-/// A variable, and what is wrong with the file or folder it names.
-type Flaw = (&'static str, String);
-
-impl Roots {
-    /// OpenSSL's variables; an empty one counts as absent.
-    pub fn of(environment: &dyn Fn(&str) -> Option<OsString>) -> Roots {
-        let variable = |name| environment(name).filter(|value| !value.is_empty());
-        Roots {
-            file: variable("SSL_CERT_FILE").map(PathBuf::from),
-            directories: variable("SSL_CERT_DIR")
-                .map(|list| env::split_paths(&list).collect())
-                .unwrap_or_default(),
-        }
-    }
-
-    /// Whether they can be used: where the environment names any, one at least is a root. Keeps none of them: what is
-    /// taken apart at load would lie about in memory until the first dial, and longer.
-    pub fn check(&self) -> Result<(), Flaw> {
-        if self.is_built_in() {
-            return Ok(());
-        }
-        let mut found = false;
-        if let Some(file) = &self.file {
-            found = holds_root(file).map_err(|error| ("SSL_CERT_FILE", error))?;
-        }
-        for directory in &self.directories {
-            for file in fs::read_dir(directory)
-                .map_err(|error| ("SSL_CERT_DIR", complaint(directory, &error)))?
-            {
-                found = found || file.is_ok_and(|file| holds_root(&file.path()) == Ok(true));
-            }
-        }
-        if found {
-            return Ok(());
-        }
-        Err((self.variable(), NO_ROOT.to_owned()))
-    }
-
-    /// The one to blame where there is no root at all.
-    fn variable(&self) -> &'static str {
-        if self.directories.is_empty() {
-            "SSL_CERT_FILE"
-        } else {
-            "SSL_CERT_DIR"
-        }
-    }
-
-    fn is_built_in(&self) -> bool {
-        self.file.is_none() && self.directories.is_empty()
-    }
-
-    /// The environment's roots instead of the ones compiled in, never beside them.
-    fn load(&self) -> Result<RootCertStore, Flaw> {
-        if self.is_built_in() {
-            return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect());
-        }
-        let mut found = Vec::new();
-        if let Some(file) = &self.file {
-            found.extend(certificates(file).map_err(|error| ("SSL_CERT_FILE", error))?);
-        }
-        for directory in &self.directories {
-            let files = fs::read_dir(directory)
-                .map_err(|error| ("SSL_CERT_DIR", complaint(directory, &error)))?;
-            // Such a folder also holds lists of revocation and links to nowhere.
-            let files = files.filter_map(|file| certificates(&file.ok()?.path()).ok());
-            found.extend(files.flatten());
-        }
-        // And it holds each certificate two or three times: by name, by hash and in a bundle.
-        found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
-        found.dedup();
-        store(found).map_err(|error| (self.variable(), error))
-    }
-}
-
-/// Every certificate of a PEM file, at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let mut found = Vec::new();
-    each_certificate(path, |certificate| found.push(certificate))?;
-    Ok(found)
-}
-
-/// Whether a PEM file, which must be sound to its end, holds a certificate that can be a root.
-fn holds_root(path: &Path) -> Result<bool, String> {
-    let mut store = RootCertStore::empty();
-    each_certificate(path, |certificate| {
-        if store.is_empty() {
-            // A bundle may hold odd ones.
-            drop(store.add(certificate));
-        }
-    })?;
-    Ok(!store.is_empty())
-}
-
-/// Reads the certificates of a PEM file, at least one. Nothing but a plain file of a sane size is read.
-fn each_certificate(
-    path: &Path,
-    mut take: impl FnMut(CertificateDer<'static>),
-) -> Result<(), String> {
-    let wrong = |reason: &dyn fmt::Display| complaint(path, reason);
-    let kind = fs::metadata(path).map_err(|error| wrong(&error))?;
-    if kind.is_dir() {
-        return Err(wrong(&"Is a directory"));
-    }
-    if !kind.is_file() {
-        return Err(wrong(&"is no plain file"));
-    }
-    if kind.len() > MAX_FILE {
-        return Err(wrong(&format_args!("is larger than {MAX_FILE} bytes")));
-    }
-    let mut count = 0;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(&error))? {
-        take(certificate.map_err(|error| wrong(&error))?);
-        count += 1;
-    }
-    if count == 0 {
-        return Err(wrong(&"holds no certificate in PEM form"));
-    }
-    Ok(())
-}
-
-/// The path and what is wrong with it, without the number that Rust appends to the system's own words.
-fn complaint(path: &Path, reason: &dyn fmt::Display) -> String {
-    let reason = reason.to_string();
-    let words = reason.split(" (os error").next().unwrap_or_default();
-    format!("{}: {words}", path.display())
-}
-
-/// Bundles carry a few odd certificates; one good root is what it takes.
-fn store(found: Vec<CertificateDer<'_>>) -> Result<RootCertStore, String> {
-    let mut store = RootCertStore::empty();
-    let (good, _odd) = store.add_parsable_certificates(found);
-    if good == 0 {
-        return Err(NO_ROOT.to_owned());
-    }
-    Ok(store)
 }
 
 /// What these roots vouch for, and they themselves. `openssl req -x509` marks a self-signed certificate as an
@@ -406,9 +240,6 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// Bytes that may wait inside a connection for a socket that takes none: one record.
 const SEND_BUFFER: usize = 16 * 1024;
-const NO_ROOT: &str = "holds no certificate that can be a root";
-/// Bytes of a file of certificates; the largest bundles are a quarter of a megabyte.
-const MAX_FILE: u64 = 4 << 20;
 /// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.
 const SESSIONS: usize = 8;
 
@@ -417,6 +248,7 @@ mod tests {
     use std::{
         io::{ErrorKind, Read, Write},
         net::{SocketAddr, TcpListener},
+        path::Path,
         thread::{self, JoinHandle},
     };
 
@@ -433,6 +265,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::roots::tests::{authority, file};
 
     /// Kind, version and SNI; `None` where the client went away.
     type Seen = Option<(HandshakeKind, ProtocolVersion, Option<String>)>;
@@ -441,12 +274,6 @@ mod tests {
         pem: String,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-    }
-
-    fn authority() -> CertifiedIssuer<'static, KeyPair> {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
     fn signed(by: &CertifiedIssuer<'_, KeyPair>, params: &CertificateParams) -> Certificate {
@@ -514,22 +341,6 @@ mod tests {
             ca_file: ca_file.map(Path::to_owned),
             insecure_skip_verify,
         }
-    }
-
-    /// A file for the time of a test.
-    struct Temporary(PathBuf);
-
-    impl Drop for Temporary {
-        fn drop(&mut self) {
-            fs::remove_file(&self.0).unwrap();
-        }
-    }
-
-    fn file(name: &str, content: &str) -> Temporary {
-        let name = format!("lean-proxy-tls-{}-{name}.pem", std::process::id());
-        let path = env::temp_dir().join(name);
-        fs::write(&path, content).unwrap();
-        Temporary(path)
     }
 
     fn exchange(
@@ -678,45 +489,6 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_said_at_load() {
-        let empty = file("empty", "");
-        let broken = file(
-            "broken",
-            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        );
-        let torn = file("torn", "-----BEGIN CERTIFICATE-----\nAAAA\n");
-        let good = file("sound", &authority().pem());
-        let mut bytes = b"# J\xfcrgen\n".to_vec();
-        bytes.extend(fs::read(&good.0).unwrap());
-        let commented = file("commented", "");
-        fs::write(&commented.0, bytes).unwrap();
-        assert_eq!(check_file(&good.0), Ok(()));
-        assert_eq!(check_file(&commented.0), Ok(()), "a comment in Latin-1");
-        for (path, complaint) in [
-            (Path::new("/nowhere.pem"), "No such file or directory"),
-            (Path::new("/"), "Is a directory"),
-            (Path::new("/dev/zero"), "is no plain file"),
-            (&empty.0, "holds no certificate in PEM form"),
-            (&broken.0, "holds no certificate that can be a root"),
-            (&torn.0, ""),
-        ] {
-            let reason = check_file(path).unwrap_err();
-            let shown = path.display();
-            assert!(
-                reason.starts_with(&format!("{shown}: {complaint}")),
-                "{reason}"
-            );
-        }
-        for name in ["a.example", "127.0.0.1", "::1", "under_score"] {
-            assert_eq!(check_name(name), Ok(()), "{name}");
-        }
-        for name in ["a b", "", "-a.example"] {
-            let reason = check_name(name).unwrap_err();
-            assert!(reason.contains("is neither"), "{reason}");
-        }
-    }
-
-    #[test]
     fn names_that_are_verified_alike_share_their_roots() {
         let roots = file("shared", &authority().pem());
         let connectors = Connectors::default();
@@ -737,35 +509,5 @@ mod tests {
             assert!(!Arc::ptr_eq(&a.verifier, other));
         }
         assert!(!Arc::ptr_eq(&c.verifier, &d.verifier));
-    }
-
-    #[test]
-    fn the_environments_roots_replace_ours() {
-        let roots = |file: Option<&Path>, directories: &[&Path]| Roots {
-            file: file.map(Path::to_owned),
-            directories: directories
-                .iter()
-                .map(|path| PathBuf::from(*path))
-                .collect(),
-        };
-        assert!(roots(None, &[]).load().unwrap().len() > 100);
-        let (one, two) = (file("one", &authority().pem()), authority().pem());
-        assert_eq!(roots(Some(&one.0), &[]).load().unwrap().len(), 1);
-        let directory = env::temp_dir().join(format!("lean-proxy-roots-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("two.pem"), two.clone() + &two).unwrap();
-        fs::write(directory.join("readme"), "nothing").unwrap();
-        fs::write(directory.join("3b1a8f02.0"), &two).unwrap();
-        assert_eq!(roots(None, &[&directory]).load().unwrap().len(), 1);
-        assert_eq!(roots(Some(&one.0), &[&directory]).load().unwrap().len(), 2);
-        fs::remove_file(directory.join("3b1a8f02.0")).unwrap();
-        fs::remove_file(directory.join("two.pem")).unwrap();
-        let flaw = roots(None, &[&directory]).check().unwrap_err();
-        assert_eq!(flaw.0, "SSL_CERT_DIR");
-        fs::remove_dir_all(&directory).unwrap();
-        let flaw = roots(Some(Path::new("/nowhere")), &[]).check().unwrap_err();
-        let sentence = "/nowhere: No such file or directory".to_owned();
-        assert_eq!(flaw, ("SSL_CERT_FILE", sentence));
-        assert_eq!(Roots::of(&|_| Some(OsString::new())).check(), Ok(()));
     }
 }
