@@ -31,6 +31,8 @@ pub mod roots;
 pub mod route;
 #[path = "../src/screen.rs"]
 pub mod screen;
+#[path = "../src/units.rs"]
+pub mod units;
 #[path = "../src/yaml.rs"]
 pub mod yaml;
 

@@ -22,9 +22,10 @@ use crate::{
         parse_target, server_name,
     },
     cors::{Cors, Credentials, Settings},
-    document::{self, Document, Environment, Field, Section, Unit, boolean, quote},
+    document::{self, Document, Environment, Field, Section, quote},
     roots::{self, Roots},
     route::{Edits, HostPattern, Route, Routes, Target, Tls},
+    units::{Unit, binary_bytes, boolean, boolean_or_digit, octal_mode},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -271,30 +272,23 @@ fn server(s: &Section<'_>) -> Server {
         shutdown_timeout: time(s, "shutdown_timeout", 5.0).unwrap_or_default(),
         shutdown_delay: time(s, "shutdown_delay", 0.0).unwrap_or_default(),
         trusted_proxies: parsed_list(s, "trusted_proxies", parse_network),
-        unix_socket_mode: parsed(s, "unix_socket_mode", parse_mode).unwrap_or(0o666),
+        unix_socket_mode: parsed(s, "unix_socket_mode", socket_mode).unwrap_or(0o666),
     }
 }
 
-/// Octal as `chmod` takes it, and seen to be so by its first digit: "0660", or `0o660` without quotes.
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix("0o").or_else(|| text.strip_prefix('0'));
-    let mode = digits
-        .filter(|digits| digits.len() == 3 && digits.bytes().all(|digit| digit.is_ascii_digit()))
-        .and_then(|digits| u32::from_str_radix(digits, 8).ok())
-        .ok_or_else(|| {
-            format!(
-                "must be an octal mode such as \"0660\", got {}",
-                quote(text)
-            )
-        })?;
-    // unix(7): to connect is to write
-    if mode & 0o222 == 0 {
-        let shown = quote(text);
-        return Err(format!(
+/// Octal as `chmod` takes it: "0660", or `0o660` without quotes.
+fn socket_mode(text: &str) -> Result<u32, String> {
+    let shown = quote(text);
+    match octal_mode(text) {
+        None => Err(format!(
+            "must be an octal mode such as \"0660\", got {shown}"
+        )),
+        // unix(7): to connect is to write
+        Some(mode) if mode & 0o222 == 0 => Err(format!(
             "lets nobody connect, for that takes the right to write: got {shown}"
-        ));
+        )),
+        Some(mode) => Ok(mode),
     }
-    Ok(mode)
 }
 
 fn memory(s: &Section<'_>) -> Memory {
@@ -696,14 +690,6 @@ fn check_roots(document: &Document<'_>, config: &Config) {
     }
 }
 
-fn boolean_or_digit(text: &str) -> Option<bool> {
-    match text {
-        "1" => Some(true),
-        "0" => Some(false),
-        _ => boolean(text),
-    }
-}
-
 /// Reads variables and notes what they change.
 struct Effects<'a> {
     document: &'a Document<'a>,
@@ -751,33 +737,13 @@ impl fmt::Display for Memory {
     }
 }
 
-/// Go's notation: digits, then nothing, `B`, `KiB`, `MiB`, `GiB` or `TiB`; or `off`.
+/// A number of bytes in Go's notation, `off` or `auto`.
 fn parse_memory(text: &str) -> Result<Memory, String> {
-    match text {
-        "off" => return Ok(Memory::Off),
-        "auto" => return Ok(Memory::Auto),
-        _ => {}
-    }
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at_checked(end).unwrap_or((text, ""));
-    let factor = match unit {
-        "" | "B" => Some(1),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        "TiB" => Some(1_u64 << 40),
-        _ => None,
-    };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .zip(factor)
-        .and_then(|(n, factor)| n.checked_mul(factor));
-    match bytes {
-        Some(bytes) => memory_of(bytes),
-        None => Err(format!(
+    match (text, binary_bytes(text)) {
+        ("off", _) => Ok(Memory::Off),
+        ("auto", _) => Ok(Memory::Auto),
+        (_, Some(bytes)) => memory_of(bytes),
+        (_, None) => Err(format!(
             "must be bytes, or B, KiB, MiB, GiB as in 10MiB, or off; got {}",
             quote(text)
         )),

@@ -12,7 +12,10 @@ use std::{
     path::Path as FilePath,
 };
 
-use crate::yaml::{self, Path, Step, SyntaxError, Tree, Value};
+use crate::{
+    units::{Unit, boolean, decimal, without_unit},
+    yaml::{self, Path, Step, SyntaxError, Tree, Value},
+};
 
 /// Where `${NAME}` and the variables of the program's own come from; a parameter, so that tests are pure.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -45,17 +48,6 @@ pub struct Section<'a> {
     field: Field<'a>,
     entries: &'a [(String, Value)],
     asked: RefCell<Vec<&'static str>>,
-}
-
-/// What a number counts; decides what is said of `30s` and `64KB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
-    /// Seconds.
-    Seconds,
-    /// Bytes.
-    Bytes,
-    /// Things.
-    Plain,
 }
 
 /// Reads a file of at most 1 MiB. Errors are one line that begins with the file's name.
@@ -373,16 +365,9 @@ impl<'a> Field<'a> {
         let number = decimal(&text);
         if number.is_none() {
             self.complain(match without_unit(&text, unit) {
-                Some(number) => {
-                    let what = if unit == Unit::Seconds {
-                        "seconds"
-                    } else {
-                        "bytes"
-                    };
-                    format!(
-                        "is a number of {what}: write {number}, not {}",
-                        quote(&text)
-                    )
+                Some((number, what)) => {
+                    let text = quote(&text);
+                    format!("is a number of {what}: write {number}, not {text}")
                 }
                 None => format!("must be a number, got {}", quote(&text)),
             });
@@ -570,78 +555,6 @@ pub fn quote(text: &str) -> String {
     format!("{:?}", shorten(text))
 }
 
-/// `true`, `false` and the words that YAML 1.1 and people use for them.
-pub fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => Some(true),
-        "false" | "no" | "off" => Some(false),
-        _ => None,
-    }
-}
-
-/// Plain decimal notation only: neither `1e3` nor `inf` nor `007`.
-fn decimal(text: &str) -> Option<f64> {
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-    let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    let leading_zero = whole.len() > 1 && whole.starts_with('0');
-    (plain(whole) && plain(fraction) && !leading_zero)
-        .then(|| text.parse().ok())
-        .flatten()
-        .filter(|number: &f64| number.is_finite())
-}
-
-/// The number to write for `30s`, `1m30s` or `64KiB`.
-fn without_unit(text: &str, unit: Unit) -> Option<f64> {
-    let factor = match unit {
-        Unit::Seconds => seconds_of,
-        Unit::Bytes => bytes_of,
-        Unit::Plain => return None,
-    };
-    let mut sum = 0.0;
-    let mut rest = text.trim();
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at_checked(end)?;
-        let after = after.trim_start();
-        let end = after
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(after.len());
-        let (name, after) = after.split_at_checked(end)?;
-        sum += decimal(number)? * factor(name.trim_end())?;
-        rest = after;
-    }
-    Some(sum)
-}
-
-fn seconds_of(name: &str) -> Option<f64> {
-    Some(match name.to_ascii_lowercase().as_str() {
-        "ms" => 0.001,
-        "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
-        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
-        "h" | "hour" | "hours" => 3600.0,
-        "d" | "day" | "days" => 86400.0,
-        _ => return None,
-    })
-}
-
-/// KB is 1000, KiB is 1024.
-fn bytes_of(name: &str) -> Option<f64> {
-    Some(match name.to_ascii_lowercase().as_str() {
-        "b" | "byte" | "bytes" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "ki" | "kib" => 1024.0,
-        "mi" | "mib" => 1_048_576.0,
-        "gi" | "gib" => 1_073_741_824.0,
-        _ => return None,
-    })
-}
-
 /// The known word closest to `word`, if it is close enough to be what was meant.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     if word.len() > 64 {
@@ -725,52 +638,6 @@ const MAX_LINE: usize = 600;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plain_decimals_only() {
-        let good = [
-            ("0", 0.0),
-            ("10", 10.0),
-            ("-1", -1.0),
-            ("+2", 2.0),
-            ("0.5", 0.5),
-            ("10.0", 10.0),
-        ];
-        for (text, number) in good {
-            assert_eq!(decimal(text), Some(number), "{text}");
-        }
-        for text in [
-            "", "-", ".", "1.", ".5", "007", "1e3", "inf", "nan", "0x1", "1_000", " 1", "--1",
-        ] {
-            assert_eq!(decimal(text), None, "{text}");
-        }
-        assert_eq!(decimal(&"9".repeat(400)), None);
-    }
-
-    #[test]
-    fn the_number_to_write() {
-        let cases = [
-            ("30s", Unit::Seconds, Some(30.0)),
-            ("1.5 min", Unit::Seconds, Some(90.0)),
-            ("1h30m", Unit::Seconds, Some(5400.0)),
-            ("250ms", Unit::Seconds, Some(0.25)),
-            ("30", Unit::Seconds, None),
-            ("30x", Unit::Seconds, None),
-            ("s", Unit::Seconds, None),
-            ("", Unit::Seconds, None),
-            ("64KB", Unit::Bytes, Some(64000.0)),
-            ("64KiB", Unit::Bytes, Some(65536.0)),
-            ("64k", Unit::Bytes, Some(64000.0)),
-            ("1 MiB", Unit::Bytes, Some(1_048_576.0)),
-            ("2m", Unit::Bytes, Some(2_000_000.0)),
-            ("1GB", Unit::Bytes, Some(1e9)),
-            ("10k", Unit::Plain, None),
-            ("9é", Unit::Bytes, None),
-        ];
-        for (text, unit, number) in cases {
-            assert_eq!(without_unit(text, unit), number, "{text} {unit:?}");
-        }
-    }
 
     #[test]
     fn the_word_that_was_meant() {

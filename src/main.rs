@@ -21,6 +21,7 @@ mod line;
 mod roots;
 mod route;
 mod screen;
+mod units;
 mod yaml;
 
 // the world

@@ -454,6 +454,7 @@ impl Visitor<'_> for Keep<'_> {
         Ok(())
     }
 }
+
 /// Bytes of tree that a text may become, aliases followed.
 const MAX_TREE: usize = 16 * 1024 * 1024;
 /// Brackets left open at one place.

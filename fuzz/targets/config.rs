@@ -30,6 +30,8 @@ mod roots;
 mod route;
 #[path = "../scales.rs"]
 mod scales;
+#[path = "../../src/units.rs"]
+mod units;
 #[path = "../../src/yaml.rs"]
 mod yaml;
 
