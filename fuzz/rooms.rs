@@ -19,12 +19,16 @@ pub mod cors;
 pub mod date;
 #[path = "../src/document.rs"]
 pub mod document;
+#[path = "../src/entry.rs"]
+pub mod entry;
 #[path = "../src/failure.rs"]
 pub mod failure;
 #[path = "../src/headers.rs"]
 pub mod headers;
 #[path = "../src/line.rs"]
 pub mod line;
+#[path = "../src/policy.rs"]
+pub mod policy;
 #[path = "../src/roots.rs"]
 pub mod roots;
 #[path = "../src/route.rs"]

@@ -179,8 +179,7 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     };
     let tls = https.then(|| Tls {
         server_name: host.trim_end_matches('.').to_owned(),
-        ca_file: None,
-        insecure_skip_verify: false,
+        ..Tls::default()
     });
     Ok(Target {
         origin: Origin {
@@ -249,8 +248,16 @@ fn base_path(base: &str) -> Result<String, String> {
     Ok(base.trim_end_matches('/').to_owned())
 }
 
+/// The path of a route or of the health report.
+pub fn parse_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(format!("must begin with /, got {}", quote(text)));
+    }
+    check_path(text).map(|()| text.to_owned())
+}
+
 /// What may stand in a request line and means the same to everybody.
-pub fn check_path(path: &str) -> Result<(), String> {
+fn check_path(path: &str) -> Result<(), String> {
     check_bare(path)?;
     if holds_dot_segment(path) {
         return Err("must not have a \".\" or \"..\" segment".to_owned());

@@ -1,31 +1,27 @@
 //! What the configuration means: every value parsed, every default filled in.
 //!
-//! `document.rs` reads the YAML and collects what is wrong with it, `address.rs` knows targets and addresses; this room
-//! turns it into a [`Config`], after which nothing re-reads a string. It never asks the network or the clock; of the
-//! disk it reads the configuration and the certificates that `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR` name. No
-//! message repeats a header's value.
+//! `document.rs` reads the YAML and collects what is wrong with it, `entry.rs` and `policy.rs` read the routes and CORS;
+//! this room turns it all into a [`Config`], after which nothing re-reads a string. It never asks the network or the
+//! clock; of the disk it reads the configuration and the certificates that `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`
+//! name.
 
 use std::{
-    collections::HashMap,
     fmt::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue};
-
 pub use crate::address::{Listen, Network};
 use crate::{
-    address::{
-        check_path, parse_host_pattern, parse_listen, parse_network, parse_server_name,
-        parse_target, server_name,
-    },
-    cors::{Cors, Credentials, Settings},
-    document::{self, Document, Environment, Field, Section, quote},
-    roots::{self, Roots},
-    route::{Edits, HostPattern, Route, Routes, Target, Tls},
-    units::{Unit, binary_bytes, boolean, boolean_or_digit, octal_mode},
+    address::{parse_listen, parse_network, parse_path},
+    cors::Cors,
+    document::{self, Document, Environment, Field, MAX_SECONDS, Section, quote},
+    entry::{self, Common},
+    policy::Policy,
+    roots::Roots,
+    route::{Routes, Tls},
+    units::{Unit, binary_bytes, boolean_or_digit, octal_mode},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -191,21 +187,18 @@ fn config(root: &Section<'_>) -> Config {
     let (transport, response_header_timeout) = root.section("transport", transport);
     let server = root.section("server", server);
     let health_path = root.section("health", |s| {
-        url_path(s, "path").unwrap_or_else(|| "/health".to_owned())
+        s.parsed("path", parse_path)
+            .unwrap_or_else(|| "/health".to_owned())
     });
     let metrics = root.section("metrics", |s| metrics(s, &listen));
-    let off = Policy {
-        settings: default_cors(),
-        cors: None,
-        sound: true,
-    };
-    let cors = own_policy(root, &off).unwrap_or(off);
+    let cors = Policy::off();
+    let cors = cors.laid_under(root).unwrap_or(cors);
     let common = Common {
         response_header_timeout,
         cors: &cors,
         health_path: &health_path,
     };
-    let routes = routes(root, &common);
+    let routes = entry::routes(root, &common);
     Config {
         version,
         listen,
@@ -217,7 +210,7 @@ fn config(root: &Section<'_>) -> Config {
         cors: cors.cors,
         proxy: root.section("proxy", |s| Places {
             max_concurrent_requests: at_most(s, "max_concurrent_requests", 100),
-            queue_timeout: time(s, "queue_timeout", 10.0).unwrap_or_default(),
+            queue_timeout: s.time("queue_timeout", 10.0).unwrap_or_default(),
         }),
         memory: root.section("limits", memory),
         log: root.section("log", log),
@@ -233,14 +226,14 @@ fn transport(s: &Section<'_>) -> (Transport, Option<Duration>) {
         0 => 4096,
         bytes => usize::try_from(bytes).unwrap_or(4096).max(512),
     };
-    let response_header_timeout = time(s, "response_header_timeout", 30.0);
+    let response_header_timeout = s.time("response_header_timeout", 30.0);
     let transport = Transport {
-        dial_timeout: time(s, "dial_timeout", 10.0),
+        dial_timeout: s.time("dial_timeout", 10.0),
         dial_keep_alive: dial_keep_alive(s),
         max_idle_conns: at_most(s, "max_idle_conns", 10),
         max_idle_conns_per_host: at_most(s, "max_idle_conns_per_host", 2).unwrap_or(2),
         max_conns_per_host: at_most(s, "max_conns_per_host", 20),
-        idle_conn_timeout: time(s, "idle_conn_timeout", 30.0),
+        idle_conn_timeout: s.time("idle_conn_timeout", 30.0),
         read_buffer_size: buffer("read_buffer_size"),
         write_buffer_size: buffer("write_buffer_size"),
     };
@@ -263,16 +256,16 @@ fn dial_keep_alive(s: &Section<'_>) -> Option<Duration> {
 fn server(s: &Section<'_>) -> Server {
     let head = s.whole("max_header_bytes", Unit::Bytes, 65536, &(1024..=1_048_576));
     Server {
-        header_timeout: time(s, "header_timeout", 30.0),
-        read_timeout: time(s, "read_timeout", 30.0),
-        write_timeout: time(s, "write_timeout", 120.0),
-        idle_timeout: time(s, "idle_timeout", 30.0),
+        header_timeout: s.time("header_timeout", 30.0),
+        read_timeout: s.time("read_timeout", 30.0),
+        write_timeout: s.time("write_timeout", 120.0),
+        idle_timeout: s.time("idle_timeout", 30.0),
         max_header_bytes: usize::try_from(head).unwrap_or(65536),
         max_connections: at_most(s, "max_connections", 0),
-        shutdown_timeout: time(s, "shutdown_timeout", 5.0).unwrap_or_default(),
-        shutdown_delay: time(s, "shutdown_delay", 0.0).unwrap_or_default(),
-        trusted_proxies: parsed_list(s, "trusted_proxies", parse_network),
-        unix_socket_mode: parsed(s, "unix_socket_mode", socket_mode).unwrap_or(0o666),
+        shutdown_timeout: s.time("shutdown_timeout", 5.0).unwrap_or_default(),
+        shutdown_delay: s.time("shutdown_delay", 0.0).unwrap_or_default(),
+        trusted_proxies: s.parsed_list("trusted_proxies", parse_network),
+        unix_socket_mode: s.parsed("unix_socket_mode", socket_mode).unwrap_or(0o666),
     }
 }
 
@@ -323,8 +316,10 @@ fn memory_of(bytes: u64) -> Result<Memory, String> {
 
 fn log(s: &Section<'_>) -> Log {
     Log {
-        json: one_of(s, "format", &[("text", false), ("json", true)]).unwrap_or(false),
-        level: one_of(s, "level", &LEVELS).unwrap_or(Level::Info),
+        json: s
+            .one_of("format", &[("text", false), ("json", true)])
+            .unwrap_or(false),
+        level: s.one_of("level", &LEVELS).unwrap_or(Level::Info),
         access: s.flag("access", false),
     }
 }
@@ -345,273 +340,6 @@ fn metrics(s: &Section<'_>, listen: &[Listen]) -> Option<Listen> {
     }
 }
 
-/// What every route may fall back on.
-struct Common<'a> {
-    response_header_timeout: Option<Duration>,
-    cors: &'a Policy,
-    health_path: &'a str,
-}
-
-fn routes(root: &Section<'_>, common: &Common<'_>) -> Routes {
-    let items = root
-        .get("routes")
-        .map_or_else(Vec::new, |field| field.items());
-    if items.is_empty() {
-        root.place("routes")
-            .complain("at least one route is needed");
-    }
-    let mut seen: HashMap<(String, String), String> = HashMap::new();
-    let mut routes = Vec::with_capacity(items.len());
-    for item in items {
-        let Some(route) = item.section(|s| route(s, common)) else {
-            continue;
-        };
-        if let Some(earlier) = seen.insert((host_key(&route), route.path.clone()), item.shown()) {
-            item.complain(format!("has the same host and path as {earlier}"));
-        }
-        routes.push(route);
-    }
-    Routes::new(routes)
-}
-
-fn host_key(route: &Route) -> String {
-    match &route.host {
-        None => String::new(),
-        Some(HostPattern::Exact(host)) => host.clone(),
-        Some(HostPattern::Below(suffix)) => format!("*{suffix}"),
-    }
-}
-
-/// `None` where something without a default is amiss; all keys are read in any case.
-fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
-    let path = url_path(s, "path");
-    if let Some(path) = &path {
-        if path == common.health_path {
-            s.place("path")
-                .complain("is the health path, which is answered before any route");
-        }
-    } else if s.get("path").is_none() {
-        s.place("path").complain("is missing");
-    }
-    let target = target(s);
-    let host = parsed(s, "host", parse_host_pattern).flatten();
-    let response_header_timeout =
-        time_or(s, "response_header_timeout", common.response_header_timeout);
-    let max_body_size = s.whole("max_body_size", Unit::Bytes, 0, &(0..=i64::MAX));
-    let strip_prefix = s.flag("strip_prefix", true);
-    let preserve_host = s.flag("preserve_host", false);
-    let request_headers = s.section("request_headers", |s| edits(s, true));
-    let response_headers = s.section("response_headers", |s| edits(s, false));
-    let cors = match own_policy(s, common.cors) {
-        Some(own) => own.cors,
-        None => common.cors.cors.clone(),
-    };
-    Some(Route {
-        path: path?,
-        host,
-        target: target?,
-        strip_prefix,
-        preserve_host,
-        response_header_timeout,
-        max_body_size: u64::try_from(max_body_size).ok().filter(|bytes| *bytes > 0),
-        request_headers,
-        response_headers,
-        cors,
-    })
-}
-
-fn target(s: &Section<'_>) -> Option<Target> {
-    let field = s.get("target");
-    let target = match &field {
-        None => {
-            s.place("target").complain("is missing");
-            None
-        }
-        Some(field) => field.text().and_then(|text| {
-            parse_target(&text)
-                .map_err(|sentence| field.complain(sentence))
-                .ok()
-        }),
-    };
-    let settings = s.section("tls", |s| Tls {
-        server_name: parsed(s, "server_name", parse_server_name).unwrap_or_default(),
-        ca_file: ca_file(s),
-        insecure_skip_verify: s.flag("insecure_skip_verify", false),
-    });
-    let mut target = target?;
-    let plain = settings
-        == Tls {
-            server_name: String::new(),
-            ca_file: None,
-            insecure_skip_verify: false,
-        };
-    match &mut target.origin.tls {
-        None if !plain => s
-            .place("tls")
-            .complain("is for https targets, and this one is not"),
-        None => {}
-        Some(own) => {
-            if settings.insecure_skip_verify {
-                let sentence = "any certificate is taken: whoever is in between can read and change everything";
-                s.place("tls")
-                    .warn(format!("insecure_skip_verify: {sentence}"));
-            }
-            let host = std::mem::take(&mut own.server_name);
-            *own = settings;
-            let field = if own.server_name.is_empty() {
-                own.server_name = host;
-                "target"
-            } else {
-                "tls"
-            };
-            if let Err(sentence) = server_name(&own.server_name) {
-                s.place(field).complain(sentence);
-            }
-        }
-    }
-    Some(target)
-}
-
-fn ca_file(s: &Section<'_>) -> Option<PathBuf> {
-    let field = s.get("ca_file")?;
-    let path = field
-        .text()
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)?;
-    if let Err(sentence) = roots::check_file(&path) {
-        field.complain(sentence);
-    }
-    Some(path)
-}
-
-fn edits(s: &Section<'_>, request: bool) -> Edits {
-    let mut edits = Edits::default();
-    for (key, field) in s.get("set").map_or_else(Vec::new, |field| field.entries()) {
-        let name = header_name(key, request, true).map_err(|sentence| field.complain(sentence));
-        let value = field.text().and_then(|text| {
-            let value = HeaderValue::from_bytes(text.trim_matches([' ', '\t']).as_bytes());
-            // Never the value: it may be a secret.
-            value
-                .map_err(|_| field.complain("holds a byte that no header value may hold"))
-                .ok()
-        });
-        let (Ok(name), Some(value)) = (name, value) else {
-            continue;
-        };
-        if edits.set.iter().any(|(other, _)| *other == name) {
-            field.complain("is set twice");
-        }
-        edits.set.push((name, value));
-    }
-    edits.remove = parsed_list(s, "remove", |text| header_name(text, request, false));
-    edits
-}
-
-fn header_name(text: &str, request: bool, set: bool) -> Result<HeaderName, String> {
-    let name = HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| format!("{} is no valid header name", quote(text)))?;
-    if FRAMING.contains(&name.as_str()) {
-        return Err(format!("{name} frames the message and is the proxy's own"));
-    }
-    if request && !set && name == "host" {
-        return Err("Host cannot be removed: HTTP/1.1 needs it".to_owned());
-    }
-    Ok(name)
-}
-
-/// `cors:` where nothing is said.
-fn default_cors() -> Settings {
-    let words = |words: &[&str]| words.iter().map(|word| String::from(*word)).collect();
-    Settings {
-        allowed_origins: Vec::new(),
-        allowed_methods: words(&["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]),
-        allowed_headers: words(&["Content-Type", "Authorization", "X-Requested-With"]),
-        exposed_headers: Vec::new(),
-        allow_credentials: Credentials::Auto,
-        max_age: 86400,
-    }
-}
-
-/// A `cors:` with every key filled in, and what it became.
-struct Policy {
-    settings: Settings,
-    cors: Option<Cors>,
-    /// False where it was complained of already.
-    sound: bool,
-}
-
-/// Lays the `cors:` of a section over `base`; `None` where there is none to lay.
-fn own_policy(s: &Section<'_>, base: &Policy) -> Option<Policy> {
-    let field = s.get("cors")?;
-    let inherited = &base.settings;
-    match field.is_flag() {
-        Some(true) => return None,
-        Some(false) => {
-            let settings = Settings {
-                allowed_origins: Vec::new(),
-                ..inherited.clone()
-            };
-            return Some(Policy {
-                settings,
-                cors: None,
-                sound: true,
-            });
-        }
-        None => {}
-    }
-    field.section(|s| {
-        if s.is_empty() {
-            return None;
-        }
-        let so_far = s.field().error_count();
-        let settings = Settings {
-            allowed_origins: words(s, "allowed_origins", &inherited.allowed_origins),
-            allowed_methods: words(s, "allowed_methods", &inherited.allowed_methods),
-            allowed_headers: words(s, "allowed_headers", &inherited.allowed_headers),
-            exposed_headers: words(s, "exposed_headers", &inherited.exposed_headers),
-            allow_credentials: credentials(s).unwrap_or(inherited.allow_credentials),
-            max_age: s.whole("max_age", Unit::Seconds, inherited.max_age, &(-1..=MAX_AGE)),
-        };
-        if s.field().error_count() > so_far {
-            return Some(Policy {
-                settings,
-                cors: None,
-                sound: false,
-            });
-        }
-        let (cors, complaints) = match Cors::new(&settings) {
-            Ok(cors) => (cors, Vec::new()),
-            Err(complaints) => (None, complaints),
-        };
-        let sound = complaints.is_empty();
-        for complaint in complaints {
-            // What is inherited was complained of where it is written.
-            if base.sound || s.get(complaint.key).is_some() {
-                s.complain_at(complaint.key, complaint.index, complaint.sentence);
-            }
-        }
-        Some(Policy {
-            settings,
-            cors,
-            sound,
-        })
-    })
-}
-
-fn credentials(s: &Section<'_>) -> Option<Credentials> {
-    let field = s.get("allow_credentials")?;
-    let text = field.text()?;
-    match (text.as_str(), boolean(&text)) {
-        ("auto", _) => Some(Credentials::Auto),
-        (_, Some(true)) => Some(Credentials::Yes),
-        (_, Some(false)) => Some(Credentials::No),
-        _ => {
-            field.complain(format!("must be auto, true or false, got {}", quote(&text)));
-            None
-        }
-    }
-}
-
 /// What the environment says wins over the file.
 fn apply_environment(document: &Document<'_>, config: &mut Config) {
     let mut effects = Effects {
@@ -619,63 +347,63 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
         line: String::new(),
     };
     if config.listen.is_empty() {
-        let port = effects.read("PORT", "listen", |text| match text.parse() {
-            Ok(port) => Ok((port, format!(":{port}"))),
-            Err(_) => Err("must be a port from 0 to 65535".to_owned()),
-        });
+        let port = effects.read(&["PORT"], "listen", port);
         config.listen = vec![Listen::Everywhere(port.unwrap_or(80))];
     }
-    let memory = |text: &str| parse_memory(text).map(|memory| (memory, memory.to_string()));
-    if let Some(memory) = effects
-        .read("LEAN_PROXY_MEMORY", "limits.memory", memory)
-        .or_else(|| effects.read("GOMEMLIMIT", "limits.memory", memory))
-    {
+    let variables = ["LEAN_PROXY_MEMORY", "GOMEMLIMIT"];
+    if let Some(memory) = effects.read(&variables, "limits.memory", |text| {
+        parse_memory(text).map(|memory| (memory, memory.to_string()))
+    }) {
         config.memory = memory;
     }
-    let most = [
+    let most = most_threads(config);
+    let variables = ["LEAN_PROXY_THREADS", "GOMAXPROCS"];
+    config.threads = effects
+        .read(&variables, "threads", |text| threads(text, most))
+        .unwrap_or(1);
+    if let Some(json) = effects.read(&["LOG_FORMAT"], "log.format", format_is_json) {
+        config.log.json = json;
+    }
+    if effects.debug() {
+        config.log.level = Level::Debug;
+    }
+    config.environment = effects.line;
+}
+
+fn port(text: &str) -> Result<(u16, String), String> {
+    match text.parse() {
+        Ok(port) => Ok((port, format!(":{port}"))),
+        Err(_) => Err("must be a port from 0 to 65535".to_owned()),
+    }
+}
+
+/// Every worker gets a share of each limit, and no share may be nothing.
+fn most_threads(config: &Config) -> usize {
+    let limits = [
         Some(64),
         config.proxy.max_concurrent_requests,
         config.transport.max_conns_per_host,
         config.server.max_connections,
     ];
-    let most = most.into_iter().flatten().min().unwrap_or(1);
-    let threads = |text: &str| match text.parse::<usize>() {
+    limits.into_iter().flatten().min().unwrap_or(1)
+}
+
+fn threads(text: &str, most: usize) -> Result<(usize, String), String> {
+    match text.parse::<usize>() {
         Ok(threads) if threads > 0 => Ok((threads.min(most), threads.min(most).to_string())),
         _ => Err(format!(
             "must be a whole number from 1 on, got {}",
             quote(text)
         )),
-    };
-    config.threads = effects
-        .read("LEAN_PROXY_THREADS", "threads", threads)
-        .or_else(|| effects.read("GOMAXPROCS", "threads", threads))
-        .unwrap_or(1);
-    let json = |text: &str| match text.to_ascii_lowercase().as_str() {
+    }
+}
+
+fn format_is_json(text: &str) -> Result<(bool, String), String> {
+    match text.to_ascii_lowercase().as_str() {
         "json" => Ok((true, "json".to_owned())),
         "text" => Ok((false, "text".to_owned())),
         _ => Err(format!("must be text or json, got {}", quote(text))),
-    };
-    if let Some(json) = effects.read("LOG_FORMAT", "log.format", json) {
-        config.log.json = json;
     }
-    // DEBUG belongs to many programs: what is not meant for this one must not stop it.
-    match document
-        .variable("DEBUG")
-        .map(|text| (boolean_or_digit(&text), text))
-    {
-        Some((Some(true), text)) => {
-            config.log.level = Level::Debug;
-            effects.note("DEBUG", &text, "log.level", "debug");
-        }
-        Some((None, text)) => {
-            document.warn(format!(
-                "DEBUG={} is neither true nor false and does nothing",
-                quote(&text)
-            ));
-        }
-        _ => {}
-    }
-    config.environment = effects.line;
 }
 
 /// The environment's roots are read where some target is verified against them, and nowhere else.
@@ -697,24 +425,43 @@ struct Effects<'a> {
 }
 
 impl Effects<'_> {
-    /// `parse` gives the value and how it is shown.
+    /// The first of these variables that is set and sound; `parse` gives the value and how it is shown.
     fn read<T>(
         &mut self,
-        name: &str,
+        names: &[&str],
         field: &str,
         parse: impl Fn(&str) -> Result<(T, String), String>,
     ) -> Option<T> {
-        let text = self.document.variable(name)?;
-        match parse(text.trim()) {
-            Ok((value, shown)) => {
-                self.note(name, &text, field, &shown);
-                Some(value)
+        names.iter().find_map(|name| {
+            let text = self.document.variable(name)?;
+            match parse(text.trim()) {
+                Ok((value, shown)) => {
+                    self.note(name, &text, field, &shown);
+                    Some(value)
+                }
+                Err(sentence) => {
+                    self.document.complain_of(name, &sentence);
+                    None
+                }
             }
-            Err(sentence) => {
-                self.document.complain_of(name, &sentence);
-                None
-            }
+        })
+    }
+
+    /// DEBUG belongs to many programs: what is not meant for this one must not stop it.
+    fn debug(&mut self) -> bool {
+        let Some(text) = self.document.variable("DEBUG") else {
+            return false;
+        };
+        let debug = boolean_or_digit(&text);
+        match debug {
+            Some(true) => self.note("DEBUG", &text, "log.level", "debug"),
+            Some(false) => {}
+            None => self.document.warn(format!(
+                "DEBUG={} is neither true nor false and does nothing",
+                quote(&text)
+            )),
         }
+        debug == Some(true)
     }
 
     fn note(&mut self, name: &str, text: &str, field: &str, shown: &str) {
@@ -773,84 +520,10 @@ fn listen_list(field: &Field<'_>) -> Vec<Listen> {
     list
 }
 
-fn url_path(s: &Section<'_>, key: &'static str) -> Option<String> {
-    parsed(s, key, |text| {
-        if !text.starts_with('/') {
-            return Err(format!("must begin with /, got {}", quote(text)));
-        }
-        check_path(text).map(|()| text.to_owned())
-    })
-}
-
 /// A number of things; 0 = `None`.
 fn at_most(s: &Section<'_>, key: &'static str, default: i64) -> Option<usize> {
     let number = s.whole(key, Unit::Plain, default, &(0..=MAX_COUNT));
     usize::try_from(number).ok().filter(|number| *number > 0)
-}
-
-/// A time; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
-fn time(s: &Section<'_>, key: &'static str, default: f64) -> Option<Duration> {
-    time_or(s, key, duration(default))
-}
-
-fn time_or(s: &Section<'_>, key: &'static str, default: Option<Duration>) -> Option<Duration> {
-    let written = s
-        .get(key)
-        .and_then(|field| field.seconds(&(0.0..=MAX_SECONDS)));
-    written.map_or(default, duration)
-}
-
-fn duration(seconds: f64) -> Option<Duration> {
-    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
-}
-
-/// A string that `parse` understands or complains of.
-fn parsed<T>(
-    s: &Section<'_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    let field = s.get(key)?;
-    let text = field.text()?;
-    parse(&text)
-        .map_err(|sentence| field.complain(sentence))
-        .ok()
-}
-
-fn parsed_list<T>(
-    s: &Section<'_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Vec<T> {
-    let items = s.get(key).map_or_else(Vec::new, |field| field.items());
-    items
-        .iter()
-        .filter_map(|item| {
-            parse(&item.text()?)
-                .map_err(|sentence| item.complain(sentence))
-                .ok()
-        })
-        .collect()
-}
-
-fn words(s: &Section<'_>, key: &'static str, default: &[String]) -> Vec<String> {
-    match s.get(key) {
-        Some(field) => field.items().iter().filter_map(Field::text).collect(),
-        None => default.to_vec(),
-    }
-}
-
-/// One of a few words, in any case.
-fn one_of<T: Copy>(s: &Section<'_>, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
-    parsed(s, key, |text| {
-        let chosen = choices
-            .iter()
-            .find(|(word, _)| word.eq_ignore_ascii_case(text));
-        chosen.map(|(_, value)| *value).ok_or_else(|| {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            format!("must be one of {}, got {}", words.join(", "), quote(text))
-        })
-    })
 }
 
 const LEVELS: [(&str, Level); 4] = [
@@ -859,29 +532,14 @@ const LEVELS: [(&str, Level); 4] = [
     ("warn", Level::Warn),
     ("error", Level::Error),
 ];
-/// Ten years; whoever wants more wants 0.
-const MAX_SECONDS: f64 = 315_360_000.0;
 const MAX_COUNT: i64 = 1_000_000_000;
 /// Buffers are held for each exchange: larger ones win nothing.
 const MAX_BUFFER: i64 = 16 * 1024 * 1024;
-const MAX_AGE: i64 = 315_360_000;
 const MIN_MEMORY: u64 = 1024 * 1024;
-/// Fields that say where a message ends or what its connection is: edits of these would break it.
-const FRAMING: [&str; 8] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
-    use crate::route::Address;
+    use crate::route::{Address, Route};
 
     const NOTHING: Environment<'static> = &|_| None;
 
@@ -896,31 +554,23 @@ mod tests {
         load(Source::Text("c.yaml", text), NOTHING)
     }
 
-    fn good(text: &str) -> Arc<Config> {
+    pub fn good(text: &str) -> Arc<Config> {
         read(text).unwrap_or_else(|errors| panic!("{text}: {errors:#?}"))
     }
 
-    fn errors(text: &str) -> Vec<String> {
+    pub fn errors(text: &str) -> Vec<String> {
         read(text)
             .err()
             .unwrap_or_else(|| panic!("accepted: {text}"))
     }
 
-    fn first(config: &Config) -> &Route {
+    pub fn first(config: &Config) -> &Route {
         config.routes.iter().next().unwrap()
     }
 
     /// A good configuration with these lines before it.
     fn plus(lines: &str) -> String {
         format!("{lines}\nroutes: [{{path: /, target: \"http://h\"}}]\n")
-    }
-
-    /// A good configuration whose only route has these lines, too.
-    fn route_plus(lines: &str) -> String {
-        format!(
-            "routes:\n- path: /\n  target: http://h\n  {}\n",
-            lines.replace('\n', "\n  ")
-        )
     }
 
     const SEED: &str = "\
@@ -1125,55 +775,6 @@ proxy:
         assert_eq!(one.routes.len(), 1);
         let two = good(&format!("{}---\nnonsense: 1\n", plus("")));
         assert_eq!(two.warnings.len(), 1, "{:?}", two.warnings);
-    }
-
-    #[test]
-    fn routes_with_everything() {
-        let config = good(
-            "cors: {allowed_origins: [\"https://a.example\"]}\n\
-             routes:\n\
-             - path: /a\n  target: https://h/b\n  host: \"*.Example.com\"\n  strip_prefix: false\n  preserve_host: true\n  \
-               response_header_timeout: 1.5\n  max_body_size: 1000\n  \
-               request_headers: {set: {X-A: 1.10, x-b: true, Host: other}, remove: x-c}\n  \
-               response_headers: {remove: [Server, x-d]}\n  \
-               tls: {server_name: other.example, insecure_skip_verify: true}\n  cors: false\n\
-             - {path: /a, target: \"http://h\", cors: {}}\n\
-             - {path: /b, target: \"unix:/x.sock\", cors: {max_age: 5}, tls: {server_name: \"\", ca_file: \"\", insecure_skip_verify: false}}\n",
-        );
-        let routes: Vec<&Route> = config.routes.iter().collect();
-        let route = routes.iter().find(|route| route.host.is_some()).unwrap();
-        assert_eq!(
-            route.host,
-            Some(HostPattern::Below(".example.com".to_owned()))
-        );
-        assert!(!route.strip_prefix && route.preserve_host && route.cors.is_none());
-        assert_eq!(
-            route.response_header_timeout,
-            Some(Duration::from_millis(1500))
-        );
-        assert_eq!(route.max_body_size, Some(1000));
-        let set: Vec<String> = route
-            .request_headers
-            .set
-            .iter()
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
-        assert_eq!(set, ["x-a: 1.10", "x-b: true", "host: other"]);
-        assert_eq!(route.request_headers.remove, ["x-c"]);
-        assert_eq!(route.response_headers.remove, ["server", "x-d"]);
-        let tls = route.target.origin.tls.as_ref().unwrap();
-        assert_eq!(tls.server_name, "other.example");
-        assert!(tls.insecure_skip_verify);
-        assert_eq!(config.warnings.len(), 1);
-        assert!(
-            config.warnings[0].starts_with("c.yaml:12: routes[0].tls: "),
-            "{:?}",
-            config.warnings
-        );
-        assert_eq!(
-            routes.iter().filter(|route| route.cors.is_some()).count(),
-            2
-        );
     }
 
     /// What is written, then the beginning of the error it must get.
@@ -1441,169 +1042,6 @@ proxy:
     }
 
     /// What is written, then the beginning of the error it must get.
-    const IN_A_ROUTE: &[(&str, &str)] = &[
-        (
-            "targt: x",
-            "c.yaml:4: routes[0].targt: unknown key, did you mean `target`?",
-        ),
-        (
-            "host: a:80",
-            "c.yaml:4: routes[0].host: must not have a port",
-        ),
-        (
-            "tls: {server_name: a}",
-            "c.yaml:4: routes[0].tls: is for https targets",
-        ),
-        (
-            "tls: {insecure_skip_verify: true}",
-            "c.yaml:4: routes[0].tls: is for https targets",
-        ),
-        (
-            "max_body_size: 1MB",
-            "c.yaml:4: routes[0].max_body_size: is a number of bytes: write 1000000",
-        ),
-        (
-            "response_header_timeout: 2s",
-            "c.yaml:4: routes[0].response_header_timeout: is a number of seconds: write 2",
-        ),
-        (
-            "request_headers:\n  set:\n    bad name: x",
-            "c.yaml:6: routes[0].request_headers.set.bad name: \"bad name\" is no valid header name",
-        ),
-        (
-            "request_headers: {set: {\"X-A\": \"a\\r\\nX-B: secret\"}}",
-            "c.yaml:4: routes[0].request_headers.set.X-A: holds a byte",
-        ),
-        (
-            "request_headers: {set: {X-A: 1, x-a: 2}}",
-            "c.yaml:4: routes[0].request_headers.set.x-a: is set twice",
-        ),
-        (
-            "request_headers: {set: {X-A: }}",
-            "c.yaml:4: routes[0].request_headers.set.X-A: must be a string, got nothing",
-        ),
-        (
-            "request_headers: {set: [a]}",
-            "c.yaml:4: routes[0].request_headers.set: must be a mapping",
-        ),
-        (
-            "request_headers: {remove: [a, \"b:\"]}",
-            "c.yaml:4: routes[0].request_headers.remove[1]: \"b:\" is no valid",
-        ),
-        (
-            "request_headers: {remove: Host}",
-            "c.yaml:4: routes[0].request_headers.remove: Host cannot be removed",
-        ),
-        (
-            "response_headers: {set: {Content-Length: 1}}",
-            "c.yaml:4: routes[0].response_headers.set.Content-Length: content-length frames",
-        ),
-        (
-            "cors: {allowed_origins: [\"https://a.example/\"]}",
-            "c.yaml:4: routes[0].cors.allowed_origins[0]: ",
-        ),
-        ("cors: yes", "c.yaml:4: routes[0].cors: must be a mapping"),
-    ];
-
-    #[test]
-    fn mistakes_in_a_route() {
-        for (text, expected) in IN_A_ROUTE {
-            let errors = errors(&route_plus(text));
-            assert!(
-                errors.len() == 1 && errors[0].starts_with(expected),
-                "{text}: {errors:#?}"
-            );
-            assert!(!errors[0].contains("secret"), "{errors:?}");
-        }
-    }
-
-    /// What is written, then the beginning of the error it must get.
-    const NO_ROUTES: &[(&str, &str)] = &[
-        ("", "c.yaml:1: routes: at least one route is needed"),
-        (
-            "routes: []",
-            "c.yaml:1: routes: at least one route is needed",
-        ),
-        ("a: &a 1\n\nroutes: ~\nx-a: *a", "c.yaml:1: a: unknown key"),
-        (
-            "routes:\n- {target: \"http://h\"}",
-            "c.yaml:2: routes[0].path: is missing",
-        ),
-        (
-            "routes:\n- {path: /}",
-            "c.yaml:2: routes[0].target: is missing",
-        ),
-        (
-            "routes: [x]",
-            "c.yaml:1: routes[0]: must be a mapping of keys, got \"x\"",
-        ),
-        (
-            "routes: [{path: /a, target: \"http://h\"}, {path: /a, target: \"http://i\"}]",
-            "c.yaml:1: routes[1]: has the same host and path as routes[0]",
-        ),
-        (
-            "routes: [{path: /a, host: A, target: \"http://h\"}, {path: /a, host: a., target: \"http://i\"}]",
-            "c.yaml:1: routes[1]: has the same host",
-        ),
-        (
-            "routes: [{path: /health, target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: is the health path",
-        ),
-        (
-            "routes: [{path: api, target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: must begin with /, got \"api\"",
-        ),
-        (
-            "routes: [{path: /a/../b, target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: must not have a \".\"",
-        ),
-        (
-            "routes: [{path: /a/%2e, target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: must not have a \".\"",
-        ),
-        (
-            "routes: [{path: \"/a?b\", target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: must not have a query",
-        ),
-        (
-            "routes: [{path: \"/a#b\", target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: must not have a fragment",
-        ),
-        (
-            "routes: [{path: /a b, target: \"http://h\"}]",
-            "c.yaml:1: routes[0].path: holds ' '",
-        ),
-        (
-            "routes:\n- path: /\n  target: ftp://h",
-            "c.yaml:3: routes[0].target: scheme must be http, https or unix, got \"ftp\"",
-        ),
-        (
-            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /nonexistent.pem}}]",
-            "c.yaml:1: routes[0].tls.ca_file: /nonexistent.pem: No such file",
-        ),
-        (
-            "routes: [{path: /, target: \"https://h\", tls: {ca_file: Cargo.toml}}]",
-            "c.yaml:1: routes[0].tls.ca_file: Cargo.toml: holds no certificate",
-        ),
-        (
-            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /}}]",
-            "c.yaml:1: routes[0].tls.ca_file: /: Is a directory",
-        ),
-        (
-            "routes: [{path: /, target: \"https://-h\"}]",
-            "c.yaml:1: routes[0].target: \"-h\" is neither a host name nor an IP address",
-        ),
-        (
-            "routes: [{path: /, target: \"https://h\", tls: {server_name: h-}}]",
-            "c.yaml:1: routes[0].tls: \"h-\" is neither a host name nor an IP address",
-        ),
-        ("[1]", "c.yaml: must be a mapping of keys, got a list"),
-        (
-            "nonsense",
-            "c.yaml: must be a mapping of keys, got \"nonsense\"",
-        ),
-    ];
-
     #[test]
     fn the_environments_roots_are_read_where_they_count() {
         let pairs = [("SSL_CERT_FILE", "/nonexistent.pem")];
@@ -1619,14 +1057,6 @@ proxy:
             load("\"https://h\", tls: {insecure_skip_verify: true}"),
             Ok(())
         );
-    }
-
-    #[test]
-    fn routes_that_cannot_be() {
-        for (text, expected) in NO_ROUTES {
-            let errors = errors(text);
-            assert!(errors[0].starts_with(expected), "{text}: {errors:#?}");
-        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
     io::Read as _,
     ops::RangeInclusive,
     path::Path as FilePath,
+    time::Duration,
 };
 
 use crate::{
@@ -348,6 +349,13 @@ impl<'a> Field<'a> {
         None
     }
 
+    /// A string that `parse` understands or complains of.
+    pub fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        parse(&self.text()?)
+            .map_err(|sentence| self.complain(sentence))
+            .ok()
+    }
+
     fn number(&self, unit: Unit) -> Option<f64> {
         let text = match self.value {
             #[expect(
@@ -533,6 +541,62 @@ impl<'a> Section<'a> {
             .unwrap_or(default)
     }
 
+    /// A number of seconds; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
+    pub fn time(&self, key: &'static str, default: f64) -> Option<Duration> {
+        self.time_or(key, duration(default))
+    }
+
+    /// The same, with a default that may be none.
+    pub fn time_or(&self, key: &'static str, default: Option<Duration>) -> Option<Duration> {
+        let written = self
+            .get(key)
+            .and_then(|field| field.seconds(&(0.0..=MAX_SECONDS)));
+        written.map_or(default, duration)
+    }
+
+    /// A string that `parse` understands or complains of.
+    pub fn parsed<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.get(key)?.parsed(parse)
+    }
+
+    /// A list of such strings.
+    pub fn parsed_list<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let items = self.get(key).map_or_else(Vec::new, |field| field.items());
+        items
+            .iter()
+            .filter_map(|item| item.parsed(&parse))
+            .collect()
+    }
+
+    /// A list of strings.
+    pub fn words(&self, key: &'static str, default: &[String]) -> Vec<String> {
+        match self.get(key) {
+            Some(field) => field.items().iter().filter_map(Field::text).collect(),
+            None => default.to_vec(),
+        }
+    }
+
+    /// One of a few words, in any case.
+    pub fn one_of<T: Copy>(&self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
+        self.parsed(key, |text| {
+            let chosen = choices
+                .iter()
+                .find(|(word, _)| word.eq_ignore_ascii_case(text));
+            chosen.map(|(_, value)| *value).ok_or_else(|| {
+                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+                format!("must be one of {}, got {}", words.join(", "), quote(text))
+            })
+        })
+    }
+
     fn complain_of_unknown_keys(&self) {
         let asked = self.asked.borrow();
         for (key, value) in self.entries {
@@ -548,6 +612,10 @@ impl<'a> Section<'a> {
                 .complain(sentence);
         }
     }
+}
+
+fn duration(seconds: f64) -> Option<Duration> {
+    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
 }
 
 /// Text in quotes, control bytes escaped, cut where it is long.
@@ -625,6 +693,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// Ten years; whoever wants more wants 0.
+pub const MAX_SECONDS: f64 = 315_360_000.0;
 /// What a configuration may measure; the largest known ones are a hundredth of it.
 const MAX_BYTES: u64 = 1024 * 1024;
 const TOO_LARGE: &str = "is larger than 1 MiB";

@@ -106,7 +106,7 @@ pub enum Address {
 }
 
 /// `tls:` of an https target.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
     /// The name that the certificate must carry and that SNI says; the target's host unless set. IP literals send no SNI.
     pub server_name: String,

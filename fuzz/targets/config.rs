@@ -24,6 +24,10 @@ mod config;
 mod cors;
 #[path = "../../src/document.rs"]
 mod document;
+#[path = "../../src/entry.rs"]
+mod entry;
+#[path = "../../src/policy.rs"]
+mod policy;
 #[path = "../../src/roots.rs"]
 mod roots;
 #[path = "../../src/route.rs"]

@@ -6,7 +6,7 @@
 
 use http::{HeaderValue, Uri};
 use lean_proxy::{
-    address::{check_path, parse_host_pattern, parse_target},
+    address::{parse_host_pattern, parse_path, parse_target},
     route::{Edits, Found, Route, Routes, Target, holds_dot_segment},
     screen,
 };
@@ -99,7 +99,7 @@ fn route(line: &[u8]) -> Option<Route> {
         [host, path, base] => (*host, *path, *base),
         _ => return None,
     };
-    check_path(path).ok().filter(|()| path.starts_with('/'))?;
+    parse_path(path).ok()?;
     let keeps = base.starts_with('+');
     let base = base.trim_start_matches('+');
     let Target { base, origin, .. } = parse_target(&format!("http://h{base}")).ok()?;

@@ -1,0 +1,441 @@
+//! The entries of `routes:`, each with what it inherits from the rest of the configuration.
+//!
+//! Every key is read, whatever is wrong with the others, so that one run finds every mistake. No message repeats a
+//! header's value: it may be a secret.
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use http::{HeaderName, HeaderValue, header::HOST};
+
+use crate::{
+    address::{parse_host_pattern, parse_path, parse_server_name, parse_target, server_name},
+    document::{Section, quote},
+    policy::Policy,
+    roots,
+    route::{Edits, HostPattern, Route, Routes, Target, Tls},
+    units::Unit,
+};
+
+/// What every route may fall back on.
+pub struct Common<'a> {
+    /// `transport.response_header_timeout`.
+    pub response_header_timeout: Option<Duration>,
+    /// The global policy.
+    pub cors: &'a Policy,
+    /// What no route may be.
+    pub health_path: &'a str,
+}
+
+/// Reads `routes:`, of which there must be one at least, no two with the same host and path.
+pub fn routes(root: &Section<'_>, common: &Common<'_>) -> Routes {
+    let items = root
+        .get("routes")
+        .map_or_else(Vec::new, |field| field.items());
+    if items.is_empty() {
+        root.place("routes")
+            .complain("at least one route is needed");
+    }
+    let mut seen: HashMap<(String, String), String> = HashMap::new();
+    let mut routes = Vec::with_capacity(items.len());
+    for item in items {
+        let Some(route) = item.section(|s| route(s, common)) else {
+            continue;
+        };
+        if let Some(earlier) = seen.insert((host_key(&route), route.path.clone()), item.shown()) {
+            item.complain(format!("has the same host and path as {earlier}"));
+        }
+        routes.push(route);
+    }
+    Routes::new(routes)
+}
+
+fn host_key(route: &Route) -> String {
+    match &route.host {
+        None => String::new(),
+        Some(HostPattern::Exact(host)) => host.clone(),
+        Some(HostPattern::Below(suffix)) => format!("*{suffix}"),
+    }
+}
+
+/// `None` where something without a default is amiss; all keys are read in any case.
+fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
+    let path = s.parsed("path", parse_path);
+    if let Some(path) = &path {
+        if path == common.health_path {
+            s.place("path")
+                .complain("is the health path, which is answered before any route");
+        }
+    } else if s.get("path").is_none() {
+        s.place("path").complain("is missing");
+    }
+    let target = target(s);
+    let host = s.parsed("host", parse_host_pattern).flatten();
+    let response_header_timeout =
+        s.time_or("response_header_timeout", common.response_header_timeout);
+    let max_body_size = s.whole("max_body_size", Unit::Bytes, 0, &(0..=i64::MAX));
+    let strip_prefix = s.flag("strip_prefix", true);
+    let preserve_host = s.flag("preserve_host", false);
+    let request_headers = s.section("request_headers", |s| edits(s, true));
+    let response_headers = s.section("response_headers", |s| edits(s, false));
+    let cors = match common.cors.laid_under(s) {
+        Some(own) => own.cors,
+        None => common.cors.cors.clone(),
+    };
+    Some(Route {
+        path: path?,
+        host,
+        target: target?,
+        strip_prefix,
+        preserve_host,
+        response_header_timeout,
+        max_body_size: u64::try_from(max_body_size).ok().filter(|bytes| *bytes > 0),
+        request_headers,
+        response_headers,
+        cors,
+    })
+}
+
+fn target(s: &Section<'_>) -> Option<Target> {
+    let field = s.get("target");
+    if field.is_none() {
+        s.place("target").complain("is missing");
+    }
+    let target = field.and_then(|field| field.parsed(parse_target));
+    let settings = s.section("tls", tls);
+    let mut target = target?;
+    match &mut target.origin.tls {
+        Some(own) => {
+            let host = std::mem::replace(own, settings).server_name;
+            check_tls(s, own, host);
+        }
+        None if settings != Tls::default() => s
+            .place("tls")
+            .complain("is for https targets, and this one is not"),
+        None => {}
+    }
+    Some(target)
+}
+
+fn tls(s: &Section<'_>) -> Tls {
+    Tls {
+        server_name: s
+            .parsed("server_name", parse_server_name)
+            .unwrap_or_default(),
+        ca_file: ca_file(s),
+        insecure_skip_verify: s.flag("insecure_skip_verify", false),
+    }
+}
+
+/// The certificate must carry the target's host unless another name is given.
+fn check_tls(s: &Section<'_>, tls: &mut Tls, host: String) {
+    if tls.insecure_skip_verify {
+        s.place("tls").warn(
+            "insecure_skip_verify: any certificate is taken: whoever is in between can read and change everything",
+        );
+    }
+    let key = if tls.server_name.is_empty() {
+        tls.server_name = host;
+        "target"
+    } else {
+        "tls"
+    };
+    if let Err(sentence) = server_name(&tls.server_name) {
+        s.place(key).complain(sentence);
+    }
+}
+
+fn ca_file(s: &Section<'_>) -> Option<PathBuf> {
+    let field = s.get("ca_file")?;
+    let path = field
+        .text()
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)?;
+    if let Err(sentence) = roots::check_file(&path) {
+        field.complain(sentence);
+    }
+    Some(path)
+}
+
+fn edits(s: &Section<'_>, is_request: bool) -> Edits {
+    let mut edits = Edits::default();
+    for (key, field) in s.get("set").map_or_else(Vec::new, |field| field.entries()) {
+        let name = header_name(key).map_err(|sentence| field.complain(sentence));
+        let value = field.text().and_then(|text| {
+            let value = HeaderValue::from_bytes(text.trim_matches([' ', '\t']).as_bytes());
+            // Never the value: it may be a secret.
+            value
+                .map_err(|_| field.complain("holds a byte that no header value may hold"))
+                .ok()
+        });
+        let (Ok(name), Some(value)) = (name, value) else {
+            continue;
+        };
+        if edits.set.iter().any(|(other, _)| *other == name) {
+            field.complain("is set twice");
+        }
+        edits.set.push((name, value));
+    }
+    edits.remove = s.parsed_list("remove", |text| match header_name(text)? {
+        name if is_request && name == HOST => {
+            Err("Host cannot be removed: HTTP/1.1 needs it".to_owned())
+        }
+        name => Ok(name),
+    });
+    edits
+}
+
+fn header_name(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::from_bytes(text.as_bytes())
+        .map_err(|_| format!("{} is no valid header name", quote(text)))?;
+    if FRAMING.contains(&name.as_str()) {
+        return Err(format!("{name} frames the message and is the proxy's own"));
+    }
+    Ok(name)
+}
+
+/// Fields that say where a message ends or what its connection is: edits of these would break it.
+const FRAMING: [&str; 8] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{errors, good};
+
+    /// A good configuration whose only route has these lines, too.
+    fn route_plus(lines: &str) -> String {
+        format!(
+            "routes:\n- path: /\n  target: http://h\n  {}\n",
+            lines.replace('\n', "\n  ")
+        )
+    }
+
+    #[test]
+    fn routes_with_everything() {
+        let config = good(
+            "cors: {allowed_origins: [\"https://a.example\"]}\n\
+             routes:\n\
+             - path: /a\n  target: https://h/b\n  host: \"*.Example.com\"\n  strip_prefix: false\n  preserve_host: true\n  \
+               response_header_timeout: 1.5\n  max_body_size: 1000\n  \
+               request_headers: {set: {X-A: 1.10, x-b: true, Host: other}, remove: x-c}\n  \
+               response_headers: {remove: [Server, x-d]}\n  \
+               tls: {server_name: other.example, insecure_skip_verify: true}\n  cors: false\n\
+             - {path: /a, target: \"http://h\", cors: {}}\n\
+             - {path: /b, target: \"unix:/x.sock\", cors: {max_age: 5}, tls: {server_name: \"\", ca_file: \"\", insecure_skip_verify: false}}\n",
+        );
+        let routes: Vec<&Route> = config.routes.iter().collect();
+        let route = routes.iter().find(|route| route.host.is_some()).unwrap();
+        assert_eq!(
+            route.host,
+            Some(HostPattern::Below(".example.com".to_owned()))
+        );
+        assert!(!route.strip_prefix && route.preserve_host && route.cors.is_none());
+        assert_eq!(
+            route.response_header_timeout,
+            Some(Duration::from_millis(1500))
+        );
+        assert_eq!(route.max_body_size, Some(1000));
+        let set: Vec<String> = route
+            .request_headers
+            .set
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        assert_eq!(set, ["x-a: 1.10", "x-b: true", "host: other"]);
+        assert_eq!(route.request_headers.remove, ["x-c"]);
+        assert_eq!(route.response_headers.remove, ["server", "x-d"]);
+        let tls = route.target.origin.tls.as_ref().unwrap();
+        assert_eq!(tls.server_name, "other.example");
+        assert!(tls.insecure_skip_verify);
+        assert_eq!(config.warnings.len(), 1);
+        assert!(
+            config.warnings[0].starts_with("c.yaml:12: routes[0].tls: "),
+            "{:?}",
+            config.warnings
+        );
+        assert_eq!(
+            routes.iter().filter(|route| route.cors.is_some()).count(),
+            2
+        );
+    }
+
+    /// What is written, then the beginning of the error it must get.
+    const IN_A_ROUTE: &[(&str, &str)] = &[
+        (
+            "targt: x",
+            "c.yaml:4: routes[0].targt: unknown key, did you mean `target`?",
+        ),
+        (
+            "host: a:80",
+            "c.yaml:4: routes[0].host: must not have a port",
+        ),
+        (
+            "tls: {server_name: a}",
+            "c.yaml:4: routes[0].tls: is for https targets",
+        ),
+        (
+            "tls: {insecure_skip_verify: true}",
+            "c.yaml:4: routes[0].tls: is for https targets",
+        ),
+        (
+            "max_body_size: 1MB",
+            "c.yaml:4: routes[0].max_body_size: is a number of bytes: write 1000000",
+        ),
+        (
+            "response_header_timeout: 2s",
+            "c.yaml:4: routes[0].response_header_timeout: is a number of seconds: write 2",
+        ),
+        (
+            "request_headers:\n  set:\n    bad name: x",
+            "c.yaml:6: routes[0].request_headers.set.bad name: \"bad name\" is no valid header name",
+        ),
+        (
+            "request_headers: {set: {\"X-A\": \"a\\r\\nX-B: secret\"}}",
+            "c.yaml:4: routes[0].request_headers.set.X-A: holds a byte",
+        ),
+        (
+            "request_headers: {set: {X-A: 1, x-a: 2}}",
+            "c.yaml:4: routes[0].request_headers.set.x-a: is set twice",
+        ),
+        (
+            "request_headers: {set: {X-A: }}",
+            "c.yaml:4: routes[0].request_headers.set.X-A: must be a string, got nothing",
+        ),
+        (
+            "request_headers: {set: [a]}",
+            "c.yaml:4: routes[0].request_headers.set: must be a mapping",
+        ),
+        (
+            "request_headers: {remove: [a, \"b:\"]}",
+            "c.yaml:4: routes[0].request_headers.remove[1]: \"b:\" is no valid",
+        ),
+        (
+            "request_headers: {remove: Host}",
+            "c.yaml:4: routes[0].request_headers.remove: Host cannot be removed",
+        ),
+        (
+            "response_headers: {set: {Content-Length: 1}}",
+            "c.yaml:4: routes[0].response_headers.set.Content-Length: content-length frames",
+        ),
+        (
+            "cors: {allowed_origins: [\"https://a.example/\"]}",
+            "c.yaml:4: routes[0].cors.allowed_origins[0]: ",
+        ),
+        ("cors: yes", "c.yaml:4: routes[0].cors: must be a mapping"),
+    ];
+
+    #[test]
+    fn mistakes_in_a_route() {
+        for (text, expected) in IN_A_ROUTE {
+            let errors = errors(&route_plus(text));
+            assert!(
+                errors.len() == 1 && errors[0].starts_with(expected),
+                "{text}: {errors:#?}"
+            );
+            assert!(!errors[0].contains("secret"), "{errors:?}");
+        }
+    }
+
+    /// What is written, then the beginning of the error it must get.
+    const NO_ROUTES: &[(&str, &str)] = &[
+        ("", "c.yaml:1: routes: at least one route is needed"),
+        (
+            "routes: []",
+            "c.yaml:1: routes: at least one route is needed",
+        ),
+        ("a: &a 1\n\nroutes: ~\nx-a: *a", "c.yaml:1: a: unknown key"),
+        (
+            "routes:\n- {target: \"http://h\"}",
+            "c.yaml:2: routes[0].path: is missing",
+        ),
+        (
+            "routes:\n- {path: /}",
+            "c.yaml:2: routes[0].target: is missing",
+        ),
+        (
+            "routes: [x]",
+            "c.yaml:1: routes[0]: must be a mapping of keys, got \"x\"",
+        ),
+        (
+            "routes: [{path: /a, target: \"http://h\"}, {path: /a, target: \"http://i\"}]",
+            "c.yaml:1: routes[1]: has the same host and path as routes[0]",
+        ),
+        (
+            "routes: [{path: /a, host: A, target: \"http://h\"}, {path: /a, host: a., target: \"http://i\"}]",
+            "c.yaml:1: routes[1]: has the same host",
+        ),
+        (
+            "routes: [{path: /health, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: is the health path",
+        ),
+        (
+            "routes: [{path: api, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must begin with /, got \"api\"",
+        ),
+        (
+            "routes: [{path: /a/../b, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a \".\"",
+        ),
+        (
+            "routes: [{path: /a/%2e, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a \".\"",
+        ),
+        (
+            "routes: [{path: \"/a?b\", target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a query",
+        ),
+        (
+            "routes: [{path: \"/a#b\", target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: must not have a fragment",
+        ),
+        (
+            "routes: [{path: /a b, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].path: holds ' '",
+        ),
+        (
+            "routes:\n- path: /\n  target: ftp://h",
+            "c.yaml:3: routes[0].target: scheme must be http, https or unix, got \"ftp\"",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /nonexistent.pem}}]",
+            "c.yaml:1: routes[0].tls.ca_file: /nonexistent.pem: No such file",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: Cargo.toml}}]",
+            "c.yaml:1: routes[0].tls.ca_file: Cargo.toml: holds no certificate",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {ca_file: /}}]",
+            "c.yaml:1: routes[0].tls.ca_file: /: Is a directory",
+        ),
+        (
+            "routes: [{path: /, target: \"https://-h\"}]",
+            "c.yaml:1: routes[0].target: \"-h\" is neither a host name nor an IP address",
+        ),
+        (
+            "routes: [{path: /, target: \"https://h\", tls: {server_name: h-}}]",
+            "c.yaml:1: routes[0].tls: \"h-\" is neither a host name nor an IP address",
+        ),
+        ("[1]", "c.yaml: must be a mapping of keys, got a list"),
+        (
+            "nonsense",
+            "c.yaml: must be a mapping of keys, got \"nonsense\"",
+        ),
+    ];
+
+    #[test]
+    fn routes_that_cannot_be() {
+        for (text, expected) in NO_ROUTES {
+            let errors = errors(text);
+            assert!(errors[0].starts_with(expected), "{text}: {errors:#?}");
+        }
+    }
+}
