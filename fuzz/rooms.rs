@@ -9,6 +9,8 @@
 
 #[path = "../src/address.rs"]
 pub mod address;
+#[path = "../src/answer.rs"]
+pub mod answer;
 #[path = "../src/chunked.rs"]
 pub mod chunked;
 #[path = "../src/config.rs"]
@@ -62,6 +64,9 @@ pub mod sys;
 pub mod tls;
 #[path = "../src/wire.rs"]
 pub mod wire;
+
+#[path = "../src/stage.rs"]
+pub mod stage;
 
 /// The paranoid reader of the end-to-end tests: it was written apart from the program, and so can judge it.
 #[path = "../tests/e2e/strict.rs"]

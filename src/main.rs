@@ -10,6 +10,7 @@ mod cli;
 
 // values and decisions: no tokio, no sockets, no clock
 mod address;
+mod answer;
 mod chunked;
 mod config;
 mod cors;
@@ -50,6 +51,10 @@ mod proxy;
 mod respond;
 mod serve;
 mod worker;
+
+// for the tests and for fuzzing alone
+#[cfg(test)]
+mod stage;
 
 use std::{
     env,

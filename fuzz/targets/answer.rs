@@ -4,56 +4,19 @@
 
 #![no_main]
 
-use std::{
-    cell::{Cell, RefCell},
-    future::poll_fn,
-    io::{ErrorKind, Write},
-    os::unix::net::UnixStream,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, SystemTime},
-};
+use std::io::ErrorKind;
 
 use http::Method;
 use lean_proxy::{
-    body::Ride,
-    budget::{Budget, Buffers, Plan, Room},
-    config::Transport,
-    dial::Io,
-    gate::{Client, Gate},
-    metrics::Metrics,
-    park::Park,
-    pool::{Checkout, Host, Pool},
-    route::{Address, Origin},
+    answer::{Delimiter, read_head},
+    stage::{Reading, Stage},
     strict::{Fields, Framing, Reader},
     tools::Dice,
-    wire::{Delimiter, Download, Got, Upstream, read_head},
 };
 use libfuzzer_sys::fuzz_target;
-use tokio::runtime::{Builder, LocalRuntime};
 
 thread_local! {
-    static WORLD: World = World::new();
-}
-
-/// What an upstream connection needs around it.
-struct World {
-    runtime: LocalRuntime,
-    park: Rc<Park>,
-    pool: Rc<Pool>,
-    buffers: Rc<Buffers>,
-    metrics: Arc<Metrics>,
-}
-
-/// What came of an answer.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Read {
-    status: u16,
-    fields: Vec<(String, Vec<u8>)>,
-    body: Vec<u8>,
-    trailers: Vec<(String, Vec<u8>)>,
-    whole: bool,
+    static STAGE: Stage = Stage::new();
 }
 
 fuzz_target!(|input: &[u8]| {
@@ -66,9 +29,9 @@ fuzz_target!(|input: &[u8]| {
     };
     let size = if first & 2 == 0 { 16 } else { 4096 };
     heads_have_one_reading(&dice, bytes, &method);
-    WORLD.with(|world| {
-        let (at_once, kept) = world.read(&[bytes], 1 << 16, &method);
-        let (in_pieces, _) = world.read(&dice.cut(bytes), size, &method);
+    STAGE.with(|stage| {
+        let (at_once, kept) = stage.read(&[bytes], 1 << 16, &method);
+        let (in_pieces, _) = stage.read(&dice.cut(bytes), size, &method);
         match (&at_once, &in_pieces) {
             (None, None) => {}
             (Some(at_once), Some(in_pieces)) if at_once.whole => assert_eq!(at_once, in_pieces),
@@ -112,7 +75,7 @@ fn heads_have_one_reading(dice: &Dice<'_>, bytes: &[u8], method: &Method) {
 }
 
 /// Where the paranoid reader finds one reading, it is ours; and what we take for whole breaks no rule of framing.
-fn agrees_with_the_paranoid(bytes: &[u8], method: &Method, ours: Option<Read>, kept: bool) {
+fn agrees_with_the_paranoid(bytes: &[u8], method: &Method, ours: Option<Reading>, kept: bool) {
     let mut reader = Reader::new(bytes);
     let head = match reader.response_head(method.as_str()) {
         Ok(Some(head)) if head.status >= 200 => head,
@@ -226,152 +189,5 @@ fn naive_framing(bytes: &[u8], method: &Method) {
         "te",
     ] {
         assert!(!head.headers.contains_key(name), "{name} is passed on");
-    }
-}
-
-impl World {
-    fn new() -> World {
-        let transport = Transport {
-            dial_timeout: None,
-            dial_keep_alive: None,
-            max_idle_conns: None,
-            max_idle_conns_per_host: 2,
-            max_conns_per_host: None,
-            idle_conn_timeout: None,
-            read_buffer_size: 4096,
-            write_buffer_size: 4096,
-        };
-        let budget = Budget::new(Plan::new(None, 1, None));
-        let park = Park::new(Duration::from_secs(1), Rc::clone(&budget.room));
-        let metrics = Arc::new(Metrics::new(SystemTime::UNIX_EPOCH));
-        World {
-            runtime: Builder::new_current_thread()
-                .enable_all()
-                .build_local(tokio::runtime::LocalOptions::default())
-                .expect("a runtime"),
-            park,
-            pool: Pool::new(&transport, 1, budget, Arc::clone(&metrics)),
-            buffers: Rc::default(),
-            metrics,
-        }
-    }
-
-    /// Lets `pieces` arrive one after the other and then the end. `None`: the head is refused, or not whole. Also says
-    /// whether the connection was kept.
-    fn read(&self, pieces: &[&[u8]], size: usize, method: &Method) -> (Option<Read>, bool) {
-        let host = self.pool.host(&Origin {
-            address: Address::Unix("/nobody".into()),
-            tls: None,
-        });
-        let read = self
-            .runtime
-            .block_on(self.exchange(&host, pieces, size, method));
-        let kept = host.checkout();
-        let kept = matches!(kept, Some(Checkout::Reused(_)));
-        self.pool.clear();
-        (read, kept)
-    }
-
-    async fn exchange(
-        &self,
-        host: &Rc<Host>,
-        pieces: &[&[u8]],
-        size: usize,
-        method: &Method,
-    ) -> Option<Read> {
-        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        ours.set_nonblocking(true).expect("it can be nonblocking");
-        let mut lease = host.room().expect("there is no limit");
-        let ours = tokio::net::UnixStream::from_std(ours).expect("a runtime");
-        lease.io = Some(Io::Unix(ours));
-        let mut upstream = Upstream::new(lease, Room::new(size, true, true));
-        let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
-        let mut theirs = Some(theirs);
-        let mut feed = || match (pieces.next(), &mut theirs) {
-            (Some(piece), Some(theirs)) => {
-                let _ = theirs.write_all(piece);
-            }
-            _ => theirs = None,
-        };
-
-        let head = poll_fn(|context| {
-            loop {
-                match upstream.poll_fill(context, &self.buffers) {
-                    Poll::Pending => {
-                        feed();
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
-                    Poll::Ready(Ok(_)) => {}
-                }
-                while !upstream.unread().is_empty() {
-                    match read_head(upstream.unread(), method) {
-                        Err(_) => return Poll::Ready(None),
-                        Ok(None) => break,
-                        Ok(Some(head)) => {
-                            upstream.start += head.len;
-                            if !head.status.is_informational() {
-                                return Poll::Ready(Some(head));
-                            }
-                        }
-                    }
-                }
-            }
-        })
-        .await?;
-        let flat = |map: &http::HeaderMap| {
-            map.iter()
-                .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
-                .collect()
-        };
-        let mut read = Read {
-            status: head.status.as_u16(),
-            fields: flat(&head.headers),
-            ..Read::default()
-        };
-        let seat = self.park.seat(None);
-        let (client, _other) = tokio::net::UnixStream::pair().expect("a pair of sockets");
-        let gate = RefCell::new(Gate::new(Io::Unix(client)));
-        let ride = Ride {
-            watch: &seat,
-            began: 0,
-            place: RefCell::default(),
-            record: RefCell::default(),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            complete: Cell::new(false),
-            metrics: &self.metrics,
-        };
-        let client = Client::new(
-            &gate,
-            &ride,
-            &self.buffers,
-            Room::new(4096, true, true),
-            None,
-        );
-        let mut download = Download::new(upstream, None, head, true, None, 0);
-        loop {
-            let got = poll_fn(|context| {
-                let got = download.poll(context, &client);
-                if got.is_pending() {
-                    feed();
-                }
-                got
-            })
-            .await;
-            match got {
-                None => {
-                    assert!(download.is_end());
-                    read.whole = true;
-                    return Some(read);
-                }
-                Some(Err(_)) => return Some(read),
-                Some(Ok(Got::Data(piece))) => {
-                    assert!(!piece.is_empty(), "an empty piece");
-                    read.body.extend_from_slice(piece.bytes());
-                }
-                Some(Ok(Got::Trailers(trailers))) => read.trailers = flat(&trailers),
-            }
-        }
     }
 }
