@@ -305,34 +305,8 @@ impl<'a> Walk<'a> {
         if method == b"PRI" {
             return Err(Refusal::Malformed("the HTTP/2 preface"));
         }
-        let http11 = match version {
-            b"HTTP/1.1" => true,
-            b"HTTP/1.0" => false,
-            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-                if major.is_ascii_digit() && minor.is_ascii_digit() =>
-            {
-                return Err(Refusal::Version);
-            }
-            _ => return Err(Refusal::Malformed("a malformed version")),
-        };
-        match target {
-            _ if method == b"CONNECT" => return Err(Refusal::Connect),
-            [b'/', ..] => {}
-            b"*" if method == b"OPTIONS" => {}
-            _ => {
-                let authority =
-                    strip_scheme(target).ok_or(Refusal::Malformed("a target of no known form"))?;
-                let end = authority
-                    .iter()
-                    .position(|&byte| byte == b'/' || byte == b'?')
-                    .unwrap_or(authority.len());
-                let authority = authority.get(..end).unwrap_or_default();
-                // a Host may hold `%`, but no parser behind us takes it in the authority of a target
-                if !is_host(authority) || authority.contains(&b'%') {
-                    return Err(Refusal::Malformed("a malformed authority"));
-                }
-            }
-        }
+        let http11 = is_http11(version)?;
+        check_form(method, target)?;
         Ok((http11, (start, end)))
     }
 
@@ -425,6 +399,44 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
+/// Whether it is HTTP/1.1; else HTTP/1.0.
+fn is_http11(version: &[u8]) -> Result<bool, Refusal> {
+    match version {
+        b"HTTP/1.1" => Ok(true),
+        b"HTTP/1.0" => Ok(false),
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(Refusal::Version)
+        }
+        _ => Err(Refusal::Malformed("a malformed version")),
+    }
+}
+
+/// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.
+fn check_form(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
+    match target {
+        _ if method == b"CONNECT" => Err(Refusal::Connect),
+        [b'/', ..] => Ok(()),
+        b"*" if method == b"OPTIONS" => Ok(()),
+        _ => {
+            let authority =
+                strip_scheme(target).ok_or(Refusal::Malformed("a target of no known form"))?;
+            let end = authority
+                .iter()
+                .position(|&byte| byte == b'/' || byte == b'?')
+                .unwrap_or(authority.len());
+            let authority = authority.get(..end).unwrap_or_default();
+            // a Host may hold `%`, but no parser behind us takes it in the authority of a target
+            if is_host(authority) && !authority.contains(&b'%') {
+                Ok(())
+            } else {
+                Err(Refusal::Malformed("a malformed authority"))
+            }
+        }
+    }
+}
+
 fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = target.split_at_checked(7)?;
     if scheme.eq_ignore_ascii_case(b"http://") {
@@ -436,43 +448,40 @@ fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
 
 /// `host`, `host:port` or `[v6]:port` (RFC 9110 §7.2), never empty, without user info.
 pub fn is_host(value: &[u8]) -> bool {
-    let (host, port) = match value {
-        [b'[', rest @ ..] => match rest.iter().position(|&byte| byte == b']') {
-            Some(end) => {
-                let inside = rest.get(..end).unwrap_or_default();
-                let after = rest.get(end + 1..).unwrap_or_default();
-                if inside.is_empty()
-                    || !inside
-                        .iter()
-                        .all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte))
-                {
-                    return false;
-                }
-                match after {
-                    [] => return true,
-                    [b':', port @ ..] => (inside, Some(port)),
-                    _ => return false,
-                }
-            }
-            None => return false,
-        },
-        _ => match value.iter().position(|&byte| byte == b':') {
-            Some(colon) => (
-                value.get(..colon).unwrap_or_default(),
-                value.get(colon + 1..),
-            ),
-            None => (value, None),
-        },
-    };
-    let host_fits = matches!(value, [b'[', ..])
-        || (!host.is_empty()
-            && host
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)));
-    host_fits
-        && port.is_none_or(|port| {
-            port.is_empty() || (port.len() <= 5 && decimal(port).is_some_and(|port| port <= 65_535))
-        })
+    if let [b'[', inside @ ..] = value {
+        let Some(end) = inside.iter().position(|&byte| byte == b']') else {
+            return false;
+        };
+        let (literal, rest) = inside.split_at(end);
+        return is_made_of(literal, is_literal) && is_port(rest.get(1..).unwrap_or_default());
+    }
+    let colon = value.iter().position(|&byte| byte == b':');
+    let (name, rest) = value.split_at(colon.unwrap_or(value.len()));
+    is_made_of(name, is_name) && is_port(rest)
+}
+
+/// One byte or more, and only such.
+fn is_made_of(bytes: &[u8], fits: impl Fn(u8) -> bool) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|&byte| fits(byte))
+}
+
+/// What may stand between the brackets of an IPv6 literal.
+fn is_literal(byte: u8) -> bool {
+    byte.is_ascii_hexdigit() || byte == b':' || byte == b'.'
+}
+
+/// What may stand in a name (RFC 3986 §3.2.2).
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte)
+}
+
+/// Nothing, a colon alone, or a colon and a port.
+fn is_port(rest: &[u8]) -> bool {
+    match rest {
+        [] | [b':'] => true,
+        [b':', port @ ..] => port.len() <= 5 && decimal(port).is_some_and(|port| port <= 65_535),
+        _ => false,
+    }
 }
 
 /// What may stand in a target: what `http::Uri` takes, without the fragment's `#`.
