@@ -44,6 +44,7 @@ mod wire;
 // the life of a request
 mod attend;
 mod door;
+mod exposition;
 mod forward;
 mod health;
 mod keeper;

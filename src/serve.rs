@@ -4,47 +4,36 @@
 //! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
 
 use std::{
-    collections::VecDeque,
-    pin::Pin,
+    os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
     task::Poll,
+    thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::LocalRuntime,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use crate::{
-    budget::{Budget, CONNECTION, Plan},
+    budget::{Budget, Plan},
     config::{Config, Listen, Memory},
-    dial::Io,
     door::{Door, Frame, Listener, Porter},
+    exposition,
     keeper::Keeper,
     log,
-    metrics::{self, Metrics},
+    metrics::Metrics,
     sys,
     worker::Worker,
 };
 
 /// Reads the configuration again; `Err` = every mistake, one line each.
 pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
-
-/// How long whoever asks for the metrics may take.
-const EXPOSURE: Duration = Duration::from_secs(5);
-
-/// How many may ask at a time.
-const ASKERS: usize = 4;
-
-/// Bytes of each beside its connection: a head of 8 kB at most, and the page twice.
-const ASKER: u64 = 24_000;
 
 /// What every worker is born with.
 #[derive(Clone)]
@@ -62,7 +51,7 @@ enum Word {
     /// Serve this from now on: open these doors, keep those, close the others.
     Reload {
         config: Arc<Config>,
-        opened: Vec<(Listen, std::os::fd::OwnedFd)>,
+        opened: Vec<(Listen, OwnedFd)>,
         kept: Vec<Listen>,
     },
     /// Health says 503, clients are told to leave.
@@ -109,17 +98,11 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         start,
     };
 
-    let mut words = Vec::new();
-    let mut threads = Vec::new();
+    let (mut words, mut threads) = (Vec::new(), Vec::new());
     for index in 1..config.threads {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, thread) = hire(index, &birth, &doors)?;
         words.push(sender);
-        let (birth, sockets) = (birth.clone(), sockets(&doors, index)?);
-        let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .stack_size(512 * 1024);
-        threads.push(thread.spawn(work).context("starting a worker")?);
+        threads.push(thread);
     }
     let (sender, receiver) = mpsc::unbounded_channel();
     words.push(sender);
@@ -152,7 +135,24 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     result
 }
 
-fn sockets(doors: &[Door], worker: usize) -> Result<Vec<(Listen, std::os::fd::OwnedFd)>> {
+/// Starts a worker on a thread of its own.
+fn hire(
+    index: usize,
+    birth: &Birth,
+    doors: &[Door],
+) -> Result<(mpsc::UnboundedSender<Word>, JoinHandle<Result<()>>)> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let (birth, sockets) = (birth.clone(), sockets(doors, index)?);
+    let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
+    let thread = thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .stack_size(512 * 1024)
+        .spawn(work)
+        .context("starting a worker")?;
+    Ok((sender, thread))
+}
+
+fn sockets(doors: &[Door], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
     doors
         .iter()
         .map(|door| Ok((door.listen.clone(), door.socket(worker)?)))
@@ -230,8 +230,8 @@ fn runtime() -> Result<LocalRuntime> {
 /// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
 async fn labour(
     birth: Birth,
-    sockets: Vec<(Listen, std::os::fd::OwnedFd)>,
-    exposed: Option<std::os::fd::OwnedFd>,
+    sockets: Vec<(Listen, OwnedFd)>,
+    exposed: Option<OwnedFd>,
     mut words: mpsc::UnboundedReceiver<Word>,
 ) -> Result<()> {
     let worker = Worker::new(
@@ -249,7 +249,7 @@ async fn labour(
     tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || looks.look()));
     if let Some(socket) = exposed {
         let listener = Listener::new(socket)?;
-        tokio::task::spawn_local(expose(Rc::clone(&worker), listener));
+        tokio::task::spawn_local(exposition::answer(Rc::clone(&worker), listener));
     }
     while let Some(word) = words.recv().await {
         match word {
@@ -291,7 +291,7 @@ struct Captain {
     exposed: Option<Door>,
     config: Arc<Config>,
     plan: Plan,
-    inherited: Vec<(String, std::os::fd::OwnedFd)>,
+    inherited: Vec<(String, OwnedFd)>,
     reread: Reread,
 }
 
@@ -330,6 +330,10 @@ impl Signals {
             }
         })
         .await
+    }
+
+    async fn next_stop(&mut self) {
+        while let Call::Reload = self.next().await {}
     }
 }
 
@@ -393,66 +397,74 @@ impl Captain {
     }
 
     fn take_over(&mut self, config: Arc<Config>) -> Result<()> {
-        let workers = self.words.len();
-        let frame = Frame {
-            plan: &self.plan,
-            inherited: &self.inherited,
-            unix_socket_mode: config.server.unix_socket_mode,
-        };
-        let mut fresh = Vec::new();
-        for listen in &config.listen {
-            if !self.doors.iter().any(|door| door.listen == *listen) {
-                fresh.push(Door::open(listen, workers, &frame)?);
-            }
-        }
-        let mut opened = Vec::new();
-        for index in 0..workers {
-            opened.push(sockets(&fresh, index)?);
-        }
+        let mut fresh = self.open(&config)?;
+        let sockets: Vec<_> = (0..self.words.len())
+            .map(|worker| sockets(&fresh, worker))
+            .collect::<Result<_>>()?;
         for door in &fresh {
             log::info("listening", &[("address", &door.name)]);
         }
         self.doors
             .retain(|door| config.listen.contains(&door.listen));
-        if self.config.server.unix_socket_mode != config.server.unix_socket_mode {
-            for door in self.doors.iter().chain(&self.exposed) {
-                if let Err(error) = door.set_mode(config.server.unix_socket_mode) {
-                    log::warn("reload", &[("error", &format!("{error:#}"))]);
-                }
-            }
-        }
+        self.set_mode(config.server.unix_socket_mode);
         self.doors.append(&mut fresh);
         let kept: Vec<Listen> = self.doors.iter().map(|door| door.listen.clone()).collect();
         log::init(config.log);
-        for (worker, opened) in self.words.iter().zip(opened) {
+        for (worker, opened) in self.words.iter().zip(sockets) {
             drop(worker.send(Word::Reload {
                 config: Arc::clone(&config),
                 opened,
                 kept: kept.clone(),
             }));
         }
-        let before = &self.config;
-        let fixed = [
-            ("metrics.listen", before.metrics != config.metrics),
-            ("the number of threads", before.threads != config.threads),
-            ("limits.memory", before.memory != config.memory),
-            (
-                "server.max_connections",
-                before.server.max_connections != config.server.max_connections,
-            ),
-        ];
-        for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
-            log::warn("takes effect at the next start only", &[("key", what)]);
-        }
+        warn_of_fixed(&self.config, &config);
         log::info("reloaded", &[("routes", &config.routes.len())]);
         self.config = config;
         Ok(())
     }
+
+    /// The doors that a configuration has and we have not.
+    fn open(&self, config: &Config) -> Result<Vec<Door>> {
+        let frame = Frame {
+            plan: &self.plan,
+            inherited: &self.inherited,
+            unix_socket_mode: config.server.unix_socket_mode,
+        };
+        let is_new = |listen: &&Listen| !self.doors.iter().any(|door| door.listen == **listen);
+        config
+            .listen
+            .iter()
+            .filter(is_new)
+            .map(|listen| Door::open(listen, self.words.len(), &frame))
+            .collect()
+    }
+
+    /// Gives the files of the doors that stay another mode, if it is another.
+    fn set_mode(&self, mode: u32) {
+        if mode == self.config.server.unix_socket_mode {
+            return;
+        }
+        for door in self.doors.iter().chain(&self.exposed) {
+            if let Err(error) = door.set_mode(mode) {
+                log::warn("reload", &[("error", &format!("{error:#}"))]);
+            }
+        }
+    }
 }
 
-impl Signals {
-    async fn next_stop(&mut self) {
-        while let Call::Reload = self.next().await {}
+/// Says which changes a reload cannot take over.
+fn warn_of_fixed(before: &Config, now: &Config) {
+    let fixed = [
+        ("metrics.listen", before.metrics != now.metrics),
+        ("the number of threads", before.threads != now.threads),
+        ("limits.memory", before.memory != now.memory),
+        (
+            "server.max_connections",
+            before.server.max_connections != now.server.max_connections,
+        ),
+    ];
+    for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
+        log::warn("takes effect at the next start only", &[("key", what)]);
     }
 }
 
@@ -465,55 +477,4 @@ async fn watchdog() {
         sys::notify("WATCHDOG=1");
         sleep(interval).await;
     }
-}
-
-/// Answers Prometheus: whatever is asked, the counters are the answer. A few are answered at a time, paid for whether
-/// there is memory or not; when one more comes, whoever is at it longest gives way, so that nobody who is silent keeps
-/// the others from being heard.
-async fn expose(worker: Rc<Worker>, listener: Listener) {
-    let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
-    loop {
-        let Ok((io, _)) = listener.accept(false).await else {
-            sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        askers.retain(|asker| !asker.is_finished());
-        if askers.len() == ASKERS
-            && let Some(longest) = askers.pop_front()
-        {
-            longest.abort();
-        }
-        let worker = Rc::clone(&worker);
-        askers.push_back(tokio::task::spawn_local(async move {
-            let _permit = worker.budget.force(CONNECTION + ASKER);
-            drop(timeout(EXPOSURE, tell(io, &worker.metrics)).await);
-        }));
-    }
-}
-
-async fn tell(mut io: Io, metrics: &Metrics) -> std::io::Result<()> {
-    let mut head = Vec::with_capacity(1024);
-    while !head.windows(4).any(|window| window == b"\r\n\r\n") && head.len() < 8192 {
-        let mut space = [0; 1024];
-        let mut buffer = ReadBuf::new(&mut space);
-        std::future::poll_fn(|context| Pin::new(&mut io).poll_read(context, &mut buffer)).await?;
-        if buffer.filled().is_empty() {
-            return Ok(());
-        }
-        head.extend_from_slice(buffer.filled());
-    }
-    let mut text = String::new();
-    metrics.render(&mut text);
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
-        metrics::CONTENT_TYPE,
-        text.len()
-    );
-    let mut bytes = answer.as_bytes();
-    while !bytes.is_empty() {
-        let count =
-            std::future::poll_fn(|context| Pin::new(&mut io).poll_write(context, bytes)).await?;
-        bytes = bytes.get(count..).unwrap_or_default();
-    }
-    std::future::poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await
 }
