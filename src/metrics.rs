@@ -55,7 +55,7 @@ metrics! {
     counter connections_evicted,
     /// Requests in work, those that are answered without an upstream included.
     gauge exchanges,
-    /// Requests that wait for a place or an upstream connection.
+    /// Requests that wait for memory, a place or an upstream connection.
     gauge waiting,
     /// Upstream connections, idle ones included.
     gauge upstream_open,

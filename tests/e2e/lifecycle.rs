@@ -1303,28 +1303,38 @@ fn an_access_line_is_written_for_whatever_happens() {
                 peer.await_close()
             }
             "/close" => Ok(()),
+            "/silent" => peer.await_close(),
             _ => peer.write(OK),
         }
     });
     let yaml = "routes: [{path: /down/, target: 'unix:DIR/none'}, {path: /up/, target: 'http://UP'}]\nlog: {access: true}\n";
     let proxy = Proxy::before(&upstream, yaml);
-    for (target, status) in [
-        ("/up/fine", "200"),
-        ("/up/cut", "200"),
-        ("/up/close", "502"),
-        ("/down/x", "502"),
-        ("/nowhere", "404"),
+    let is_access = |line: &str| line.contains("msg=\"access\"");
+    for (target, status, outcome) in [
+        ("/up/fine", 200, "ok"),
+        ("/up/cut", 200, "upstream-cut"),
+        ("/up/close", 502, "upstream-closed"),
+        ("/down/x", 502, "dial-failed"),
+        ("/nowhere", 404, "no-route"),
     ] {
         let mut client = proxy.client();
         client.send(get(target));
         let _ = client.try_receive();
-        let line = proxy.await_log(target, |line| line.contains(target) && line.contains("GET"));
-        assert!(line.contains(status), "{line}");
+        let line = proxy.await_log(target, |line| line.contains(target) && is_access(line));
+        assert!(line.contains(&format!("status={status} ")), "{line}");
+        assert!(line.ends_with(&format!("outcome={outcome}")), "{line}");
     }
     let mut client = proxy.client();
     client.send(get("/up/leaves")).head();
     drop(client);
-    proxy.await_log("a client that left", |line| line.contains("/up/leaves"));
+    let line = proxy.await_log("a client that left", |line| line.contains("/up/leaves"));
+    assert!(line.contains("status=200 ") && line.ends_with("outcome=client-gone"));
+    let mut client = proxy.client();
+    client.send(get("/up/silent"));
+    upstream.await_requests(5);
+    drop(client);
+    let line = proxy.await_log("one that left early", |line| line.contains("/up/silent"));
+    assert!(line.contains("status=0 ") && line.ends_with("outcome=client-gone"));
 }
 
 #[test]
