@@ -1,20 +1,16 @@
-//! https targets and names: who is believed, what is said, and that everything else holds over TLS as well.
+//! https targets: who is believed, what is said, and that everything else holds over TLS as well.
 //!
 //! The certificates are made here, and so is the server: rustls over the bytes of a scripted [`Upstream`].
 
 use std::{
     cell::RefCell,
-    env, fs,
+    fs,
     io::{self, Read, Write},
-    net::UdpSocket,
-    path::Path,
-    process::{Command, Stdio},
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -33,8 +29,8 @@ use rustls::{
 use crate::{
     strict::{Reader, Request},
     support::{
-        Client, End, OK, PATIENCE, Peer, Proxy, Setup, Signal, Upstream, all_served, eventually,
-        get, is_release, let_pass, pattern, seen, skip, with,
+        Client, End, OK, Peer, Proxy, Setup, Signal, Upstream, all_served, eventually, get,
+        is_release, let_pass, pattern, seen, skip, with,
     },
 };
 
@@ -270,7 +266,7 @@ fn before(upstream: &Upstream, identity: &Identity) -> Proxy {
     setup(SECURE, identity, upstream).start()
 }
 
-fn port(upstream: &Upstream) -> u16 {
+pub fn port(upstream: &Upstream) -> u16 {
     let authority = upstream.authority();
     authority.rsplit(':').next().unwrap().parse().unwrap()
 }
@@ -1046,169 +1042,4 @@ fn an_idle_connection_over_tls_costs_little() {
     // The text of TLS is the rest, and it is not the process's own.
     assert!(first < 256, "the first costs {first} kB");
     assert!(each < 32, "each further one costs {each} kB");
-}
-
-// ---- names ----
-
-#[test]
-fn a_name_that_nobody_knows_is_a_bad_gateway_and_the_log_names_it() {
-    for scheme in ["http", "https"] {
-        let yaml = format!("routes: [{{path: /, target: '{scheme}://nobody.invalid'}}]\n");
-        let proxy = Setup::new(&yaml).start();
-        let response = proxy.get("/");
-        if response.status == 504 {
-            return skip("the resolver of this machine does not answer");
-        }
-        assert_eq!(response.status, 502);
-        assert_eq!(response.text(), "The upstream's name is not known.\n");
-        proxy.await_log("the name", |line| {
-            line.contains("name-unresolved: nobody.invalid: ")
-        });
-    }
-}
-
-/// A shell line that runs `"$0" "$@"` where `file` stands in the place of `at`; `None` where the machine forbids it.
-fn disguise(file: &Path, at: &str, more: &str) -> Option<String> {
-    let line = format!(
-        "exec unshare -rm{} sh -c '{more} mount --bind \"{}\" {at} && exec \"$0\" \"$@\"' \"$0\" \"$@\"",
-        if more.is_empty() { "" } else { "n" },
-        file.display()
-    );
-    let probe = Command::new("/bin/sh")
-        .args(["-c", &line, "true"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    probe.is_ok_and(|status| status.success()).then_some(line)
-}
-
-#[test]
-fn a_name_of_the_hosts_file_is_followed_where_it_moves() {
-    let first =
-        Upstream::fixed("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1");
-    let port = port(&first);
-    let setup = Setup::new(&format!(
-        "routes: [{{path: /, target: 'http://moving.test:{port}'}}]\n"
-    ));
-    let hosts = setup.dir().join("hosts");
-    fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.1 moving.test\n").unwrap();
-    let Some(line) = disguise(&hosts, "/etc/hosts", "") else {
-        return skip("no private /etc/hosts: unshare -rm does not work here");
-    };
-    let proxy = setup.shell(&line, Stdio::null()).start();
-    assert_eq!(proxy.get("/").text(), "1");
-    fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.2 moving.test\n").unwrap();
-    let second = Upstream::on(&format!("127.0.0.2:{port}"), |peer| {
-        while peer.request()?.is_some() {
-            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n2")?;
-        }
-        Ok(())
-    });
-    drop(first);
-    eventually("the first is gone", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
-    });
-    assert_eq!(proxy.get("/").text(), "2", "the very next request");
-    assert_eq!(second.connections(), 1);
-}
-
-/// Answers every question with 127.0.0.1, the first one when `release` is raised; counts those for IPv4 addresses.
-fn name_server(release: Signal) -> Arc<AtomicUsize> {
-    let questions = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&questions);
-    let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
-    thread::spawn(move || {
-        let mut packet = [0; 512];
-        let mut asked = 0;
-        while let Ok((count, from)) = socket.recv_from(&mut packet) {
-            // RFC 1035 §4.1: the question begins at 12 and ends 4 bytes behind the root label.
-            let name_end = 12 + packet[12..count].iter().position(|b| *b == 0).unwrap() + 1;
-            let question = packet[12..name_end + 4].to_vec();
-            let is_v4 = packet[name_end..name_end + 2] == [0, 1];
-            counter.fetch_add(usize::from(is_v4), Ordering::SeqCst);
-            if asked == 0 && release.wait().is_err() {
-                return;
-            }
-            asked += 1;
-            let answer: &[u8] = if is_v4 {
-                &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]
-            } else {
-                &[]
-            };
-            let head = [
-                packet[0],
-                packet[1],
-                0x81,
-                0x80,
-                0,
-                1,
-                0,
-                u8::from(is_v4),
-                0,
-                0,
-                0,
-                0,
-            ];
-            let reply = [&head[..], &question, answer].concat();
-            let _ = socket.send_to(&reply, from);
-        }
-    });
-    questions
-}
-
-/// Runs itself once more in a network of its own, where it may be the name server.
-#[test]
-fn requests_that_come_together_ask_for_a_name_once() {
-    if env::var_os("LEAN_PRIVATE_NETWORK").is_some() {
-        return ten_requests_ask_once();
-    }
-    let setup = Setup::new("");
-    let resolver = setup.dir().join("resolv.conf");
-    fs::write(&resolver, "nameserver 127.0.0.1\noptions timeout:10\n").unwrap();
-    let Some(line) = disguise(&resolver, "/etc/resolv.conf", "ip link set lo up &&") else {
-        return skip("no private network: unshare -rmn and ip do not work here");
-    };
-    let me = thread::current().name().unwrap().to_owned();
-    let inner = Command::new("/bin/sh")
-        .args(["-c", &line])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", &me, "--nocapture"])
-        .env("LEAN_PRIVATE_NETWORK", "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&inner.stdout) + String::from_utf8_lossy(&inner.stderr);
-    assert!(inner.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "{said}");
-    if said.contains("SKIPPED") {
-        skip("no private network: names are not asked for by DNS here");
-    }
-}
-
-fn ten_requests_ask_once() {
-    let release = Signal::default();
-    let questions = name_server(release.clone());
-    let upstream = Upstream::fixed(OK);
-    let port = port(&upstream);
-    let proxy = Setup::new(&format!(
-        "routes: [{{path: /, target: 'http://many.test:{port}'}}]\n"
-    ))
-    .start();
-    let mut clients: Vec<Client> = (0..10).map(|_| proxy.client()).collect();
-    for client in &mut clients {
-        client.send(get("/"));
-    }
-    let since = Instant::now();
-    while questions.load(Ordering::SeqCst) == 0 {
-        if since.elapsed() > PATIENCE / 4 {
-            return skip("nobody asks");
-        }
-        thread::yield_now();
-    }
-    // Answered behind the ten, on the same thread.
-    assert_eq!(proxy.get("/health").status, 200);
-    release.raise();
-    all_served(&mut clients);
-    assert_eq!(questions.load(Ordering::SeqCst), 1);
-    assert_eq!(proxy.get("/").status, 200);
-    assert_eq!(questions.load(Ordering::SeqCst), 1, "known for a while");
 }

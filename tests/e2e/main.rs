@@ -18,8 +18,10 @@ mod strict;
 mod support;
 
 // an exchange
+mod connections;
 mod forward;
 mod https;
+mod names;
 mod streaming;
 mod upgrade;
 
@@ -33,7 +35,9 @@ mod limits;
 mod timeouts;
 
 // the program
+mod cli;
 mod lifecycle;
+mod logs;
 
 // the worst that may come, and what it costs
 mod abort;
