@@ -2,7 +2,7 @@
 
 use crate::{
     strict::Response,
-    support::{ALL, OK, Proxy, Setup, Signal, Upstream, get, with},
+    support::{ALL, OK, Proxy, Setup, Upstream, get, with},
 };
 
 const APP: &str = "https://app.example";
@@ -180,12 +180,7 @@ fn a_preflight_from_another_origin_is_refused_without_a_grant() {
 
 #[test]
 fn a_preflight_needs_neither_upstream_nor_place() {
-    let hold = Signal::default();
-    let release = hold.clone();
-    let upstream = Upstream::answering(move |_, peer| {
-        release.wait()?;
-        peer.write(OK)
-    });
+    let (upstream, hold) = Upstream::held();
     let yaml = "routes: [{path: /full/, target: 'http://UP'}, {path: /down/, target: 'unix:DIR/none'}]\n\
         cors: {allowed_origins: ['https://app.example']}\nproxy: {max_concurrent_requests: 1, queue_timeout: 20}\n";
     let proxy = Proxy::before(&upstream, yaml);
@@ -518,12 +513,7 @@ fn our_own_answers_carry_the_grant_too() {
 
 #[test]
 fn a_503_for_want_of_a_place_carries_the_grant_too() {
-    let hold = Signal::default();
-    let release = hold.clone();
-    let upstream = Upstream::answering(move |_, peer| {
-        release.wait()?;
-        peer.write(OK)
-    });
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(
         &upstream,
         &(under("{allowed_origins: ['https://app.example']}")

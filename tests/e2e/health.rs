@@ -2,7 +2,7 @@
 
 use crate::{
     json::Json,
-    support::{ALL, OK, Proxy, Setup, Signal, Upstream, all_served, get, with},
+    support::{ALL, OK, Proxy, Setup, Upstream, all_served, get, with},
 };
 
 #[test]
@@ -110,12 +110,7 @@ fn the_health_path_may_be_another_one() {
 
 #[test]
 fn health_answers_where_every_place_is_taken() {
-    let hold = Signal::default();
-    let release = hold.clone();
-    let upstream = Upstream::answering(move |_, peer| {
-        release.wait()?;
-        peer.write(OK)
-    });
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(
         &upstream,
         &format!("{ALL}proxy: {{max_concurrent_requests: 2, queue_timeout: 20}}\n"),

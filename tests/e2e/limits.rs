@@ -10,17 +10,6 @@ use crate::{
     },
 };
 
-/// An upstream that answers each request when the signal is raised.
-fn held() -> (Upstream, Signal) {
-    let hold = Signal::default();
-    let release = hold.clone();
-    let upstream = Upstream::answering(move |_, peer| {
-        release.wait()?;
-        peer.write(OK)
-    });
-    (upstream, hold)
-}
-
 fn asking(proxy: &Proxy, target: &str) -> Client {
     let mut client = proxy.client();
     client.send(get(target));
@@ -35,7 +24,7 @@ fn places(count: usize, queue: f64) -> String {
 
 #[test]
 fn who_finds_no_place_in_time_is_told_to_come_again() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(2, 0.4));
     let mut holders = [asking(&proxy, "/1"), asking(&proxy, "/2")];
     upstream.await_requests(2);
@@ -61,7 +50,7 @@ fn who_finds_no_place_in_time_is_told_to_come_again() {
 
 #[test]
 fn without_a_queue_the_answer_comes_at_once() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(1, 0.0));
     let mut holder = asking(&proxy, "/1");
     upstream.await_requests(1);
@@ -72,7 +61,7 @@ fn without_a_queue_the_answer_comes_at_once() {
 
 #[test]
 fn who_waits_is_served_when_a_place_is_free() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(1, 20.0));
     let mut clients: Vec<Client> = (0..5).map(|i| asking(&proxy, &format!("/{i}"))).collect();
     for served in 1..=5 {
@@ -161,7 +150,7 @@ fn a_place_comes_back_however_the_exchange_ends() {
 
 #[test]
 fn a_client_that_leaves_the_queue_takes_no_place() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(1, 20.0));
     let mut holder = asking(&proxy, "/1");
     upstream.await_requests(1);
@@ -179,18 +168,7 @@ fn a_client_that_leaves_the_queue_takes_no_place() {
 
 #[test]
 fn twenty_stalled_readers_do_not_hold_the_door() {
-    let upstream = Upstream::start(|peer| {
-        while let Some(request) = peer.request()? {
-            if request.target == "/ok" {
-                peer.write(OK)?;
-                continue;
-            }
-            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")?;
-            let block = pattern(0, 65_536);
-            while peer.write(&block).is_ok() {}
-        }
-        Ok(())
-    });
+    let upstream = Upstream::endless();
     let proxy = Proxy::before(&upstream, ALL);
     let readers: Vec<Client> = (0..20).map(|_| asking(&proxy, "/endless")).collect();
     upstream.await_requests(20);
@@ -205,7 +183,7 @@ fn twenty_stalled_readers_do_not_hold_the_door() {
 
 #[test]
 fn never_more_connections_to_a_host_than_allowed() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(
         &upstream,
         &format!("{ALL}transport: {{max_conns_per_host: 2}}\nproxy: {{queue_timeout: 20}}\n"),
@@ -219,7 +197,7 @@ fn never_more_connections_to_a_host_than_allowed() {
 
 #[test]
 fn who_finds_no_connection_in_time_is_told_to_come_again() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(
         &upstream,
         &format!("{ALL}transport: {{max_conns_per_host: 1}}\nproxy: {{queue_timeout: 0.3}}\n"),
@@ -238,7 +216,7 @@ fn who_finds_no_connection_in_time_is_told_to_come_again() {
 
 #[test]
 fn one_host_that_is_full_does_not_hold_another() {
-    let (slow, hold) = held();
+    let (slow, hold) = Upstream::held();
     let quick = Upstream::fixed(OK);
     let yaml = "routes: [{path: /slow/, target: 'http://SLOW'}, {path: /quick/, target: 'http://QUICK'}]\ntransport: {max_conns_per_host: 1}\n";
     let proxy = Setup::new(yaml)
@@ -281,7 +259,7 @@ fn no_more_idle_connections_to_a_host_than_allowed() {
         ("max_idle_conns_per_host: 0", 2),
         ("dial_timeout: 5", 2),
     ] {
-        let (upstream, hold) = held();
+        let (upstream, hold) = Upstream::held();
         let proxy = Proxy::before(&upstream, &format!("{ALL}transport: {{{setting}}}\n"));
         let mut clients: Vec<Client> = (0..6).map(|i| asking(&proxy, &format!("/{i}"))).collect();
         upstream.await_requests(6);
@@ -439,7 +417,7 @@ fn without_a_limit_any_body_passes() {
 
 #[test]
 fn more_clients_than_allowed_wait_outside() {
-    let (upstream, hold) = held();
+    let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &format!("{ALL}server: {{max_connections: 2}}\n"));
     let mut holders = [asking(&proxy, "/1"), asking(&proxy, "/2")];
     upstream.await_requests(2);

@@ -13,7 +13,7 @@ use crate::{
     strict::Reader,
     support::{
         ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, is_release, let_pass,
-        pattern, skip,
+        skip,
     },
 };
 
@@ -212,18 +212,7 @@ fn slow_readers_are_bounded_and_what_they_held_comes_back() {
     if !measured() {
         return;
     }
-    let upstream = Upstream::start(|peer| {
-        while let Some(request) = peer.request()? {
-            if request.target == "/" {
-                peer.write(OK)?;
-                continue;
-            }
-            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")?;
-            let block = pattern(0, 65_536);
-            while peer.write(&block).is_ok() {}
-        }
-        Ok(())
-    });
+    let upstream = Upstream::endless();
     let proxy = Proxy::before(
         &upstream,
         &format!("{ALL}transport: {{max_conns_per_host: 0}}\n"),
@@ -233,7 +222,7 @@ fn slow_readers_are_bounded_and_what_they_held_comes_back() {
     let readers: Vec<Client> = (0..80)
         .map(|i| {
             let mut client = proxy.client();
-            client.send(get(&format!("/{}", i + 1)));
+            client.send(get(&format!("/endless/{i}")));
             client
         })
         .collect();

@@ -7,7 +7,10 @@ use std::{
 
 use crate::{
     strict::{Framing, Response},
-    support::{ALL, Broken, Client, OK, Proxy, Signal, Upstream, get, is_release, pattern, with},
+    support::{
+        ALL, Broken, Client, OK, Proxy, Signal, Upstream, get, is_release, pattern, read_pattern,
+        with,
+    },
 };
 
 const MEGABYTE: usize = 1 << 20;
@@ -273,16 +276,7 @@ fn sixty_four_megabytes_pass_both_ways() {
         }
         let response = client.head();
         assert_eq!(response.framing, Framing::Length(SIZE as u64));
-        let mut at = 0;
-        while at < SIZE {
-            let bytes = client.reader().some().unwrap();
-            assert!(
-                !bytes.is_empty() && bytes == pattern(at, bytes.len()),
-                "at {at}"
-            );
-            at += bytes.len();
-        }
-        assert_eq!(at, SIZE);
+        read_pattern(client.reader(), SIZE).unwrap();
     }
 }
 
@@ -321,15 +315,7 @@ fn a_client_that_does_not_read_stops_its_upstream_and_costs_little() {
     assert!(more < stall_ceiling(), "a stalled download costs {more} kB");
     go_on.raise();
     client.head();
-    let mut at = 0;
-    while at < SIZE {
-        let bytes = client.reader().some().unwrap();
-        assert!(
-            !bytes.is_empty() && bytes == pattern(at, bytes.len()),
-            "at {at}"
-        );
-        at += bytes.len();
-    }
+    read_pattern(client.reader(), SIZE).unwrap();
 }
 
 #[test]
@@ -340,15 +326,7 @@ fn an_upstream_that_does_not_read_stops_its_client_and_costs_little() {
     let upstream = Upstream::start(move |peer| {
         peer.head()?;
         release.wait()?;
-        let mut at = 0;
-        while at < SIZE {
-            let bytes = peer.reader().some()?;
-            assert!(
-                !bytes.is_empty() && bytes == pattern(at, bytes.len()),
-                "at {at}"
-            );
-            at += bytes.len();
-        }
+        read_pattern(peer.reader(), SIZE)?;
         peer.write(OK)
     });
     let proxy = Proxy::before(&upstream, ALL);

@@ -95,6 +95,21 @@ pub fn pattern(offset: usize, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Reads the [`pattern`] from its beginning, as it comes.
+pub fn read_pattern(reader: &mut Reader<impl Read>, length: usize) -> io::Result<()> {
+    let mut at = 0;
+    while at < length {
+        let bytes = reader.some()?;
+        assert!(
+            !bytes.is_empty() && bytes == pattern(at, bytes.len()),
+            "at {at}"
+        );
+        at += bytes.len();
+    }
+    assert_eq!(at, length);
+    Ok(())
+}
+
 /// Something one thread waits for and another one raises; each raise lets one wait pass.
 #[derive(Debug, Clone, Default)]
 pub struct Signal(Arc<(Mutex<usize>, Condvar)>);
@@ -786,6 +801,30 @@ impl Upstream {
                 request.raw.len()
             ))?;
             peer.write(&request.raw)
+        })
+    }
+
+    /// Answers each request when the signal is raised.
+    pub fn held() -> (Upstream, Signal) {
+        let hold = Signal::default();
+        let release = hold.clone();
+        let upstream = Upstream::answering(move |_, peer| {
+            release.wait()?;
+            peer.write(OK)
+        });
+        (upstream, hold)
+    }
+
+    /// Answers below `/endless` with as much of a body as is taken.
+    pub fn endless() -> Upstream {
+        Upstream::answering(|request, peer| {
+            if !request.target.starts_with("/endless") {
+                return peer.write(OK);
+            }
+            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")?;
+            let block = pattern(0, 65_536);
+            while peer.write(&block).is_ok() {}
+            Ok(())
         })
     }
 

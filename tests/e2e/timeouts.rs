@@ -9,8 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    ALL, Client, End, OK, Proxy, Setup, Signal, Upstream, all_served, get, let_pass, pattern, skip,
-    with,
+    ALL, Client, End, OK, Proxy, Setup, Upstream, all_served, get, let_pass, pattern, skip, with,
 };
 
 const SET: Duration = Duration::from_millis(400);
@@ -378,12 +377,7 @@ fn an_idle_upstream_connection_is_closed_in_time() {
 
 #[test]
 fn zero_means_no_time_out() {
-    let go_on = Signal::default();
-    let release = go_on.clone();
-    let upstream = Upstream::answering(move |_, peer| {
-        release.wait()?;
-        peer.write(OK)
-    });
+    let (upstream, go_on) = Upstream::held();
     let yaml = format!(
         "{ALL}transport: {{response_header_timeout: 0, dial_timeout: 0, idle_conn_timeout: 0}}\nserver: {{header_timeout: 0, read_timeout: 0, write_timeout: 0, idle_timeout: 0}}\n"
     );

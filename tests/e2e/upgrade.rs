@@ -3,7 +3,8 @@
 use std::{io::Write, thread, time::Duration};
 
 use crate::support::{
-    ALL, Client, End, OK, Peer, Proxy, Signal, Upstream, get, is_release, pattern, with,
+    ALL, Client, End, OK, Peer, Proxy, Signal, Upstream, get, is_release, pattern, read_pattern,
+    with,
 };
 
 const HANDSHAKE: [&str; 4] = [
@@ -171,15 +172,7 @@ fn eight_megabytes_run_both_ways_at_once() {
             .step_by(65_536)
             .for_each(|from| hand.write_all(&pattern(from, 65_536)).unwrap());
     });
-    let mut at = 0;
-    while at < SIZE {
-        let bytes = client.reader().some().unwrap();
-        assert!(
-            !bytes.is_empty() && bytes == pattern(at, bytes.len()),
-            "at {at}"
-        );
-        at += bytes.len();
-    }
+    read_pattern(client.reader(), SIZE).unwrap();
     sender.join().unwrap();
 }
 
