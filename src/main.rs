@@ -3,8 +3,13 @@
 //! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
 //! `proxy` judges (`cors`), probes (`health`), routes (`route`), admits (`budget`, `pool`), connects (`dial`, `tls`) and
-//! lets `forward` send it by `wire`; `respond` writes the answer as it comes, or `tunnel` joins the two sides. `body`
-//! is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory and those who wait too long.
+//! lets `forward` send it by `wire`, where `answer` reads the head of what comes back; `respond` writes it on, or
+//! `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
+//! and those who wait too long.
+//!
+//! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
+//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
+//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
 
 mod cli;
 
