@@ -50,7 +50,7 @@ pub struct Config {
     /// Where Prometheus may ask; `None` = off.
     pub metrics: Option<Listen>,
     /// Worker threads, at least 1. Default 1; `GOMAXPROCS` and `LEAN_PROXY_THREADS` set it (the latter wins).
-    /// Never more than 64, nor than any limit that the workers share out among themselves.
+    /// Never more than 64, nor than a limit of places, of connections to one host or of clients.
     pub threads: usize,
     /// One line that says what the environment changed, for the start of the log; empty where nothing.
     pub environment: String,
@@ -377,7 +377,7 @@ fn port(text: &str) -> Result<(u16, String), String> {
     }
 }
 
-/// Every worker gets a share of each limit, and no share may be nothing.
+/// Each worker has a share of one at least: more workers than a limit would exceed it together.
 fn most_threads(config: &Config) -> usize {
     let limits = [
         Some(64),
@@ -536,6 +536,7 @@ const MAX_COUNT: i64 = 1_000_000_000;
 /// Buffers are held for each exchange: larger ones win nothing.
 const MAX_BUFFER: i64 = 16 * 1024 * 1024;
 const MIN_MEMORY: u64 = 1024 * 1024;
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
