@@ -86,13 +86,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     for argument in arguments {
         let text = argument.to_str().unwrap_or_default();
         if options_over || text == "-" || !argument.as_encoded_bytes().starts_with(b"-") {
-            if operand.is_some() {
-                return Err(Usage(format!(
-                    "one argument at most, got a second: {:?}",
-                    argument.to_string_lossy()
-                )));
-            }
-            operand = Some(argument);
+            set_once(&mut operand, argument)?;
             continue;
         }
         // `--check=FILE` is what some people write for `--check FILE`.
@@ -114,18 +108,24 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             }
         }
         if let Some(value) = value {
-            if operand.is_some() {
-                return Err(Usage(format!(
-                    "one argument at most, got a second: {value:?}"
-                )));
-            }
-            operand = Some(value.into());
+            set_once(&mut operand, value.into())?;
         }
     }
     if operand.as_ref().is_some_and(|operand| operand.is_empty()) {
         return Err(Usage("CONFIG is empty".to_owned()));
     }
     mode.command(operand)
+}
+
+fn set_once(operand: &mut Option<OsString>, argument: OsString) -> Result<(), Usage> {
+    if operand.is_some() {
+        let second = argument.to_string_lossy();
+        return Err(Usage(format!(
+            "one argument at most, got a second: {second:?}"
+        )));
+    }
+    *operand = Some(argument);
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq)]

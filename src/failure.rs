@@ -56,6 +56,9 @@ pub enum Blame {
     Proxy,
 }
 
+/// What Allow says. Other methods pass too, but they have no list.
+pub const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
+
 /// What [`Failure::outcome`] can say, in the order of the variants.
 pub const OUTCOMES: [&str; 17] = [
     "no-route",
@@ -162,10 +165,9 @@ impl Failure {
         (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some("1")
     }
 
-    /// The value of Allow, which a 405 must carry (RFC 9110 §15.5.6). Other methods pass too, but they have no list.
+    /// The value of Allow, which a 405 must carry (RFC 9110 §15.5.6).
     pub fn allow(&self) -> Option<&'static str> {
-        matches!(self, Failure::MethodNotAllowed)
-            .then_some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
+        matches!(self, Failure::MethodNotAllowed).then_some(METHODS)
     }
 }
 

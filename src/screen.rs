@@ -11,7 +11,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request,
 };
 
-use crate::chunked::is_token;
+use crate::{chunked::is_token, failure::METHODS};
 
 /// A head that passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,9 +121,9 @@ impl Refusal {
     pub fn answer(self) -> String {
         let (status, sentence) = (self.status(), self.sentence());
         let extra = match self {
-            Refusal::Connect => "allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n",
-            Refusal::NoMemory => "retry-after: 1\r\n",
-            _ => "",
+            Refusal::Connect => format!("allow: {METHODS}\r\n"),
+            Refusal::NoMemory => "retry-after: 1\r\n".to_owned(),
+            _ => String::new(),
         };
         format!(
             "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n{sentence}",
