@@ -79,11 +79,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         inherited: &inherited,
         unix_socket_mode: config.server.unix_socket_mode,
     };
-    let doors = config
-        .listen
-        .iter()
-        .map(|listen| Door::open(listen, config.threads, &frame))
-        .collect::<Result<Vec<_>>>()?;
+    let doors = open(&config.listen, config.threads, &frame)?;
     let exposed = config
         .metrics
         .as_ref()
@@ -108,31 +104,33 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     words.push(sender);
     let own = sockets(&doors, 0)?;
     let asked = exposed.as_ref().map(|door| door.socket(0)).transpose()?;
-    let result = runtime()?.block_on(async {
-        let signals = Signals::hear()?;
-        greet(&birth, &doors, exposed.as_ref());
-        // most of what the start needed is not needed again
-        sys::forget_code();
-        sys::notify("READY=1");
-        tokio::task::spawn_local(watchdog());
-        let captain = Captain {
-            words,
-            doors,
-            exposed,
-            config,
-            plan,
-            inherited,
-            reread,
-        };
-        tokio::task::spawn_local(captain.command(signals));
-        labour(birth, own, asked, receiver).await
-    });
+    let captain = Captain {
+        words,
+        doors,
+        exposed,
+        config,
+        plan,
+        inherited,
+        reread,
+    };
+    let result = runtime()?.block_on(lead(captain, birth, own, asked, receiver));
     for thread in threads {
         if thread.join().is_err() {
             log::error("a worker has died", &[]);
         }
     }
     result
+}
+
+fn open<'a>(
+    places: impl IntoIterator<Item = &'a Listen>,
+    workers: usize,
+    frame: &Frame<'_>,
+) -> Result<Vec<Door>> {
+    places
+        .into_iter()
+        .map(|listen| Door::open(listen, workers, frame))
+        .collect()
 }
 
 /// Starts a worker on a thread of its own.
@@ -225,6 +223,24 @@ fn runtime() -> Result<LocalRuntime> {
         .thread_keep_alive(Duration::from_secs(1))
         .build_local(tokio::runtime::LocalOptions::default())
         .context("starting the runtime")
+}
+
+/// The first worker's life: it hears the signals and says that we are there, besides.
+async fn lead(
+    captain: Captain,
+    birth: Birth,
+    sockets: Vec<(Listen, OwnedFd)>,
+    exposed: Option<OwnedFd>,
+    words: mpsc::UnboundedReceiver<Word>,
+) -> Result<()> {
+    let signals = Signals::hear()?;
+    greet(&birth, &captain.doors, captain.exposed.as_ref());
+    // most of what the start needed is not needed again
+    sys::forget_code();
+    sys::notify("READY=1");
+    tokio::task::spawn_local(watchdog());
+    tokio::task::spawn_local(captain.command(signals));
+    labour(birth, sockets, exposed, words).await
 }
 
 /// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
@@ -431,12 +447,11 @@ impl Captain {
             unix_socket_mode: config.server.unix_socket_mode,
         };
         let is_new = |listen: &&Listen| !self.doors.iter().any(|door| door.listen == **listen);
-        config
-            .listen
-            .iter()
-            .filter(is_new)
-            .map(|listen| Door::open(listen, self.words.len(), &frame))
-            .collect()
+        open(
+            config.listen.iter().filter(is_new),
+            self.words.len(),
+            &frame,
+        )
     }
 
     /// Gives the files of the doors that stay another mode, if it is another.
