@@ -17,7 +17,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::Tunnel,
+    body::{Tunnel, Turn},
     budget::{NARROW, Permit},
     dial::Io,
     gate::Gate,
@@ -226,6 +226,7 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());
         }
+        let mut turn = Turn::new();
         loop {
             if seat.is_overdue() || seat.order() == Order::Leave {
                 return Poll::Ready(());
@@ -238,6 +239,7 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
                 }
                 _ => return Poll::Ready(()),
             }
+            ready!(turn.poll_next(context));
         }
     })
     .await;

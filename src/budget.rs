@@ -24,7 +24,7 @@ pub const EXCHANGE: u64 = 42_000;
 /// and what it may leave unread, is paid for by nobody, and all that are connected may do so at the same moment.
 pub const NARROW: usize = 4 * 1024;
 
-/// What exchanges leave for connections, however many there are.
+/// What exchanges, heads and those who wait leave for connections, however many there are.
 const DOOR: u64 = 32 * CONNECTION;
 
 /// Bytes of a request head that are in the price of an exchange.
@@ -170,6 +170,15 @@ impl Budget {
         Some(self.force(bytes))
     }
 
+    /// The same for those who are let in already: the last bytes are for those at the door, health among them.
+    fn take_inside(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
+        let spent = self.spent.get() + bytes + DOOR;
+        if self.plan.pool.is_some_and(|pool| spent > pool) {
+            return None;
+        }
+        Some(self.force(bytes))
+    }
+
     /// Takes bytes whether they are there or not: for what cannot be refused any more.
     pub fn force(self: &Rc<Budget>, bytes: u64) -> Permit {
         self.spent.set(self.spent.get() + bytes);
@@ -187,7 +196,7 @@ impl Budget {
         if self.plan.pool.is_some_and(|pool| heads > pool / 5) {
             return None;
         }
-        let mut permit = self.take(bytes)?;
+        let mut permit = self.take_inside(bytes)?;
         self.heads.set(heads);
         permit.purpose = Purpose::Head;
         Some(permit)
@@ -219,15 +228,7 @@ impl Budget {
             0
         };
         let price = EXCHANGE + large;
-        // the last bytes are for those at the door: health, and the word that there is no room
-        if self
-            .plan
-            .pool
-            .is_some_and(|pool| self.spent.get() + price + DOOR > pool)
-        {
-            return None;
-        }
-        let mut permit = self.take(price)?;
+        let mut permit = self.take_inside(price)?;
         permit.purpose = Purpose::Exchange;
         self.exchanges.set(self.exchanges.get() + 1);
         self.admitted.set(self.admitted.get() + 1);
@@ -572,8 +573,31 @@ mod tests {
                 admitted.push(permit);
             }
             assert_eq!(admitted.len() as u64, 4 - missing);
+            let head = budget.head(EXCHANGE);
+            assert!(head.is_none(), "nor are they for heads");
             assert!(budget.take(DOOR).is_some());
         }
+    }
+
+    #[test]
+    fn who_waits_pays_for_head_and_queue_and_the_first_long_bodies_are_wide() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let waiter = budget.waiter(300).unwrap();
+        assert_eq!(waiter.bytes(), 300 + 2 * NARROW as u64);
+        let wide: Vec<_> = std::iter::from_fn(|| budget.width()).collect();
+        let pool = budget.plan().pool.unwrap();
+        let paid: u64 = wide.iter().map(|(_, permit)| permit.bytes()).sum();
+        assert!(wide.iter().all(|(size, _)| *size == 16 * 1024));
+        assert!(
+            (pool / 4 - 50_000..=pool / 4).contains(&(paid + waiter.bytes())),
+            "{paid} of {pool}"
+        );
+        drop(wide);
+        budget.press(true);
+        assert!(budget.width().is_none(), "not while memory is pressed");
+        let ample = Budget::new(Plan::new(Some(64 << 20), 1, None));
+        assert!(ample.width().is_none(), "all are wide there");
+        assert!(ample.plan().socket_buffer > Some(NARROW));
     }
 
     #[test]

@@ -618,7 +618,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::route::Tls;
+    use crate::{budget::Plan, route::Tls};
 
     fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = Builder::new_current_thread()
@@ -711,6 +711,21 @@ mod tests {
                 assert_eq!(socket.recv_buffer_size().unwrap(), 64 * 1024);
                 assert_eq!(socket.send_buffer_size().unwrap(), 32 * 1024);
                 assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16 * 1024);
+            }
+
+            let tight = Budget::new(Plan::new(Some(10 << 20), 1, None));
+            for way in [Way::In, Way::Out] {
+                let io = dialer.dial(&origin("127.0.0.1", port)).await.unwrap();
+                let size = |io: &Io| match way {
+                    Way::In => io.socket().recv_buffer_size().unwrap(),
+                    Way::Out => io.socket().send_buffer_size().unwrap(),
+                };
+                let wide = io.widen(way, &tight).unwrap();
+                assert_eq!((size(&io), tight.spent()), (32 * 1024, 32 * 1024));
+                io.narrow(&wide);
+                assert_eq!(size(&io), 2 * NARROW);
+                drop(wide);
+                assert_eq!(tight.spent(), 0);
             }
 
             let path = env::temp_dir().join(format!("lean-proxy-dial-{}", std::process::id()));

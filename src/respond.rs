@@ -14,7 +14,7 @@ use http::{
 };
 
 use crate::{
-    body::{Body, Outbox},
+    body::{Body, Outbox, Turn},
     gate::Client,
     headers,
     wire::{Got, Upstream},
@@ -200,6 +200,7 @@ struct Sending<'a> {
 impl Sending<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.body.poll_upload(context, self.client)?;
+        let mut turn = Turn::new();
         loop {
             // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs one
             // buffer. The first leaves together with the head, if it is here.
@@ -218,6 +219,7 @@ impl Sending<'_> {
             if let Some(result) = self.ended.take() {
                 return Poll::Ready(result);
             }
+            ready!(turn.poll_next(context));
         }
     }
 

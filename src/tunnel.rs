@@ -14,6 +14,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
+    body::Turn,
     budget::{Buffer, Buffers, Room},
     dial::Io,
     park::{Order, Watch},
@@ -99,6 +100,7 @@ impl Flow {
         sink: &mut Io,
         buffers: &Rc<Buffers>,
     ) -> Poll<io::Result<()>> {
+        let mut turn = Turn::new();
         loop {
             while self.start < self.end {
                 let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
@@ -131,6 +133,7 @@ impl Flow {
             self.start = 0;
             self.end = count;
             self.ended = count == 0;
+            ready!(turn.poll_next(context));
         }
     }
 }

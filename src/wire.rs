@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use crate::answer::{Head, read_head};
 use crate::{
     answer::{Delimiter, MAX_HEAD},
-    body::{Outbox, Piece},
+    body::{Outbox, Piece, Turn},
     budget::{Buffer, Buffers, Room},
     dial::{Io, Way},
     gate::Client,
@@ -131,6 +131,7 @@ impl Upload {
         io: &mut Io,
         client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
+        let mut turn = Turn::new();
         loop {
             if self.has_more && self.outbox.is_fresh() && !self.held_back {
                 // what is here of the body leaves together with the head
@@ -157,6 +158,7 @@ impl Upload {
             if self.held_back {
                 return Poll::Pending;
             }
+            ready!(turn.poll_next(context));
             ready!(self.poll_body(context, client)?);
         }
     }

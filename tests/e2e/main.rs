@@ -32,6 +32,7 @@ mod metrics;
 
 // bounds
 mod limits;
+mod queues;
 mod timeouts;
 
 // the program

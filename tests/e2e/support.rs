@@ -23,6 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{Domain, Type};
+
 use crate::strict::{self, Fields, Framing, Reader, Request, Response};
 
 /// No wait is longer; only a slow machine or a fault comes near.
@@ -1156,6 +1158,17 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
             .unwrap_or_else(|e| panic!("{address}: {e}"));
         Client::over(Socket::Tcp(stream))
+    }
+
+    /// Calls a TCP address, and lets the kernel take in some kilobytes that are not read.
+    pub fn narrow(address: SocketAddr) -> Client {
+        let socket =
+            socket2::Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket
+            .connect_timeout(&address.into(), PATIENCE)
+            .unwrap_or_else(|e| panic!("{address}: {e}"));
+        Client::over(Socket::Tcp(socket.into()))
     }
 
     /// Calls a socket in the file system.

@@ -1,0 +1,106 @@
+//! Where memory is tight, what the kernel holds of an exchange is paid for.
+
+use std::{io::ErrorKind, time::Duration};
+
+use crate::{
+    metrics::metric,
+    support::{ALL, Client, Proxy, Setup, Upstream, eventually, get, let_pass, pattern},
+};
+
+/// Bytes of an exchange without more, of a connection at rest, and what a wide buffer adds to each of its two sockets.
+const EXCHANGE: u64 = 42_000;
+const CONNECTION: u64 = 4_400;
+const WIDE: u64 = 2 * 16 * 1024;
+
+/// Sizes of answers, of which every kernel takes some whole while their client does not read, and still has the most of
+/// them to send.
+const SIZES: std::ops::Range<usize> = 10..34;
+
+fn tight(upstream: &Upstream, more: &str) -> Proxy {
+    Setup::new(&format!("{ALL}{more}metrics: {{listen: '127.0.0.1:0'}}\n"))
+        .upstream("UP", upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start()
+}
+
+/// Answers with as many times 500 bytes as the target says.
+fn sized() -> Upstream {
+    Upstream::answering(|request, peer| {
+        let size = 500 * request.target[1..].parse::<usize>().unwrap();
+        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+        answer.extend(pattern(0, size));
+        peer.write(answer)
+    })
+}
+
+fn used(proxy: &Proxy) -> u64 {
+    metric(proxy, "lean_proxy_memory_used_bytes")
+}
+
+/// Bytes that exchanges hold whose answers are with the kernel already.
+fn held_behind(proxy: &Proxy) -> u64 {
+    let others = EXCHANGE * metric(proxy, "lean_proxy_exchanges")
+        + CONNECTION * metric(proxy, "lean_proxy_connections_open")
+        + CONNECTION * metric(proxy, "lean_proxy_upstream_idle");
+    used(proxy).saturating_sub(others)
+}
+
+/// Clients that ask for answers of all sizes and read none.
+fn crowd(proxy: &Proxy) -> Vec<Client> {
+    let ask = |size| {
+        let mut client = Client::narrow(proxy.address());
+        client.send(get(&format!("/{size}")));
+        client
+    };
+    let clients = SIZES.map(ask).collect();
+    eventually("all are answered", || {
+        metric(proxy, "lean_proxy_responses_total{class=\"2xx\"}") == SIZES.len() as u64
+    });
+    clients
+}
+
+#[test]
+fn an_answer_that_nobody_reads_keeps_its_memory_until_it_is_read() {
+    let upstream = sized();
+    let proxy = tight(&upstream, "");
+    let clients = crowd(&proxy);
+    // a gauge is no younger than the last tick
+    let_pass(Duration::from_millis(600));
+    let held = held_behind(&proxy);
+    assert!(held >= EXCHANGE, "{held}");
+    for (mut client, size) in clients.into_iter().zip(SIZES) {
+        assert_eq!(client.receive().body, pattern(0, 500 * size));
+        let next = client.get("/1");
+        assert_eq!(next.status, 200, "the connection goes on");
+    }
+    eventually("it is given back", || used(&proxy) < EXCHANGE);
+}
+
+#[test]
+fn who_never_reads_its_answer_is_reset_in_time() {
+    let upstream = sized();
+    let proxy = tight(&upstream, "server: {write_timeout: 0.3}\n");
+    let clients = crowd(&proxy);
+    eventually("nobody is waited for", || {
+        metric(&proxy, "lean_proxy_exchanges") == 0 && held_behind(&proxy) < EXCHANGE
+    });
+    let broken = clients
+        .into_iter()
+        .filter_map(|mut client| client.try_receive().err());
+    let resets = broken.filter(|broken| broken.cause.kind() == ErrorKind::ConnectionReset);
+    assert!(resets.count() > 0, "what nobody reads is not left behind");
+}
+
+#[test]
+fn a_long_body_pays_for_wide_buffers_and_gives_them_back() {
+    let upstream = Upstream::endless();
+    let proxy = tight(&upstream, "");
+    let mut client = proxy.client();
+    client.send(get("/endless"));
+    client.head();
+    eventually("both sockets are wide", || {
+        used(&proxy) >= EXCHANGE + 2 * WIDE
+    });
+    drop(client);
+    eventually("nothing is held", || used(&proxy) < EXCHANGE);
+}
