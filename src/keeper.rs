@@ -83,8 +83,8 @@ impl Keeper {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.park.now());
         self.relieve();
-        self.weigh();
-        let tidy = self.tidy();
+        let is_near = self.weigh();
+        let tidy = self.tidy(is_near);
         self.tell();
         idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
     }
@@ -158,13 +158,15 @@ impl Keeper {
         }
     }
 
-    /// Looks how near the limit is, and makes room where it is near.
-    fn weigh(&self) {
+    /// Looks how near the limit is, and makes room where it is near; says whether it is.
+    fn weigh(&self) -> bool {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
-            return;
+            return false;
         };
         let near = limit - (limit / 12).max(CODE.min(limit / 4));
-        let Some(used) = usage.read() else { return };
+        let Some(used) = usage.read() else {
+            return false;
+        };
         let excess = if used > near {
             sys::forget_file();
             used.saturating_sub(usage.reclaimable())
@@ -187,10 +189,11 @@ impl Keeper {
             sys::collect();
         }
         self.worker.budget.press(pressed);
+        used > near
     }
 
     /// Gives memory back after a burst, and once more when all is quiet; says whether there is more to come.
-    fn tidy(&self) -> bool {
+    fn tidy(&self, is_near: bool) -> bool {
         let worker = &self.worker;
         let (exchanges, admitted) = worker.budget.exchanges();
         let open = worker.park.open();
@@ -212,8 +215,9 @@ impl Keeper {
             }
         }
         self.rested.set(is_quiet && !more);
-        // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it
-        if worker.metrics.is_quiet() {
+        // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it; not near the
+        // limit, where the file's pages go as well and would have to be read from the disk
+        if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
             sys::forget_code();
         }
         !self.rested.get()
