@@ -49,8 +49,8 @@ pub struct Keeper {
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
     /// Most connections and exchanges at a look since memory was last given back.
     high: Cell<(usize, usize)>,
-    /// How many there had been at the last look.
-    admitted: Cell<u64>,
+    /// How many had been admitted at the last look; at the first there is more to forget than to see.
+    admitted: Cell<Option<u64>>,
     /// What the gauges were told last: connections at rest, bytes held.
     parked: Cell<u64>,
     spent: Cell<u64>,
@@ -71,7 +71,7 @@ impl Keeper {
             usage,
             waiting: RefCell::default(),
             high: Cell::default(),
-            admitted: Cell::new(0),
+            admitted: Cell::new(None),
             parked: Cell::new(0),
             spent: Cell::new(0),
             rested: Cell::new(false),
@@ -83,8 +83,8 @@ impl Keeper {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.park.now());
         self.relieve();
-        self.weigh();
-        let tidy = self.tidy();
+        let is_near = self.weigh();
+        let tidy = self.tidy(is_near);
         self.tell();
         idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
     }
@@ -158,13 +158,15 @@ impl Keeper {
         }
     }
 
-    /// Looks how near the limit is, and makes room where it is near.
-    fn weigh(&self) {
+    /// Looks how near the limit is, and makes room where it is near; says whether it is.
+    fn weigh(&self) -> bool {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
-            return;
+            return false;
         };
         let near = limit - (limit / 12).max(CODE.min(limit / 4));
-        let Some(used) = usage.read() else { return };
+        let Some(used) = usage.read() else {
+            return false;
+        };
         let excess = if used > near {
             sys::forget_file();
             used.saturating_sub(usage.reclaimable())
@@ -187,30 +189,35 @@ impl Keeper {
             sys::collect();
         }
         self.worker.budget.press(pressed);
+        used > near
     }
 
     /// Gives memory back after a burst, and once more when all is quiet; says whether there is more to come.
-    fn tidy(&self) -> bool {
+    fn tidy(&self, is_near: bool) -> bool {
         let worker = &self.worker;
         let (exchanges, admitted) = worker.budget.exchanges();
         let open = worker.park.open();
-        let is_quiet = exchanges == 0 && self.admitted.replace(admitted) == admitted;
+        let is_quiet = exchanges == 0 && self.admitted.replace(Some(admitted)) == Some(admitted);
         let (most_open, most) = self.high.get();
         let (most_open, most) = (most_open.max(open), most.max(exchanges));
         self.high.set((most_open, most));
         let is_over =
             exchanges * 4 <= most * 3 && most > 0 || open * 4 <= most_open * 3 && most_open > 0;
-        if !is_over && (!is_quiet || self.rested.get()) {
-            self.rested.set(is_quiet && self.rested.get());
-            return !is_quiet && open > 0;
+        if is_quiet && self.rested.get() && !is_over {
+            return false;
         }
-        let more = worker.buffers.trim();
-        sys::collect();
-        if !more {
-            self.high.set((open, exchanges));
+        let mut more = false;
+        if is_quiet || is_over {
+            more = worker.buffers.trim();
+            sys::collect();
+            if !more {
+                self.high.set((open, exchanges));
+            }
         }
         self.rested.set(is_quiet && !more);
-        if self.rested.get() && worker.metrics.is_quiet() {
+        // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it; not near the
+        // limit, where the file's pages go as well and would have to be read from the disk
+        if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
             sys::forget_code();
         }
         !self.rested.get()

@@ -97,7 +97,6 @@ struct Entry {
     bytes: Cell<u32>,
     bytes_at_mark: Cell<u32>,
     mark: Cell<Tick>,
-    client: Option<IpAddr>,
 }
 
 /// The table of seats and its clock.
@@ -127,6 +126,8 @@ pub struct Seat(Watch);
 pub struct Watch {
     park: Rc<Park>,
     index: u32,
+    /// Here and not in the table: the task that sits there has room to spare in its allocation.
+    client: Option<IpAddr>,
 }
 
 /// A wait took longer than it may.
@@ -208,7 +209,6 @@ impl Park {
             bytes: Cell::new(0),
             bytes_at_mark: Cell::new(0),
             mark: Cell::new(now),
-            client,
         };
         let mut entries = self.entries.borrow_mut();
         let index = if let Some(index) = self.free.borrow_mut().pop() {
@@ -224,6 +224,7 @@ impl Park {
         Seat(Watch {
             park: Rc::clone(self),
             index,
+            client,
         })
     }
 
@@ -490,7 +491,7 @@ impl Watch {
 
     /// The client's address; `None` on a unix socket.
     pub fn client(&self) -> Option<IpAddr> {
-        self.with(|entry| entry.client)
+        self.client
     }
 
     /// Goes over to another phase, which may last for `limit`.
@@ -664,7 +665,7 @@ impl Watch {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Watch { park, index } = &self.0;
+        let Watch { park, index, .. } = &self.0;
         let waker = park
             .entries
             .borrow_mut()

@@ -10,7 +10,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout},
     env,
-    ffi::{c_int, c_long},
+    ffi::{c_int, c_long, c_void},
     fs::{self, File},
     io,
     os::{
@@ -22,6 +22,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    ptr, slice,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -157,32 +158,47 @@ pub fn has_hung_up(socket: &socket2::Socket) -> bool {
     count > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// Takes the program's code out of our address space; what is used again comes back from the page cache, sixteen pages
-/// at a time. Worth it when all is quiet: most of what is mapped by then was needed by the start alone.
+/// Takes the program's code and constants out of our address space; what is used again comes back from the page cache,
+/// sixteen pages at a time. Worth it when nobody is at work: most of what is mapped by then is not needed to wait.
 pub fn forget_code() {
-    unsafe extern "C" {
-        // the linker's own: where the file begins and where its code ends
-        static __executable_start: u8;
-        static etext: u8;
-    }
-    let start = (&raw const __executable_start)
-        .addr()
-        .next_multiple_of(PAGE);
-    let end = (&raw const etext).addr() & !(PAGE - 1);
-    if end > start {
-        // SAFETY: from the file's start to the end of its code there are only private mappings of the file that nobody
-        // has written to, so dropping their pages loses nothing: the next touch reads the file again (madvise(2)).
+    // SAFETY: the callback keeps nothing of what it is shown.
+    unsafe { libc::dl_iterate_phdr(Some(forget_segments), ptr::null_mut()) };
+}
+
+/// Is shown each object in memory, the program itself first, and asks for no more than that.
+unsafe extern "C" fn forget_segments(
+    object: *mut libc::dl_phdr_info,
+    _: usize,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: dl_iterate_phdr(3) hands us a valid object with so many headers.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        let headers = slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into());
+        (object.dlpi_addr, headers)
+    };
+    // the first segment has these headers, and goes last
+    for header in headers.iter().rev() {
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let start = (base + header.p_vaddr).next_multiple_of(PAGE);
+        let end = (base + header.p_vaddr + header.p_memsz) & !(PAGE - 1);
+        let (Ok(start), Ok(length)) = (start.try_into(), end.saturating_sub(start).try_into())
+        else {
+            continue;
+        };
+        // SAFETY: these are private mappings of the file that nobody may write to, so dropping their pages loses nothing:
+        // the next touch reads the file again (madvise(2)).
         unsafe {
             libc::madvise(
-                (&raw const __executable_start)
-                    .cast_mut()
-                    .add(start - (&raw const __executable_start).addr())
-                    .cast(),
-                end - start,
+                ptr::without_provenance_mut(start),
+                length,
                 libc::MADV_DONTNEED,
             )
         };
     }
+    1
 }
 
 /// Lets the page cache forget what it holds of the program's file and nobody has mapped: some two megabytes that the
@@ -196,7 +212,7 @@ pub fn forget_file() {
 }
 
 /// Bytes that the kernel maps at a time, on every platform we build for; where pages are larger, `madvise` refuses.
-const PAGE: usize = 4096;
+const PAGE: libc::Elf64_Addr = 4096;
 
 /// The memory limit that binds this process, and the file that says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
