@@ -73,13 +73,13 @@ with subtest("heads that never end in time"):
     held("heads", 300, 8)
 
 with subtest("heads without an end"):
-    held("endless", 300, 5)
+    held("endless", 600, 5)
 
 with subtest("bodies that do not come"):
     held("bodies", 500, 8)
 
 with subtest("large answers that nobody reads"):
-    held("readers", 200, 12)
+    held("readers", 300, 12)
 
 with subtest("more clients than there is room for"):
     held("idle", 2000, 10)
