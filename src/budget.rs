@@ -112,6 +112,8 @@ pub struct Budget {
     admitted: Cell<u64>,
     /// What unfinished request heads cost.
     heads: Cell<u64>,
+    /// What wide buffers cost.
+    widths: Cell<u64>,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
     /// Who waits for an exchange's worth.
@@ -133,6 +135,7 @@ pub struct Permit {
 enum Purpose {
     Head,
     Exchange,
+    Width,
     Other,
 }
 
@@ -145,6 +148,7 @@ impl Budget {
             exchanges: Cell::new(0),
             admitted: Cell::new(0),
             heads: Cell::new(0),
+            widths: Cell::new(0),
             pressed: Cell::new(false),
             queue: Queue::default(),
             room: Rc::default(),
@@ -208,12 +212,19 @@ impl Budget {
         self.head((head + 2 * queue) as u64)
     }
 
-    /// Takes what a wide buffer for a long body costs in one socket, where the plan has such and less than a quarter is
-    /// spent: they are for the first few. Gives the size too.
+    /// Takes what a wide buffer for a long body costs in one socket, where the plan has such. All of them together get a
+    /// quarter of the budget, and nothing of the last one. Gives the size too.
     pub fn width(self: &Rc<Budget>) -> Option<(usize, Permit)> {
         let size = self.plan.wide_buffer?;
         let price = 2 * size as u64;
-        (!self.is_short_of(price)).then(|| (size, self.force(price)))
+        let widths = self.widths.get() + price;
+        if self.plan.pool.is_some_and(|pool| widths > pool / 4) || self.is_scarce_with(price) {
+            return None;
+        }
+        self.widths.set(widths);
+        let mut permit = self.force(price);
+        permit.purpose = Purpose::Width;
+        Some((size, permit))
     }
 
     /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
@@ -242,12 +253,18 @@ impl Budget {
 
     /// Whether more than a quarter is spent: then buffers are small and nothing lies about.
     pub fn is_short(&self) -> bool {
-        self.is_short_of(0)
+        let pool = self.plan.pool;
+        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 4)
     }
 
-    fn is_short_of(&self, bytes: u64) -> bool {
+    /// Whether more than three quarters are spent: then nothing is kept that is only of use later.
+    pub fn is_scarce(&self) -> bool {
+        self.is_scarce_with(0)
+    }
+
+    fn is_scarce_with(&self, bytes: u64) -> bool {
         let pool = self.plan.pool;
-        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4)
+        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
     }
 
     /// Told by the sweep: whether memory is near its limit.
@@ -276,6 +293,10 @@ impl Drop for Permit {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);
         match self.purpose {
             Purpose::Head => self.budget.heads.set(self.budget.heads.get() - self.bytes),
+            Purpose::Width => self
+                .budget
+                .widths
+                .set(self.budget.widths.get() - self.bytes),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
             Purpose::Other => {}
         }
@@ -589,10 +610,17 @@ mod tests {
         let paid: u64 = wide.iter().map(|(_, permit)| permit.bytes()).sum();
         assert!(wide.iter().all(|(size, _)| *size == 16 * 1024));
         assert!(
-            (pool / 4 - 50_000..=pool / 4).contains(&(paid + waiter.bytes())),
+            (pool / 4 - 50_000..=pool / 4).contains(&paid),
             "{paid} of {pool}"
         );
         drop(wide);
+        let others = budget.take(pool / 4 * 3 - 40_000).unwrap();
+        let last = budget.width();
+        assert!(
+            last.is_none(),
+            "none of the last quarter, with the waiter's"
+        );
+        drop(others);
         budget.press(true);
         assert!(budget.width().is_none(), "not while memory is pressed");
         let ample = Budget::new(Plan::new(Some(64 << 20), 1, None));

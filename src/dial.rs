@@ -60,7 +60,9 @@ pub enum Way {
 /// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
 #[derive(Debug)]
 pub struct Wide {
-    way: Way,
+    /// Which way.
+    pub way: Way,
+    size: usize,
     _permit: Permit,
 }
 
@@ -130,8 +132,16 @@ impl Io {
         self.set_buffer(way, size);
         Some(Box::new(Wide {
             way,
+            size,
             _permit: permit,
         }))
+    }
+
+    /// Widens the other way instead.
+    pub fn turn(&self, wide: &mut Wide, way: Way) {
+        self.narrow(wide);
+        wide.way = way;
+        self.set_buffer(way, wide.size);
     }
 
     /// Takes that back, before the next message.

@@ -145,7 +145,8 @@ impl Sending<'_> {
         if self.broken || upload.is_done() {
             return Ok(());
         }
-        upstream.widen(self.attempt.client, Way::Out);
+        let client = self.attempt.client;
+        upstream.widen(client, Way::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

@@ -411,6 +411,15 @@ impl<'a> Client<'a> {
         self.gate.borrow().is_between()
     }
 
+    /// Bytes of its body that have come or are known to come.
+    pub fn expects(&self) -> u64 {
+        let left = match self.gate.borrow().due {
+            Due::Length(left) => left,
+            Due::Chunked(_) | Due::Broken => 0,
+        };
+        self.ride.received.get().saturating_add(left)
+    }
+
     /// Whether it may still wait to be asked for its body (`Expect: 100-continue`).
     pub fn awaits_word(&self) -> bool {
         self.gate.borrow().awaits_word
@@ -495,9 +504,15 @@ impl<'a> Client<'a> {
 
     /// Lets the kernel hold more of a long body, where memory allows it.
     pub fn widen(&self, way: Way, budget: &Rc<Budget>) {
-        let mut gate = self.gate.borrow_mut();
-        if gate.wide.is_none() {
-            gate.wide = gate.io.widen(way, budget);
+        let gate = &mut *self.gate.borrow_mut();
+        let is_between = gate.is_between();
+        match &mut gate.wide {
+            None => gate.wide = gate.io.widen(way, budget),
+            // the request is here: now it is the answer's turn
+            Some(wide) if wide.way == Way::In && way == Way::Out && is_between => {
+                gate.io.turn(wide, way);
+            }
+            Some(_) => {}
         }
     }
 

@@ -56,6 +56,7 @@ pub struct Host {
 #[derive(Debug)]
 struct Idle {
     io: Io,
+    wide: Option<Box<Wide>>,
     since: u32,
     _permit: Permit,
 }
@@ -132,8 +133,12 @@ impl Pool {
     /// Closes idle connections that the upstream has closed or whose time is over; says whether any are left.
     pub fn sweep(&self, now: u32) -> bool {
         let limit = self.limits.borrow().idle_millis;
+        let is_scarce = self.budget.is_scarce();
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             host.retain(|idle| {
+                if is_scarce && let Some(wide) = idle.wide.take() {
+                    idle.io.narrow(&wide);
+                }
                 limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
                     && is_quiet(&mut idle.io)
             });
@@ -210,6 +215,7 @@ impl Host {
             if is_quiet(&mut idle.io) {
                 let mut lease = self.lease();
                 lease.io = Some(idle.io);
+                lease.wide = idle.wide;
                 return Some(Checkout::Reused(lease));
             }
             self.close();
@@ -248,7 +254,7 @@ impl Host {
         Some(idle)
     }
 
-    fn put(&self, io: Io, now: u32) -> Result<(), Io> {
+    fn put(&self, io: Io, wide: Option<Box<Wide>>, now: u32) -> Result<(), Io> {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
         if self.open.get() > limits.per_host || limits.idle_millis == Some(0) {
@@ -271,6 +277,7 @@ impl Host {
         };
         self.idle.borrow_mut().push(Idle {
             io,
+            wide,
             since: now,
             _permit: permit,
         });
@@ -305,19 +312,22 @@ impl Lease {
     /// Brings the connection back for the next request; only where both messages were read and written to their end.
     pub fn give_back(mut self, now: u32) {
         if let Some(io) = self.io.take() {
-            if let Some(wide) = &self.wide {
-                io.narrow(wide);
+            let mut wide = self.wide.take();
+            // an upstream sends nothing unasked: what its answers were given may stay while there is enough
+            if wide.as_ref().is_some_and(|wide| wide.way == Way::Out) || self.budget().is_scarce() {
+                wide.take().inspect(|wide| io.narrow(wide));
             }
-            self.kept = self.host.put(io, now).is_ok();
+            self.kept = self.host.put(io, wide, now).is_ok();
         }
     }
 
-    /// Lets the kernel hold more of a long body, where memory allows it.
+    /// Lets the kernel hold more of a long body, where memory allows it. A long request goes before its answer.
     pub fn widen(&mut self, way: Way) {
-        if self.wide.is_none()
-            && let Some(io) = &self.io
-        {
-            self.wide = io.widen(way, self.budget());
+        let Some(io) = &self.io else { return };
+        match &mut self.wide {
+            None => self.wide = io.widen(way, self.budget()),
+            Some(wide) if wide.way == Way::In && way == Way::Out => io.turn(wide, way),
+            Some(_) => {}
         }
     }
 

@@ -19,15 +19,15 @@ pub use crate::answer::{Head, read_head};
 use crate::{
     answer::{Delimiter, MAX_HEAD},
     body::{Outbox, Piece, Turn},
-    budget::{Buffer, Buffers, Room},
+    budget::{Buffer, Buffers, NARROW, Room},
     dial::{Io, Way},
     gate::Client,
     headers,
     pool::Lease,
 };
 
-/// Bytes after which a body is long, and is worth system calls for wider buffers.
-const LONG: u64 = 32 * 1024;
+/// Bytes above which a body is long: more than a narrow buffer takes in, and more than one write brings out.
+const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 
 /// A request on its way to the upstream.
 #[derive(Debug)]
@@ -279,15 +279,21 @@ impl Upstream {
         Poll::Ready(Ok(count))
     }
 
-    /// Lets the kernel hold more of a body that has proved to be long, in both sockets; `way` is this one's.
-    pub fn widen(&mut self, client: &Client<'_>, way: Way) {
-        let (passed, theirs) = match way {
-            Way::In => (&client.ride.sent, Way::Out),
-            Way::Out => (&client.ride.received, Way::In),
-        };
-        if passed.get() > LONG {
-            client.widen(theirs, self.lease.budget());
-            self.lease.widen(way);
+    /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
+    /// `way` is this socket's.
+    pub fn widen(&mut self, client: &Client<'_>, way: Way, len: u64) {
+        if len <= LONG.0 {
+            return;
+        }
+        match way {
+            Way::In => self.lease.widen(Way::In),
+            Way::Out => client.widen(Way::In, self.lease.budget()),
+        }
+        if len > LONG.1 {
+            match way {
+                Way::In => client.widen(Way::Out, self.lease.budget()),
+                Way::Out => self.lease.widen(Way::Out),
+            }
         }
     }
 
@@ -381,7 +387,12 @@ impl Download {
                 );
             };
             if upstream.start == upstream.end {
-                upstream.widen(client, Way::In);
+                let left = match &self.delimiter {
+                    Delimiter::Length(left) => *left,
+                    _ => 0,
+                };
+                let len = client.ride.sent.get().saturating_add(left);
+                upstream.widen(client, Way::In, len);
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
@@ -418,7 +429,7 @@ impl Download {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
-        upstream.widen(client, Way::Out);
+        upstream.widen(client, Way::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };
