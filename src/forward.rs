@@ -12,13 +12,14 @@ use std::{
 use http::{Method, StatusCode};
 
 use crate::{
+    answer::{Head, read_head},
     config::Server,
     dial::Way,
     failure::Failure,
     gate::Client,
     headers,
     park::Order,
-    wire::{Head, Upload, UploadError, Upstream, read_head},
+    wire::{Upload, UploadError, Upstream},
 };
 
 /// Interim answers (1xx) of one exchange; 502 above.

@@ -16,6 +16,7 @@ use http::{
 };
 
 use crate::{
+    answer::Head,
     body::{Body, Ride, Tunnel},
     budget::Queue,
     config::Level,
@@ -32,7 +33,7 @@ use crate::{
     respond::{self, Answer, Manner},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
-    wire::{Download, Head, Upload, UploadBody, Upstream},
+    wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
 };
 

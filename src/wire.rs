@@ -15,9 +15,8 @@ use std::{
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub use crate::answer::{Head, read_head};
 use crate::{
-    answer::{Delimiter, MAX_HEAD},
+    answer::{Delimiter, Head, MAX_HEAD},
     body::{Outbox, Piece, Turn},
     budget::{Buffer, Buffers, NARROW, Room},
     dial::{Io, Way},
