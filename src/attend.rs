@@ -295,6 +295,9 @@ fn serve(
                 if has_sent_much && is_unread(worker, &gate.io) {
                     Box::pin(settle(worker, &mut gate.io, seat)).await.ok()?;
                 }
+                if gate.receives_wide() {
+                    return None;
+                }
                 gate.narrow();
             }
             End::Tunnel(tunnel) => {

@@ -88,6 +88,11 @@ impl Gate {
         }
     }
 
+    /// Whether it may receive more than a connection at rest has paid for, and so must not rest.
+    pub fn receives_wide(&self) -> bool {
+        self.wide.as_ref().is_some_and(|wide| wide.way == Way::In)
+    }
+
     /// After a long body: what comes next is paid for by nobody.
     pub fn narrow(&mut self) {
         if let Some(wide) = self.wide.take() {
@@ -504,15 +509,9 @@ impl<'a> Client<'a> {
 
     /// Lets the kernel hold more of a long body, where memory allows it.
     pub fn widen(&self, way: Way, budget: &Rc<Budget>) {
-        let gate = &mut *self.gate.borrow_mut();
-        let is_between = gate.is_between();
-        match &mut gate.wide {
-            None => gate.wide = gate.io.widen(way, budget),
-            // the request is here: now it is the answer's turn
-            Some(wide) if wide.way == Way::In && way == Way::Out && is_between => {
-                gate.io.turn(wide, way);
-            }
-            Some(_) => {}
+        let mut gate = self.gate.borrow_mut();
+        if gate.wide.is_none() {
+            gate.wide = gate.io.widen(way, budget);
         }
     }
 

@@ -75,8 +75,8 @@ pub enum Checkout {
 pub struct Lease {
     /// The connection; `None` until it is dialled.
     pub io: Option<Io>,
-    /// What it was widened by for a long body.
-    wide: Option<Box<Wide>>,
+    /// What it was widened by for a long answer, and for a long request.
+    wide: [Option<Box<Wide>>; 2],
     host: Rc<Host>,
     /// It lies among the idle ones now, and its room with it.
     kept: bool,
@@ -136,10 +136,8 @@ impl Pool {
         let is_scarce = self.budget.is_scarce();
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             host.retain(|idle| {
-                if is_scarce && let Some(wide) = idle.wide.take() {
-                    idle.io.narrow(&wide);
-                }
-                limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
+                !(is_scarce && idle.wide.is_some())
+                    && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
                     && is_quiet(&mut idle.io)
             });
         }
@@ -215,7 +213,7 @@ impl Host {
             if is_quiet(&mut idle.io) {
                 let mut lease = self.lease();
                 lease.io = Some(idle.io);
-                lease.wide = idle.wide;
+                lease.wide = [idle.wide, None];
                 return Some(Checkout::Reused(lease));
             }
             self.close();
@@ -241,7 +239,7 @@ impl Host {
             .map(|_| self.pool.budget.force(TLS_SESSION));
         Lease {
             io: None,
-            wide: None,
+            wide: [None, None],
             host: Rc::clone(self),
             kept: false,
             _tls: tls,
@@ -257,7 +255,8 @@ impl Host {
     fn put(&self, io: Io, wide: Option<Box<Wide>>, now: u32) -> Result<(), Io> {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
-        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) {
+        let is_dear = wide.is_some() && self.pool.budget.is_scarce();
+        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || is_dear {
             return Err(io);
         }
         if !waited_for && (self.idle.borrow().len() >= limits.idle_per_host || limits.idle == 0) {
@@ -312,22 +311,22 @@ impl Lease {
     /// Brings the connection back for the next request; only where both messages were read and written to their end.
     pub fn give_back(mut self, now: u32) {
         if let Some(io) = self.io.take() {
-            let mut wide = self.wide.take();
-            // an upstream sends nothing unasked: what its answers were given may stay while there is enough
-            if wide.as_ref().is_some_and(|wide| wide.way == Way::Out) || self.budget().is_scarce() {
-                wide.take().inspect(|wide| io.narrow(wide));
+            let [answer, request] = std::mem::take(&mut self.wide);
+            if let Some(wide) = request {
+                io.narrow(&wide);
             }
-            self.kept = self.host.put(io, wide, now).is_ok();
+            self.kept = self.host.put(io, answer, now).is_ok();
         }
     }
 
-    /// Lets the kernel hold more of a long body, where memory allows it. A long request goes before its answer.
+    /// Lets the kernel hold more of a long body, where memory allows it.
     pub fn widen(&mut self, way: Way) {
-        let Some(io) = &self.io else { return };
-        match &mut self.wide {
-            None => self.wide = io.widen(way, self.budget()),
-            Some(wide) if wide.way == Way::In && way == Way::Out => io.turn(wide, way),
-            Some(_) => {}
+        let slot = usize::from(way == Way::Out);
+        if let (Some(io), Some(None)) = (&self.io, self.wide.get(slot)) {
+            let wide = io.widen(way, self.budget());
+            if let Some(slot) = self.wide.get_mut(slot) {
+                *slot = wide;
+            }
         }
     }
 

@@ -101,7 +101,7 @@ pub async fn handle(
         wants_websocket: Cell::new(false),
     };
     let mut answer = exchange.judge(parts).await;
-    manner.stays &= !worker.draining.get() && !is_full;
+    manner.stays &= !worker.draining.get() && !is_full && !gate.borrow().receives_wide();
     worker.metrics.answered(answer.status.as_u16());
     if let Some(record) = &mut *ride.record.borrow_mut() {
         record.status = answer.status.as_u16();

@@ -25,7 +25,8 @@ use crate::{
     pool::Lease,
 };
 
-/// Bytes above which a body is long: more than a narrow buffer takes in, and more than one write brings out.
+/// Bytes above which a body is long: an answer that a narrow buffer does not take in, and what is worth wider buffers
+/// on both sides; a client's connection ends after such a request.
 const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 
 /// A request on its way to the upstream.
@@ -281,18 +282,13 @@ impl Upstream {
     /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
     /// `way` is this socket's.
     pub fn widen(&mut self, client: &Client<'_>, way: Way, len: u64) {
-        if len <= LONG.0 {
-            return;
-        }
-        match way {
-            Way::In => self.lease.widen(Way::In),
-            Way::Out => client.widen(Way::In, self.lease.budget()),
+        if way == Way::In && len > LONG.0 {
+            self.lease.widen(Way::In);
         }
         if len > LONG.1 {
-            match way {
-                Way::In => client.widen(Way::Out, self.lease.budget()),
-                Way::Out => self.lease.widen(Way::Out),
-            }
+            let theirs = if way == Way::In { Way::Out } else { Way::In };
+            client.widen(theirs, self.lease.budget());
+            self.lease.widen(way);
         }
     }
 
