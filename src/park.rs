@@ -580,7 +580,7 @@ impl Watch {
         self.with(|entry| {
             #[expect(
                 clippy::cast_possible_truncation,
-                reason = "it wraps, and is only compared by difference"
+                reason = "it wraps, which neither a rate nor a first look minds"
             )]
             entry
                 .bytes

@@ -75,8 +75,10 @@ pub enum Checkout {
 pub struct Lease {
     /// The connection; `None` until it is dialled.
     pub io: Option<Io>,
-    /// What it was widened by for a long answer, and for a long request.
-    wide: [Option<Box<Wide>>; 2],
+    /// What it was widened by for long answers: as long as it lives.
+    wide_in: Option<Box<Wide>>,
+    /// The same for this request alone.
+    wide_out: Option<Box<Wide>>,
     host: Rc<Host>,
     /// It lies among the idle ones now, and its room with it.
     kept: bool,
@@ -213,7 +215,7 @@ impl Host {
             if is_quiet(&mut idle.io) {
                 let mut lease = self.lease();
                 lease.io = Some(idle.io);
-                lease.wide = [idle.wide, None];
+                lease.wide_in = idle.wide;
                 return Some(Checkout::Reused(lease));
             }
             self.close();
@@ -239,7 +241,8 @@ impl Host {
             .map(|_| self.pool.budget.force(TLS_SESSION));
         Lease {
             io: None,
-            wide: [None, None],
+            wide_in: None,
+            wide_out: None,
             host: Rc::clone(self),
             kept: false,
             _tls: tls,
@@ -311,22 +314,22 @@ impl Lease {
     /// Brings the connection back for the next request; only where both messages were read and written to their end.
     pub fn give_back(mut self, now: u32) {
         if let Some(io) = self.io.take() {
-            let [answer, request] = std::mem::take(&mut self.wide);
-            if let Some(wide) = request {
-                io.narrow(&wide);
+            if let Some(wide) = &self.wide_out {
+                io.narrow(wide);
             }
-            self.kept = self.host.put(io, answer, now).is_ok();
+            self.kept = self.host.put(io, self.wide_in.take(), now).is_ok();
         }
     }
 
     /// Lets the kernel hold more of a long body, where memory allows it.
     pub fn widen(&mut self, way: Way) {
-        let slot = usize::from(way == Way::Out);
-        if let (Some(io), Some(None)) = (&self.io, self.wide.get(slot)) {
-            let wide = io.widen(way, self.budget());
-            if let Some(slot) = self.wide.get_mut(slot) {
-                *slot = wide;
-            }
+        let Some(io) = &self.io else { return };
+        let wide = match way {
+            Way::In => &mut self.wide_in,
+            Way::Out => &mut self.wide_out,
+        };
+        if wide.is_none() {
+            *wide = io.widen(way, &self.host.pool.budget);
         }
     }
 
