@@ -27,61 +27,61 @@ use std::{
     time::Duration,
 };
 
+use mimalloc::MiMalloc;
+
 #[global_allocator]
-static ALLOCATOR: Mimalloc = Mimalloc;
+static ALLOCATOR: Allocator = Allocator;
 
-/// mimalloc without the aligned path that its own crate always takes: a tenth fewer instructions per request.
-struct Mimalloc;
+/// [`MiMalloc`], but for small alignments, where it always takes mimalloc's aligned path. The plain path saves 2.4 % of a
+/// request's instructions (22.0 against 22.6 thousand).
+struct Allocator;
 
-impl Mimalloc {
+impl Allocator {
     /// Whether `mi_malloc` alone honours a layout: it aligns to 16, but blocks under 16 bytes only to 8.
     const fn aligns_anyway(size: usize, align: usize) -> bool {
         align <= 8 || (align == 16 && size >= 16)
     }
 }
 
-// SAFETY: each method hands its arguments to the function of mimalloc with the same contract; `aligns_anyway` says where
-// the unaligned form gives the alignment that was asked for, and `mi_free` and `mi_realloc` take blocks of both forms.
-unsafe impl GlobalAlloc for Mimalloc {
+// SAFETY: each method hands its arguments to `MiMalloc`, or to the function of mimalloc with the same contract where
+// `aligns_anyway` says that the unaligned form gives the alignment; blocks of both forms are freed and resized by both.
+unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let (size, align) = (layout.size(), layout.align());
-        if Mimalloc::aligns_anyway(size, align) {
+        if Allocator::aligns_anyway(layout.size(), layout.align()) {
             // SAFETY: no precondition.
-            unsafe { libmimalloc_sys::mi_malloc(size).cast() }
+            unsafe { libmimalloc_sys::mi_malloc(layout.size()).cast() }
         } else {
-            // SAFETY: a Layout's alignment is a power of two.
-            unsafe { libmimalloc_sys::mi_malloc_aligned(size, align).cast() }
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.alloc(layout) }
         }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let (size, align) = (layout.size(), layout.align());
-        if Mimalloc::aligns_anyway(size, align) {
+        if Allocator::aligns_anyway(layout.size(), layout.align()) {
             // SAFETY: no precondition.
-            unsafe { libmimalloc_sys::mi_zalloc(size).cast() }
+            unsafe { libmimalloc_sys::mi_zalloc(layout.size()).cast() }
         } else {
-            // SAFETY: a Layout's alignment is a power of two.
-            unsafe { libmimalloc_sys::mi_zalloc_aligned(size, align).cast() }
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.alloc_zeroed(layout) }
         }
     }
 
     #[inline]
-    unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
-        // SAFETY: the caller promises that the block came from this allocator and is not used again.
-        unsafe { libmimalloc_sys::mi_free(block.cast()) }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { MiMalloc.dealloc(block, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let align = layout.align();
-        if Mimalloc::aligns_anyway(size, align) {
+        if Allocator::aligns_anyway(size, layout.align()) {
             // SAFETY: the caller promises that the block came from this allocator.
             unsafe { libmimalloc_sys::mi_realloc(block.cast(), size).cast() }
         } else {
-            // SAFETY: as above, and a Layout's alignment is a power of two.
-            unsafe { libmimalloc_sys::mi_realloc_aligned(block.cast(), size, align).cast() }
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.realloc(block, layout, size) }
         }
     }
 }
