@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -23,6 +22,7 @@ use crate::{
     chunked,
     dial::{Io, Way, Wide},
     park::Watch,
+    request::RequestHead,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
 };
@@ -240,8 +240,8 @@ impl Gate {
     /// Reads the head that is ready; its body is what comes next.
     ///
     /// # Errors
-    /// It cannot be held: a target that is no URI.
-    pub fn open(&mut self, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+    /// A head that can be read in two ways.
+    pub fn open(&mut self, head: &Head) -> Result<Box<RequestHead>, Refusal> {
         let mut text = Bytes::from(std::mem::take(&mut self.held)).split_off(head.skip);
         self.behind = text.split_off(head.len);
         let parts = screen::parts(&text, head)?;

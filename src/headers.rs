@@ -5,12 +5,9 @@
 
 use std::net::IpAddr;
 
-use http::{
-    header::{self, HeaderMap, HeaderName, HeaderValue},
-    request,
-};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::route::Edits;
+use crate::{request::RequestHead, route::Edits};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -150,7 +147,7 @@ pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
-pub fn wants_websocket(parts: &request::Parts) -> bool {
+pub fn wants_websocket(parts: &RequestHead) -> bool {
     parts.version == http::Version::HTTP_11
         && parts.method == http::Method::GET
         && is_websocket(&parts.headers)

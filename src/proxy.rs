@@ -12,7 +12,6 @@ use std::{
 use http::{
     Method, StatusCode,
     header::{self, HeaderMap, HeaderValue},
-    request,
 };
 
 use crate::{
@@ -30,6 +29,7 @@ use crate::{
     metrics,
     park::{Order, Watch},
     pool::{Checkout, Host, Lease},
+    request::RequestHead,
     respond::{self, Answer, Manner},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
@@ -74,7 +74,7 @@ pub async fn handle(
     worker: &Worker,
     gate: &RefCell<Gate>,
     watch: &Watch,
-    parts: Box<request::Parts>,
+    parts: Box<RequestHead>,
     began: u32,
     is_full: bool,
 ) -> End {
@@ -123,7 +123,7 @@ pub async fn handle(
     }
 }
 
-fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began: u32) -> Ride<'a> {
+fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &RequestHead, began: u32) -> Ride<'a> {
     metrics::count(&worker.metrics.exchanges);
     let record = log::access_enabled()
         .then(|| {
@@ -149,7 +149,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
 
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
-    async fn judge(&self, parts: Box<request::Parts>) -> Answer {
+    async fn judge(&self, parts: Box<RequestHead>) -> Answer {
         let path = &*self.path;
         let config = &self.state.config;
         if path == "*" {
@@ -188,7 +188,7 @@ impl Exchange<'_> {
         answer
     }
 
-    fn health(&self, parts: &request::Parts) -> Answer {
+    fn health(&self, parts: &RequestHead) -> Answer {
         if !matches!(self.method, Method::GET | Method::HEAD) {
             let mut answer = self.fail(&Failure::MethodNotAllowed);
             answer
@@ -249,7 +249,7 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, parts: Box<request::Parts>) -> Result<Answer, Failure> {
+    async fn answer(&self, route: &Route, parts: Box<RequestHead>) -> Result<Answer, Failure> {
         if self.is_full {
             return Err(Failure::NoMemory);
         }
@@ -375,7 +375,7 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present) -> Upload {
+    fn upload(&self, route: &Route, parts: &RequestHead, present: &Present) -> Upload {
         let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
         let authority = authority(parts);
@@ -538,15 +538,14 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         .and_then(|value| screen::decimal(value.as_bytes()))
 }
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
-fn authority(parts: &request::Parts) -> &str {
-    let asked = parts.uri.authority().map(http::uri::Authority::as_str);
+fn authority(parts: &RequestHead) -> &str {
     let host = || {
         parts
             .headers
             .get(header::HOST)
             .and_then(|host| host.to_str().ok())
     };
-    asked.or_else(host).unwrap_or_default()
+    parts.uri.authority().or_else(host).unwrap_or_default()
 }
 /// An origin as the log shows it.
 fn name(origin: &Origin) -> String {

@@ -10,13 +10,13 @@ use bytes::Bytes;
 use http::{
     Method, StatusCode, Version,
     header::{self, HeaderMap},
-    request,
 };
 
 use crate::{
     body::{Body, Outbox, Turn},
     gate::Client,
     headers,
+    request::RequestHead,
     wire::{Got, Upstream},
 };
 
@@ -61,7 +61,7 @@ pub struct Manner {
 
 impl Manner {
     /// What a request says of it.
-    pub fn of(parts: &request::Parts) -> Manner {
+    pub fn of(parts: &RequestHead) -> Manner {
         let is_old = parts.version == Version::HTTP_10;
         let says = |word: &str| {
             headers::connection_options(&parts.headers)

@@ -7,11 +7,13 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
-use crate::{chunked::is_token, failure::METHODS};
+use crate::{
+    chunked::is_token,
+    failure::METHODS,
+    request::{RequestHead, RequestUri},
+};
 
 /// A head that passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,7 @@ pub enum Refusal {
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
-/// `http::Uri`'s own bound.
+/// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
 const MAX_TARGET: usize = 65_534;
 
 impl Refusal {
@@ -168,8 +170,8 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
 /// Takes the parts out of a head that passed; they are slices of `text`, which holds it and nothing else.
 ///
 /// # Errors
-/// Another reader does not see in it what [`head`] saw, or it names no URI.
-pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+/// Another reader does not see in it what [`head`] saw.
+pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
     const DISAGREE: Refusal = Refusal::Malformed("a head that can be read in two ways");
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
@@ -178,14 +180,9 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> 
         return Err(DISAGREE);
     }
     let (start, end) = head.target;
-    let mut parts = Box::new(Request::new(()).into_parts().0);
-    parts.method =
+    let method =
         Method::from_bytes(request.method.unwrap_or_default().as_bytes()).map_err(|_| DISAGREE)?;
-    parts.uri = Uri::from_maybe_shared(text.slice(start..end))
-        .map_err(|_| Refusal::Malformed("a target that is no URI"))?;
-    if head.is_old {
-        parts.version = Version::HTTP_10;
-    }
+    let uri = RequestUri::new(text.slice(start..end)).ok_or(DISAGREE)?;
     let mut headers = HeaderMap::with_capacity(head.fields);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
@@ -193,8 +190,16 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> 
             HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| DISAGREE)?;
         headers.append(name, value);
     }
-    parts.headers = headers;
-    Ok(parts)
+    Ok(Box::new(RequestHead {
+        method,
+        uri,
+        version: if head.is_old {
+            Version::HTTP_10
+        } else {
+            Version::HTTP_11
+        },
+        headers,
+    }))
 }
 
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
@@ -286,14 +291,7 @@ impl<'a> Walk<'a> {
         if target.len() > MAX_TARGET {
             return Err(Refusal::TargetTooLong);
         }
-        let query = target
-            .iter()
-            .position(|&byte| byte == b'?')
-            .and_then(|mark| target.get(mark..));
-        if !self.eat(b' ')
-            || std::str::from_utf8(target).is_err()
-            || query.is_some_and(|query| query.contains(&b'"'))
-        {
+        if !self.eat(b' ') || std::str::from_utf8(target).is_err() {
             return Err(Refusal::Malformed(
                 "a byte in the target that may not stand there",
             ));
@@ -484,9 +482,10 @@ fn is_port(rest: &[u8]) -> bool {
     }
 }
 
-/// What may stand in a target: what `http::Uri` takes, without the fragment's `#`.
+/// What may stand in a target: all that browsers leave as it is (WHATWG URL), and more than RFC 3986 allows; not `<` and
+/// `>`, which end up in pages, nor the fragment's `#`.
 fn is_target(byte: u8) -> bool {
-    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~' | 0x80..)
+    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
 }
 
 /// What may stand in a field value: no control byte but the tab.
@@ -679,8 +678,6 @@ mod tests {
             bytes.push(byte);
             bytes.extend_from_slice(b" HTTP/1.1\r\nHost: a\r\n\r\n");
             if byte < 0x80 && read(&bytes).is_ok() {
-                let target = &bytes[4..7];
-                assert!(Uri::try_from(target).is_ok(), "byte {byte:#x}");
                 let mut fields = [httparse::EMPTY_HEADER; 4];
                 assert!(
                     httparse::Request::new(&mut fields)

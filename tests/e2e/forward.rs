@@ -135,18 +135,18 @@ fn the_bytes_that_were_matched_are_the_bytes_that_are_sent() {
 }
 
 #[test]
-fn odd_bytes_in_a_target_pass_as_they_are_where_a_uri_may_hold_them() {
+fn bytes_that_browsers_leave_in_a_target_pass_as_they_are() {
     let (proxy, upstream) = echo("routes: [{path: /, target: 'http://UP'}]\n");
-    for part in ["\\", "^", "{", "|", "}", "[", "]", "\u{e9}", "\u{ff}", "'"] {
+    for part in [
+        "\\", "^", "{", "|", "}", "[", "]", "\u{e9}", "\u{ff}", "'", "`", "\"",
+    ] {
         for target in [format!("/a{part}b"), format!("/a?b{part}c")] {
             let latin: String = target.bytes().map(char::from).collect();
             assert_eq!(seen(&proxy.get(&target)).target, latin);
         }
     }
     let before = upstream.requests();
-    for target in [
-        "/a?b\"c", "/a<b", "/a?b<c", "/a>b", "/a?b>c", "/a`b", "/a?b`c",
-    ] {
+    for target in ["/a<b", "/a?b<c", "/a>b", "/a?b>c", "/a#b", "/a?b#c"] {
         let response = proxy.get(target);
         assert_eq!(
             (response.status, response.text()),
