@@ -31,7 +31,7 @@ use crate::{
     pool::{Checkout, Host, Lease},
     request::RequestHead,
     respond::{self, Answer, Manner},
-    route::{Address, Found, Origin, Route, holds_dot_segment},
+    route::{Address, Found, Origin, Route, holds_parent_segment},
     screen,
     wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
@@ -156,7 +156,7 @@ impl Exchange<'_> {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
         }
         let is_health = path == config.health_path;
-        let is_outside = holds_dot_segment(path);
+        let is_outside = holds_parent_segment(path);
         let found = if is_health || is_outside {
             Found::Nothing
         } else {
