@@ -474,7 +474,7 @@ impl Exchange<'_> {
             server: &self.state.config.server,
             method: &self.method,
             is_old: self.is_old,
-            limit: route.response_header_timeout,
+            route,
         };
         attempt.make(upload, upstream, reused).await
     }
