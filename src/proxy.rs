@@ -15,7 +15,7 @@ use http::{
 };
 
 use crate::{
-    answer::Head,
+    answer::{Delimiter, Head},
     body::{Body, Ride, Tunnel},
     budget::Queue,
     config::Level,
@@ -405,25 +405,30 @@ impl Exchange<'_> {
             authority.as_bytes(),
             self.sender(),
         );
+        let mut withheld = Vec::new();
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            withheld.extend(route.request_headers.names().cloned());
+            if present.connection {
+                withheld.extend(headers::nominated(headers));
+            }
             if present.trailer
-                && let Some(names) = headers::announced_trailers(headers)
+                && let Some(names) = headers::announced_trailers(headers, &withheld)
             {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if present.upgrade && !has_body && headers::wants_websocket(parts) {
-            self.wants_websocket.set(true);
-            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
-        }
+        let is_websocket = present.upgrade && !has_body && headers::wants_websocket(parts);
+        let takes_trailers = present.te && !self.is_old && headers::takes_trailers(headers);
+        self.wants_websocket.set(is_websocket);
+        self.takes_trailers.set(takes_trailers);
+        headers::hop_fields(&mut out, takes_trailers, is_websocket);
         out.extend_from_slice(b"\r\n");
-        self.takes_trailers
-            .set(present.te && headers::takes_trailers(headers));
         let body = has_body.then(|| UploadBody {
             chunked,
             limit: route.max_body_size,
             held_back: self.client.awaits_word(),
+            withheld,
         });
         Upload::new(out, body)
     }
@@ -490,6 +495,11 @@ impl Exchange<'_> {
         let watch = self.client.ride.watch;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
+        if matches!(head.delimiter, Delimiter::Chunked(_)) {
+            let edited = route.response_headers.names();
+            head.withheld.extend(edited.cloned());
+            headers::announce(&mut headers, &head.withheld);
+        }
         route.response_headers.apply(&mut headers);
         watch.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {

@@ -60,9 +60,16 @@ impl Edits {
         }
     }
 
+    /// The names of all fields that are set or removed.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.remove
+            .iter()
+            .chain(self.set.iter().map(|(name, _)| name))
+    }
+
     /// Whether a field of this name is set or removed.
     pub fn touches(&self, name: &HeaderName) -> bool {
-        self.remove.contains(name) || self.set.iter().any(|(other, _)| other == name)
+        self.names().any(|other| other == name)
     }
 }
 
