@@ -103,6 +103,11 @@ impl Gate {
         }
     }
 
+    /// The bytes of a head as far as it came.
+    pub fn unread(&self) -> &[u8] {
+        &self.held
+    }
+
     /// Whether bytes of a head are held.
     pub fn is_amid_head(&self) -> bool {
         !self.held.is_empty() || !self.behind.is_empty()

@@ -7,11 +7,12 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 
 use crate::{
     chunked::is_token,
     failure::METHODS,
+    headers,
     request::{RequestHead, RequestUri},
 };
 
@@ -59,6 +60,8 @@ pub enum Framing {
 pub enum Refusal {
     /// 400, with what is wrong for the log.
     Malformed(&'static str),
+    /// 400: the client speaks TLS, and this listener does not.
+    TlsHello,
     /// 405: CONNECT.
     Connect,
     /// 408: the head was not complete in `server.header_timeout`.
@@ -73,6 +76,9 @@ pub enum Refusal {
     NoMemory,
 }
 
+/// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
@@ -83,7 +89,7 @@ impl Refusal {
     /// The status that is answered before the close.
     pub fn status(self) -> StatusCode {
         match self {
-            Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
+            Refusal::Malformed(_) | Refusal::TlsHello => StatusCode::BAD_REQUEST,
             Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
             Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -97,6 +103,7 @@ impl Refusal {
     pub fn sentence(self) -> &'static str {
         match self {
             Refusal::Malformed(_) => "The request is malformed.\n",
+            Refusal::TlsHello => "This port speaks plain HTTP, not TLS.\n",
             Refusal::Connect => "The method is not allowed.\n",
             Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
             Refusal::TargetTooLong => "The request target is too long.\n",
@@ -110,6 +117,7 @@ impl Refusal {
     pub fn reason(self) -> &'static str {
         match self {
             Refusal::Malformed(reason) => reason,
+            Refusal::TlsHello => "a TLS hello on a plain listener",
             Refusal::Connect => "CONNECT",
             Refusal::HeadTimedOut => "head timed out",
             Refusal::TargetTooLong => "target too long",
@@ -119,20 +127,27 @@ impl Refusal {
         }
     }
 
-    /// The whole answer, to be written as it is before the close.
-    pub fn answer(self) -> String {
+    /// The whole answer, to be written as it is before the close; `fields` are added to it (CORS).
+    pub fn answer(self, fields: &HeaderMap) -> Vec<u8> {
         let (status, sentence) = (self.status(), self.sentence());
         let extra = match self {
             Refusal::Connect => format!("allow: {METHODS}\r\n"),
             Refusal::NoMemory => "retry-after: 1\r\n".to_owned(),
             _ => String::new(),
         };
-        format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n{sentence}",
+        let mut answer = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n",
             status.as_str(),
             status.canonical_reason().unwrap_or(""),
             sentence.len(),
         )
+        .into_bytes();
+        for (name, value) in fields {
+            headers::line(&mut answer, name.as_str().as_bytes(), value.as_bytes());
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(sentence.as_bytes());
+        answer
     }
 }
 
@@ -151,6 +166,16 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
     let rest = bytes.get(skip..).unwrap_or_default();
     if rest.starts_with(b"\r") || rest.starts_with(b"\n") {
         return Err(Refusal::Malformed("an empty line before the request"));
+    }
+    if let Some(&first) = rest.first()
+        && !is_token(first)
+    {
+        // no method can come of it: why wait for the rest
+        return Err(if first == TLS_HANDSHAKE {
+            Refusal::TlsHello
+        } else {
+            Refusal::Malformed("a first byte that begins no method")
+        });
     }
     if !ends_somewhere(bytes, (*scanned).max(skip)) {
         *scanned = bytes.len();
@@ -200,6 +225,26 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
         },
         headers,
     }))
+}
+
+/// The Origin of a head that is refused, as far as it came: the only field of it that its answer depends on. `None` where
+/// it has none, or more than one.
+pub fn origin(head: &[u8]) -> Option<HeaderValue> {
+    let lines = head.split_inclusive(|&byte| byte == b'\n').skip(1);
+    let mut found = None;
+    for line in lines {
+        let Some(line) = line.strip_suffix(b"\r\n").filter(|line| !line.is_empty()) else {
+            break;
+        };
+        let colon = line.iter().position(|&byte| byte == b':');
+        let (name, value) = line.split_at(colon.unwrap_or(line.len()));
+        if name.eq_ignore_ascii_case(header::ORIGIN.as_str().as_bytes())
+            && found.replace(value.get(1..)?.trim_ascii()).is_some()
+        {
+            return None;
+        }
+    }
+    HeaderValue::from_bytes(found?).ok()
 }
 
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
@@ -686,6 +731,33 @@ mod tests {
                     "byte {byte:#x}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn the_origin_of_a_refused_head_is_its_only_one() {
+        for (head, origin) in [
+            (
+                "GET / HTTP/1.1\r\nA: b\r\nORIGIN:  https://a \r\n\r\n",
+                Some("https://a"),
+            ),
+            (
+                "GET / HTTP/1.1\r\nOrigin: https://a\r\nA: unfinished",
+                Some("https://a"),
+            ),
+            ("GET / HTTP/1.1\r\nOrigin:\r\n", Some("")),
+            ("GET / HTTP/1.1\r\nOrigin: https://unfinished", None),
+            (
+                "GET / HTTP/1.1\r\nOrigin: https://a\r\norigin: https://a\r\n",
+                None,
+            ),
+            ("GET / HTTP/1.1\r\nOrigin\r\n", None),
+            ("GET / HTTP/1.1\r\n\r\nOrigin: https://body\r\n", None),
+            ("Origin: https://a\r\n\r\n", None),
+            ("", None),
+        ] {
+            let expected = origin.map(HeaderValue::from_static);
+            assert_eq!(super::origin(head.as_bytes()), expected, "{head:?}");
         }
     }
 
