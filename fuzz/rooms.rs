@@ -31,6 +31,8 @@ pub mod headers;
 pub mod line;
 #[path = "../src/policy.rs"]
 pub mod policy;
+#[path = "../src/request.rs"]
+pub mod request;
 #[path = "../src/roots.rs"]
 pub mod roots;
 #[path = "../src/route.rs"]

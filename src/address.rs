@@ -243,9 +243,17 @@ fn host_name(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
+/// A base path without its final slashes, but for one where a path stands before it: `/b/` is asked for where nothing is
+/// left to join, and not `/b`.
 fn base_path(base: &str) -> Result<String, String> {
     check_path(base)?;
-    Ok(base.trim_end_matches('/').to_owned())
+    let plain = base.trim_end_matches('/');
+    let slash = if plain.len() < base.len() && !plain.is_empty() {
+        "/"
+    } else {
+        ""
+    };
+    Ok(format!("{plain}{slash}"))
 }
 
 /// The path of a route or of the health report.
@@ -436,10 +444,10 @@ mod tests {
             ("http://h:80", ("h", 80, "", "h", None)),
             ("http://h:443", ("h", 443, "", "h:443", None)),
             ("https://h", ("h", 443, "", "h", Some("h"))),
-            ("https://h:443/a/b/", ("h", 443, "/a/b", "h", Some("h"))),
+            ("https://h:443/a/b/", ("h", 443, "/a/b/", "h", Some("h"))),
             (
                 "HTTPS://H.Example:80//a//",
-                ("h.example", 80, "//a", "h.example:80", Some("h.example")),
+                ("h.example", 80, "//a/", "h.example:80", Some("h.example")),
             ),
             (
                 "http://my_service:1/%2F..a",
@@ -494,7 +502,7 @@ mod tests {
         let cases = [
             ("unix:/run/app.sock", "/run/app.sock", ""),
             ("unix:///run/app.sock", "/run/app.sock", ""),
-            ("unix:/run/app.sock:/base/", "/run/app.sock", "/base"),
+            ("unix:/run/app.sock:/base/", "/run/app.sock", "/base/"),
             ("unix:app.sock", "app.sock", ""),
         ];
         for (text, path, base) in cases {

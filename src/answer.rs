@@ -36,6 +36,8 @@ pub struct Head {
     pub len: usize,
     /// Whether it carries an Upgrade to `websocket`.
     pub websocket: bool,
+    /// Fields that do not pass behind a chunked body: those that Connection lists (RFC 9110 §7.6.1).
+    pub withheld: Vec<HeaderName>,
 }
 
 /// What ends a response body (RFC 9112 §6.3).
@@ -105,6 +107,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
         persistent: said.persistent && !ends_by_close && !said.is_ambiguous(status),
         len,
         websocket: said.websocket,
+        withheld: said.nominated,
     }))
 }
 
@@ -124,6 +127,12 @@ fn read_fields(
                 .map_err(|_| "malformed field value")?;
             headers.append(name, value);
         }
+    }
+    if said.chunked {
+        let names = hops.iter().filter(|option| headers::nominates(option));
+        said.nominated = names
+            .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
+            .collect();
     }
     if said.trailer
         && said.chunked
@@ -159,6 +168,8 @@ struct Said {
     close: bool,
     trailer: bool,
     websocket: bool,
+    /// What Connection lists, of a chunked answer.
+    nominated: Vec<HeaderName>,
 }
 
 impl Said {
@@ -263,7 +274,7 @@ fn announced_in(fields: &[httparse::Header<'_>]) -> Option<HeaderValue> {
     {
         map.append(header::TRAILER, HeaderValue::from_bytes(field.value).ok()?);
     }
-    headers::announced_trailers(&map)
+    headers::announced_trailers(&map, &[])
 }
 
 #[cfg(test)]

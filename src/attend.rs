@@ -10,15 +10,22 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Once,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use http::{
+    Method,
+    header::{self, HeaderMap},
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::{Tunnel, Turn},
     budget::{NARROW, Permit},
+    config::Level,
+    cors::Verdict,
     dial::Io,
     gate::Gate,
     log::{self, Record},
@@ -26,7 +33,7 @@ use crate::{
     park::{Order, Phase, Seat, Watch},
     pool::Place,
     proxy::{self, End},
-    screen::{Arrival, Head, Refusal},
+    screen::{self, Arrival, Head, Refusal},
     sys, tunnel,
     worker::Worker,
 };
@@ -174,16 +181,34 @@ impl Drop for Attend {
     }
 }
 
+/// Tells the log why a connection is not served on. That somebody speaks TLS to a plain listener is most often a mistake of
+/// whoever set the two up, and so said once without being asked for; scanners do it too, and are not worth a line each.
+fn note(seat: &Watch, refusal: Refusal) {
+    static TOLD: Once = Once::new();
+    let mut level = Level::Debug;
+    if refusal == Refusal::TlsHello {
+        TOLD.call_once(|| level = Level::Warn);
+    }
+    if log::enabled(level) {
+        let client = seat
+            .client()
+            .map_or_else(String::new, |client| client.to_canonical().to_string());
+        log::event(
+            level,
+            "refused",
+            &[
+                ("status", &refusal.status().as_u16()),
+                ("reason", &refusal.reason()),
+                ("client", &client),
+            ],
+        );
+    }
+}
+
 /// Says why a connection is not served on, and closes it.
 async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal) {
     worker.metrics.answered(refusal.status().as_u16());
-    log::debug(
-        "refused",
-        &[
-            ("status", &refusal.status().as_u16()),
-            ("reason", &refusal.reason()),
-        ],
-    );
+    note(seat, refusal);
     if log::access_enabled() {
         let mut record = Record::begin(seat.client(), "-", b"", "-");
         if let Some(record) = &mut record {
@@ -192,8 +217,8 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
         }
     }
     seat.enter(Phase::Lingering, Some(LINGER));
-    let answer = refusal.answer();
-    let mut bytes = answer.as_bytes();
+    let answer = refusal.answer(&grant(worker, &gate));
+    let mut bytes = answer.as_slice();
     let written = poll_fn(|context| {
         while !bytes.is_empty() {
             match Pin::new(&mut gate.io).poll_write(context, bytes) {
@@ -216,6 +241,19 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
     if written && !(is_flood && worker.budget.plan().tight) {
         linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
     }
+}
+
+/// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
+fn grant(worker: &Worker, gate: &Gate) -> HeaderMap {
+    let state = worker.state();
+    let mut fields = HeaderMap::new();
+    if let Some(policy) = &state.config.cors {
+        let asked = screen::origin(gate.unread()).map(|origin| (header::ORIGIN, origin));
+        if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
+            policy.stamp(&grant, &mut fields);
+        }
+    }
+    fields
 }
 
 /// Closes by half and reads on a little, so that the client gets to read the last answer before a reset

@@ -5,6 +5,7 @@ use std::{
     io::{self, IoSlice},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -295,6 +296,14 @@ impl Body {
             Body::Own(text) => Some(text.len() as u64),
             Body::Made(bytes) => Some(bytes.len() as u64),
             Body::Upstream(download) => download.remaining(),
+        }
+    }
+
+    /// How long the client may give no byte of a request that is not complete yet; `None` = no limit.
+    pub fn read_timeout(&self) -> Option<Duration> {
+        match self {
+            Body::Own(_) | Body::Made(_) => None,
+            Body::Upstream(download) => download.read_timeout,
         }
     }
 

@@ -265,6 +265,14 @@ impl Cors {
     }
 }
 
+/// Removes every Access-Control field: from an interim answer, which grants nothing.
+pub fn remove_grants(headers: &mut HeaderMap) {
+    let is_grant = |name: &&HeaderName| name.as_str().starts_with("access-control-");
+    while let Some(grant) = headers.keys().find(is_grant).cloned() {
+        headers.remove(grant);
+    }
+}
+
 impl Complaint {
     fn new(key: &'static str, index: Option<usize>, sentence: impl Into<String>) -> Complaint {
         Complaint {

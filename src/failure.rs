@@ -11,7 +11,7 @@ use http::StatusCode;
 pub enum Failure {
     /// No route for this path.
     NoRoute,
-    /// A `.` or `..` segment in the path.
+    /// A `..` segment in the path.
     DotSegment,
     /// CONNECT or TRACE.
     MethodNotAllowed,
@@ -116,7 +116,7 @@ impl Failure {
     pub fn sentence(&self) -> &'static str {
         match self {
             Failure::NoRoute => "Nothing is served at this path.\n",
-            Failure::DotSegment => "The path may not hold dot segments.\n",
+            Failure::DotSegment => "The path may not hold \"..\" segments.\n",
             Failure::MethodNotAllowed => "This method is not allowed.\n",
             Failure::BodyTooLarge => "The request body is too large.\n",
             Failure::BodyTimedOut => "The request body did not arrive in time.\n",

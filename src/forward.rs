@@ -14,11 +14,13 @@ use http::{Method, StatusCode};
 use crate::{
     answer::{Head, read_head},
     config::Server,
+    cors,
     dial::Way,
     failure::Failure,
     gate::Client,
     headers,
     park::Order,
+    route::Route,
     wire::{Upload, UploadError, Upstream},
 };
 
@@ -38,8 +40,8 @@ pub struct Attempt<'a> {
     pub method: &'a Method,
     /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
     pub is_old: bool,
-    /// From the request's end to the answer's head; `None` = no limit.
-    pub limit: Option<Duration>,
+    /// The route that it takes.
+    pub route: &'a Route,
 }
 
 /// How an attempt failed.
@@ -209,7 +211,7 @@ impl Sending<'_> {
                             watch.set_deadline(None);
                             watch.wake();
                         } else {
-                            self.pass_interim(&head);
+                            self.pass_interim(head);
                         }
                     }
                 }
@@ -217,10 +219,16 @@ impl Sending<'_> {
         }
     }
 
-    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2).
-    fn pass_interim(&self, head: &Head) {
+    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the edits of the final answer's; a grant
+    /// is for that one alone.
+    fn pass_interim(&self, mut head: Head) {
         if self.attempt.is_old {
             return;
+        }
+        let route = self.attempt.route;
+        route.response_headers.apply(&mut head.headers);
+        if route.cors.is_some() {
+            cors::remove_grants(&mut head.headers);
         }
         let mut text = Vec::with_capacity(head.len);
         text.extend_from_slice(b"HTTP/1.1 ");
@@ -271,7 +279,7 @@ impl Sending<'_> {
             }
             Wait::Upstream => server.write_timeout,
             Wait::Continue => Some(CONTINUE_WAIT),
-            Wait::Answer => self.attempt.limit,
+            Wait::Answer => self.attempt.route.response_header_timeout,
         };
         watch.set_deadline(limit);
     }

@@ -14,15 +14,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::{Piece, Ride},
+    body::{Piece, Ride, Turn},
     budget::{Budget, Buffer, Buffers, Permit, Room},
     chunked,
     dial::{Io, Way, Wide},
     park::Watch,
+    request::RequestHead,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
 };
@@ -47,6 +47,8 @@ pub struct Gate {
     interim: Vec<u8>,
     /// What the socket was widened by for a long body.
     wide: Option<Box<Wide>>,
+    /// The client was told that the connection stays.
+    promised: bool,
 }
 
 /// What is still to come of the last message.
@@ -85,6 +87,7 @@ impl Gate {
             awaits_word: false,
             interim: Vec::new(),
             wide: None,
+            promised: false,
         }
     }
 
@@ -98,6 +101,11 @@ impl Gate {
         if let Some(wide) = self.wide.take() {
             self.io.narrow(&wide);
         }
+    }
+
+    /// The bytes of a head as far as it came.
+    pub fn unread(&self) -> &[u8] {
+        &self.held
     }
 
     /// Whether bytes of a head are held.
@@ -240,8 +248,8 @@ impl Gate {
     /// Reads the head that is ready; its body is what comes next.
     ///
     /// # Errors
-    /// It cannot be held: a target that is no URI.
-    pub fn open(&mut self, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+    /// A head that can be read in two ways.
+    pub fn open(&mut self, head: &Head) -> Result<Box<RequestHead>, Refusal> {
         let mut text = Bytes::from(std::mem::take(&mut self.held)).split_off(head.skip);
         self.behind = text.split_off(head.len);
         let parts = screen::parts(&text, head)?;
@@ -250,6 +258,7 @@ impl Gate {
             Framing::Chunked => Due::Chunked(Box::new(chunked::Body::new())),
         };
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
+        self.promised = false;
         Ok(parts)
     }
 
@@ -472,6 +481,46 @@ impl<'a> Client<'a> {
         gate.is_between()
     }
 
+    /// Whether what is left of the request is known and so short that it is read even where the upstream takes none of it.
+    pub fn owes_little(&self) -> bool {
+        let gate = self.gate.borrow();
+        !gate.awaits_word && matches!(gate.due, Due::Length(left) if left <= MAX_DRAIN as u64)
+    }
+
+    /// The client is told that the connection stays: from now on nothing is done for its body after which it could not.
+    pub fn promise_to_stay(&self) {
+        self.gate.borrow_mut().promised = true;
+    }
+
+    /// Reads the rest of a body that nobody wants, behind an answer that promised to. `read_timeout` is how long the client
+    /// may give no byte of it. Says whether all of it came.
+    pub fn poll_rest(
+        &self,
+        context: &mut Context<'_>,
+        read_timeout: Option<Duration>,
+    ) -> Poll<bool> {
+        let watch = self.ride.watch;
+        let mut turn = Turn::new();
+        loop {
+            let polled = self
+                .gate
+                .borrow_mut()
+                .poll_body(context, self.buffers, self.room);
+            match polled {
+                Poll::Ready(Ok(Some(piece))) => {
+                    watch.moved(piece.len());
+                    watch.client_blocks();
+                    watch.set_deadline(read_timeout);
+                }
+                Poll::Ready(Ok(None)) => return Poll::Ready(true),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if watch.is_overdue() => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+            ready!(turn.poll_next(context));
+        }
+    }
+
     /// Says something before the answer; dropped where too much waits already.
     pub fn say(&self, interim: &[u8]) {
         let mut gate = self.gate.borrow_mut();
@@ -510,7 +559,9 @@ impl<'a> Client<'a> {
     /// Lets the kernel hold more of a long body, where memory allows it.
     pub fn widen(&self, way: Way, budget: &Rc<Budget>) {
         let mut gate = self.gate.borrow_mut();
-        if gate.wide.is_none() {
+        // a connection that receives wide cannot be kept
+        let breaks_word = way == Way::In && gate.promised;
+        if gate.wide.is_none() && !breaks_word {
             gate.wide = gate.io.widen(way, budget);
         }
     }

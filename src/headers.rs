@@ -5,12 +5,9 @@
 
 use std::net::IpAddr;
 
-use http::{
-    header::{self, HeaderMap, HeaderName, HeaderValue},
-    request,
-};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::route::Edits;
+use crate::{request::RequestHead, route::Edits};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -93,12 +90,7 @@ pub struct Hops<'a> {
 impl<'a> Hops<'a> {
     /// Reads the Connection fields.
     pub fn of(headers: &'a HeaderMap) -> Hops<'a> {
-        let nominates = connection_options(headers).any(|option| {
-            !option.eq_ignore_ascii_case("close")
-                && !HOP_BY_HOP
-                    .iter()
-                    .any(|name| option.eq_ignore_ascii_case(name))
-        });
+        let nominates = connection_options(headers).any(nominates);
         Hops { headers, nominates }
     }
 
@@ -112,6 +104,14 @@ impl<'a> Hops<'a> {
         !is_end_to_end(name)
             && connection_options(self.headers).any(|option| option.eq_ignore_ascii_case(name))
     }
+}
+
+/// Whether a connection option is the name of a field that is not hop-by-hop by itself.
+pub fn nominates(option: &str) -> bool {
+    !option.eq_ignore_ascii_case("close")
+        && !HOP_BY_HOP
+            .iter()
+            .any(|name| option.eq_ignore_ascii_case(name))
 }
 
 /// Whether a field of this (lower-case) name is hop-by-hop by itself.
@@ -149,8 +149,16 @@ pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .filter(|option| !option.is_empty())
 }
 
+/// The names that Connection lists: fields of these names end here too where they stand in a trailer section (RFC 9110
+/// §7.6.1).
+pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    connection_options(headers)
+        .filter(|option| nominates(option))
+        .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
+}
+
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
-pub fn wants_websocket(parts: &request::Parts) -> bool {
+pub fn wants_websocket(parts: &RequestHead) -> bool {
     parts.version == http::Version::HTTP_11
         && parts.method == http::Method::GET
         && is_websocket(&parts.headers)
@@ -178,38 +186,80 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
         .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Whether a field may stand in a trailer section: nothing that frames, routes, authenticates or controls (RFC 9110 §6.5.1).
+/// Whether a field may stand in a trailer section: none that frames, routes, authenticates, modifies the request, controls
+/// the response or describes the content (RFC 9110 §6.5.1). What a CGI-like server would read as such a name may not either.
 pub fn may_trail(name: &HeaderName) -> bool {
     let name = name.as_str();
-    !(is_hop_by_hop(name)
-        || name.starts_with("content-")
-        || name.starts_with("access-control-")
+    let may = if name.bytes().all(is_plain) {
+        !is_control(name)
+    } else {
+        !is_control(&plain(name))
+    };
+    may && !is_twin(name)
+}
+
+/// Fields that belong to the head alone; the name is in lower case.
+fn is_control(name: &str) -> bool {
+    const FAMILIES: [&str; 6] = [
+        "content-",
+        "access-control-",
+        "accept",
+        "if-",
+        "proxy-",
+        "sec-",
+    ];
+    is_hop_by_hop(name)
         || is_forwarding(name)
+        || name.ends_with("cache-control")
+        || FAMILIES.iter().any(|family| name.starts_with(family))
         || matches!(
             name,
             "host"
+                | "age"
                 | "authorization"
                 | "cookie"
-                | "set-cookie"
-                | "cache-control"
+                | "cookie2"
+                | "date"
                 | "expect"
+                | "expires"
+                | "from"
+                | "location"
                 | "max-forwards"
+                | "origin"
                 | "pragma"
                 | "range"
-                | "vary"
-                | "age"
-                | "date"
-                | "expires"
-                | "location"
+                | "referer"
                 | "retry-after"
+                | "set-cookie"
+                | "set-cookie2"
+                | "user-agent"
+                | "vary"
+                | "via"
                 | "warning"
                 | "www-authenticate"
-        ))
+        )
 }
 
-/// Reads a trailer section, its closing empty line included; what may not stand there is left out. `None` where it is
-/// malformed.
-pub fn read_trailers(section: &[u8]) -> Option<HeaderMap> {
+/// A byte of a (lower-case) name that every reader takes for itself.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-'
+}
+
+/// A name as a CGI-like server reads it: what is no letter or digit is a `-` to it.
+fn plain(name: &str) -> String {
+    let read = |byte: u8| {
+        if is_plain(byte) {
+            char::from(byte)
+        } else {
+            '-'
+        }
+    };
+    name.bytes().map(read).collect()
+}
+
+/// Reads a trailer section, its closing empty line included; what may not stand there is left out, and so are the
+/// `withheld` names. `None` where it is malformed.
+pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMap> {
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields)
     else {
@@ -219,11 +269,18 @@ pub fn read_trailers(section: &[u8]) -> Option<HeaderMap> {
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         let value = HeaderValue::from_bytes(field.value).ok()?;
-        if may_trail(&name) {
+        if passes_behind(&name, withheld) {
             trailers.append(name, value);
         }
     }
     Some(trailers)
+}
+
+/// Whether a field may stand in a trailer section, and neither it nor its twin is withheld: what the operator sets or
+/// removes (a set field is not added there, it stands in the head), and what Connection lists.
+fn passes_behind(name: &HeaderName, withheld: &[HeaderName]) -> bool {
+    let is_withheld = |other: &HeaderName| reads_as(name.as_str(), other.as_str());
+    may_trail(name) && !withheld.iter().any(is_withheld)
 }
 
 /// Whether a (lower-case) name tells of the hops before us.
@@ -231,13 +288,49 @@ pub fn is_forwarding(name: &str) -> bool {
     name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
 }
 
-/// Whether a (lower-case) name would be taken for another one by a CGI-like server, which reads `_` as `-`.
+/// Names with a `-` that another name could be taken for; the others have no twins.
+const TWINNED: [&str; 7] = [
+    "content-length",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "transfer-encoding",
+    "x-real-ip",
+];
+
+/// Whether a (lower-case) name would be taken for a hop-by-hop or forwarding one by a CGI-like server (WSGI, PHP, Rack),
+/// to which every byte that is no letter or digit is the same: `x_forwarded_for`, `transfer.encoding`.
+///
+/// No name is scanned unless its length and its first letter are those of a twin.
 pub fn is_twin(name: &str) -> bool {
-    if !name.contains('_') {
-        return false;
+    const PREFIX: &str = "x-forwarded-";
+    let (bytes, is_any) = (name.as_bytes(), |twinned: &[&str]| {
+        twinned
+            .iter()
+            .any(|other| *other != name && reads_as(name, other))
+    });
+    match (bytes.first(), name.len()) {
+        (Some(b'x'), 9) => is_any(&TWINNED),
+        (Some(b'x'), len) if len >= PREFIX.len() => {
+            name.get(..PREFIX.len())
+                .is_some_and(|prefix| reads_as(prefix, PREFIX))
+                && !bytes.iter().copied().all(is_plain)
+        }
+        (Some(b'c'), 14) | (Some(b'k'), 10) | (Some(b'p'), 16 | 18 | 19) | (Some(b't'), 17) => {
+            is_any(&TWINNED)
+        }
+        _ => false,
     }
-    let plain = name.replace('_', "-");
-    is_forwarding(&plain) || is_hop_by_hop(&plain) || plain == "content-length" || plain == "host"
+}
+
+/// Whether two (lower-case) names are one to a reader that takes every byte that is no letter or digit for the same.
+fn reads_as(name: &str, other: &str) -> bool {
+    name.len() == other.len()
+        && name
+            .bytes()
+            .zip(other.bytes())
+            .all(|(a, b)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric()))
 }
 
 /// What a request is told of where it came from.
@@ -253,7 +346,8 @@ pub struct Sender {
 /// be; framing and the closing empty line are the caller's.
 ///
 /// `host` is what the target reads as Host, `authority` what the client asked for. What the operator's `edits` set or
-/// remove is out of the client's reach: its Connection field cannot take it away, nor a field of its own replace it.
+/// remove is out of the client's reach: its Connection field cannot take it away, nor a field of its own replace it, be it
+/// one that only reads like it (`X_User` where `X-User` is set).
 pub fn write_request(
     out: &mut Vec<u8>,
     headers: &HeaderMap,
@@ -271,19 +365,20 @@ pub fn write_request(
             nominates: false,
         }
     };
+    let is_edited = edits.names().next().is_some();
     line(out, b"host", host);
     for (name, value) in headers {
         let text = name.as_str();
-        if name == header::HOST || hops.stays_behind(name) || is_twin(text) || edits.touches(name) {
+        if name == header::HOST || hops.stays_behind(name) || is_twin(text) {
+            continue;
+        }
+        if is_edited && edits.names().any(|other| reads_as(text, other.as_str())) {
             continue;
         }
         if is_forwarding(text) && (!sender.trusted || text == "x-forwarded-for") {
             continue;
         }
         line(out, text.as_bytes(), value.as_bytes());
-    }
-    if present.te && takes_trailers(headers) {
-        out.extend_from_slice(b"te: trailers\r\n");
     }
     if !edits.touches(&FORWARDED_FOR) {
         forwarded_for(out, headers, present, sender);
@@ -361,6 +456,18 @@ pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends the fields that are for the next hop alone: `TE` and `Upgrade`, each with its option in `Connection` (RFC 9110
+/// §7.6.1, §7.8, §10.1.4).
+pub fn hop_fields(out: &mut Vec<u8>, takes_trailers: bool, is_websocket: bool) {
+    let text: &[u8] = match (takes_trailers, is_websocket) {
+        (false, false) => b"",
+        (true, false) => b"te: trailers\r\nconnection: te\r\n",
+        (false, true) => b"connection: upgrade\r\nupgrade: websocket\r\n",
+        (true, true) => b"te: trailers\r\nconnection: te, upgrade\r\nupgrade: websocket\r\n",
+    };
+    out.extend_from_slice(text);
+}
+
 /// Appends a number.
 pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
     let mut digits = [0; 20];
@@ -376,12 +483,14 @@ pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
-/// The names that a Trailer field announces and that may trail, joined anew; `None` where none is left.
-pub fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
+/// The names that a Trailer field announces and that pass, joined anew; `None` where none is left.
+pub fn announced_trailers(headers: &HeaderMap, withheld: &[HeaderName]) -> Option<HeaderValue> {
     let mut names = Vec::new();
     for value in headers.get_all(header::TRAILER) {
         for name in value.to_str().unwrap_or_default().split(',') {
-            if HeaderName::from_bytes(name.trim().as_bytes()).is_ok_and(|name| may_trail(&name)) {
+            if HeaderName::from_bytes(name.trim().as_bytes())
+                .is_ok_and(|name| passes_behind(&name, withheld))
+            {
                 separate(&mut names, 0);
                 names.extend_from_slice(name.trim().as_bytes());
             }
@@ -392,6 +501,17 @@ pub fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
     } else {
         HeaderValue::from_bytes(&names).ok()
     }
+}
+
+/// Takes the names out of an answer's Trailer field that do not pass.
+pub fn announce(headers: &mut HeaderMap, withheld: &[HeaderName]) {
+    if withheld.is_empty() || !headers.contains_key(header::TRAILER) {
+        return;
+    }
+    match announced_trailers(headers, withheld) {
+        Some(names) => headers.insert(header::TRAILER, names),
+        None => headers.remove(header::TRAILER),
+    };
 }
 
 #[cfg(test)]
@@ -446,7 +566,7 @@ mod tests {
             ("c", "3"),
             ("content-length", "5"),
         ];
-        let expected = "host: target:81\r\na: 1\r\nb: 2\r\nc: 3\r\ncontent-length: 5\r\nte: trailers\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n";
+        let expected = "host: target:81\r\na: 1\r\nb: 2\r\nc: 3\r\ncontent-length: 5\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-host: asked.example\r\nx-forwarded-proto: http\r\n";
         assert_eq!(written(&fields, true), expected);
     }
 
@@ -587,17 +707,84 @@ mod tests {
         }
     }
 
+    /// Every byte of a field name that is no letter or digit (RFC 9110 §5.6.2).
+    const OTHERS: &[u8] = b"!#$%&'*+-.^_`|~";
+
+    #[test]
+    fn twins_are_found_as_by_a_reading_of_every_name() {
+        let names = TWINNED.iter().chain(&HOP_BY_HOP).copied().chain([
+            "host",
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-",
+            "x-forwarded-a-b",
+            "x-forward-for",
+            "x-user",
+            "a",
+        ]);
+        for name in names {
+            for at in 0..name.len() {
+                for &other in OTHERS.iter().chain(b"a") {
+                    let mut bytes = name.as_bytes().to_vec();
+                    bytes[at] = other;
+                    let changed = String::from_utf8(bytes).unwrap();
+                    let read = plain(&changed);
+                    let naive = read != changed
+                        && (is_hop_by_hop(&read)
+                            || read == "content-length"
+                            || read == "x-real-ip"
+                            || read.starts_with("x-forwarded-"));
+                    assert_eq!(is_twin(&changed), naive, "{changed}");
+                }
+            }
+            assert!(!is_twin(name), "{name} is no twin of itself");
+        }
+    }
+
+    #[test]
+    fn two_names_are_one_where_only_their_separators_differ() {
+        for (name, other, same) in [
+            ("x-user", "x-user", true),
+            ("x_user", "x-user", true),
+            ("x.user", "x_user", true),
+            ("x`user", "x-user", true),
+            ("xuser", "x-user", false),
+            ("x-user", "x-users", false),
+            ("x--user", "x-user", false),
+            ("xauser", "x-user", false),
+        ] {
+            assert_eq!(reads_as(name, other), same, "{name} {other}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_section_is_read_without_what_is_withheld() {
+        let withheld = [HeaderName::from_static("x-hop")];
+        let read = |section: &[u8]| {
+            let trailers = read_trailers(section, &withheld)?;
+            Some(trailers.keys().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let section =
+            b"X-Sum: 1\r\nX_Hop: 2\r\nX-HOP: 3\r\nSet_Cookie: 4\r\nX-Sum: 5\r\nz:\r\n\r\n";
+        assert_eq!(read(section), Some(vec!["x-sum".into(), "z".into()]));
+        assert_eq!(read(b"\r\n"), Some(Vec::new()));
+        assert_eq!(read(b"X-Sum : 1\r\n\r\n"), None);
+    }
+
     #[test]
     fn trailers_that_frame_or_route_do_not_trail() {
         assert_eq!(
-            announced_trailers(&map(&[
-                ("trailer", "X-Sum, Content-Length, host"),
-                ("trailer", "grpc-status")
-            ]))
+            announced_trailers(
+                &map(&[
+                    ("trailer", "X-Sum, Content-Length, host"),
+                    ("trailer", "grpc-status")
+                ]),
+                &[]
+            )
             .unwrap(),
             "X-Sum, grpc-status"
         );
-        assert_eq!(announced_trailers(&map(&[("trailer", "host")])), None);
+        assert_eq!(announced_trailers(&map(&[("trailer", "host")]), &[]), None);
     }
 
     #[test]
@@ -650,10 +837,7 @@ mod tests {
             let text = written(&borrowed, true);
             for line in text.lines() {
                 let name = line.split(':').next().unwrap();
-                assert!(
-                    !is_hop_by_hop(name) || line == "te: trailers",
-                    "{line} of {fields:?}"
-                );
+                assert!(!is_hop_by_hop(name), "{line} of {fields:?}");
                 assert!(
                     name != listed || is_end_to_end(name),
                     "{line} of {fields:?}"

@@ -26,6 +26,7 @@ mod failure;
 mod headers;
 mod line;
 mod policy;
+mod request;
 mod roots;
 mod route;
 mod screen;

@@ -12,11 +12,10 @@ use std::{
 use http::{
     Method, StatusCode,
     header::{self, HeaderMap, HeaderValue},
-    request,
 };
 
 use crate::{
-    answer::Head,
+    answer::{Delimiter, Head},
     body::{Body, Ride, Tunnel},
     budget::Queue,
     config::Level,
@@ -30,8 +29,9 @@ use crate::{
     metrics,
     park::{Order, Watch},
     pool::{Checkout, Host, Lease},
+    request::RequestHead,
     respond::{self, Answer, Manner},
-    route::{Address, Found, Origin, Route, holds_dot_segment},
+    route::{Address, Found, Origin, Route, holds_parent_segment},
     screen,
     wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
@@ -74,7 +74,7 @@ pub async fn handle(
     worker: &Worker,
     gate: &RefCell<Gate>,
     watch: &Watch,
-    parts: Box<request::Parts>,
+    parts: Box<RequestHead>,
     began: u32,
     is_full: bool,
 ) -> End {
@@ -123,7 +123,7 @@ pub async fn handle(
     }
 }
 
-fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began: u32) -> Ride<'a> {
+fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &RequestHead, began: u32) -> Ride<'a> {
     metrics::count(&worker.metrics.exchanges);
     let record = log::access_enabled()
         .then(|| {
@@ -149,14 +149,14 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
 
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
-    async fn judge(&self, parts: Box<request::Parts>) -> Answer {
+    async fn judge(&self, parts: Box<RequestHead>) -> Answer {
         let path = &*self.path;
         let config = &self.state.config;
         if path == "*" {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
         }
         let is_health = path == config.health_path;
-        let is_outside = holds_dot_segment(path);
+        let is_outside = holds_parent_segment(path);
         let found = if is_health || is_outside {
             Found::Nothing
         } else {
@@ -188,7 +188,7 @@ impl Exchange<'_> {
         answer
     }
 
-    fn health(&self, parts: &request::Parts) -> Answer {
+    fn health(&self, parts: &RequestHead) -> Answer {
         if !matches!(self.method, Method::GET | Method::HEAD) {
             let mut answer = self.fail(&Failure::MethodNotAllowed);
             answer
@@ -249,7 +249,7 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, parts: Box<request::Parts>) -> Result<Answer, Failure> {
+    async fn answer(&self, route: &Route, parts: Box<RequestHead>) -> Result<Answer, Failure> {
         if self.is_full {
             return Err(Failure::NoMemory);
         }
@@ -375,7 +375,7 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present) -> Upload {
+    fn upload(&self, route: &Route, parts: &RequestHead, present: &Present) -> Upload {
         let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
         let authority = authority(parts);
@@ -405,25 +405,30 @@ impl Exchange<'_> {
             authority.as_bytes(),
             self.sender(),
         );
+        let mut withheld = Vec::new();
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            withheld.extend(route.request_headers.names().cloned());
+            if present.connection {
+                withheld.extend(headers::nominated(headers));
+            }
             if present.trailer
-                && let Some(names) = headers::announced_trailers(headers)
+                && let Some(names) = headers::announced_trailers(headers, &withheld)
             {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if present.upgrade && !has_body && headers::wants_websocket(parts) {
-            self.wants_websocket.set(true);
-            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
-        }
+        let is_websocket = present.upgrade && !has_body && headers::wants_websocket(parts);
+        let takes_trailers = present.te && !self.is_old && headers::takes_trailers(headers);
+        self.wants_websocket.set(is_websocket);
+        self.takes_trailers.set(takes_trailers);
+        headers::hop_fields(&mut out, takes_trailers, is_websocket);
         out.extend_from_slice(b"\r\n");
-        self.takes_trailers
-            .set(present.te && headers::takes_trailers(headers));
         let body = has_body.then(|| UploadBody {
             chunked,
             limit: route.max_body_size,
             held_back: self.client.awaits_word(),
+            withheld,
         });
         Upload::new(out, body)
     }
@@ -474,7 +479,7 @@ impl Exchange<'_> {
             server: &self.state.config.server,
             method: &self.method,
             is_old: self.is_old,
-            limit: route.response_header_timeout,
+            route,
         };
         attempt.make(upload, upstream, reused).await
     }
@@ -490,6 +495,11 @@ impl Exchange<'_> {
         let watch = self.client.ride.watch;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
+        if matches!(head.delimiter, Delimiter::Chunked(_)) {
+            let edited = route.response_headers.names();
+            head.withheld.extend(edited.cloned());
+            headers::announce(&mut headers, &head.withheld);
+        }
         route.response_headers.apply(&mut headers);
         watch.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -538,15 +548,14 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         .and_then(|value| screen::decimal(value.as_bytes()))
 }
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
-fn authority(parts: &request::Parts) -> &str {
-    let asked = parts.uri.authority().map(http::uri::Authority::as_str);
+fn authority(parts: &RequestHead) -> &str {
     let host = || {
         parts
             .headers
             .get(header::HOST)
             .and_then(|host| host.to_str().ok())
     };
-    asked.or_else(host).unwrap_or_default()
+    parts.uri.authority().or_else(host).unwrap_or_default()
 }
 /// An origin as the log shows it.
 fn name(origin: &Origin) -> String {

@@ -4,19 +4,20 @@ use std::{
     future::poll_fn,
     io,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
     Method, StatusCode, Version,
     header::{self, HeaderMap},
-    request,
 };
 
 use crate::{
     body::{Body, Outbox, Turn},
     gate::Client,
     headers,
+    request::RequestHead,
     wire::{Got, Upstream},
 };
 
@@ -61,7 +62,7 @@ pub struct Manner {
 
 impl Manner {
     /// What a request says of it.
-    pub fn of(parts: &request::Parts) -> Manner {
+    pub fn of(parts: &RequestHead) -> Manner {
         let is_old = parts.version == Version::HTTP_10;
         let says = |word: &str| {
             headers::connection_options(&parts.headers)
@@ -112,11 +113,13 @@ impl Framing {
 /// The client takes no more of it, or its body broke off.
 pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Result<bool> {
     let framing = Framing::of(&answer, manner);
-    let is_own = !matches!(answer.body, Body::Upstream(_));
+    let read_timeout = answer.body.read_timeout();
     let mut stays = manner.stays && framing != Framing::Close;
-    if is_own && stays && !client.is_between() {
-        // nobody will read the rest of this request; where it is here already, the connection need not end for it
-        stays = poll_fn(|context| Poll::Ready(client.poll_drain(context))).await;
+    if stays && !client.is_between() {
+        stays = Box::pin(can_stay(client, &answer.body)).await;
+    }
+    if stays {
+        client.promise_to_stay();
     }
     let head = head(&answer, manner, framing, stays);
     if framing == Framing::Close {
@@ -134,7 +137,34 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
     if framing == Framing::Close {
         client.ends_by_close(false);
     }
-    Ok(stays && poll_fn(|context| Poll::Ready(client.poll_drain(context))).await)
+    if !stays || client.is_between() {
+        return Ok(stays);
+    }
+    // rare: boxed, it costs the others nothing
+    drop(sending);
+    Ok(Box::pin(keep_word(client, read_timeout)).await)
+}
+
+/// Decides, once and before the head is written, whether a client whose request is not complete may ask again behind this
+/// answer: one that says so is never followed by a close while its request still comes (RFC 9112 §9.6).
+async fn can_stay(client: &Client<'_>, body: &Body) -> bool {
+    if matches!(body, Body::Upstream(_)) {
+        return client.owes_little();
+    }
+    // nobody will read the rest of this request; where it is here already, the connection need not end for it
+    poll_fn(|context| Poll::Ready(client.poll_drain(context))).await
+}
+
+/// Reads what is left of the request behind an answer that said the connection stays. It holds no upstream, and no place
+/// that others wait for.
+async fn keep_word(client: &Client<'_>, read_timeout: Option<Duration>) -> bool {
+    let watch = client.ride.watch;
+    client.ride.place.take();
+    watch.client_blocks();
+    watch.set_deadline(read_timeout);
+    let is_whole = poll_fn(|context| client.poll_rest(context, read_timeout)).await;
+    watch.set_deadline(None);
+    is_whole
 }
 
 fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {

@@ -60,9 +60,16 @@ impl Edits {
         }
     }
 
+    /// The names of all fields that are set or removed.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.remove
+            .iter()
+            .chain(self.set.iter().map(|(name, _)| name))
+    }
+
     /// Whether a field of this name is set or removed.
     pub fn touches(&self, name: &HeaderName) -> bool {
-        self.remove.contains(name) || self.set.iter().any(|(other, _)| other == name)
+        self.names().any(|other| other == name)
     }
 }
 
@@ -227,12 +234,23 @@ impl Route {
     }
 }
 
-/// Whether a path holds a `.` or `..` segment, plain or percent-encoded in any mix (`%2e`, `.%2E`, also where the
-/// slash beside it is encoded as `%2f` or `%5c`, or is a backslash): such a request is refused, so that nothing leaves the base path.
+/// Whether a path holds a `..` segment, plain or percent-encoded in any mix (`%2e%2e`, `.%2E`, also where the slash
+/// beside it is encoded as `%2f` or `%5c`, or is a backslash): such a request is refused, so that nothing leaves the base
+/// path. A `.` segment leads nowhere and passes as it is: apt asks for `/apt/./Packages`.
 ///
 /// Some servers cut `;parameters` off a segment before they resolve it, so `/..;/` counts too. Decoding is done once:
 /// `%252e` is the text `%2e` and stays allowed.
+pub fn holds_parent_segment(path: &str) -> bool {
+    holds_segment(path, |dots| dots == 2)
+}
+
+/// The same, and `.` segments too: what no path of the configuration may hold, for hardly a client would ask for it.
 pub fn holds_dot_segment(path: &str) -> bool {
+    holds_segment(path, |dots| dots == 1 || dots == 2)
+}
+
+/// Whether a path holds a segment of so many dots.
+fn holds_segment(path: &str, is_meant: impl Fn(u32) -> bool) -> bool {
     let mut bytes = path.bytes();
     // How many dots the segment holds so far; `None` once it holds anything else.
     let mut dots = Some(0);
@@ -243,13 +261,13 @@ pub fn holds_dot_segment(path: &str) -> bool {
             byte
         };
         dots = match (byte, dots) {
-            (b'/' | b'\\' | b';', Some(1 | 2)) => return true,
+            (b'/' | b'\\' | b';', Some(count)) if is_meant(count) => return true,
             (b'/' | b'\\', _) => Some(0),
             (b'.', Some(count)) => Some(count + 1),
             _ => None,
         };
     }
-    matches!(dots, Some(1 | 2))
+    dots.is_some_and(is_meant)
 }
 
 /// The byte that the two digits after a `%` stand for; `%` itself, with nothing taken, where they are no digits.
@@ -538,6 +556,18 @@ mod tests {
             "/..%3B",
         ] {
             assert!(holds_dot_segment(bad), "{bad}");
+            let climbs = ![
+                "/.",
+                "/./",
+                "/a/./b",
+                ".",
+                "/%2e",
+                "/%2E/",
+                "/a%2F.%2Fb",
+                "/.;",
+            ]
+            .contains(&bad);
+            assert_eq!(holds_parent_segment(bad), climbs, "{bad}");
         }
         for good in [
             "",
@@ -569,7 +599,10 @@ mod tests {
             "/a?b",
             "/a;b=..%2",
         ] {
-            assert!(!holds_dot_segment(good), "{good}");
+            assert!(
+                !holds_dot_segment(good) && !holds_parent_segment(good),
+                "{good}"
+            );
         }
     }
 

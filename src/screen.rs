@@ -7,11 +7,14 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 
-use crate::{chunked::is_token, failure::METHODS};
+use crate::{
+    chunked::is_token,
+    failure::METHODS,
+    headers,
+    request::{RequestHead, RequestUri},
+};
 
 /// A head that passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub enum Framing {
 pub enum Refusal {
     /// 400, with what is wrong for the log.
     Malformed(&'static str),
+    /// 400: the client speaks TLS, and this listener does not.
+    TlsHello,
     /// 405: CONNECT.
     Connect,
     /// 408: the head was not complete in `server.header_timeout`.
@@ -71,17 +76,20 @@ pub enum Refusal {
     NoMemory,
 }
 
+/// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
-/// `http::Uri`'s own bound.
+/// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
 const MAX_TARGET: usize = 65_534;
 
 impl Refusal {
     /// The status that is answered before the close.
     pub fn status(self) -> StatusCode {
         match self {
-            Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
+            Refusal::Malformed(_) | Refusal::TlsHello => StatusCode::BAD_REQUEST,
             Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
             Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -95,6 +103,7 @@ impl Refusal {
     pub fn sentence(self) -> &'static str {
         match self {
             Refusal::Malformed(_) => "The request is malformed.\n",
+            Refusal::TlsHello => "This port speaks plain HTTP, not TLS.\n",
             Refusal::Connect => "The method is not allowed.\n",
             Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
             Refusal::TargetTooLong => "The request target is too long.\n",
@@ -108,6 +117,7 @@ impl Refusal {
     pub fn reason(self) -> &'static str {
         match self {
             Refusal::Malformed(reason) => reason,
+            Refusal::TlsHello => "a TLS hello on a plain listener",
             Refusal::Connect => "CONNECT",
             Refusal::HeadTimedOut => "head timed out",
             Refusal::TargetTooLong => "target too long",
@@ -117,20 +127,27 @@ impl Refusal {
         }
     }
 
-    /// The whole answer, to be written as it is before the close.
-    pub fn answer(self) -> String {
+    /// The whole answer, to be written as it is before the close; `fields` are added to it (CORS).
+    pub fn answer(self, fields: &HeaderMap) -> Vec<u8> {
         let (status, sentence) = (self.status(), self.sentence());
         let extra = match self {
             Refusal::Connect => format!("allow: {METHODS}\r\n"),
             Refusal::NoMemory => "retry-after: 1\r\n".to_owned(),
             _ => String::new(),
         };
-        format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n{sentence}",
+        let mut answer = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n",
             status.as_str(),
             status.canonical_reason().unwrap_or(""),
             sentence.len(),
         )
+        .into_bytes();
+        for (name, value) in fields {
+            headers::line(&mut answer, name.as_str().as_bytes(), value.as_bytes());
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(sentence.as_bytes());
+        answer
     }
 }
 
@@ -150,6 +167,16 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
     if rest.starts_with(b"\r") || rest.starts_with(b"\n") {
         return Err(Refusal::Malformed("an empty line before the request"));
     }
+    if let Some(&first) = rest.first()
+        && !is_token(first)
+    {
+        // no method can come of it: why wait for the rest
+        return Err(if first == TLS_HANDSHAKE {
+            Refusal::TlsHello
+        } else {
+            Refusal::Malformed("a first byte that begins no method")
+        });
+    }
     if !ends_somewhere(bytes, (*scanned).max(skip)) {
         *scanned = bytes.len();
         return if rest.len() < max {
@@ -168,8 +195,8 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
 /// Takes the parts out of a head that passed; they are slices of `text`, which holds it and nothing else.
 ///
 /// # Errors
-/// Another reader does not see in it what [`head`] saw, or it names no URI.
-pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> {
+/// Another reader does not see in it what [`head`] saw.
+pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
     const DISAGREE: Refusal = Refusal::Malformed("a head that can be read in two ways");
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
@@ -178,14 +205,9 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> 
         return Err(DISAGREE);
     }
     let (start, end) = head.target;
-    let mut parts = Box::new(Request::new(()).into_parts().0);
-    parts.method =
+    let method =
         Method::from_bytes(request.method.unwrap_or_default().as_bytes()).map_err(|_| DISAGREE)?;
-    parts.uri = Uri::from_maybe_shared(text.slice(start..end))
-        .map_err(|_| Refusal::Malformed("a target that is no URI"))?;
-    if head.is_old {
-        parts.version = Version::HTTP_10;
-    }
+    let uri = RequestUri::new(text.slice(start..end)).ok_or(DISAGREE)?;
     let mut headers = HeaderMap::with_capacity(head.fields);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
@@ -193,8 +215,36 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> 
             HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| DISAGREE)?;
         headers.append(name, value);
     }
-    parts.headers = headers;
-    Ok(parts)
+    Ok(Box::new(RequestHead {
+        method,
+        uri,
+        version: if head.is_old {
+            Version::HTTP_10
+        } else {
+            Version::HTTP_11
+        },
+        headers,
+    }))
+}
+
+/// The Origin of a head that is refused, as far as it came: the only field of it that its answer depends on. `None` where
+/// it has none, or more than one.
+pub fn origin(head: &[u8]) -> Option<HeaderValue> {
+    let lines = head.split_inclusive(|&byte| byte == b'\n').skip(1);
+    let mut found = None;
+    for line in lines {
+        let Some(line) = line.strip_suffix(b"\r\n").filter(|line| !line.is_empty()) else {
+            break;
+        };
+        let colon = line.iter().position(|&byte| byte == b':');
+        let (name, value) = line.split_at(colon.unwrap_or(line.len()));
+        if name.eq_ignore_ascii_case(header::ORIGIN.as_str().as_bytes())
+            && found.replace(value.get(1..)?.trim_ascii()).is_some()
+        {
+            return None;
+        }
+    }
+    HeaderValue::from_bytes(found?).ok()
 }
 
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
@@ -286,14 +336,7 @@ impl<'a> Walk<'a> {
         if target.len() > MAX_TARGET {
             return Err(Refusal::TargetTooLong);
         }
-        let query = target
-            .iter()
-            .position(|&byte| byte == b'?')
-            .and_then(|mark| target.get(mark..));
-        if !self.eat(b' ')
-            || std::str::from_utf8(target).is_err()
-            || query.is_some_and(|query| query.contains(&b'"'))
-        {
+        if !self.eat(b' ') || std::str::from_utf8(target).is_err() {
             return Err(Refusal::Malformed(
                 "a byte in the target that may not stand there",
             ));
@@ -484,9 +527,10 @@ fn is_port(rest: &[u8]) -> bool {
     }
 }
 
-/// What may stand in a target: what `http::Uri` takes, without the fragment's `#`.
+/// What may stand in a target: all that browsers leave as it is (WHATWG URL), and more than RFC 3986 allows; not `<` and
+/// `>`, which end up in pages, nor the fragment's `#`.
 fn is_target(byte: u8) -> bool {
-    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~' | 0x80..)
+    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
 }
 
 /// What may stand in a field value: no control byte but the tab.
@@ -679,8 +723,6 @@ mod tests {
             bytes.push(byte);
             bytes.extend_from_slice(b" HTTP/1.1\r\nHost: a\r\n\r\n");
             if byte < 0x80 && read(&bytes).is_ok() {
-                let target = &bytes[4..7];
-                assert!(Uri::try_from(target).is_ok(), "byte {byte:#x}");
                 let mut fields = [httparse::EMPTY_HEADER; 4];
                 assert!(
                     httparse::Request::new(&mut fields)
@@ -689,6 +731,33 @@ mod tests {
                     "byte {byte:#x}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn the_origin_of_a_refused_head_is_its_only_one() {
+        for (head, origin) in [
+            (
+                "GET / HTTP/1.1\r\nA: b\r\nORIGIN:  https://a \r\n\r\n",
+                Some("https://a"),
+            ),
+            (
+                "GET / HTTP/1.1\r\nOrigin: https://a\r\nA: unfinished",
+                Some("https://a"),
+            ),
+            ("GET / HTTP/1.1\r\nOrigin:\r\n", Some("")),
+            ("GET / HTTP/1.1\r\nOrigin: https://unfinished", None),
+            (
+                "GET / HTTP/1.1\r\nOrigin: https://a\r\norigin: https://a\r\n",
+                None,
+            ),
+            ("GET / HTTP/1.1\r\nOrigin\r\n", None),
+            ("GET / HTTP/1.1\r\n\r\nOrigin: https://body\r\n", None),
+            ("Origin: https://a\r\n\r\n", None),
+            ("", None),
+        ] {
+            let expected = origin.map(HeaderValue::from_static);
+            assert_eq!(super::origin(head.as_bytes()), expected, "{head:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -48,10 +48,11 @@ pub struct Upload {
     pub taken: u64,
     /// The client is to be asked for its body first (`Expect: 100-continue`).
     held_back: bool,
+    withheld: Vec<HeaderName>,
 }
 
 /// What follows the head of a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 pub struct UploadBody {
     /// Its body has no length.
     pub chunked: bool,
@@ -59,6 +60,8 @@ pub struct UploadBody {
     pub limit: Option<u64>,
     /// The upstream is asked before the client is (`Expect: 100-continue`).
     pub held_back: bool,
+    /// Fields that do not pass behind it.
+    pub withheld: Vec<HeaderName>,
 }
 
 /// Why a request does not get through to its end.
@@ -75,14 +78,17 @@ pub enum UploadError {
 impl Upload {
     /// A request whose head is `head`; without a body where that is `None`.
     pub fn new(head: Vec<u8>, body: Option<UploadBody>) -> Upload {
+        let has_more = body.is_some();
+        let body = body.unwrap_or_default();
         Upload {
             outbox: Outbox::new(head),
-            has_more: body.is_some(),
+            has_more,
             unflushed: false,
-            chunked: body.is_some_and(|body| body.chunked),
-            limit: body.and_then(|body| body.limit).unwrap_or(u64::MAX),
+            chunked: body.chunked,
+            limit: body.limit.unwrap_or(u64::MAX),
             taken: 0,
-            held_back: body.is_some_and(|body| body.held_back),
+            held_back: body.held_back,
+            withheld: body.withheld,
         }
     }
 
@@ -200,11 +206,10 @@ impl Upload {
     fn end(&mut self, section: &[u8]) -> Result<(), UploadError> {
         let mut text = b"0\r\n".to_vec();
         if section.len() > 2 {
-            let trailers = headers::read_trailers(section).ok_or(UploadError::Client)?;
+            let trailers =
+                headers::read_trailers(section, &self.withheld).ok_or(UploadError::Client)?;
             for (name, value) in &trailers {
-                if !headers::is_twin(name.as_str()) {
-                    headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
-                }
+                headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
             }
         }
         text.extend_from_slice(b"\r\n");
@@ -313,8 +318,10 @@ pub struct Download {
     /// The trailers behind a chunked body, once it has ended.
     trailers: Option<HeaderMap>,
     passes_trailers: bool,
-    /// How long the client may give no byte of what it still owes.
-    read_timeout: Option<Duration>,
+    /// Fields that do not pass behind it.
+    withheld: Vec<HeaderName>,
+    /// How long the client may give no byte of what it still owes; `None` = no limit.
+    pub read_timeout: Option<Duration>,
     /// How much of the request's body had come when it was waited for last.
     waits: Option<u64>,
 }
@@ -345,6 +352,7 @@ impl Download {
             persistent: head.persistent,
             trailers: None,
             passes_trailers,
+            withheld: head.withheld,
             read_timeout,
             waits: None,
         };
@@ -484,7 +492,8 @@ impl Download {
             Delimiter::Chunked(body) if body.is_end() => {
                 let section = body.trailers();
                 if self.passes_trailers && section.len() > 2 {
-                    let trailers = headers::read_trailers(&section).ok_or("malformed trailers")?;
+                    let trailers = headers::read_trailers(&section, &self.withheld)
+                        .ok_or("malformed trailers")?;
                     self.trailers = (!trailers.is_empty()).then_some(trailers);
                 }
                 true

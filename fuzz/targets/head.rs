@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use http::Uri;
+use http::{HeaderMap, Uri};
 use lean_proxy::{
     screen::{self, Framing, Head},
     strict::{self, Reader},
@@ -21,8 +21,8 @@ fuzz_target!(|input: &[u8]| {
     };
     let at_once = screen::head(bytes, &mut 0, max);
     if let Err(refusal) = at_once {
-        let answer = refusal.answer();
-        let mut reader = Reader::new(answer.as_bytes());
+        let answer = refusal.answer(&HeaderMap::new());
+        let mut reader = Reader::new(answer.as_slice());
         let mut head = reader
             .response_head("")
             .expect("ours is strict")
@@ -76,14 +76,16 @@ fn parsers_agree(text: &[u8], head: &Head) {
     let (start, end) = head.target;
     assert_eq!(request.path.map(str::as_bytes), Some(&text[start..end]));
     assert_eq!(request.headers.len(), head.fields);
-    Uri::try_from(&text[start..end]).expect("a target that a third parser reads");
     let parts = screen::parts(&bytes::Bytes::copy_from_slice(text), head);
     let parts = parts.expect("what the screen lets through can be taken out");
     assert_eq!(Some(parts.method.as_str()), request.method);
-    assert_eq!(
-        parts.uri,
-        Uri::try_from(&text[start..end]).expect("as above")
-    );
+    // a third parser reads less: where it reads a target, it reads the same
+    if let Ok(uri) = Uri::try_from(&text[start..end]) {
+        assert_eq!(parts.uri.path(), uri.path());
+        assert_eq!(parts.uri.query(), uri.query());
+        let authority = uri.authority().map(http::uri::Authority::as_str);
+        assert_eq!(parts.uri.authority(), authority);
+    }
     assert_eq!(parts.headers.len(), head.fields);
     for field in request.headers.iter() {
         let mut same = parts.headers.get_all(field.name).iter();

@@ -488,6 +488,7 @@ fn our_own_answers_carry_the_grant_too() {
         ("GET /down", 307),
         ("POST /small/", 413),
         ("GET /304/../x", 400),
+        ("GET /304/%2e%2e/x", 400),
         ("TRACE /304/", 405),
     ] {
         let length = if line.starts_with("POST") {
@@ -508,6 +509,52 @@ fn our_own_answers_carry_the_grant_too() {
             "{line}"
         );
         assert_eq!(varies_by(&response), ["origin"], "{line}");
+    }
+}
+
+#[test]
+fn a_head_that_is_refused_carries_the_grant_too() {
+    let upstream = Upstream::fixed(OK);
+    let origin = "Origin: https://app.example";
+    let long = "x".repeat(3000);
+    for (policy, allowed, vary) in [
+        ("['https://app.example']", Some(APP), vec!["origin"]),
+        ("['*']", Some("*"), vec![]),
+        ("['https://else.example']", None, vec!["origin"]),
+        ("[]", None, vec![]),
+    ] {
+        let yaml =
+            under(&format!("{{allowed_origins: {policy}}}")) + "server: {max_header_bytes: 2000}\n";
+        let proxy = Proxy::before(&upstream, &yaml);
+        for (request, status) in [
+            (with("GET /a<b", &[origin]), 400),
+            (with("GET /", &[origin, "Content-Length: x"]), 400),
+            (with("GET /", &[origin, &format!("Cookie: {long}")]), 431),
+            (with("GET /", &[origin]).replace("1.1", "1.2"), 505),
+        ] {
+            let response = proxy.ask(&request);
+            assert_eq!(response.status, status, "{request}");
+            assert_eq!(response.one("access-control-allow-origin"), allowed);
+            assert_eq!(varies_by(&response), vary);
+        }
+    }
+    let proxy = Proxy::before(
+        &upstream,
+        &under("{allowed_origins: ['https://app.example']}"),
+    );
+    for request in [
+        with("GET /a<b", &[origin, origin]),
+        with("GET /a<b", &["Origin: https://evil.example", origin]),
+        with("GET /a<b", &["X-Origin: https://app.example"]),
+        with("GET /a<b", &[]) + "Origin: https://app.example\r\n\r\n",
+    ] {
+        let response = proxy.ask(&request);
+        assert_eq!(response.status, 400);
+        assert_eq!(
+            response.one("access-control-allow-origin"),
+            None,
+            "{request}"
+        );
     }
 }
 

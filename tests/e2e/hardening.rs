@@ -661,6 +661,70 @@ fn one_crlf_before_a_request_is_forgiven() {
     }
 }
 
+#[test]
+fn a_first_byte_that_begins_no_method_is_refused_at_once() {
+    let upstream = Upstream::fixed(OK);
+    let yaml =
+        format!("{ALL}server: {{header_timeout: 600, idle_timeout: 600}}\nlog: {{level: debug}}\n");
+    let proxy = Proxy::before(&upstream, &yaml);
+    for (bytes, reason) in [
+        (
+            &b"\x16\x03\x01\x02\0\x01\0"[..],
+            "TLS hello on a plain listener",
+        ),
+        (b"\x16", "TLS hello on a plain listener"),
+        (b"\r\n\x16\x03", "TLS hello on a plain listener"),
+        (b"\0", "begins no method"),
+        (b"\x80", "begins no method"),
+        (b" GET", "begins no method"),
+        (b"{\"jsonrpc\"", "begins no method"),
+        (b"\r\n@", "begins no method"),
+    ] {
+        let mut client = proxy.client();
+        client.send(bytes);
+        let (answer, _) = client.until_end();
+        assert_eq!(answers(&answer), [400], "{}", bytes.escape_ascii());
+        let lines = || {
+            proxy
+                .logs()
+                .into_iter()
+                .filter(|line| line.contains(reason))
+                .count()
+        };
+        eventually(reason, || lines() > 0);
+    }
+    let mut client = proxy.client();
+    assert_eq!(client.get("/").status, 200);
+    client.send(b"\x16\x03\x01");
+    assert_eq!(
+        answers(&client.until_end().0),
+        [400],
+        "behind a request too"
+    );
+    assert_eq!(upstream.requests(), 1);
+}
+
+#[test]
+fn a_tls_hello_on_a_plain_listener_is_told_once_without_being_asked_for() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = Proxy::before(&upstream, ALL);
+    for _ in 0..3 {
+        let mut client = proxy.client();
+        client.send(b"\x16\x03\x01");
+        assert_eq!(answers(&client.until_end().0), [400]);
+    }
+    proxy.await_log("the hello", |line| {
+        line.contains("level=warn") && line.contains("TLS hello") && line.contains("127.0.0.1")
+    });
+    assert_eq!(proxy.get("/").status, 200);
+    let told = proxy
+        .logs()
+        .iter()
+        .filter(|line| line.contains("TLS hello"))
+        .count();
+    assert_eq!(told, 1);
+}
+
 // ---- without end ----
 
 /// More bytes than anybody keeps.

@@ -19,6 +19,7 @@ mod support;
 
 // an exchange
 mod connections;
+mod fields;
 mod forward;
 mod https;
 mod names;

@@ -716,23 +716,102 @@ fn our_own_answer_to_an_upload_reaches_the_client() {
     }
 }
 
-#[test]
-fn after_an_early_answer_the_connection_is_not_used_again() {
-    let upstream = Upstream::start(|peer| {
+/// An upstream that answers as soon as it has a head, and reads no body.
+fn hasty() -> Upstream {
+    Upstream::start(|peer| {
         peer.head()?;
         peer.write(OK)?;
         peer.await_close()
-    });
+    })
+}
+
+#[test]
+fn behind_an_early_answer_a_short_rest_is_read_and_the_connection_stays() {
+    let upstream = hasty();
     let proxy = Proxy::before(&upstream, ALL);
     let mut client = proxy.client();
-    client.send(with("POST /", &["Content-Length: 50"]));
-    assert_eq!(client.receive().status, 200);
-    // What comes now is body, or the connection is closed: it must never be taken for a request.
-    let _ = client.try_send(get("/smuggled"));
-    let (rest, _) = client.until_end();
-    assert!(rest.is_empty(), "{}", rest.escape_ascii());
+    let hidden = get("/smuggled");
+    let length = format!("Content-Length: {}", hidden.len());
+    for _ in 0..3 {
+        client.send(with("POST /", &[&length]));
+        let response = client.receive();
+        assert_eq!((response.status, response.one("connection")), (200, None));
+        // what comes now is body: never a request
+        client.send(&hidden);
+    }
+    assert_eq!(client.get("/last").status, 200);
     for bytes in upstream.received_all() {
-        assert!(!String::from_utf8_lossy(&bytes).contains("GET /smuggled"));
+        let bytes = String::from_utf8_lossy(&bytes);
+        assert!(!bytes.starts_with("GET /smuggled"), "{bytes}");
+    }
+}
+
+#[test]
+fn an_early_answer_behind_which_the_connection_ends_says_so() {
+    let upstream = hasty();
+    let proxy = Proxy::before(&upstream, ALL);
+    for fields in [
+        &["Content-Length: 1000000"][..],
+        &["Transfer-Encoding: chunked"],
+        // it may never send what nobody asked it for
+        &["Content-Length: 5", "Expect: 100-continue"],
+    ] {
+        let mut client = proxy.client();
+        client.send(with("POST /", fields));
+        let response = client.receive();
+        assert_eq!(
+            (response.status, response.one("connection")),
+            (200, Some("close")),
+            "{fields:?}"
+        );
+        // What comes now is body, or the connection is closed: it must never be taken for a request.
+        let _ = client.try_send(get("/smuggled"));
+        let (rest, _) = client.until_end();
+        assert!(rest.is_empty(), "{}", rest.escape_ascii());
+    }
+    for bytes in upstream.received_all() {
+        assert!(!String::from_utf8_lossy(&bytes).starts_with("GET /smuggled"));
+    }
+}
+
+#[test]
+fn a_rest_that_does_not_come_has_its_time() {
+    let upstream = hasty();
+    let proxy = Proxy::before(&upstream, &format!("{ALL}server: {{read_timeout: 0.3}}\n"));
+    let mut client = proxy.client();
+    client.send(with("POST /", &["Content-Length: 50"]) + "some");
+    assert_eq!(client.receive().status, 200);
+    client.end();
+}
+
+#[test]
+fn what_an_answer_says_of_its_connection_is_kept_where_memory_is_short() {
+    const LENGTH: usize = 30_000;
+    // it answers each request before it reads the body
+    let upstream = Upstream::start(|peer| {
+        loop {
+            peer.head()?;
+            peer.write(OK)?;
+            peer.reader().exact(LENGTH)?;
+        }
+    });
+    let proxy = Proxy::before(&upstream, &format!("{ALL}limits: {{memory: 10485760}}\n"));
+    let body = pattern(0, LENGTH);
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        client.send(with("POST /", &["Content-Length: 30000"]));
+        let mut hand = client.writer();
+        let body = body.clone();
+        let sender = thread::spawn(move || hand.write_all(&body));
+        let response = client.receive();
+        assert_eq!(response.status, 200);
+        if response.one("connection") == Some("close") {
+            client.until_end();
+            let _ = sender.join().unwrap();
+            client = proxy.client();
+        } else {
+            sender.join().unwrap().unwrap();
+        }
     }
 }
 

@@ -494,6 +494,9 @@ fn never_passed_on(fields: &Fields) -> Result<(), String> {
     if fields.has("te") && fields.all("te") != ["trailers"] {
         return Err(format!("TE is {:?}", fields.all("te")));
     }
+    if fields.has("te") && !fields.list("connection").contains(&"te".to_owned()) {
+        return Err("TE is not listed in Connection".to_owned());
+    }
     match fields
         .names()
         .iter()
