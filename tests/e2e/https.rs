@@ -521,6 +521,45 @@ routes:
 }
 
 #[test]
+fn a_reload_ends_the_connections_that_the_old_roots_vouched_for() {
+    let identity = good();
+    let go_on = Signal::default();
+    let release = go_on.clone();
+    let upstream = server(&identity, move |session| {
+        while let Some(request) = session.request()? {
+            if request.target == "/held" {
+                session.note("held");
+                release.wait()?;
+            }
+            session.write(OK)?;
+        }
+        Ok(())
+    });
+    let setup = setup(SECURE, &identity, &upstream);
+    let roots = setup.dir().join("ca.pem");
+    let proxy = setup.start();
+    assert_eq!(proxy.get("/").status, 200);
+    let mut client = proxy.client();
+    client.send(get("/held"));
+    upstream.await_note("held");
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(upstream.open(), 2);
+
+    fs::write(roots, authority("a stranger").pem()).unwrap();
+    proxy.signal("HUP");
+    upstream.await_open(1);
+    assert_eq!(
+        proxy.get("/").status,
+        502,
+        "nothing that is idle is believed"
+    );
+    go_on.raise();
+    assert_eq!(client.receive().text(), "ok", "what is in work is finished");
+    upstream.await_open(0);
+    assert_eq!(proxy.get("/").status, 502);
+}
+
+#[test]
 fn who_believes_everybody_is_told_so_at_each_start() {
     let identity = self_signed(&names(&["elsewhere.test"]));
     let upstream = fixed(&identity, OK);
