@@ -120,8 +120,13 @@ fn read_fields(
         let name =
             HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "malformed field name")?;
         if said.keeps(&name, field.value, &hops)? {
-            let value = HeaderValue::from_maybe_shared(value(field.value))
-                .map_err(|_| "malformed field value")?;
+            let part = if name == header::CONTENT_LENGTH {
+                screen::without_zeros(field.value)
+            } else {
+                field.value
+            };
+            let value =
+                HeaderValue::from_maybe_shared(value(part)).map_err(|_| "malformed field value")?;
             headers.append(name, value);
         }
     }
@@ -308,6 +313,16 @@ mod tests {
                 passes,
                 "{status}"
             );
+        }
+    }
+
+    #[test]
+    fn a_length_is_handed_on_without_leading_zeros() {
+        for (given, passed) in [("0005", "5"), ("00", "0"), ("5", "5"), ("50", "50")] {
+            let text = format!("HTTP/1.1 200 OK\r\nA: 05\r\nContent-Length: {given}\r\n\r\n");
+            let head = read_head(text.as_bytes(), &Method::HEAD).unwrap().unwrap();
+            assert_eq!(head.headers[header::CONTENT_LENGTH], passed, "{given}");
+            assert_eq!(head.headers["a"], "05");
         }
     }
 
