@@ -203,7 +203,7 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<request::Parts>, Refusal> 
 }
 
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
-fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
+pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
     if bytes.ends_with(b"\r\n\r\n") {
         return true;
     }
