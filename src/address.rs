@@ -327,7 +327,8 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("{name:?} is neither a host name nor an IP address"))
 }
 
-/// `10.0.0.0/8`, `fd00::/8`, or a lone address.
+/// `10.0.0.0/8`, `fd00::/8`, or a lone address. IPv4 written as IPv6 (`::ffff:10.0.0.0/104`, RFC 4291 §2.5.5.2) is IPv4:
+/// the addresses that are looked for in it are written so, too.
 pub fn parse_network(text: &str) -> Result<Network, String> {
     let bad = || {
         format!(
@@ -347,6 +348,18 @@ pub fn parse_network(text: &str) -> Result<Network, String> {
         Some(_) => return Err(bad()),
     };
     let prefix = u8::try_from(prefix).map_err(|_| bad())?;
+    let (address, prefix) = match address {
+        IpAddr::V6(v6) => match (v6.to_ipv4_mapped(), prefix.checked_sub(96)) {
+            (None, _) => (address, prefix),
+            (Some(v4), Some(prefix)) => (IpAddr::V4(v4), prefix),
+            (Some(v4), None) => {
+                return Err(format!(
+                    "reaches beyond the IPv4 addresses: write {v4} and its own prefix"
+                ));
+            }
+        },
+        IpAddr::V4(_) => (address, prefix),
+    };
     Ok(Network {
         address: masked(address, prefix),
         prefix,
@@ -594,6 +607,12 @@ mod tests {
             ("::1", Some(("::1", "::2"))),
             ("fd00::/8", Some(("fdff::1", "fe00::1"))),
             ("::/0", Some(("ffff::", "10.0.0.1"))),
+            ("::ffff:127.0.0.0/104", Some(("127.1.2.3", "128.0.0.1"))),
+            ("::ffff:127.0.0.0/104", Some(("::ffff:127.1.2.3", "::1"))),
+            ("::ffff:10.0.0.1", Some(("10.0.0.1", "10.0.0.2"))),
+            ("::ffff:0:0/96", Some(("255.255.255.255", "::1"))),
+            ("::ffff:127.0.0.0/95", None),
+            ("::ffff:127.0.0.0/8", None),
             ("10.0.0.0/33", None),
             ("::/129", None),
             ("10.0.0.0/", None),

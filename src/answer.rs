@@ -51,11 +51,25 @@ pub enum Delimiter {
     Close,
 }
 
+/// Whether [`read_head`], which begins at the first byte each time, may say more than it said before: of the first bytes,
+/// for most that is no HTTP shows at once; then when the empty line has come, or no more may come. So a head that drips
+/// in is read twice and not once for each drop.
+///
+/// `scanned` is how many of the bytes were there before; the caller keeps it, and sets it to 0 for another head.
+pub fn is_due(bytes: &[u8], scanned: &mut usize) -> bool {
+    let before = std::mem::replace(scanned, bytes.len());
+    before == 0 || bytes.len() >= MAX_HEAD || screen::ends_somewhere(bytes, before)
+}
+
 /// Reads the head of an answer to `method`; `None` where it is not complete yet.
 ///
 /// # Errors
 /// A word for the log where it cannot be passed on.
 pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static str> {
+    // httparse would skip any number of empty lines
+    if matches!(bytes, [b'\r' | b'\n', ..]) {
+        return Err("an empty line before the answer");
+    }
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -123,8 +137,13 @@ fn read_fields(
         let name =
             HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "malformed field name")?;
         if said.keeps(&name, field.value, &hops)? {
-            let value = HeaderValue::from_maybe_shared(value(field.value))
-                .map_err(|_| "malformed field value")?;
+            let part = if name == header::CONTENT_LENGTH {
+                screen::without_zeros(field.value)
+            } else {
+                field.value
+            };
+            let value =
+                HeaderValue::from_maybe_shared(value(part)).map_err(|_| "malformed field value")?;
             headers.append(name, value);
         }
     }
@@ -303,6 +322,31 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_drips_in_is_read_twice_whatever_its_length() {
+        for newline in ["\r\n", "\n"] {
+            for fields in [0, 1, 200] {
+                let lines = format!("X-Y: z{newline}").repeat(fields);
+                let text = format!("HTTP/1.1 200 OK{newline}{lines}{newline}");
+                for step in 1..9 {
+                    let (mut scanned, mut count, mut head) = (0, 0, None);
+                    for end in (step..text.len()).step_by(step).chain([text.len()]) {
+                        let bytes = &text.as_bytes()[..end];
+                        if is_due(bytes, &mut scanned) {
+                            count += 1;
+                            head = read_head(bytes, &Method::GET).unwrap();
+                        }
+                        assert_eq!(head.is_some(), end == text.len(), "{end} of {text:?}");
+                    }
+                    assert!(count <= 2, "read {count} times");
+                }
+            }
+        }
+        let endless = vec![b'a'; MAX_HEAD];
+        assert!(!is_due(&endless[1..], &mut (MAX_HEAD / 2)));
+        assert!(is_due(&endless, &mut (MAX_HEAD / 2)));
+    }
+
+    #[test]
     fn a_length_where_no_body_may_be_is_taken_away() {
         for (status, method, passes) in [
             ("103 Early Hints", Method::GET, false),
@@ -323,6 +367,16 @@ mod tests {
     }
 
     #[test]
+    fn a_length_is_handed_on_without_leading_zeros() {
+        for (given, passed) in [("0005", "5"), ("00", "0"), ("5", "5"), ("50", "50")] {
+            let text = format!("HTTP/1.1 200 OK\r\nA: 05\r\nContent-Length: {given}\r\n\r\n");
+            let head = read_head(text.as_bytes(), &Method::HEAD).unwrap().unwrap();
+            assert_eq!(head.headers[header::CONTENT_LENGTH], passed, "{given}");
+            assert_eq!(head.headers["a"], "05");
+        }
+    }
+
+    #[test]
     fn no_beginning_of_a_bad_head_is_taken_for_a_head() {
         for bad in [
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -334,6 +388,8 @@ mod tests {
             "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
             "HTTP/2.0 200 OK\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "\n\nHTTP/1.1 200 OK\r\n\r\n",
         ] {
             for cut in 0..bad.len() {
                 let head = read_head(&bad.as_bytes()[..cut], &Method::GET);

@@ -463,11 +463,7 @@ async fn admit(
 
 /// Whether an answer needs neither an upstream nor time: health, and preflights.
 fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
-    let path = gate
-        .target(head)
-        .split(|byte| *byte == b'?')
-        .next()
-        .unwrap_or_default();
+    let path = screen::path(gate.target(head));
     let state = worker.state();
     path == state.config.health_path.as_bytes()
         || (state.answers_options && gate.has_method(head, b"OPTIONS"))

@@ -39,7 +39,7 @@ enum State {
     /// Behind so many digits of it.
     Digits(u8),
     /// In an extension.
-    Extension,
+    Extension(Extension),
     /// Behind the CR of a size line.
     SizeLf,
     Data,
@@ -54,6 +54,57 @@ enum State {
     /// Behind the CR of the empty line.
     EndLf,
     End,
+}
+
+/// Where in `; name = value` (RFC 9112 §7.1.1), with white space around `;` and `=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extension {
+    /// Before the first byte of a name.
+    Start,
+    Name,
+    /// In the white space behind a name.
+    NameEnd,
+    /// Before the first byte of a value.
+    Equals,
+    Value,
+    /// Between quotation marks.
+    Quoted,
+    /// Behind a backslash there.
+    Escaped,
+    /// Behind the closing one.
+    QuotedEnd,
+    /// In the white space behind a value.
+    ValueEnd,
+}
+
+impl Extension {
+    /// Whether a size line may end here.
+    fn is_whole(self) -> bool {
+        use Extension::{Name, QuotedEnd, Value};
+        matches!(self, Name | Value | QuotedEnd)
+    }
+
+    /// Behind this byte; `None` where it may not stand.
+    fn step(self, byte: u8) -> Option<Extension> {
+        use Extension::{
+            Equals, Escaped, Name, NameEnd, Quoted, QuotedEnd, Start, Value, ValueEnd,
+        };
+        let is_space = matches!(byte, b' ' | b'\t');
+        Some(match (self, byte) {
+            (Start | Equals, _) if is_space => self,
+            (Start | Name, _) if is_token(byte) => Name,
+            (Name | NameEnd, _) if is_space => NameEnd,
+            (Name | NameEnd, b'=') => Equals,
+            (Equals, b'"') => Quoted,
+            (Equals | Value, _) if is_token(byte) => Value,
+            (Value | QuotedEnd | ValueEnd, _) if is_space => ValueEnd,
+            (Name | NameEnd | Value | QuotedEnd | ValueEnd, b';') => Start,
+            (Quoted, b'"') => QuotedEnd,
+            (Quoted, b'\\') => Escaped,
+            (Quoted | Escaped, b'\t' | b' '..=b'~' | 0x80..) => Quoted,
+            _ => return None,
+        })
+    }
 }
 
 impl Chunked {
@@ -117,9 +168,13 @@ impl Chunked {
     fn step(&mut self, byte: u8) -> Result<(), Broken> {
         self.state = match (self.state, byte) {
             (State::Size, _) => self.digit(byte, 0)?,
-            (State::Digits(_) | State::Extension, b'\r') => State::SizeLf,
-            (State::Digits(_), b';') | (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
-                self.extra(State::Extension)?
+            (State::Digits(_), b'\r') => State::SizeLf,
+            (State::Extension(extension), b'\r') if extension.is_whole() => State::SizeLf,
+            (State::Digits(_), b';') => self.extra(State::Extension(Extension::Start))?,
+            (State::Extension(extension), _) => {
+                let next = extension.step(byte);
+                let next = next.ok_or(Broken("a malformed chunk extension"))?;
+                self.extra(State::Extension(next))?
             }
             (State::Digits(n), _) => self.digit(byte, n)?,
             (State::SizeLf, b'\n') if self.left == 0 => State::TrailerStart,
@@ -137,7 +192,6 @@ impl Chunked {
             }
             (State::TrailerLf, b'\n') => State::TrailerStart,
             (State::EndLf, b'\n') => State::End,
-            (State::Extension, _) => return Err(Broken("a control byte in a chunk extension")),
             (State::DataCr | State::DataLf, _) => {
                 return Err(Broken("a chunk is longer than its size"));
             }
@@ -302,6 +356,28 @@ mod tests {
     }
 
     #[test]
+    fn extensions_are_skipped_whatever_their_quotes_hold() {
+        for extension in [
+            ";a",
+            ";a;b",
+            ";a=b",
+            "; a = b ; c",
+            ";\ta\t=\tb",
+            ";a=\"\"",
+            ";a=\"b;c=d\"",
+            ";a=\"b\\\"c\\\\\" ; d=e",
+            ";a=\"ü\t\"",
+        ] {
+            let whole = format!("5{extension}\r\nhello\r\n0{extension}\r\n\r\n");
+            for step in [1, 3, 64] {
+                let (data, _, end) = walk(whole.as_bytes(), step).unwrap();
+                assert_eq!(data, b"hello", "{extension}");
+                assert_eq!(end, Some(whole.len()), "{extension}");
+            }
+        }
+    }
+
+    #[test]
     fn an_unfinished_body_is_no_end() {
         let whole = b"5\r\nhello\r\n0\r\nA: b\r\n\r\n";
         for cut in 0..whole.len() {
@@ -326,6 +402,24 @@ mod tests {
             b"5\r\nhell\r\n0\r\n\r\n",
             b"5;a\nb\r\nhello\r\n",
             b"5;\x00\r\n",
+            b"5;\r\nhello\r\n",
+            b"5; \r\nhello\r\n",
+            b"5;;a\r\nhello\r\n",
+            b"5;a;\r\nhello\r\n",
+            b"5;=b\r\nhello\r\n",
+            b"5;a=\r\nhello\r\n",
+            b"5;a=b=c\r\nhello\r\n",
+            b"5;a b\r\nhello\r\n",
+            b"5;a \r\nhello\r\n",
+            b"5;a=b c\r\nhello\r\n",
+            b"5;a=\"b\r\nhello\r\n",
+            b"5;a=\"b\\\"\r\nhello\r\n",
+            b"5;a=\"b\\\r\n\"\r\nhello\r\n",
+            b"5;a=\"b\"c\r\nhello\r\n",
+            b"5;a=b\"c\"\r\nhello\r\n",
+            b"5;\"a\"\r\nhello\r\n",
+            b"5;a=\"\x01\"\r\nhello\r\n",
+            b"0;\r\n\r\n",
             b"0\r\nnot a field\r\n",
             b"0\r\n: empty\r\n",
             b"0\r\n folded: x\r\n",

@@ -11,17 +11,20 @@ use std::{
     future::{Future, poll_fn},
     io::{self, IoSlice},
     mem::MaybeUninit,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
+    thread,
     time::{Duration, Instant},
 };
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::{TcpSocket, TcpStream, UnixStream, lookup_host},
+    net::{TcpSocket, TcpStream, UnixStream},
+    sync::{Semaphore, oneshot},
     task::spawn_local,
     time::sleep,
 };
@@ -296,7 +299,7 @@ impl Dialer {
     pub fn new(options: SocketOptions) -> Dialer {
         Dialer {
             options,
-            names: Names::new(|name| Box::pin(resolve(name))),
+            names: Names::new(|name| Box::pin(resolve(name, LOOK_UP_STACK))),
             connectors: Connectors::default(),
             stagger: STAGGER,
         }
@@ -369,24 +372,25 @@ impl Dialer {
     }
 
     /// RFC 8305 §5: each address gets a start of its own, the next at once when one fails, and the first that connects
-    /// wins. The others are closed by being dropped.
+    /// wins. The others are closed by being dropped. No more than [`MAX_RACING`] run at the same time: then the next
+    /// address takes the place of the one that has been silent longest.
     async fn race(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
         let mut waiting = addresses.iter();
-        let mut running: Vec<Pin<Box<dyn Future<Output = _> + '_>>> = Vec::new();
+        let mut running: Vec<(SocketAddr, Pin<Box<dyn Future<Output = _> + '_>>)> = Vec::new();
         let mut failed = Failed::default();
         let mut pause = pin!(sleep(self.stagger));
         poll_fn(|cx| {
             loop {
                 let before = running.len();
                 let mut connected = None;
-                running.retain_mut(|attempt| match attempt.as_mut().poll(cx) {
+                running.retain_mut(|(address, attempt)| match attempt.as_mut().poll(cx) {
                     Poll::Pending => true,
                     Poll::Ready(Ok(stream)) => {
                         connected = Some(stream);
                         false
                     }
-                    Poll::Ready(Err((address, error))) => {
-                        failed.add(address, &error);
+                    Poll::Ready(Err(error)) => {
+                        failed.add(*address, &error);
                         false
                     }
                 });
@@ -404,7 +408,11 @@ impl Dialer {
                 };
                 match next {
                     Some(address) => {
-                        running.push(Box::pin(self.attempt(*address)));
+                        if running.len() == MAX_RACING {
+                            let (silent, _attempt) = running.remove(0);
+                            failed.add(silent, &io::ErrorKind::TimedOut.into());
+                        }
+                        running.push((*address, Box::pin(self.attempt(*address))));
                         pause.set(sleep(self.stagger));
                     }
                     None if running.is_empty() => {
@@ -417,15 +425,14 @@ impl Dialer {
         .await
     }
 
-    async fn attempt(&self, address: SocketAddr) -> Result<TcpStream, (SocketAddr, io::Error)> {
+    async fn attempt(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
         };
-        let socket = socket.map_err(|error| (address, error))?;
+        let socket = socket?;
         self.options.apply(&socket);
-        let connected = socket.connect(address).await;
-        connected.map_err(|error| (address, error))
+        socket.connect(address).await
     }
 }
 
@@ -488,7 +495,15 @@ impl Drop for Doubt<'_> {
 }
 
 type Answer = Result<Rc<[SocketAddr]>, Rc<str>>;
-type LookUp = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>>>>;
+type LookUp = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, Unresolved>>>>;
+
+/// Why a look-up has no answer.
+#[derive(Debug)]
+struct Unresolved {
+    reason: String,
+    /// There was no thread for it: it says nothing of the name, and the next dial asks again at once.
+    ours: bool,
+}
 
 /// What is known of names: one entry for each name of the configuration.
 struct Names {
@@ -498,7 +513,31 @@ struct Names {
 
 enum Entry {
     Asking(Vec<Waker>),
+    /// An answer, and how long it is good.
     Known(Answer, Instant),
+}
+
+/// A look-up at work: its entry gets an answer whatever becomes of it, else the name would be asked for for ever.
+struct Asked(Rc<RefCell<Entry>>);
+
+impl Asked {
+    fn answer(&self, answer: Answer, good_for: Duration) {
+        let asking = self
+            .0
+            .replace(Entry::Known(answer, Instant::now() + good_for));
+        if let Entry::Asking(wakers) = asking {
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let is_asking = matches!(*self.0.borrow(), Entry::Asking(_));
+        if is_asking {
+            self.answer(Err(ENDED.into()), Duration::ZERO);
+        }
+    }
 }
 
 impl Names {
@@ -529,16 +568,15 @@ impl Names {
         self.entries
             .borrow_mut()
             .insert(name.to_owned(), Rc::clone(&entry));
-        let (look_up, filled) = ((self.look_up)(name.to_owned()), Rc::clone(&entry));
+        let (look_up, asked) = ((self.look_up)(name.to_owned()), Asked(Rc::clone(&entry)));
         spawn_local(async move {
-            let answer = match look_up.await {
-                Ok(addresses) if addresses.is_empty() => Err("no address".into()),
-                Ok(addresses) => Ok(addresses.into()),
-                Err(error) => Err(error.to_string().into()),
-            };
-            let asking = filled.replace(Entry::Known(answer, Instant::now()));
-            if let Entry::Asking(wakers) = asking {
-                wakers.into_iter().for_each(Waker::wake);
+            match look_up.await {
+                Ok(addresses) if addresses.is_empty() => {
+                    asked.answer(Err("no address".into()), BAD_FOR);
+                }
+                Ok(addresses) => asked.answer(Ok(addresses.into()), GOOD_FOR),
+                Err(error) if error.ours => asked.answer(Err(error.reason.into()), Duration::ZERO),
+                Err(error) => asked.answer(Err(error.reason.into()), BAD_FOR),
             }
         });
         entry
@@ -563,8 +601,7 @@ impl Entry {
     fn is_valid(&self) -> bool {
         match self {
             Entry::Asking(_) => true,
-            Entry::Known(Ok(_), since) => since.elapsed() < GOOD_FOR,
-            Entry::Known(Err(_), since) => since.elapsed() < BAD_FOR,
+            Entry::Known(_, until) => Instant::now() < *until,
         }
     }
 
@@ -581,9 +618,27 @@ impl Entry {
     }
 }
 
-/// getaddrinfo, in a thread of the blocking pool.
-async fn resolve(name: String) -> io::Result<Vec<SocketAddr>> {
-    Ok(lookup_host((name, 0)).await?.collect())
+/// getaddrinfo, in a thread of its own. Not by tokio's blocking pool, which panics where the system has no thread.
+async fn resolve(name: String, stack: usize) -> Result<Vec<SocketAddr>, Unresolved> {
+    let ours = |reason: String| Unresolved { reason, ours: true };
+    let permit = LOOK_UPS.with(Arc::clone).acquire_owned().await;
+    let permit = permit.map_err(|error| ours(error.to_string()))?;
+    let (answer, answered) = oneshot::channel();
+    let look_up = move || {
+        let addresses = (name.as_str(), 0).to_socket_addrs().map(Vec::from_iter);
+        drop(permit);
+        drop(answer.send(addresses));
+    };
+    thread::Builder::new()
+        .name("look-up".to_owned())
+        .stack_size(stack)
+        .spawn(look_up)
+        .map_err(|error| ours(format!("no thread for the look-up: {error}")))?;
+    let addresses = answered.await.map_err(|_| ours(ENDED.to_owned()))?;
+    addresses.map_err(|error| Unresolved {
+        reason: error.to_string(),
+        ours: false,
+    })
 }
 
 impl fmt::Debug for Dialer {
@@ -592,8 +647,20 @@ impl fmt::Debug for Dialer {
     }
 }
 
+thread_local! {
+    /// Look-ups of a worker at the same time, whatever was reloaded: a resolver that hangs would hold a thread, of some
+    /// 30 kB, for each name.
+    static LOOK_UPS: Arc<Semaphore> = Arc::new(Semaphore::new(4));
+}
+/// Bytes of stack of a look-up; musl's resolver takes a few kB, glibc's with its modules more.
+const LOOK_UP_STACK: usize = 128 * 1024;
+/// What is said of a look-up that ended without an answer.
+const ENDED: &str = "the look-up broke off";
 /// Between the starts of two attempts.
 const STAGGER: Duration = Duration::from_millis(300);
+/// Attempts at the same time. Each is a socket of some 3 kB, and they are in the price of the exchange that dials, which
+/// holds neither an answer nor queues yet. An address that stays silent has 1.2 s, which sees one lost SYN sent again.
+const MAX_RACING: usize = 4;
 /// A burst of dials asks once; a container that moved is followed soon, and at once where its old address is dead.
 const GOOD_FOR: Duration = Duration::from_secs(5);
 /// Keeps a name that does not exist from being asked for with each request.
@@ -605,8 +672,7 @@ mod tests {
         env, fs,
         io::Read,
         net::{Ipv4Addr, Ipv6Addr},
-        sync::{Arc, mpsc},
-        thread,
+        sync::mpsc,
     };
 
     use rcgen::{CertificateParams, KeyPair};
@@ -800,6 +866,41 @@ mod tests {
         });
     }
 
+    /// How many sockets of this machine wait for one of these ports to answer (`SYN_SENT`).
+    fn connecting(ports: &[u16]) -> usize {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_one = |line: &&str| {
+            let mut words = line.split_whitespace().skip(2);
+            let port = words.next().and_then(|remote| remote.split(':').nth(1));
+            let port = port.and_then(|port| u16::from_str_radix(port, 16).ok());
+            port.is_some_and(|port| ports.contains(&port)) && words.next() == Some("02")
+        };
+        table.lines().filter(is_one).count()
+    }
+
+    #[test]
+    fn few_attempts_run_at_the_same_time_and_the_last_address_has_its_turn() {
+        run(async {
+            let (dead, _sockets): (Vec<_>, Vec<_>) = (0..MAX_RACING + 5).map(|_| silent()).unzip();
+            let ports: Vec<u16> = dead.iter().map(SocketAddr::port).collect();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let good = listener.local_addr().unwrap();
+            let mut dialer = dialer(|_| Box::pin(async { Ok(vec![]) }));
+            dialer.stagger = Duration::from_millis(1);
+            let addresses = [&*dead, &[good]].concat();
+            let before = connecting(&ports);
+            let mut most = 0;
+            let mut race = pin!(dialer.race(&addresses));
+            let raced = poll_fn(|cx| {
+                let raced = race.as_mut().poll(cx);
+                most = most.max(connecting(&ports).saturating_sub(before));
+                raced
+            });
+            assert_eq!(raced.await.unwrap().peer_addr().unwrap(), good);
+            assert!((2..=MAX_RACING).contains(&most), "{most} at the same time");
+        });
+    }
+
     thread_local! {
         /// What the resolvers of these tests count and answer.
         static ASKED: Cell<u32> = const { Cell::new(0) };
@@ -912,7 +1013,12 @@ mod tests {
         run(async {
             let dialer = dialer(|_| {
                 ASKED.set(ASKED.get() + 1);
-                Box::pin(async { Err(io::Error::other("no such name")) })
+                Box::pin(async {
+                    Err(Unresolved {
+                        reason: "no such name".to_owned(),
+                        ours: false,
+                    })
+                })
             });
             for _ in 0..3 {
                 match dialer.dial(&origin("nobody", 80)).await.unwrap_err() {
@@ -921,6 +1027,55 @@ mod tests {
                 }
             }
             assert_eq!(ASKED.get(), 1);
+        });
+    }
+
+    #[test]
+    fn a_look_up_without_a_thread_strikes_its_own_request_and_no_later_one() {
+        run(async {
+            // no thread has so large a stack, and the system says what it says where there is no thread
+            let failed = resolve("localhost".to_owned(), 1 << 46).await.unwrap_err();
+            assert!(failed.ours, "{failed:?}");
+            let reason = "no thread for the look-up: ";
+            assert!(failed.reason.starts_with(reason), "{failed:?}");
+            assert_eq!(LOOK_UPS.with(|it| it.available_permits()), 4);
+            assert!(
+                !resolve("localhost".to_owned(), LOOK_UP_STACK)
+                    .await
+                    .unwrap()
+                    .is_empty()
+            );
+
+            let broken: [fn(String) -> LookUp; 2] = [
+                |name| {
+                    ASKED.set(ASKED.get() + 1);
+                    let stack = if ASKED.get() == 1 {
+                        1 << 46
+                    } else {
+                        LOOK_UP_STACK
+                    };
+                    Box::pin(resolve(name, stack))
+                },
+                |name| {
+                    ASKED.set(ASKED.get() + 1);
+                    let first = ASKED.get() == 1;
+                    Box::pin(async move {
+                        assert!(!first, "a look-up that panics");
+                        resolve(name, LOOK_UP_STACK).await
+                    })
+                },
+            ];
+            for (case, look_up) in broken.into_iter().enumerate() {
+                ASKED.set(0);
+                let names = Rc::new(Names::new(look_up));
+                // all that wait for it are told
+                let other = Rc::clone(&names);
+                let other = spawn_local(async move { other.find("localhost").await.map(drop) });
+                let first = names.find("localhost").await;
+                assert!(matches!(first, Err(Failure::NameUnresolved(_))), "{case}");
+                assert!(other.await.unwrap().is_err() && ASKED.get() == 1, "{case}");
+                assert!(names.find("localhost").await.is_ok(), "{case}");
+            }
         });
     }
 

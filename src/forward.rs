@@ -12,7 +12,7 @@ use std::{
 use http::{Method, StatusCode};
 
 use crate::{
-    answer::{Head, read_head},
+    answer::Head,
     config::Server,
     cors,
     dial::Way,
@@ -185,13 +185,12 @@ impl Sending<'_> {
                 }
             }
             while !upstream.unread().is_empty() {
-                match read_head(upstream.unread(), self.attempt.method) {
+                match upstream.read_head(self.attempt.method) {
                     Err(reason) => {
                         return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(reason))));
                     }
                     Ok(None) => break,
                     Ok(Some(head)) => {
-                        upstream.start += head.len;
                         if !head.status.is_informational()
                             || head.status == StatusCode::SWITCHING_PROTOCOLS
                         {

@@ -57,7 +57,7 @@ impl Line {
     /// A value in quotes; in text without them where it is plain and they are not asked for.
     fn value(&mut self, name: &str, most: usize, quoted: bool, value: &dyn Display) {
         let room = self.room(name).min(most);
-        if room < 8 {
+        if room < LONGEST {
             return;
         }
         self.key(name);
@@ -109,8 +109,7 @@ impl Write for Value<'_> {
     }
 
     fn write_char(&mut self, char: char) -> fmt::Result {
-        // The longest escape is `\u{202e}`, 8 bytes.
-        if self.room < 8 {
+        if self.room < LONGEST {
             if self.room > 0 {
                 self.room = 0;
                 self.plain = false;
@@ -127,25 +126,41 @@ impl Write for Value<'_> {
             '\r' => self.text.push_str("\\r"),
             '\t' => self.text.push_str("\\t"),
             char if !misleads(char) => self.text.push(char),
-            char => {
-                let code = u32::from(char);
-                match self.json {
-                    true => write!(self.text, "\\u{code:04x}"),
-                    false if char.is_ascii() => write!(self.text, "\\x{code:02x}"),
-                    false => write!(self.text, "\\u{{{code:x}}}"),
-                }?;
+            char if self.json => {
+                // beyond U+FFFF it takes two (RFC 8259 §7)
+                for unit in char.encode_utf16(&mut [0; 2]) {
+                    write!(self.text, "\\u{unit:04x}")?;
+                }
             }
+            char if char.is_ascii() => write!(self.text, "\\x{:02x}", u32::from(char))?,
+            char => write!(self.text, "\\u{{{:x}}}", u32::from(char))?,
         }
         self.room -= self.text.len() - before;
         Ok(())
     }
 }
 
-/// Controls of both sets, line separators, marks that turn the direction of writing, and what is no character: a terminal
-/// or a viewer would show another line than was written.
+/// Whether a terminal or a viewer would show another line than was written: controls of both sets (Cc), line and paragraph
+/// separators (Zl, Zp), format characters (Cf, Unicode 15), among them all that turn the direction of writing, and what is no
+/// character.
 fn misleads(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    // what most lines consist of
+    if (' '..='~').contains(&char) {
+        return false;
+    }
+    let code = u32::from(char);
+    let is_no_character = code & 0xfffe == 0xfffe || (0xfdd0..=0xfdef).contains(&code);
+    char.is_control() || is_no_character || is_format(char)
+}
+
+/// Format characters, and the two separators among them.
+fn is_format(char: char) -> bool {
+    matches!(char,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Bytes that should be text; what is not UTF-8 shows as U+FFFD.
@@ -165,6 +180,8 @@ impl Display for Lossy<'_> {
 
 /// Bytes of a line with its newline: `PIPE_BUF`, what a pipe takes whole or not at all.
 pub const LINE: usize = 4096;
+/// Bytes of the longest escape: `\udb40\udc01` in JSON.
+const LONGEST: usize = 12;
 /// Bytes of a value after escaping.
 const LONG: usize = 2048;
 /// Bytes of a value that is short unless somebody plays.
@@ -223,7 +240,13 @@ mod tests {
                 r#""\u{85}\u{2028}\u{202e}""#,
                 r"\u0085\u2028\u202e",
             ),
+            (
+                "\u{61c}\u{180e}\u{200f}\u{2066}\u{e0001}",
+                r#""\u{61c}\u{180e}\u{200f}\u{2066}\u{e0001}""#,
+                r"\u061c\u180e\u200f\u2066\udb40\udc01",
+            ),
             ("grün", "\"grün\"", "grün"),
+            ("😀", "\"😀\"", "😀"),
         ] {
             let head = line(false, &[]).trim_end().to_owned();
             assert_eq!(
@@ -242,6 +265,46 @@ mod tests {
             Lossy(b"a\xff\xfeb\xc3").to_string(),
             "a\u{fffd}\u{fffd}b\u{fffd}"
         );
+    }
+
+    /// By Python's unicodedata (14.0.0): every character of the categories Cc, Cf, Zl and Zp, as ranges.
+    #[test]
+    fn no_character_that_formats_is_shown() {
+        let ranges = [
+            (0x0, 0x1f),
+            (0x7f, 0x9f),
+            (0xad, 0xad),
+            (0x600, 0x605),
+            (0x61c, 0x61c),
+            (0x6dd, 0x6dd),
+            (0x70f, 0x70f),
+            (0x890, 0x891),
+            (0x8e2, 0x8e2),
+            (0x180e, 0x180e),
+            (0x200b, 0x200f),
+            (0x2028, 0x202e),
+            (0x2060, 0x2064),
+            (0x2066, 0x206f),
+            (0xfeff, 0xfeff),
+            (0xfff9, 0xfffb),
+            (0x110bd, 0x110bd),
+            (0x110cd, 0x110cd),
+            (0x13430, 0x13438),
+            (0x1bca0, 0x1bca3),
+            (0x1d173, 0x1d17a),
+            (0xe0001, 0xe0001),
+            (0xe0020, 0xe007f),
+        ];
+        for (first, last) in ranges {
+            for char in (first..=last).filter_map(char::from_u32) {
+                assert!(misleads(char), "U+{:04X}", u32::from(char));
+            }
+        }
+        for char in [
+            'a', 'é', 'ß', 'ب', '日', '😀', '\u{a0}', '\u{301}', '\u{e000}',
+        ] {
+            assert!(!misleads(char), "U+{:04X}", u32::from(char));
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Pool {
     hosts: RefCell<Vec<Weak<Host>>>,
     idle: Cell<usize>,
     next: Cell<u32>,
+    /// Counts configurations: what was verified under an earlier one is not used under a later.
+    trust: Cell<u32>,
     budget: Rc<Budget>,
     metrics: Arc<Metrics>,
 }
@@ -49,6 +51,8 @@ pub struct Host {
     /// Who waits for one of its connections.
     pub queue: Queue,
     pool: Rc<Pool>,
+    /// [`Pool::trust`] when it was made.
+    trust: u32,
     idle: RefCell<Vec<Idle>>,
     open: Cell<usize>,
 }
@@ -99,9 +103,22 @@ impl Pool {
             hosts: RefCell::default(),
             idle: Cell::new(0),
             next: Cell::new(1),
+            trust: Cell::new(0),
             budget,
             metrics,
         })
+    }
+
+    /// Ends what the roots of an earlier configuration vouched for: TLS connections from before this call are used to the
+    /// end of their exchange and then closed, because the files that they were verified by may have changed. Called at
+    /// each reload, before [`Pool::host`]; others stay.
+    pub fn renew_trust(&self) {
+        self.trust.set(self.trust.get().wrapping_add(1));
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            if !host.is_trusted() {
+                host.retain(|_| false);
+            }
+        }
     }
 
     /// Takes over other limits; connections over them go as they come back.
@@ -116,7 +133,7 @@ impl Pool {
         if let Some(host) = hosts
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|host| host.origin == *origin)
+            .find(|host| host.origin == *origin && host.is_trusted())
         {
             return host;
         }
@@ -125,6 +142,7 @@ impl Pool {
             id: self.next.replace(self.next.get().wrapping_add(1).max(1)),
             queue: Queue::default(),
             pool: Rc::clone(self),
+            trust: self.trust.get(),
             idle: RefCell::default(),
             open: Cell::new(0),
         });
@@ -249,6 +267,11 @@ impl Host {
         }
     }
 
+    /// Whether its connections were verified under the configuration in force, where they are verified at all.
+    fn is_trusted(&self) -> bool {
+        self.origin.tls.is_none() || self.trust == self.pool.trust.get()
+    }
+
     fn pop(&self) -> Option<Idle> {
         let idle = self.idle.borrow_mut().pop()?;
         self.pool.count_idle(false);
@@ -259,7 +282,8 @@ impl Host {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
         let is_dear = wide.is_some() && self.pool.budget.is_scarce();
-        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || is_dear {
+        let is_of_use = !is_dear && self.is_trusted();
+        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || !is_of_use {
             return Err(io);
         }
         if !waited_for && (self.idle.borrow().len() >= limits.idle_per_host || limits.idle == 0) {
@@ -437,6 +461,7 @@ mod tests {
             hosts: RefCell::default(),
             idle: Cell::new(0),
             next: Cell::new(1),
+            trust: Cell::new(0),
             budget: Budget::new(Plan::new(None, 1, None)),
             metrics: Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)),
         })
@@ -610,6 +635,32 @@ mod tests {
                 panic!("it came back")
             };
             assert_eq!(descriptor(&lease), same);
+        });
+    }
+
+    #[test]
+    fn what_was_verified_before_a_reload_is_not_used_after_it() {
+        with_sockets(|| {
+            for is_tls in [true, false] {
+                let pool = pool(WIDE);
+                let tls = is_tls.then(Tls::default);
+                let origin = Origin { tls, ..origin("a") };
+                let before = pool.host(&origin);
+                assert!(Rc::ptr_eq(&before, &pool.host(&origin)), "shared by routes");
+                let (idle, _one) = dialled(&before);
+                let (busy, _other) = dialled(&before);
+                idle.give_back(0);
+                pool.renew_trust();
+                let after = pool.host(&origin);
+                assert_eq!(Rc::ptr_eq(&before, &after), !is_tls);
+                assert_eq!(pool.idle.get(), usize::from(!is_tls), "idle ones");
+                // an exchange that began before the reload goes on with its own configuration
+                busy.give_back(1);
+                let (late, _third) = dialled(&before);
+                late.give_back(2);
+                let kept = if is_tls { 0 } else { 3 };
+                assert_eq!((pool.idle.get(), before.open.get()), (kept, kept));
+            }
         });
     }
 

@@ -26,9 +26,50 @@ pub fn check_file(path: &Path) -> Result<(), String> {
     Err(complaint(path, &NO_ROOT))
 }
 
-/// The roots of a `ca_file`. Errors begin with the path.
-pub fn of_file(path: &Path) -> Result<RootCertStore, String> {
-    certificates(path).and_then(store)
+/// The anchors of a `ca_file`. Errors begin with the path.
+pub fn of_file(path: &Path) -> Result<Anchors, String> {
+    certificates(path).and_then(Anchors::of)
+}
+
+/// Trust anchors (RFC 5280 §6.1.1): what a certificate must descend from, or be.
+#[derive(Debug)]
+pub struct Anchors {
+    /// What other certificates must descend from.
+    pub roots: RootCertStore,
+    /// Certificates of the operator's own files, whole, that a server may present as its own although they are marked as
+    /// an authority's. Empty where the roots are those compiled in: no server has the key of one of these.
+    pub own: Vec<CertificateDer<'static>>,
+}
+
+impl Anchors {
+    /// The roots compiled in.
+    fn built_in() -> Anchors {
+        Anchors {
+            roots: webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
+            own: Vec::new(),
+        }
+    }
+
+    /// The certificates of the operator's files. Bundles carry a few odd ones; one good root is what it takes.
+    fn of(found: Vec<CertificateDer<'static>>) -> Result<Anchors, String> {
+        let own = found.iter().filter(|it| may_name(it)).cloned().collect();
+        let mut roots = RootCertStore::empty();
+        let (good, _odd) = roots.add_parsable_certificates(found);
+        if good == 0 {
+            return Err(NO_ROOT.to_owned());
+        }
+        Ok(Anchors { roots, own })
+    }
+}
+
+/// Whether a certificate may name a server: the identifier of subjectAltName (2.5.29.17) stands in it somewhere. A
+/// certificate without it fits no name (RFC 9525 §2), so it need not be kept: the bundle of a Linux distribution has
+/// 200 kB and names none.
+fn may_name(certificate: &CertificateDer<'_>) -> bool {
+    const SUBJECT_ALT_NAME: &[u8] = &[0x06, 3, 0x55, 0x1d, 17];
+    certificate
+        .windows(SUBJECT_ALT_NAME.len())
+        .any(|bytes| bytes == SUBJECT_ALT_NAME)
 }
 
 /// Where the roots are if a route names none.
@@ -90,9 +131,9 @@ impl Roots {
     }
 
     /// The environment's roots instead of the ones compiled in, never beside them.
-    pub fn load(&self) -> Result<RootCertStore, Flaw> {
+    pub fn load(&self) -> Result<Anchors, Flaw> {
         if self.is_built_in() {
-            return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect());
+            return Ok(Anchors::built_in());
         }
         let mut found = Vec::new();
         if let Some(file) = &self.file {
@@ -108,7 +149,7 @@ impl Roots {
         // And it holds each certificate two or three times: by name, by hash and in a bundle.
         found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
         found.dedup();
-        store(found).map_err(|error| (self.variable(), error))
+        Anchors::of(found).map_err(|error| (self.variable(), error))
     }
 }
 
@@ -160,16 +201,6 @@ fn each_certificate(
 
 fn complaint(path: &Path, reason: &dyn Display) -> String {
     format!("{}: {}", path.display(), plain(reason))
-}
-
-/// Bundles carry a few odd certificates; one good root is what it takes.
-fn store(found: Vec<CertificateDer<'_>>) -> Result<RootCertStore, String> {
-    let mut store = RootCertStore::empty();
-    let (good, _odd) = store.add_parsable_certificates(found);
-    if good == 0 {
-        return Err(NO_ROOT.to_owned());
-    }
-    Ok(store)
 }
 
 const NO_ROOT: &str = "holds no certificate that can be a root";
@@ -247,16 +278,23 @@ pub mod tests {
                 .map(|path| PathBuf::from(*path))
                 .collect(),
         };
-        assert!(roots(None, &[]).load().unwrap().len() > 100);
+        assert!(roots(None, &[]).load().unwrap().roots.len() > 100);
         let (one, two) = (file("one", &authority().pem()), authority().pem());
-        assert_eq!(roots(Some(&one.0), &[]).load().unwrap().len(), 1);
+        assert_eq!(roots(Some(&one.0), &[]).load().unwrap().roots.len(), 1);
         let directory = env::temp_dir().join(format!("lean-proxy-roots-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("two.pem"), two.clone() + &two).unwrap();
         fs::write(directory.join("readme"), "nothing").unwrap();
         fs::write(directory.join("3b1a8f02.0"), &two).unwrap();
-        assert_eq!(roots(None, &[&directory]).load().unwrap().len(), 1);
-        assert_eq!(roots(Some(&one.0), &[&directory]).load().unwrap().len(), 2);
+        assert_eq!(roots(None, &[&directory]).load().unwrap().roots.len(), 1);
+        assert_eq!(
+            roots(Some(&one.0), &[&directory])
+                .load()
+                .unwrap()
+                .roots
+                .len(),
+            2
+        );
         fs::remove_file(directory.join("3b1a8f02.0")).unwrap();
         fs::remove_file(directory.join("two.pem")).unwrap();
         let flaw = roots(None, &[&directory]).check().unwrap_err();

@@ -189,7 +189,9 @@ impl HostPattern {
                 .checked_sub(suffix.len())
                 .and_then(|start| host.split_at_checked(start))
                 .is_some_and(|(labels, end)| {
-                    !labels.is_empty() && end.eq_ignore_ascii_case(suffix)
+                    !labels.is_empty()
+                        && labels.split('.').all(|label| !label.is_empty())
+                        && end.eq_ignore_ascii_case(suffix)
                 }),
         }
     }
@@ -420,6 +422,10 @@ mod tests {
             ("eu.example.com", "/api/x", "*.example.com/"),
             ("example.com", "/x", "/"),
             ("notexample.com", "/x", "/"),
+            (".example.com", "/x", "/"),
+            ("..example.com", "/x", "/"),
+            ("a..example.com", "/x", "/"),
+            (".a.example.com", "/x", "/"),
             ("example.com.evil", "/x", "/"),
             ("ü.example.com", "/x", "*.example.com/"),
             ("üüüüüüüü", "/x", "/"),

@@ -4,10 +4,13 @@
 //! RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. The fields are then taken out by
 //! httparse: a head that two readers do not agree on is refused.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, net::Ipv6Addr};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+    header::{self, CONTENT_LENGTH},
+};
 
 use crate::{
     chunked::is_token,
@@ -211,8 +214,12 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
     let mut headers = HeaderMap::with_capacity(head.fields);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
-        let value =
-            HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| DISAGREE)?;
+        let value = if name == CONTENT_LENGTH {
+            without_zeros(field.value)
+        } else {
+            field.value
+        };
+        let value = HeaderValue::from_maybe_shared(text.slice_ref(value)).map_err(|_| DISAGREE)?;
         headers.append(name, value);
     }
     Ok(Box::new(RequestHead {
@@ -248,7 +255,7 @@ pub fn origin(head: &[u8]) -> Option<HeaderValue> {
 }
 
 /// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
-fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
+pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
     if bytes.ends_with(b"\r\n\r\n") {
         return true;
     }
@@ -442,6 +449,28 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
+/// A number as everybody writes it: some readers take one with leading zeros for octal.
+pub fn without_zeros(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|&&byte| byte == b'0').count();
+    let start = zeros.min(number.len().saturating_sub(1));
+    number.get(start..).unwrap_or_default()
+}
+
+/// The path of a target that passed, without its query; `/` where an absolute one has none (RFC 9110 §4.2.3).
+pub fn path(target: &[u8]) -> &[u8] {
+    let from_path = match strip_scheme(target) {
+        Some(rest) => {
+            let end = rest.iter().position(|&byte| matches!(byte, b'/' | b'?'));
+            rest.get(end.unwrap_or(rest.len())..).unwrap_or_default()
+        }
+        None => target,
+    };
+    match from_path.split(|&byte| byte == b'?').next() {
+        None | Some([]) => b"/",
+        Some(path) => path,
+    }
+}
+
 /// Whether it is HTTP/1.1; else HTTP/1.0.
 fn is_http11(version: &[u8]) -> Result<bool, Refusal> {
     match version {
@@ -496,25 +525,27 @@ pub fn is_host(value: &[u8]) -> bool {
             return false;
         };
         let (literal, rest) = inside.split_at(end);
-        return is_made_of(literal, is_literal) && is_port(rest.get(1..).unwrap_or_default());
+        let literal = std::str::from_utf8(literal).unwrap_or_default();
+        return literal.parse::<Ipv6Addr>().is_ok() && is_port(rest.get(1..).unwrap_or_default());
     }
     let colon = value.iter().position(|&byte| byte == b':');
     let (name, rest) = value.split_at(colon.unwrap_or(value.len()));
-    is_made_of(name, is_name) && is_port(rest)
+    is_name(name) && is_port(rest)
 }
 
-/// One byte or more, and only such.
-fn is_made_of(bytes: &[u8], fits: impl Fn(u8) -> bool) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|&byte| fits(byte))
-}
-
-/// What may stand between the brackets of an IPv6 literal.
-fn is_literal(byte: u8) -> bool {
-    byte.is_ascii_hexdigit() || byte == b':' || byte == b'.'
+/// A name of one label or more, none of them empty; a dot may end it.
+fn is_name(name: &[u8]) -> bool {
+    let mut before = b'.';
+    let mut fits = |byte: u8| {
+        let fits = is_name_byte(byte) && !(byte == b'.' && before == b'.');
+        before = byte;
+        fits
+    };
+    !name.is_empty() && name.iter().all(|&byte| fits(byte))
 }
 
 /// What may stand in a name (RFC 3986 §3.2.2).
-fn is_name(byte: u8) -> bool {
+fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte)
 }
 
@@ -622,6 +653,19 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a:70000\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [:::::]\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: []\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1%25lo]\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [1::2::3]:80\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: .\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: .a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: ..a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a..b:80\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a..\r\n\r\n",
+            "GET http://a..b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://[:::::]/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -674,6 +718,71 @@ mod tests {
                 case.escape_debug(),
                 read(case.as_bytes())
             );
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for host in [
+            "a",
+            "a.",
+            "a.b.",
+            "a:",
+            "a:80",
+            "a_b",
+            "xn--a.b",
+            "1.2.3.4:5",
+            "[::]",
+            "[::1]:",
+            "[::1]:80",
+            "[1:2:3:4:5:6:7:8]",
+            "[::ffff:1.2.3.4]",
+            "[2001:DB8::1]",
+            "%41",
+            "-",
+            "a-.b",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_handed_on_without_leading_zeros() {
+        for (given, passed) in [
+            ("5", "5"),
+            ("0", "0"),
+            ("000", "0"),
+            ("0005", "5"),
+            ("0500", "500"),
+            ("000000000000000005", "5"),
+        ] {
+            let text =
+                format!("POST / HTTP/1.1\r\nHost: a\r\nA: 05\r\nContent-Length: {given}\r\n\r\n");
+            let head = read(text.as_bytes()).unwrap().unwrap();
+            let parts = parts(&Bytes::from(text.clone()), &head).unwrap();
+            assert_eq!(parts.headers["content-length"], passed, "{given}");
+            assert_eq!(parts.headers["a"], "05");
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_target_is_the_same_in_every_form() {
+        for (target, path) in [
+            ("/health", "/health"),
+            ("/health?a", "/health"),
+            ("http://a/health", "/health"),
+            ("HTTPS://a:80/health?a=http://b/c", "/health"),
+            ("http://a", "/"),
+            ("http://a?b/c", "/"),
+            ("/http://a/b", "/http://a/b"),
+            ("/?a/b", "/"),
+            ("*", "*"),
+        ] {
+            let found = super::path(target.as_bytes());
+            assert_eq!(found.escape_ascii().to_string(), path, "{target}");
+            if target != "*" {
+                assert_eq!(target.parse::<http::Uri>().unwrap().path(), path, "{target}");
+            }
         }
     }
 

@@ -217,10 +217,6 @@ fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
 fn runtime() -> Result<LocalRuntime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // look-ups are the only blocking work: few threads, small, gone when there is nothing to ask
-        .max_blocking_threads(4)
-        .thread_stack_size(128 * 1024)
-        .thread_keep_alive(Duration::from_secs(1))
         .build_local(tokio::runtime::LocalOptions::default())
         .context("starting the runtime")
 }

@@ -17,7 +17,7 @@ use http::{HeaderMap, Method};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{
-    answer::{Head, read_head},
+    answer::Head,
     body::Ride,
     budget::{Budget, Buffers, Plan, Room},
     config::{self, Source},
@@ -139,11 +139,10 @@ impl Stage {
                     Poll::Ready(Ok(_)) => {}
                 }
                 while !upstream.unread().is_empty() {
-                    match read_head(upstream.unread(), method) {
+                    match upstream.read_head(method) {
                         Err(_) => return Poll::Ready(None),
                         Ok(None) => break,
                         Ok(Some(head)) => {
-                            upstream.start += head.len;
                             if !head.status.is_informational() {
                                 return Poll::Ready(Some(head));
                             }

@@ -6,7 +6,7 @@
 use std::{cell::RefCell, env, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -22,7 +22,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     address::server_name,
     failure::Failure,
-    roots::{self, Roots},
+    roots::{self, Anchors, Roots},
     route,
 };
 
@@ -86,13 +86,13 @@ fn verifier(tls: &route::Tls, environment: &Roots) -> Result<Arc<dyn ServerCertV
     if tls.insecure_skip_verify {
         return Ok(Arc::new(AnyCertificate(provider)));
     }
-    let roots = match &tls.ca_file {
+    let anchors = match &tls.ca_file {
         Some(path) => roots::of_file(path).map_err(|error| format!("ca_file: {error}"))?,
         None => environment
             .load()
             .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?,
     };
-    Ok(Arc::new(OwnCertificates::new(roots, provider)?))
+    Ok(Arc::new(AnchorsVerifier::new(anchors, provider)?))
 }
 
 fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
@@ -107,34 +107,33 @@ fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, 
     Ok(config)
 }
 
-/// What these roots vouch for, and they themselves. `openssl req -x509` marks a self-signed certificate as an
-/// authority's, which webpki refuses as a server's own; other programs take it, and so do we where its key is a root's.
+/// Believes what descends from an anchor, and an anchor of the operator's own that a server presents as its certificate.
+///
+/// `openssl req -x509` marks a self-signed certificate as an authority's, which webpki refuses as a server's own. Other
+/// programs take it where it is listed, and so does this one: the certificate, byte by byte, must be one of the
+/// operator's files. Nothing less will do. A key alone proves nothing here, nor does a name: both are the presenter's
+/// to choose before any signature was looked at.
 #[derive(Debug)]
-struct OwnCertificates {
+struct AnchorsVerifier {
     usual: Arc<WebPkiServerVerifier>,
-    roots: Arc<RootCertStore>,
+    /// [`Anchors::own`].
+    own: Vec<CertificateDer<'static>>,
 }
 
-impl OwnCertificates {
-    fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<OwnCertificates, String> {
-        let roots = Arc::new(roots);
-        let usual = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider)
+impl AnchorsVerifier {
+    fn new(anchors: Anchors, provider: Arc<CryptoProvider>) -> Result<AnchorsVerifier, String> {
+        let roots = Arc::new(anchors.roots);
+        let usual = WebPkiServerVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(OwnCertificates { usual, roots })
-    }
-
-    fn holds(&self, certificate: &ParsedCertificate<'_>) -> bool {
-        // a root's key is kept without the header of its sequence
-        let key = certificate.subject_public_key_info();
-        self.roots
-            .roots
-            .iter()
-            .any(|root| key.ends_with(&root.subject_public_key_info))
+        Ok(AnchorsVerifier {
+            usual,
+            own: anchors.own,
+        })
     }
 }
 
-impl ServerCertVerifier for OwnCertificates {
+impl ServerCertVerifier for AnchorsVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -151,13 +150,9 @@ impl ServerCertVerifier for OwnCertificates {
             now,
         );
         match verdict {
-            // webpki looks at the dates before it looks at this.
-            Err(error) if is_authority(&error) => {
-                let certificate = ParsedCertificate::try_from(end_entity)?;
-                if !self.holds(&certificate) {
-                    return Err(error);
-                }
-                verify_server_name(&certificate, server_name)?;
+            // webpki has looked at the dates before it looked at this.
+            Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
             verdict => verdict,
@@ -245,6 +240,8 @@ const SESSIONS: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    mod trust;
+
     use std::{
         io::{ErrorKind, Read, Write},
         net::{SocketAddr, TcpListener},
@@ -257,7 +254,11 @@ mod tests {
     };
     use rustls::{
         HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection, StreamOwned,
-        SupportedProtocolVersion, pki_types::PrivateKeyDer, version,
+        SupportedProtocolVersion,
+        crypto::ring::sign::any_supported_type,
+        pki_types::PrivateKeyDer,
+        sign::{CertifiedKey, SingleCertAndKey},
+        version,
     };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -310,8 +311,11 @@ mod tests {
             .with_protocol_versions(versions)
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())
-            .unwrap();
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+                certificate.chain.clone(),
+                // not compared with the certificate's: a test may lack the right one
+                any_supported_type(&certificate.key).unwrap(),
+            ))));
         let config = Arc::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

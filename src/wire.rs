@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Method};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    answer::{Delimiter, Head, MAX_HEAD},
+    answer::{self, Delimiter, Head, MAX_HEAD},
     body::{Outbox, Piece, Turn},
     budget::{Buffer, Buffers, NARROW, Room},
     dial::{Io, Way},
@@ -229,6 +229,8 @@ pub struct Upstream {
     pub start: usize,
     /// Where they end.
     pub end: usize,
+    /// How many of them were looked at for a head.
+    scanned: usize,
     room: Room,
 }
 
@@ -240,8 +242,26 @@ impl Upstream {
             buffer: Buffer::default(),
             start: 0,
             end: 0,
+            scanned: 0,
             room,
         }
+    }
+
+    /// Takes the head of an answer to `method` out of the unread bytes; `None` where it is not whole yet.
+    ///
+    /// # Errors
+    /// Those of [`answer::read_head`].
+    pub fn read_head(&mut self, method: &Method) -> Result<Option<Head>, &'static str> {
+        let unread = self.buffer.get(self.start..self.end).unwrap_or_default();
+        if !answer::is_due(unread, &mut self.scanned) {
+            return Ok(None);
+        }
+        let head = answer::read_head(unread, method)?;
+        if let Some(head) = &head {
+            self.start += head.len;
+            self.scanned = 0;
+        }
+        Ok(head)
     }
 
     /// Bytes that were read and not used.

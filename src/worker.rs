@@ -100,6 +100,7 @@ impl Worker {
     /// Takes over another configuration; exchanges in work keep theirs.
     pub fn reload(&self, config: Arc<Config>) {
         self.pool.set_limits(&config.transport, self.workers);
+        self.pool.renew_trust();
         self.places
             .set_limit(config.proxy.max_concurrent_requests, self.workers);
         self.park.set_tick(tick(&config));

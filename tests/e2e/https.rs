@@ -38,6 +38,10 @@ use crate::{
 const SECURE: &str =
     "routes: [{path: /, target: 'https://UP', tls: {server_name: a.test, ca_file: DIR/ca.pem}}]\n";
 
+/// Everything to the upstream, believed by what the environment names or by the roots compiled in.
+const BY_ENVIRONMENT: &str =
+    "routes: [{path: /, target: 'https://UP', tls: {server_name: a.test}}]\n";
+
 /// Says that the connection ends with this answer.
 const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 
@@ -451,12 +455,22 @@ fn a_self_signed_certificate_is_believed_where_it_is_listed() {
         let identity = self_signed(&params);
         let upstream = fixed(&identity, OK);
         assert_eq!(before(&upstream, &identity).get("/").status, 200);
+        for (variable, value, status) in [
+            ("SSL_CERT_FILE", "DIR/ca.pem", 200),
+            ("SSL_CERT_DIR", "DIR", 200),
+            ("X", "", 502),
+        ] {
+            let upstream = fixed(&identity, OK);
+            let setup = setup(BY_ENVIRONMENT, &identity, &upstream);
+            let proxy = setup.env(variable, value).start();
+            assert_eq!(proxy.get("/").status, status, "{variable}={value}");
+        }
     }
 }
 
 #[test]
 fn the_environments_roots_replace_those_compiled_in() {
-    const PLAIN: &str = "routes: [{path: /, target: 'https://UP', tls: {server_name: a.test}}]\n";
+    const PLAIN: &str = BY_ENVIRONMENT;
     let identity = good();
     let stranger = authority("a stranger").pem();
     let start = |yaml: &str, variable: &str, value: &str| {
@@ -504,6 +518,45 @@ routes:
             assert_eq!(proxy.get(path).status, status, "{path}");
         }
     }
+}
+
+#[test]
+fn a_reload_ends_the_connections_that_the_old_roots_vouched_for() {
+    let identity = good();
+    let go_on = Signal::default();
+    let release = go_on.clone();
+    let upstream = server(&identity, move |session| {
+        while let Some(request) = session.request()? {
+            if request.target == "/held" {
+                session.note("held");
+                release.wait()?;
+            }
+            session.write(OK)?;
+        }
+        Ok(())
+    });
+    let setup = setup(SECURE, &identity, &upstream);
+    let roots = setup.dir().join("ca.pem");
+    let proxy = setup.start();
+    assert_eq!(proxy.get("/").status, 200);
+    let mut client = proxy.client();
+    client.send(get("/held"));
+    upstream.await_note("held");
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(upstream.open(), 2);
+
+    fs::write(roots, authority("a stranger").pem()).unwrap();
+    proxy.signal("HUP");
+    upstream.await_open(1);
+    assert_eq!(
+        proxy.get("/").status,
+        502,
+        "nothing that is idle is believed"
+    );
+    go_on.raise();
+    assert_eq!(client.receive().text(), "ok", "what is in work is finished");
+    upstream.await_open(0);
+    assert_eq!(proxy.get("/").status, 502);
 }
 
 #[test]
