@@ -22,6 +22,7 @@ use crate::{
     budget::{Budget, Buffer, Buffers, Permit, Room},
     chunked,
     dial::{Io, Way, Wide},
+    outcome::Outcome,
     park::Watch,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
@@ -441,7 +442,7 @@ impl<'a> Client<'a> {
             .poll_body(context, self.buffers, self.room);
         if let Poll::Ready(Ok(Some(piece))) = &polled {
             let ride = self.ride;
-            ride.received.set(ride.received.get() + piece.len() as u64);
+            ride.took_in(piece.len());
             ride.watch.moved(piece.len());
         }
         polled
@@ -500,6 +501,7 @@ impl<'a> Client<'a> {
             Poll::Ready(Ok(count)) => watch.took(*count),
             Poll::Ready(Err(_)) => {}
             Poll::Pending if watch.is_write_overdue() => {
+                self.ride.note(Outcome::WriteTimedOut);
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             Poll::Pending => watch.write_blocked(self.write_timeout),

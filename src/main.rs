@@ -9,7 +9,8 @@
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
 //! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
-//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
+//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts; `context` counts and tells how
+//! each exchange ended, in the words of `outcome`.
 
 mod cli;
 
@@ -17,6 +18,7 @@ mod cli;
 mod address;
 mod answer;
 mod chunked;
+mod client_address;
 mod config;
 mod cors;
 mod date;
@@ -25,6 +27,7 @@ mod entry;
 mod failure;
 mod headers;
 mod line;
+mod outcome;
 mod policy;
 mod roots;
 mod route;
@@ -35,6 +38,7 @@ mod yaml;
 // the world
 mod body;
 mod budget;
+mod context;
 mod dial;
 mod gate;
 mod log;

@@ -18,7 +18,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::budget::Queue;
+use crate::{budget::Queue, outcome::Outcome};
 
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +105,8 @@ pub struct Park {
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     open: Cell<usize>,
+    /// The program's time is over: whatever is told to leave is told so for that.
+    closing: Cell<bool>,
     origin: Instant,
     now: Cell<Tick>,
     /// The sweep runs at every tick, so that `now` is at most one tick old.
@@ -141,6 +143,7 @@ impl Park {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
+            closing: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(0),
             ticking: Cell::new(false),
@@ -346,6 +349,16 @@ impl Park {
             };
             if !is_spared && !matches!(entry.order.get(), Order::Finish | Order::Leave) {
                 entry.tell(Order::Finish);
+            }
+        }
+    }
+
+    /// Tells every connection to leave at once: the program's time is over.
+    pub fn close(&self) {
+        self.closing.set(true);
+        for entry in self.entries.borrow().iter() {
+            if entry.phase.get() != Phase::Empty {
+                entry.tell(Order::Leave);
             }
         }
     }
@@ -620,6 +633,15 @@ impl Watch {
     /// What the sweep wants.
     pub fn order(&self) -> Order {
         self.with(|entry| entry.order.get())
+    }
+
+    /// How an exchange ends that is told to leave.
+    pub fn leave_outcome(&self) -> Outcome {
+        if self.park.closing.get() {
+            Outcome::Shutdown
+        } else {
+            Outcome::Evicted
+        }
     }
 
     /// Runs this connection's task again.

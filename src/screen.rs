@@ -11,7 +11,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request,
 };
 
-use crate::{chunked::is_token, failure::METHODS};
+use crate::{chunked::is_token, failure::METHODS, outcome::Outcome};
 
 /// A head that passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +114,19 @@ impl Refusal {
             Refusal::HeadTooLarge => "head too large",
             Refusal::Version => "unknown HTTP version",
             Refusal::NoMemory => "no memory for the head",
+        }
+    }
+
+    /// How the connection ended, for the access line and the metrics.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Refusal::Malformed(_) => Outcome::Malformed,
+            Refusal::Connect => Outcome::MethodNotAllowed,
+            Refusal::HeadTimedOut => Outcome::HeadTimedOut,
+            Refusal::TargetTooLong => Outcome::TargetTooLong,
+            Refusal::HeadTooLarge => Outcome::HeadTooLarge,
+            Refusal::Version => Outcome::VersionNotSupported,
+            Refusal::NoMemory => Outcome::NoMemory,
         }
     }
 
