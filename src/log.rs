@@ -268,10 +268,10 @@ impl Gate {
         &mut self,
         line: &str,
         notice: impl FnOnce(u64) -> String,
-        write: impl Fn(Output, &io::Stdout, &[u8]) -> io::Result<()>,
+        write: impl Fn(&Output, &io::Stdout, &[u8]) -> io::Result<()>,
     ) {
         let stdout = io::stdout();
-        let output = *self.output.get_or_insert_with(|| Output::of(&stdout));
+        let output = self.output.get_or_insert_with(|| Output::of(&stdout));
         let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
         if self.untold > 0 && write(&notice(self.untold)) {
             self.untold = 0;

@@ -8,6 +8,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
@@ -416,8 +417,13 @@ impl Park {
         next.map(|due| Duration::from_millis(u64::from(due.wrapping_sub(now))).max(tick))
     }
 
-    /// The one timer of the program: runs for ever; `each` is called after every look.
-    pub async fn sweep(self: Rc<Park>, mut each: impl FnMut() -> bool) {
+    /// The one timer of the program: runs for ever; `each` is called after every look. `longest` is how long it may sleep
+    /// where nothing is due; `None` = until something is.
+    pub async fn sweep(
+        self: Rc<Park>,
+        longest: Option<Duration>,
+        mut each: impl FnMut() -> bool,
+    ) -> Infallible {
         poll_fn(|context| {
             *self.sweep.borrow_mut() = Some(context.waker().clone());
             Poll::Ready(())
@@ -432,6 +438,7 @@ impl Park {
             } else {
                 pause
             };
+            let pause = pause.into_iter().chain(longest).min();
             let mut sleep = pin!(pause.map(tokio::time::sleep));
             let mut slept = false;
             poll_fn(|context| {

@@ -30,6 +30,9 @@ mod cors;
 mod health;
 mod metrics;
 
+// what is told
+mod outcomes;
+
 // bounds
 mod limits;
 mod queues;
@@ -39,6 +42,7 @@ mod timeouts;
 mod cli;
 mod lifecycle;
 mod logs;
+mod vital;
 
 // the worst that may come, and what it costs
 mod abort;
