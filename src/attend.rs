@@ -232,6 +232,32 @@ fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
     }
 }
 
+/// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
+#[cold]
+fn tell_unanswered(worker: &Worker, seat: &Watch) {
+    let outcome = if seat.order() == Order::Leave {
+        seat.leave_outcome()
+    } else {
+        Outcome::NoMemory
+    };
+    worker.metrics.failed(outcome);
+    let client = log::client(seat.client());
+    let (bound, value) = worker.memory_bound();
+    log::warn(
+        "no answer",
+        &[
+            ("client", &client),
+            ("reason", &outcome),
+            ("bound", &bound),
+            ("value", &value),
+        ],
+    );
+    let record = Record::begin(seat.client(), "-", b"", "-", Instant::now());
+    if let Some(mut record) = record {
+        record.outcome = outcome;
+    }
+}
+
 /// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
 /// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
 async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
@@ -274,7 +300,10 @@ fn serve(
     async move {
         let (worker, seat) = (&*worker, &seat);
         let brief = is_brief(worker, gate.get_mut(), &head);
-        let (permit, full, waited) = admit(worker, seat, &head, brief).await?;
+        let Some((permit, full, waited)) = admit(worker, seat, &head, brief).await else {
+            tell_unanswered(worker, seat);
+            return None;
+        };
         let parts = match gate.get_mut().open(&head) {
             Ok(parts) => parts,
             Err(refusal) => {

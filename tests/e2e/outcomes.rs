@@ -369,6 +369,37 @@ fn a_request_without_memory_is_told_with_the_limit() {
 }
 
 #[test]
+fn the_programs_end_leaves_no_request_untold_that_waits_for_memory() {
+    const MANY: usize = 150;
+    let upstream = unreliable();
+    let bounds = "proxy: {queue_timeout: 600, max_concurrent_requests: 0}\ntransport: {max_conns_per_host: 0}\nserver: {shutdown_timeout: 0.3}\n";
+    let mut proxy = Setup::new(&format!("{ALL}{TELL}{bounds}"))
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "6MiB")
+        .start();
+    let _clients: Vec<Client> = (0..MANY)
+        .map(|_| {
+            let mut client = proxy.client();
+            client.send(get("/silent"));
+            client
+        })
+        .collect();
+    eventually("all are in work, waiting or answered", || {
+        let known = ["exchanges", "waiting", "responses_total{class=\"5xx\"}"]
+            .map(|name| metric(&proxy, &format!("lean_proxy_{name}")));
+        known[1] > 0 && known.iter().sum::<u64>() == MANY as u64
+    });
+    assert_eq!(proxy.terminate().code(), Some(0));
+    proxy.await_log("the last line", |line| line.contains("msg=\"stopped\""));
+    let logs = proxy.logs();
+    let ends = logs.iter().filter(|line| line.contains("msg=\"access\""));
+    let known = ["outcome=shutdown", "outcome=no-memory"];
+    let untold = |line: &&String| !known.iter().any(|outcome| line.ends_with(outcome));
+    assert_eq!(ends.clone().filter(untold).count(), 0, "{logs:#?}");
+    assert_eq!(ends.count(), MANY);
+}
+
+#[test]
 fn the_client_is_the_one_behind_the_trusted_proxies_and_ipv4_is_written_as_such() {
     let upstream = Upstream::fixed(OK);
     let listen = "listen: ':0'\n";
