@@ -13,6 +13,8 @@ pub mod address;
 pub mod answer;
 #[path = "../src/chunked.rs"]
 pub mod chunked;
+#[path = "../src/client_address.rs"]
+pub mod client_address;
 #[path = "../src/config.rs"]
 pub mod config;
 #[path = "../src/cors.rs"]
@@ -29,6 +31,8 @@ pub mod failure;
 pub mod headers;
 #[path = "../src/line.rs"]
 pub mod line;
+#[path = "../src/outcome.rs"]
+pub mod outcome;
 #[path = "../src/policy.rs"]
 pub mod policy;
 #[path = "../src/request.rs"]
@@ -48,6 +52,8 @@ pub mod yaml;
 pub mod body;
 #[path = "../src/budget.rs"]
 pub mod budget;
+#[path = "../src/context.rs"]
+pub mod context;
 #[path = "../src/dial.rs"]
 pub mod dial;
 #[path = "../src/gate.rs"]

@@ -5,14 +5,14 @@
 //! left of it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, OnceCell, RefCell},
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     rc::Rc,
     sync::Once,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{
@@ -22,14 +22,15 @@ use http::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::{Tunnel, Turn},
+    body::{Ride, Tunnel, Turn},
     budget::{NARROW, Permit},
     config::Level,
     cors::Verdict,
     dial::Io,
     gate::Gate,
     log::{self, Record},
-    metrics,
+    metrics::{self, Held},
+    outcome::Outcome,
     park::{Order, Phase, Seat, Watch},
     pool::Place,
     proxy::{self, End},
@@ -50,10 +51,11 @@ const BRIEF: Duration = Duration::from_secs(1);
 /// Serves one client until it leaves or is asked to. Written by hand and not as an `async` block, because its size is
 /// what an idle connection costs.
 pub struct Attend {
+    /// Before the seat: an exchange that is dropped with its connection still asks the seat why.
+    state: State,
     worker: Rc<Worker>,
     seat: Seat,
     _permit: Permit,
-    state: State,
 }
 
 enum State {
@@ -181,41 +183,20 @@ impl Drop for Attend {
     }
 }
 
-/// Tells the log why a connection is not served on. That somebody speaks TLS to a plain listener is most often a mistake of
-/// whoever set the two up, and so said once without being asked for; scanners do it too, and are not worth a line each.
-fn note(seat: &Watch, refusal: Refusal) {
+/// A client that speaks TLS to a plain listener is most often a mistake in the configuration of one of the two, and so is
+/// told once at `warn`; scanners do it too, and are not worth a line each.
+fn refusal_level(refusal: Refusal) -> Level {
     static TOLD: Once = Once::new();
     let mut level = Level::Debug;
     if refusal == Refusal::TlsHello {
         TOLD.call_once(|| level = Level::Warn);
     }
-    if log::enabled(level) {
-        let client = seat
-            .client()
-            .map_or_else(String::new, |client| client.to_canonical().to_string());
-        log::event(
-            level,
-            "refused",
-            &[
-                ("status", &refusal.status().as_u16()),
-                ("reason", &refusal.reason()),
-                ("client", &client),
-            ],
-        );
-    }
+    level
 }
 
 /// Says why a connection is not served on, and closes it.
 async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal) {
-    worker.metrics.answered(refusal.status().as_u16());
-    note(seat, refusal);
-    if log::access_enabled() {
-        let mut record = Record::begin(seat.client(), "-", b"", "-");
-        if let Some(record) = &mut record {
-            record.status = refusal.status().as_u16();
-            record.outcome = "refused";
-        }
-    }
+    tell_refused(worker, seat, refusal);
     seat.enter(Phase::Lingering, Some(LINGER));
     let answer = refusal.answer(&grant(worker, &gate));
     let mut bytes = answer.as_slice();
@@ -254,6 +235,61 @@ fn grant(worker: &Worker, gate: &Gate) -> HeaderMap {
         }
     }
     fields
+}
+
+/// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
+fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
+    let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
+    worker.metrics.answered(status);
+    worker.metrics.failed(outcome);
+    let (client, reason) = (log::client(seat.client()), refusal.reason());
+    let (bound, value) = worker.memory_bound();
+    let fields: [log::Field<'_>; 5] = [
+        ("client", &client),
+        ("status", &status),
+        ("reason", &reason),
+        ("bound", &bound),
+        ("value", &value),
+    ];
+    match refusal {
+        Refusal::NoMemory => log::warn("no answer", &fields),
+        _ => log::event(
+            refusal_level(refusal),
+            "refused",
+            fields.get(..3).unwrap_or_default(),
+        ),
+    }
+    let record = Record::begin(seat.client(), "-", b"", "-", Instant::now());
+    if let Some(mut record) = record {
+        record.answers(status);
+        record.outcome = outcome;
+    }
+}
+
+/// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
+#[cold]
+fn tell_unanswered(worker: &Worker, seat: &Watch) {
+    let outcome = if seat.order() == Order::Leave {
+        seat.leave_outcome()
+    } else {
+        Outcome::NoMemory
+    };
+    worker.metrics.failed(outcome);
+    let client = log::client(seat.client());
+    let (bound, value) = worker.memory_bound();
+    log::warn(
+        "no answer",
+        &[
+            ("client", &client),
+            ("reason", &outcome),
+            ("bound", &bound),
+            ("value", &value),
+        ],
+    );
+    let record = Record::begin(seat.client(), "-", b"", "-", Instant::now());
+    if let Some(mut record) = record {
+        record.outcome = outcome;
+    }
 }
 
 /// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
@@ -297,9 +333,11 @@ fn serve(
 ) -> impl Future<Output = Option<Gate>> {
     async move {
         let (worker, seat) = (&*worker, &seat);
-        let began = seat.now();
         let brief = is_brief(worker, gate.get_mut(), &head);
-        let (permit, full) = admit(worker, seat, &head, brief).await?;
+        let Some((permit, full, waited)) = admit(worker, seat, &head, brief).await else {
+            tell_unanswered(worker, seat);
+            return None;
+        };
         let parts = match gate.get_mut().open(&head) {
             Ok(parts) => parts,
             Err(refusal) => {
@@ -311,7 +349,7 @@ fn serve(
         let is_full = full.is_some();
         seat.enter(Phase::Busy, is_full.then_some(BRIEF));
         let end = {
-            let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, began, is_full));
+            let mut exchange = pin!(proxy::handle(worker, &gate, seat, parts, waited, is_full));
             poll_fn(|context| {
                 let end = exchange.as_mut().poll(context);
                 let mut gate = gate.borrow_mut();
@@ -404,6 +442,7 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
             return Poll::Ready(Ok(()));
         }
         if seat.is_write_overdue() || seat.order() == Order::Leave {
+            tell_unread(worker, seat, unsent);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         seat.write_blocked(limit);
@@ -415,6 +454,25 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
     seat.took(0);
     leave(worker, io);
     settled
+}
+
+/// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
+#[cold]
+fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize) {
+    let outcome = if seat.is_write_overdue() {
+        Outcome::WriteTimedOut
+    } else {
+        seat.leave_outcome()
+    };
+    worker.metrics.failed(outcome);
+    log::debug(
+        "answer not read",
+        &[
+            ("client", &log::client(seat.client())),
+            ("unread", &unsent),
+            ("outcome", &outcome),
+        ],
+    );
 }
 
 /// The same behind the last answer of a connection, whose end the client is told at once.
@@ -429,34 +487,37 @@ async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
 }
 
 /// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
-/// preflights and the word that there is no room are answered; then the second part holds a place of it.
+/// preflights and the word that there is no room are answered; then the second part holds a place of it. The third is
+/// how many milliseconds it has waited.
 async fn admit(
     worker: &Worker,
     seat: &Watch,
     head: &Head,
     is_brief: bool,
-) -> Option<(Option<Permit>, Option<Place>)> {
+) -> Option<(Option<Permit>, Option<Place>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange(head.len)
     {
-        return Some((Some(permit), None));
+        return Some((Some(permit), None, 0));
     }
     // rare, and large: boxed, it costs the others nothing
     Box::pin(async move {
+        let since = Instant::now();
+        let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
         if !is_brief && let Some(_waiter) = budget.waiter(head.len) {
             seat.enter(Phase::Waiting, None);
-            let _waiting = metrics::Held::new(&worker.metrics.waiting);
+            let _waiting = Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
             let line = budget.queue.until(|| budget.exchange(head.len));
             if let Ok(permit) = seat.within(limit, line).await {
-                return Some((Some(permit), None));
+                return Some((Some(permit), None, waited()));
             }
         }
         seat.enter(Phase::Busy, None);
         let line = worker.reserve.queue.until(|| worker.reserve.take());
         let place = seat.within(Some(2 * BRIEF), line).await.ok()?;
-        Some((None, Some(place)))
+        Some((None, Some(place), waited()))
     })
     .await
 }
@@ -474,29 +535,50 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     seat.enter(Phase::Tunnel, None);
     let Tunnel {
         mut upstream,
+        subject,
+        config,
+        counters,
+        route,
+        waited,
         record,
     } = tunnel;
+    metrics::count(&worker.metrics.tunnels);
+    let ride = Ride {
+        watch: seat,
+        waited: Cell::new(waited),
+        subject: &subject,
+        config: &config,
+        counters: &counters,
+        route: Cell::new(route),
+        place: RefCell::default(),
+        record: RefCell::new(record),
+        begun: None,
+        status: Cell::new(101),
+        received: Cell::new(0),
+        sent: Cell::new(0),
+        complete: Cell::new(false),
+        outcome: Cell::new(None),
+        cause: OnceCell::new(),
+        told: Cell::new(false),
+        is_tunnel: true,
+        metrics: &worker.metrics,
+    };
     let (mut client, first) = gate.into_parts();
     let unread = upstream.unread().to_vec();
-    let room = worker.room(worker.state().config.transport.read_buffer_size);
+    let room = worker.room(config.transport.read_buffer_size);
     let Some(io) = &mut upstream.lease.io else {
         return;
     };
-    let carried = tunnel::join(
+    tunnel::join(
         &mut client,
         io,
         (&first, &unread),
         room,
         &worker.buffers,
-        seat,
+        &ride,
     )
     .await;
-    if let Some(mut record) = record {
-        (record.status, record.outcome) = (101, "ok");
-        (record.received, record.sent) = (carried.received, carried.sent);
-    }
-    metrics::add(&worker.metrics.client_bytes_in, carried.received);
-    metrics::add(&worker.metrics.client_bytes_out, carried.sent);
+    drop(ride);
     drop(upstream);
     if is_unread(worker, &client) {
         drop(Box::pin(settle(worker, &mut client, seat)).await);

@@ -1,20 +1,24 @@
 //! What moves through an exchange: pieces of a body, what waits to be written, and what the exchange holds meanwhile.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     io::{self, IoSlice},
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 
 use crate::{
     budget::Buffer,
+    config::Config,
+    context::Subject,
     gate::Client,
     log::Record,
-    metrics::{self, Metrics},
+    metrics::{Metrics, RouteCounters},
+    outcome::Outcome,
     park::Watch,
     pool::Place,
     wire::{Download, Got, Upstream},
@@ -206,8 +210,8 @@ impl Outbox {
         ]
     }
 
-    /// So many bytes were written.
-    pub fn wrote(&mut self, count: usize) {
+    /// So many bytes were written; gives how many of them were a body's.
+    pub fn wrote(&mut self, count: usize) -> usize {
         self.begun = true;
         let text = count.min(self.text.len() - self.written);
         self.written += text;
@@ -218,6 +222,7 @@ impl Outbox {
             self.data = Piece::default();
         }
         self.tail = self.tail.get(count - text - data..).unwrap_or_default();
+        data
     }
 }
 
@@ -242,40 +247,45 @@ fn hexadecimal_line(size: usize, line: &mut [u8; 18]) -> &[u8] {
     line.get(start..).unwrap_or_default()
 }
 
-/// What an exchange holds until its last byte is gone.
+/// What an exchange holds until its last byte is gone. Its drop counts and tells how it ended: see `context.rs`.
 #[derive(Debug)]
 pub struct Ride<'a> {
     /// The connection it belongs to.
     pub watch: &'a Watch,
-    /// When the request was whole, in the park's time.
-    pub began: u32,
+    /// Milliseconds that it has stood in queues: for memory, a place, an upstream connection.
+    pub waited: Cell<u32>,
+    /// What was asked for, by whom.
+    pub subject: &'a Subject,
+    /// The configuration that it began with.
+    pub config: &'a Config,
+    /// The counters of that configuration's routes; empty where they are not shown.
+    pub counters: &'a Rc<[Arc<RouteCounters>]>,
+    /// Which route serves it, by its place in the configuration.
+    pub route: Cell<Option<u32>>,
     /// Its place among `max_concurrent_requests`.
     pub place: RefCell<Option<Place>>,
     /// Its line in the access log.
     pub record: RefCell<Option<Box<Record>>>,
+    /// When its head was whole; `None` where neither the log nor the metrics ask.
+    pub begun: Option<Instant>,
+    /// The status that the client is answered with; 0 = none yet.
+    pub status: Cell<u16>,
     /// Bytes of request body so far.
     pub received: Cell<u64>,
     /// Bytes of response body so far.
     pub sent: Cell<u64>,
     /// The kernel has the answer's last byte.
     pub complete: Cell<bool>,
+    /// How it ends, where that is known before it does.
+    pub outcome: Cell<Option<Outcome>>,
+    /// What the log says of it besides.
+    pub cause: OnceCell<Box<str>>,
+    /// A line of the log has told of it already.
+    pub told: Cell<bool>,
+    /// Whether it is a tunnel behind a 101, and no exchange any more.
+    pub is_tunnel: bool,
     /// Everybody's counters.
     pub metrics: &'a Arc<Metrics>,
-}
-
-impl Drop for Ride<'_> {
-    fn drop(&mut self) {
-        if let Some(record) = self.record.get_mut() {
-            record.received = self.received.get();
-            record.sent = self.sent.get();
-            if !self.complete.get() && record.outcome == "ok" {
-                record.outcome = "client-gone";
-            }
-        }
-        metrics::add(&self.metrics.client_bytes_in, self.received.get());
-        metrics::gone(&self.metrics.exchanges);
-        metrics::add(&self.metrics.client_bytes_out, self.sent.get());
-    }
 }
 
 /// A response body.
@@ -346,11 +356,21 @@ impl Body {
     }
 }
 
-/// The upstream's half of a tunnel, and the line that the log will get of it.
+/// The upstream's half of a tunnel, and what is told of it when it has ended.
 #[derive(Debug)]
 pub struct Tunnel {
     /// The connection that was upgraded.
     pub upstream: Upstream,
+    /// What was asked for, by whom.
+    pub subject: Subject,
+    /// The configuration that the exchange began with.
+    pub config: Arc<Config>,
+    /// The counters of its routes.
+    pub counters: Rc<[Arc<RouteCounters>]>,
+    /// Which of its routes serves the tunnel.
+    pub route: Option<u32>,
+    /// Milliseconds that the request stood in queues.
+    pub waited: u32,
     /// Written when the tunnel has ended.
     pub record: Option<Box<Record>>,
 }

@@ -11,7 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -29,6 +29,7 @@ use crate::{
     dial::Io,
     keeper::EVICTED_AT_ONCE,
     log, metrics,
+    supervisor::Reporter,
     worker::Worker,
 };
 
@@ -38,8 +39,11 @@ const BACKLOG: i32 = 1024;
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
-/// How long accepting pauses when descriptors have run out and nobody leaves.
+/// How long accepting pauses when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// So long must accepting go well before a shortage counts as over: at the edge every other accept fails.
+const RECOVERED: Duration = Duration::from_secs(1);
 
 /// What all doors that are opened at a time have in common.
 pub struct Frame<'a> {
@@ -302,26 +306,13 @@ impl Porter {
     ///
     /// # Errors
     /// A socket that is none, or does not listen.
-    pub fn new(worker: &Rc<Worker>, socket: OwnedFd) -> Result<Porter> {
+    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Porter> {
         let duty = Rc::new(Duty {
             listener: RefCell::new(Some(Rc::new(Listener::new(socket)?))),
             is_seating: Cell::new(false),
         });
         let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
-        let task = tokio::task::spawn_local(async move {
-            while let Some(listener) = ours.listener() {
-                let accepted = listener.accept(worker.budget.plan().tight).await;
-                drop(listener);
-                match accepted {
-                    Ok((io, address)) => {
-                        ours.is_seating.set(true);
-                        admit(&worker, io, address).await;
-                        ours.is_seating.set(false);
-                    }
-                    Err(error) => pause(&worker, &error).await,
-                }
-            }
-        });
+        let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
         Ok(Porter { task, duty })
     }
 
@@ -358,17 +349,119 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
         worker.park.rouse();
         worker.park.room.until(take).await
     };
-    let seat = worker.park.seat(address.map(|address| address.ip()));
+    let seat = worker
+        .park
+        .seat(address.map(|address| address.ip().to_canonical()));
     tokio::task::spawn_local(Attend::new(Rc::clone(worker), io, seat, permit));
 }
 
-/// After a failed accept: descriptors or memory have run out, and trying at once again would spin.
-async fn pause(worker: &Worker, error: &io::Error) {
-    if error.kind() == io::ErrorKind::ConnectionAborted {
-        return;
+/// Accepts until the duty is over.
+///
+/// # Errors
+/// A listener that is none any more.
+async fn accept(worker: &Rc<Worker>, duty: &Duty) -> Result<()> {
+    let mut shortage = None;
+    while let Some(listener) = duty.listener() {
+        let accepted = listener.accept(worker.budget.plan().tight).await;
+        drop(listener);
+        match accepted {
+            Ok((io, address)) => {
+                duty.is_seating.set(true);
+                admit(worker, io, address).await;
+                duty.is_seating.set(false);
+                if shortage
+                    .take_if(|since: &mut Instant| since.elapsed() >= RECOVERED)
+                    .is_some()
+                {
+                    log::info("accepting again", &[]);
+                }
+            }
+            Err(error) => match Trouble::of(&error) {
+                Trouble::Client => {}
+                Trouble::Shortage => {
+                    if shortage.replace(Instant::now()).is_none() {
+                        log::warn("accept", &[("error", &error)]);
+                    }
+                    make_room(worker).await;
+                }
+                Trouble::Listener => return Err(error).context("accept"),
+            },
+        }
     }
-    log::warn("accept", &[("error", error)]);
+    Ok(())
+}
+
+/// What a failed accept means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The connection that was to be accepted is gone, or was refused by a firewall: the next may be fine.
+    Client,
+    /// Descriptors or memory have run out, and come back.
+    Shortage,
+    /// The listener itself is broken, and stays so.
+    Listener,
+}
+
+impl Trouble {
+    /// By the error's number, as accept(2) explains them; what is not known may pass.
+    pub fn of(error: &io::Error) -> Trouble {
+        match error.raw_os_error() {
+            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => Trouble::Listener,
+            Some(
+                libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET,
+            ) => Trouble::Client,
+            _ => Trouble::Shortage,
+        }
+    }
+}
+
+/// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
+/// accepting pauses.
+async fn make_room(worker: &Worker) {
     worker.evict_silent(EVICTED_AT_ONCE, false);
     worker.pool.clear();
     sleep(PAUSE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_accept_is_the_clients_a_shortage_or_the_end_of_the_listener() {
+        for (trouble, numbers) in [
+            (
+                Trouble::Client,
+                &[libc::ECONNABORTED, libc::EPERM, libc::EHOSTUNREACH][..],
+            ),
+            (
+                Trouble::Shortage,
+                &[
+                    libc::EMFILE,
+                    libc::ENFILE,
+                    libc::ENOBUFS,
+                    libc::ENOMEM,
+                    libc::EAGAIN,
+                ],
+            ),
+            (
+                Trouble::Listener,
+                &[libc::EBADF, libc::EINVAL, libc::ENOTSOCK],
+            ),
+        ] {
+            for number in numbers {
+                let error = io::Error::from_raw_os_error(*number);
+                assert_eq!(Trouble::of(&error), trouble, "{error}");
+            }
+        }
+    }
 }

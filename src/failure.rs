@@ -6,6 +6,8 @@ use std::fmt;
 
 use http::StatusCode;
 
+use crate::outcome::{Blame, Outcome};
+
 /// Why an exchange has no answer from its upstream.
 #[derive(Debug)]
 pub enum Failure {
@@ -25,6 +27,10 @@ pub enum Failure {
     NoPlace,
     /// The memory budget is spent.
     NoMemory,
+    /// Asked to give way under pressure, before there was an answer.
+    Evicted,
+    /// Not answered within `shutdown_timeout` of the program's end.
+    Shutdown,
     /// No connection of `max_conns_per_host` came free in `queue_timeout`.
     NoConnection,
     /// The name of the target could not be resolved.
@@ -45,42 +51,19 @@ pub enum Failure {
     RequestStalled,
 }
 
-/// Whose fault a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// The caller's.
-    Client,
-    /// The target's.
-    Upstream,
-    /// Ours.
-    Proxy,
-}
-
 /// What Allow says. Other methods pass too, but they have no list.
 pub const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
-/// What [`Failure::outcome`] can say, in the order of the variants.
-pub const OUTCOMES: [&str; 17] = [
-    "no-route",
-    "dot-segment",
-    "method-not-allowed",
-    "body-too-large",
-    "body-timed-out",
-    "body-broken",
-    "no-place",
-    "no-memory",
-    "no-connection",
-    "name-unresolved",
-    "dial-failed",
-    "dial-timed-out",
-    "tls-failed",
-    "upstream-closed",
-    "upstream-garbled",
-    "response-timed-out",
-    "request-stalled",
-];
-
 impl Failure {
+    /// Told to leave before there was an answer; `outcome` says what for.
+    pub fn told_to_leave(outcome: Outcome) -> Failure {
+        if outcome == Outcome::Shutdown {
+            Failure::Shutdown
+        } else {
+            Failure::Evicted
+        }
+    }
+
     /// The status that the client is answered with.
     pub fn status(&self) -> StatusCode {
         match self {
@@ -89,9 +72,11 @@ impl Failure {
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
-            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Failure::NoPlace
+            | Failure::NoMemory
+            | Failure::NoConnection
+            | Failure::Evicted
+            | Failure::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
             Failure::NameUnresolved(_)
             | Failure::DialFailed(_)
             | Failure::TlsFailed(_)
@@ -103,13 +88,9 @@ impl Failure {
         }
     }
 
-    /// Whose fault it is; the status says it already.
+    /// Whose fault it is.
     pub fn blame(&self) -> Blame {
-        match self.status() {
-            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Blame::Upstream,
-            StatusCode::SERVICE_UNAVAILABLE => Blame::Proxy,
-            _ => Blame::Client,
-        }
+        self.outcome().blame()
     }
 
     /// One short plain sentence for the client, with a newline at its end.
@@ -123,6 +104,8 @@ impl Failure {
             Failure::BodyBroken => "The request body is broken.\n",
             Failure::NoPlace => "No place came free in time.\n",
             Failure::NoMemory => "There is no memory left for this request.\n",
+            Failure::Evicted => "The request had to give way to others.\n",
+            Failure::Shutdown => "The proxy is stopping.\n",
             Failure::NoConnection => "No connection to the upstream came free in time.\n",
             Failure::NameUnresolved(_) => "The upstream's name is not known.\n",
             Failure::DialFailed(_) => "The upstream could not be reached.\n",
@@ -137,26 +120,28 @@ impl Failure {
         }
     }
 
-    /// A short stable word for the log and the metrics, such as `dial-timed-out`; one of [`OUTCOMES`].
-    pub fn outcome(&self) -> &'static str {
+    /// How the exchange ended, for the log and the metrics.
+    pub fn outcome(&self) -> Outcome {
         match self {
-            Failure::NoRoute => "no-route",
-            Failure::DotSegment => "dot-segment",
-            Failure::MethodNotAllowed => "method-not-allowed",
-            Failure::BodyTooLarge => "body-too-large",
-            Failure::BodyTimedOut => "body-timed-out",
-            Failure::BodyBroken => "body-broken",
-            Failure::NoPlace => "no-place",
-            Failure::NoMemory => "no-memory",
-            Failure::NoConnection => "no-connection",
-            Failure::NameUnresolved(_) => "name-unresolved",
-            Failure::DialFailed(_) => "dial-failed",
-            Failure::DialTimedOut => "dial-timed-out",
-            Failure::TlsFailed(_) => "tls-failed",
-            Failure::UpstreamClosed(_) => "upstream-closed",
-            Failure::UpstreamGarbled(_) => "upstream-garbled",
-            Failure::ResponseTimedOut => "response-timed-out",
-            Failure::RequestStalled => "request-stalled",
+            Failure::NoRoute => Outcome::NoRoute,
+            Failure::DotSegment => Outcome::DotSegment,
+            Failure::MethodNotAllowed => Outcome::MethodNotAllowed,
+            Failure::BodyTooLarge => Outcome::BodyTooLarge,
+            Failure::BodyTimedOut => Outcome::BodyTimedOut,
+            Failure::BodyBroken => Outcome::BodyBroken,
+            Failure::NoPlace => Outcome::NoPlace,
+            Failure::NoMemory => Outcome::NoMemory,
+            Failure::Evicted => Outcome::Evicted,
+            Failure::Shutdown => Outcome::Shutdown,
+            Failure::NoConnection => Outcome::NoConnection,
+            Failure::NameUnresolved(_) => Outcome::NameUnresolved,
+            Failure::DialFailed(_) => Outcome::DialFailed,
+            Failure::DialTimedOut => Outcome::DialTimedOut,
+            Failure::TlsFailed(_) => Outcome::TlsFailed,
+            Failure::UpstreamClosed(_) => Outcome::UpstreamClosed,
+            Failure::UpstreamGarbled(_) => Outcome::UpstreamGarbled,
+            Failure::ResponseTimedOut => Outcome::ResponseTimedOut,
+            Failure::RequestStalled => Outcome::RequestStalled,
         }
     }
 
@@ -174,7 +159,7 @@ impl Failure {
 impl fmt::Display for Failure {
     /// For the log: the outcome, with the inner error where there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.outcome())?;
+        f.write_str(self.outcome().word())?;
         match self {
             Failure::NameUnresolved(inner)
             | Failure::DialFailed(inner)
@@ -206,6 +191,8 @@ mod tests {
             (Failure::NoPlace, 503, Proxy),
             (Failure::NoMemory, 503, Proxy),
             (Failure::NoConnection, 503, Proxy),
+            (Failure::Evicted, 503, Proxy),
+            (Failure::Shutdown, 503, Proxy),
             (Failure::NameUnresolved(inner()), 502, Upstream),
             (Failure::DialFailed(inner()), 502, Upstream),
             (Failure::DialTimedOut, 504, Upstream),
@@ -236,14 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_those_of_the_list() {
-        assert_eq!(
-            table()
-                .iter()
-                .map(|row| row.0.outcome())
-                .collect::<Vec<_>>(),
-            OUTCOMES
-        );
+    fn no_two_failures_have_the_same_outcome() {
+        let mut seen = Vec::new();
+        for (failure, ..) in table() {
+            assert!(!seen.contains(&failure.outcome()), "{failure}");
+            seen.push(failure.outcome());
+        }
     }
 
     #[test]

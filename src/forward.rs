@@ -117,7 +117,8 @@ impl Sending<'_> {
             return answer;
         }
         if watch.order() == Order::Leave {
-            return Poll::Ready(Err(Miss::Failed(Failure::NoMemory)));
+            let outcome = watch.leave_outcome();
+            return Poll::Ready(Err(Miss::Failed(Failure::told_to_leave(outcome))));
         }
         self.arm(upload);
         if !watch.is_overdue() {

@@ -21,6 +21,7 @@ use crate::{
     budget::{Budget, Buffer, Buffers, Permit, Room},
     chunked,
     dial::{Io, Way, Wide},
+    outcome::Outcome,
     park::Watch,
     request::RequestHead,
     screen::{self, Arrival, Framing, Head, Refusal},
@@ -450,7 +451,7 @@ impl<'a> Client<'a> {
             .poll_body(context, self.buffers, self.room);
         if let Poll::Ready(Ok(Some(piece))) = &polled {
             let ride = self.ride;
-            ride.received.set(ride.received.get() + piece.len() as u64);
+            ride.took_in(piece.len());
             ride.watch.moved(piece.len());
         }
         polled
@@ -549,6 +550,7 @@ impl<'a> Client<'a> {
             Poll::Ready(Ok(count)) => watch.took(*count),
             Poll::Ready(Err(_)) => {}
             Poll::Pending if watch.is_write_overdue() => {
+                self.ride.note(Outcome::WriteTimedOut);
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             Poll::Pending => watch.write_blocked(self.write_timeout),

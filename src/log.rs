@@ -18,6 +18,7 @@ use std::{
 use crate::{
     config::{self, Level},
     line::{LINE, Line, Lossy},
+    outcome::Outcome,
     sys::Output,
 };
 
@@ -85,12 +86,16 @@ pub struct Access<'a> {
     pub received: u64,
     /// Bytes of body given to the client.
     pub sent: u64,
-    /// From the request's head to the last byte of the answer.
+    /// From the request's head to the last byte of the answer, the waits included.
     pub duration: Duration,
+    /// How long it stood in queues: for memory, a place, an upstream connection.
+    pub waited: Duration,
+    /// From the request's head to the beginning of the answer; `None` = there was none.
+    pub first_byte: Option<Duration>,
     /// Who answered; `None` = the proxy itself.
     pub upstream: Option<&'a dyn Display>,
-    /// `ok`, or a failure's short word.
-    pub outcome: &'a str,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// What is kept of an exchange for its access line, which is written when this is dropped.
@@ -101,6 +106,7 @@ pub struct Record {
     host: Vec<u8>,
     path: String,
     begun: Instant,
+    first_byte: Option<Duration>,
     /// What the client was answered; 0 = it left before.
     pub status: u16,
     /// Bytes of body taken from the client.
@@ -109,17 +115,20 @@ pub struct Record {
     pub sent: u64,
     /// Who answered; `None` = the proxy itself.
     pub upstream: Option<String>,
-    /// `ok`, or a failure's short word.
-    pub outcome: &'static str,
+    /// How long it stood in queues.
+    pub waited: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 impl Record {
-    /// Begins a record, where access lines are written at all.
+    /// Begins a record, where access lines are written at all. `begun` is when the request's head was whole.
     pub fn begin(
         client: Option<IpAddr>,
         method: &str,
         host: &[u8],
         path: &str,
+        begun: Instant,
     ) -> Option<Box<Record>> {
         access_enabled().then(|| {
             Box::new(Record {
@@ -127,22 +136,36 @@ impl Record {
                 method: method.to_owned(),
                 host: host.to_owned(),
                 path: path.to_owned(),
-                begun: Instant::now(),
+                begun,
+                first_byte: None,
                 status: 0,
                 received: 0,
                 sent: 0,
                 upstream: None,
-                outcome: "client-gone",
+                waited: Duration::ZERO,
+                outcome: Outcome::ClientGone,
             })
         })
     }
+
+    /// The answer begins now, with this status.
+    pub fn answers(&mut self, status: u16) {
+        self.status = status;
+        self.first_byte = Some(self.begun.elapsed());
+    }
+}
+
+/// A client as log lines show it: IPv4 as such where the socket speaks IPv6, `unix` where there is no address.
+pub fn client(client: Option<IpAddr>) -> String {
+    client.map_or_else(
+        || "unix".to_owned(),
+        |client| client.to_canonical().to_string(),
+    )
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let client = self
-            .client
-            .map_or_else(|| "unix".to_owned(), |client| client.to_string());
+        let client = client(self.client);
         access(&Access {
             client: &client,
             method: &self.method,
@@ -152,6 +175,8 @@ impl Drop for Record {
             received: self.received,
             sent: self.sent,
             duration: self.begun.elapsed(),
+            waited: self.waited,
+            first_byte: self.first_byte,
             upstream: self
                 .upstream
                 .as_ref()
@@ -181,7 +206,7 @@ pub fn dropped() -> u64 {
 
 fn tell(access: &Access<'_>, line: &mut Line) {
     let path = access.path.split('?').next().unwrap_or("");
-    let duration = u64::try_from(access.duration.as_millis()).unwrap_or(u64::MAX);
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     line.field("client", access.client);
     line.short("method", &access.method);
     if let Some(host) = access.host {
@@ -191,7 +216,11 @@ fn tell(access: &Access<'_>, line: &mut Line) {
     line.number("status", u64::from(access.status));
     line.number("received", access.received);
     line.number("sent", access.sent);
-    line.number("ms", duration);
+    line.number("ms", millis(access.duration));
+    line.number("waited_ms", millis(access.waited));
+    if let Some(first_byte) = access.first_byte {
+        line.number("first_byte_ms", millis(first_byte));
+    }
     if let Some(upstream) = access.upstream {
         line.short("upstream", upstream);
     }
@@ -239,10 +268,10 @@ impl Gate {
         &mut self,
         line: &str,
         notice: impl FnOnce(u64) -> String,
-        write: impl Fn(Output, &io::Stdout, &[u8]) -> io::Result<()>,
+        write: impl Fn(&Output, &io::Stdout, &[u8]) -> io::Result<()>,
     ) {
         let stdout = io::stdout();
-        let output = *self.output.get_or_insert_with(|| Output::of(&stdout));
+        let output = self.output.get_or_insert_with(|| Output::of(&stdout));
         let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
         if self.untold > 0 && write(&notice(self.untold)) {
             self.untold = 0;
@@ -298,8 +327,10 @@ mod tests {
             received: 0,
             sent: 17,
             duration: Duration::from_micros(12_999),
+            waited: Duration::from_millis(3),
+            first_byte: None,
             upstream: None,
-            outcome: "ok",
+            outcome: Outcome::Ok,
         };
         let told = |access: &Access<'_>, json| {
             let mut line = Line::begin(String::new(), json, NOW, "info", "access");
@@ -308,16 +339,17 @@ mod tests {
         };
         assert!(told(&access, false).ends_with(
             " level=info msg=\"access\" client=192.0.2.1 method=GET host=a.example path=\"/x y\" \
-             status=200 received=0 sent=17 ms=12 outcome=ok\n"
+             status=200 received=0 sent=17 ms=12 waited_ms=3 outcome=ok\n"
         ));
+        access.first_byte = Some(Duration::from_millis(11));
         access.upstream = Some(&"http://u:1");
         assert!(told(&access, true).ends_with(
-            ",\"status\":200,\"received\":0,\"sent\":17,\"ms\":12,\"upstream\":\"http://u:1\",\"outcome\":\"ok\"}\n"
+            ",\"status\":200,\"received\":0,\"sent\":17,\"ms\":12,\"waited_ms\":3,\"first_byte_ms\":11,\"upstream\":\"http://u:1\",\"outcome\":\"ok\"}\n"
         ));
         (access.method, access.host, access.path) = (&long, Some(long.as_bytes()), &long);
         assert!(
             told(&access, false).ends_with(
-                "…\" status=200 received=0 sent=17 ms=12 upstream=http://u:1 outcome=ok\n"
+                "…\" status=200 received=0 sent=17 ms=12 waited_ms=3 first_byte_ms=11 upstream=http://u:1 outcome=ok\n"
             )
         );
     }

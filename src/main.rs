@@ -9,7 +9,8 @@
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
 //! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
-//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
+//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts; `context` counts and tells how
+//! each exchange ended, in the words of `outcome`; `supervisor` hears of the end of what must not end.
 
 mod cli;
 
@@ -17,6 +18,7 @@ mod cli;
 mod address;
 mod answer;
 mod chunked;
+mod client_address;
 mod config;
 mod cors;
 mod date;
@@ -25,6 +27,7 @@ mod entry;
 mod failure;
 mod headers;
 mod line;
+mod outcome;
 mod policy;
 mod request;
 mod roots;
@@ -36,6 +39,7 @@ mod yaml;
 // the world
 mod body;
 mod budget;
+mod context;
 mod dial;
 mod gate;
 mod log;
@@ -57,6 +61,7 @@ mod keeper;
 mod proxy;
 mod respond;
 mod serve;
+mod supervisor;
 mod worker;
 
 // for the tests and for fuzzing alone
@@ -114,6 +119,14 @@ impl Origin {
         }
     }
 
+    /// What the log calls it.
+    fn name(&self) -> String {
+        match self {
+            Origin::File(path) => path.display().to_string(),
+            Origin::Inline(_) => "LEAN_PROXY_CONFIG".to_owned(),
+        }
+    }
+
     fn load(&self) -> Result<Arc<Config>, Vec<String>> {
         let source = match self {
             Origin::File(path) => Source::File(path),
@@ -131,7 +144,10 @@ fn serve(place: Place) -> u8 {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
-    match serve::serve(config, Box::new(move || origin.load())) {
+    supervisor::report_panics_in_one_line();
+    let source = origin.name();
+    let reread = Box::new(move || origin.load());
+    match supervisor::caught(|| serve::serve(&source, config, reread)) {
         Ok(()) => DONE,
         Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
     }

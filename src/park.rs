@@ -8,6 +8,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
@@ -18,7 +19,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::budget::Queue;
+use crate::{budget::Queue, outcome::Outcome};
 
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct Park {
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     open: Cell<usize>,
+    /// The program's time is over: whatever is told to leave is told so for that.
+    closing: Cell<bool>,
     origin: Instant,
     now: Cell<Tick>,
     /// The sweep runs at every tick, so that `now` is at most one tick old.
@@ -141,6 +144,7 @@ impl Park {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
+            closing: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(0),
             ticking: Cell::new(false),
@@ -350,6 +354,16 @@ impl Park {
         }
     }
 
+    /// Tells every connection to leave at once: the program's time is over.
+    pub fn close(&self) {
+        self.closing.set(true);
+        for entry in self.entries.borrow().iter() {
+            if entry.phase.get() != Phase::Empty {
+                entry.tell(Order::Leave);
+            }
+        }
+    }
+
     /// Connections that are in this phase.
     pub fn count(&self, phase: Phase) -> usize {
         self.entries
@@ -403,8 +417,13 @@ impl Park {
         next.map(|due| Duration::from_millis(u64::from(due.wrapping_sub(now))).max(tick))
     }
 
-    /// The one timer of the program: runs for ever; `each` is called after every look.
-    pub async fn sweep(self: Rc<Park>, mut each: impl FnMut() -> bool) {
+    /// The one timer of the program: runs for ever; `each` is called after every look. `longest` is how long it may sleep
+    /// where nothing is due; `None` = until something is.
+    pub async fn sweep(
+        self: Rc<Park>,
+        longest: Option<Duration>,
+        mut each: impl FnMut() -> bool,
+    ) -> Infallible {
         poll_fn(|context| {
             *self.sweep.borrow_mut() = Some(context.waker().clone());
             Poll::Ready(())
@@ -419,6 +438,7 @@ impl Park {
             } else {
                 pause
             };
+            let pause = pause.into_iter().chain(longest).min();
             let mut sleep = pin!(pause.map(tokio::time::sleep));
             let mut slept = false;
             poll_fn(|context| {
@@ -620,6 +640,15 @@ impl Watch {
     /// What the sweep wants.
     pub fn order(&self) -> Order {
         self.with(|entry| entry.order.get())
+    }
+
+    /// How an exchange ends that is told to leave.
+    pub fn leave_outcome(&self) -> Outcome {
+        if self.park.closing.get() {
+            Outcome::Shutdown
+        } else {
+            Outcome::Evicted
+        }
     }
 
     /// Runs this connection's task again.

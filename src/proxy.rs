@@ -4,9 +4,11 @@
 //! else. What an exchange holds is given back when the kernel has the last byte of its answer, or when all is dropped.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
+    net::IpAddr,
     rc::Rc,
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use http::{
@@ -18,20 +20,23 @@ use crate::{
     answer::{Delimiter, Head},
     body::{Body, Ride, Tunnel},
     budget::Queue,
+    client_address::real_client,
     config::Level,
+    context::Subject,
     cors::{Grant, Verdict},
-    failure::{Blame, Failure},
+    failure::Failure,
     forward::{Attempt, Miss},
     gate::{Client, Gate},
     headers::{self, Present, Sender},
     health,
     log::{self, Record},
-    metrics,
+    metrics::{self, Held},
+    outcome::{Blame, Outcome},
     park::{Order, Watch},
     pool::{Checkout, Host, Lease},
     request::RequestHead,
     respond::{self, Answer, Manner},
-    route::{Address, Found, Origin, Route, holds_parent_segment},
+    route::{Found, Route, holds_parent_segment},
     screen,
     wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
@@ -43,11 +48,8 @@ struct Exchange<'a> {
     worker: &'a Worker,
     state: &'a State,
     client: Client<'a>,
-    method: Method,
     /// Whether the client speaks HTTP/1.0.
     is_old: bool,
-    /// For the log.
-    path: Box<str>,
     /// Answer without an upstream: there is no memory for more.
     is_full: bool,
     /// The client takes trailers.
@@ -68,18 +70,19 @@ pub enum End {
     Tunnel(Box<Tunnel>),
 }
 
-/// Answers a request, whatever comes, and sends the answer to its end. `began` is when it was whole, in the park's time,
-/// before it waited for memory; `is_full` = without an upstream, for there is no memory for more.
+/// Answers a request, whatever comes, and sends the answer to its end. `waited` is how many milliseconds it has waited
+/// for memory; `is_full` = without an upstream, for there is no memory for more.
 pub async fn handle(
     worker: &Worker,
     gate: &RefCell<Gate>,
     watch: &Watch,
     parts: Box<RequestHead>,
-    began: u32,
+    waited: u32,
     is_full: bool,
 ) -> End {
     let state = worker.state();
-    let ride = ride(worker, watch, &parts, began);
+    let subject = subject(&state, watch, &parts);
+    let ride = ride(worker, &state, watch, &subject, waited);
     let room = worker.room(state.config.transport.write_buffer_size);
     let client = Client::new(
         gate,
@@ -93,56 +96,90 @@ pub async fn handle(
         worker,
         state: &state,
         client,
-        method: parts.method.clone(),
         is_old: manner.is_old,
-        path: parts.uri.path().into(),
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
     };
-    let mut answer = exchange.judge(parts).await;
+    let (status, tunnel, answer) = part(exchange.judge(parts).await);
     manner.stays &= !worker.draining.get() && !is_full && !gate.borrow().receives_wide();
-    worker.metrics.answered(answer.status.as_u16());
-    if let Some(record) = &mut *ride.record.borrow_mut() {
-        record.status = answer.status.as_u16();
-        if record.outcome == "client-gone" {
-            record.outcome = "ok";
-        }
-    }
-    let tunnel = answer.tunnel.take();
+    ride.answers(status);
     match respond::send(&client, answer, manner).await {
         Err(_) => End::Broken,
         Ok(stays) => match tunnel {
-            Some(upstream) => End::Tunnel(Box::new(Tunnel {
-                upstream: *upstream,
-                record: ride.record.take(),
-            })),
+            Some(upstream) => {
+                let (record, route, waited) =
+                    (ride.record.take(), ride.route.get(), ride.waited.get());
+                drop(ride);
+                End::Tunnel(Box::new(Tunnel {
+                    upstream: *upstream,
+                    subject,
+                    config: Arc::clone(&state.config),
+                    counters: Rc::clone(&state.counters),
+                    route,
+                    waited,
+                    record,
+                }))
+            }
             None if stays => End::Stays,
             None => End::Closes,
         },
     }
 }
 
-fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &RequestHead, began: u32) -> Ride<'a> {
+/// Takes an answer apart. A function of its own, so that the answer is moved and not borrowed: what is borrowed would keep
+/// its place in the future while the answer is written.
+fn part(mut answer: Answer) -> (u16, Option<Box<Upstream>>, Answer) {
+    (answer.status.as_u16(), answer.tunnel.take(), answer)
+}
+
+fn subject(state: &State, watch: &Watch, parts: &RequestHead) -> Subject {
+    let trusted = &state.config.server.trusted_proxies;
+    let client: Option<IpAddr> = if trusted.is_empty() {
+        watch.client()
+    } else {
+        real_client(watch.client(), trusted, &parts.headers)
+    };
+    let method = parts.method.clone();
+    Subject::new(client, method, authority(parts), parts.uri.path())
+}
+
+fn ride<'a>(
+    worker: &'a Worker,
+    state: &'a State,
+    watch: &'a Watch,
+    subject: &'a Subject,
+    waited: u32,
+) -> Ride<'a> {
+    metrics::count(&worker.metrics.requests);
     metrics::count(&worker.metrics.exchanges);
-    let record = log::access_enabled()
-        .then(|| {
-            Record::begin(
-                watch.client(),
-                parts.method.as_str(),
-                authority(parts).as_bytes(),
-                parts.uri.path(),
-            )
-        })
-        .flatten();
+    let begun = (worker.metrics.is_exposed() || log::access_enabled()).then(|| {
+        let now = Instant::now();
+        now.checked_sub(Duration::from_millis(waited.into()))
+            .unwrap_or(now)
+    });
+    let record = begun.and_then(|begun| {
+        let (method, host) = (subject.method.as_str(), subject.host().as_bytes());
+        Record::begin(subject.client, method, host, subject.path(), begun)
+    });
     Ride {
         watch,
-        began,
+        waited: Cell::new(waited),
+        subject,
+        config: &state.config,
+        counters: &state.counters,
+        route: Cell::new(None),
         place: RefCell::default(),
         record: RefCell::new(record),
+        begun,
+        status: Cell::new(0),
         received: Cell::new(0),
         sent: Cell::new(0),
         complete: Cell::new(false),
+        outcome: Cell::new(None),
+        cause: OnceCell::new(),
+        told: Cell::new(false),
+        is_tunnel: false,
         metrics: &worker.metrics,
     }
 }
@@ -150,7 +187,8 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &RequestHead, began: u3
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
     async fn judge(&self, parts: Box<RequestHead>) -> Answer {
-        let path = &*self.path;
+        let path = parts.uri.path();
+        let method = &self.client.ride.subject.method;
         let config = &self.state.config;
         if path == "*" {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
@@ -160,19 +198,28 @@ impl Exchange<'_> {
         let found = if is_health || is_outside {
             Found::Nothing
         } else {
-            config.routes.find(authority(&parts), path)
+            config.routes.find(self.authority(&parts), path)
         };
         let policy = match &found {
             Found::Route(route) | Found::AddSlash(route) => route.cors.as_ref(),
             Found::Nothing => config.cors.as_ref(),
         };
-        let grant = match policy.map(|policy| policy.judge(&self.method, &parts.headers)) {
-            Some(Verdict::Answer(status, headers)) => return empty(status, headers),
+        if let Found::Route(route) | Found::AddSlash(route) = &found {
+            let index = self.state.index(route);
+            self.client.ride.route.set(index);
+        }
+        let grant = match policy.map(|policy| policy.judge(method, &parts.headers)) {
+            Some(Verdict::Answer(status, headers)) => {
+                if status == StatusCode::FORBIDDEN {
+                    self.refuse_preflight();
+                }
+                return empty(status, headers);
+            }
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),
         };
         let mut answer = match found {
-            _ if self.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
+            _ if *method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
             _ if is_health => self.health(&parts),
             Found::Route(route) => match self.answer(route, parts).await {
                 Ok(answer) => answer,
@@ -188,8 +235,23 @@ impl Exchange<'_> {
         answer
     }
 
+    /// A preflight from an origin that is not allowed: the answer says nothing, so the log does.
+    #[cold]
+    fn refuse_preflight(&self) {
+        let ride = self.client.ride;
+        ride.note(Outcome::PreflightRefused);
+        ride.told.set(true);
+        let reason = "the origin is not in cors.allowed_origins";
+        ride.subject.tell(
+            Level::Debug,
+            "preflight refused",
+            ride.route(),
+            &[("status", &403), ("reason", &reason)],
+        );
+    }
+
     fn health(&self, parts: &RequestHead) -> Answer {
-        if !matches!(self.method, Method::GET | Method::HEAD) {
+        if !matches!(self.client.ride.subject.method, Method::GET | Method::HEAD) {
             let mut answer = self.fail(&Failure::MethodNotAllowed);
             answer
                 .headers
@@ -212,27 +274,10 @@ impl Exchange<'_> {
 
     /// The one place where a failure becomes a status and a log line.
     fn fail(&self, failure: &Failure) -> Answer {
-        self.worker.metrics.failed(failure.outcome());
-        if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
-            record.outcome = failure.outcome();
-        }
-        let level = if failure.blame() == Blame::Client {
-            Level::Debug
-        } else {
-            Level::Warn
-        };
-        if log::enabled(level) {
-            log::event(
-                level,
-                "no answer",
-                &[
-                    ("method", &self.method),
-                    ("path", &self.path),
-                    ("status", &failure.status().as_u16()),
-                    ("reason", failure),
-                ],
-            );
-        }
+        let ride = self.client.ride;
+        ride.note(failure.outcome());
+        ride.told.set(true);
+        self.tell(failure);
         let mut headers = HeaderMap::new();
         headers.insert(
             header::CONTENT_TYPE,
@@ -248,6 +293,42 @@ impl Exchange<'_> {
         Answer::new(failure.status(), headers, Body::Own(text))
     }
 
+    /// Tells the log why there is no answer; where a bound was full, which one, and how long the request waited for it.
+    #[cold]
+    fn tell(&self, failure: &Failure) {
+        let ride = self.client.ride;
+        let level = if failure.blame() == Blame::Client {
+            Level::Debug
+        } else {
+            Level::Warn
+        };
+        let status = failure.status().as_u16();
+        let mut fields: Vec<log::Field<'_>> = vec![("status", &status), ("reason", failure)];
+        let bound = self.bound(failure);
+        if let Some((bound, value)) = &bound {
+            fields.extend([("bound", bound as &_), ("value", value as &_)]);
+        }
+        let waited = ride.waited.get();
+        if failure.blame() == Blame::Proxy {
+            fields.push(("waited_ms", &waited));
+        }
+        let subject = ride.subject;
+        subject.tell(level, "no answer", ride.route(), &fields);
+    }
+
+    /// The bound that was full, and its value.
+    fn bound(&self, failure: &Failure) -> Option<(&'static str, u64)> {
+        let config = &self.state.config;
+        let places = config.proxy.max_concurrent_requests;
+        let connections = config.transport.max_conns_per_host;
+        Some(match failure {
+            Failure::NoPlace => ("proxy.max_concurrent_requests", places? as u64),
+            Failure::NoConnection => ("transport.max_conns_per_host", connections? as u64),
+            Failure::NoMemory => self.worker.memory_bound(),
+            _ => return None,
+        })
+    }
+
     /// Admit, connect, forward, and hand over the stream.
     async fn answer(&self, route: &Route, parts: Box<RequestHead>) -> Result<Answer, Failure> {
         if self.is_full {
@@ -261,7 +342,7 @@ impl Exchange<'_> {
             return Err(Failure::BodyTooLarge);
         }
         self.take_place().await?;
-        let host = self.state.host(route);
+        let host = self.state.host(self.client.ride.route.get());
         let checkout = self.checkout(host).await?;
         self.client.ride.watch.asks(host.id);
         let mut upload = self.upload(route, &parts, &present);
@@ -286,7 +367,8 @@ impl Exchange<'_> {
                 Err(Miss::Stale) => {}
             }
             metrics::count(&self.worker.metrics.retries);
-            log::debug("once more on a fresh connection", &[("path", &self.path)]);
+            let path = self.client.ride.subject.path();
+            log::debug("once more on a fresh connection", &[("path", &path)]);
             drop(upstream);
             upload.rewind();
             let unused = Box::pin(self.wait(host, || host.room())).await?;
@@ -311,15 +393,18 @@ impl Exchange<'_> {
 
     /// Waits in a line, no longer than `queue_timeout` allows.
     async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
-        let _waiting = metrics::Held::new(&self.worker.metrics.waiting);
+        let _waiting = Held::new(&self.worker.metrics.waiting);
         let limit = Some(self.patience());
-        let watch = self.client.ride.watch;
-        watch.within(limit, queue.until(take)).await.ok()
+        let ride = self.client.ride;
+        let since = Instant::now();
+        let taken = ride.watch.within(limit, queue.until(take)).await.ok();
+        ride.note_wait(since.elapsed());
+        taken
     }
 
     /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
     fn patience(&self) -> Duration {
-        let waited = self.worker.park.now().wrapping_sub(self.client.ride.began);
+        let waited = self.client.ride.waited.get();
         self.state
             .config
             .proxy
@@ -354,10 +439,10 @@ impl Exchange<'_> {
             .watch
             .within(self.state.config.transport.dial_timeout, dial)
             .await;
-        let is_evicted = self.client.ride.watch.order() == Order::Leave;
+        let is_told_to_leave = self.client.ride.watch.order() == Order::Leave;
         let late = |_| {
-            if is_evicted {
-                Failure::NoMemory
+            if is_told_to_leave {
+                Failure::told_to_leave(self.client.ride.watch.leave_outcome())
             } else {
                 Failure::DialTimedOut
             }
@@ -378,7 +463,7 @@ impl Exchange<'_> {
     fn upload(&self, route: &Route, parts: &RequestHead, present: &Present) -> Upload {
         let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
-        let authority = authority(parts);
+        let authority = self.authority(parts);
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(parts.method.as_str().as_bytes());
         out.push(b' ');
@@ -433,6 +518,12 @@ impl Exchange<'_> {
         Upload::new(out, body)
     }
 
+    /// The host that was asked for, without looking for it again.
+    fn authority<'p>(&'p self, parts: &'p RequestHead) -> &'p str {
+        let known = self.client.ride.subject.whole_host();
+        known.unwrap_or_else(|| authority(parts))
+    }
+
     fn sender(&self) -> Sender {
         let client = self.client.ride.watch.client();
         let trusted = &self.state.config.server.trusted_proxies;
@@ -446,23 +537,16 @@ impl Exchange<'_> {
 
     fn note_upstream(&self, route: &Route) {
         if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
-            record.upstream = Some(name(&route.target.origin));
+            record.upstream = Some(route.target.origin.to_string());
         }
         if log::enabled(Level::Debug) {
-            let mut path = Vec::new();
-            route.push_upstream_path(&self.path, None, &mut path);
-            let url = format!(
-                "{}{}",
-                name(&route.target.origin),
-                String::from_utf8_lossy(&path)
-            );
+            let subject = self.client.ride.subject;
+            let (mut path, asked) = (Vec::new(), subject.path());
+            route.push_upstream_path(asked, None, &mut path);
+            let url = format!("{}{}", route.target.origin, String::from_utf8_lossy(&path));
             log::debug(
                 "forward",
-                &[
-                    ("method", &self.method),
-                    ("path", &self.path),
-                    ("url", &url),
-                ],
+                &[("method", &subject.method), ("path", &asked), ("url", &url)],
             );
         }
     }
@@ -477,7 +561,7 @@ impl Exchange<'_> {
         let attempt = Attempt {
             client: &self.client,
             server: &self.state.config.server,
-            method: &self.method,
+            method: &self.client.ride.subject.method,
             is_old: self.is_old,
             route,
         };
@@ -556,16 +640,4 @@ fn authority(parts: &RequestHead) -> &str {
             .and_then(|host| host.to_str().ok())
     };
     parts.uri.authority().or_else(host).unwrap_or_default()
-}
-/// An origin as the log shows it.
-fn name(origin: &Origin) -> String {
-    let scheme = if origin.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    match &origin.address {
-        Address::Tcp(host, port) => format!("{scheme}://{host}:{port}"),
-        Address::Unix(path) => format!("unix:{}", path.display()),
-    }
 }

@@ -243,7 +243,8 @@ impl Sending<'_> {
             }
             while !self.outbox.is_empty() {
                 let count = ready!(self.client.poll_write(context, &self.outbox.slices()))?;
-                self.outbox.wrote(count);
+                let count = self.outbox.wrote(count);
+                self.client.ride.gave_out(count);
             }
             self.outbox.forget_text();
             if let Some(result) = self.ended.take() {
@@ -261,8 +262,6 @@ impl Sending<'_> {
         let is_chunked = self.framing == Framing::Chunked;
         match ready!(self.body.poll(context, self.client)) {
             Some(Ok(Got::Data(piece))) => {
-                let sent = &self.client.ride.sent;
-                sent.set(sent.get() + piece.len() as u64);
                 self.outbox.put(piece, is_chunked);
                 if self.body.is_end() {
                     if is_chunked {
@@ -283,9 +282,7 @@ impl Sending<'_> {
                 self.ended = Some(Ok(()));
             }
             Some(Err(error)) => {
-                if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
-                    record.outcome = "upstream-cut";
-                }
+                self.client.ride.note_cut(&error);
                 self.ended = Some(Err(error));
             }
             None => {

@@ -3,7 +3,7 @@
 //! Pure: a table built once from the configuration, then only looked at. The bytes that were matched are the bytes
 //! that are sent; nothing is decoded or encoded here.
 
-use std::{cmp::Reverse, path::PathBuf, time::Duration};
+use std::{cmp::Reverse, fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -112,6 +112,27 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl fmt::Display for Origin {
+    /// As the log shows it: `http://host:port`, `https://host:port` or `unix:/path`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        match &self.address {
+            Address::Tcp(host, port) => write!(f, "{scheme}://{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    /// As it is configured.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPattern::Exact(name) => f.write_str(name),
+            HostPattern::Below(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
 /// `tls:` of an https target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
@@ -198,6 +219,12 @@ impl HostPattern {
 }
 
 impl Route {
+    /// What log lines call it: its host, where it has one, and its path.
+    pub fn name(&self) -> String {
+        let host = self.host.as_ref().map(HostPattern::to_string);
+        host.unwrap_or_default() + &self.path
+    }
+
     /// Appends the path and query that the target is asked for: prefix stripped (or not), base in front, exactly one
     /// slash at the joint, every other byte as it came.
     ///

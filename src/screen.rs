@@ -16,6 +16,7 @@ use crate::{
     chunked::is_token,
     failure::METHODS,
     headers,
+    outcome::Outcome,
     request::{RequestHead, RequestUri},
 };
 
@@ -127,6 +128,20 @@ impl Refusal {
             Refusal::HeadTooLarge => "head too large",
             Refusal::Version => "unknown HTTP version",
             Refusal::NoMemory => "no memory for the head",
+        }
+    }
+
+    /// How the connection ended, for the access line and the metrics.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Refusal::Malformed(_) => Outcome::Malformed,
+            Refusal::Connect => Outcome::MethodNotAllowed,
+            Refusal::HeadTimedOut => Outcome::HeadTimedOut,
+            Refusal::TargetTooLong => Outcome::TargetTooLong,
+            Refusal::HeadTooLarge => Outcome::HeadTooLarge,
+            Refusal::Version => Outcome::VersionNotSupported,
+            Refusal::NoMemory => Outcome::NoMemory,
+            Refusal::TlsHello => Outcome::TlsHello,
         }
     }
 
@@ -781,7 +796,11 @@ mod tests {
             let found = super::path(target.as_bytes());
             assert_eq!(found.escape_ascii().to_string(), path, "{target}");
             if target != "*" {
-                assert_eq!(target.parse::<http::Uri>().unwrap().path(), path, "{target}");
+                assert_eq!(
+                    target.parse::<http::Uri>().unwrap().path(),
+                    path,
+                    "{target}"
+                );
             }
         }
     }

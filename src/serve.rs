@@ -4,7 +4,8 @@
 //! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
 
 use std::{
-    os::fd::OwnedFd,
+    convert::Infallible,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -27,7 +28,9 @@ use crate::{
     exposition,
     keeper::Keeper,
     log,
-    metrics::Metrics,
+    metrics::{self, Metrics},
+    outcome::Outcome,
+    supervisor::{Pulse, Reporter, Supervisor, first},
     sys,
     worker::Worker,
 };
@@ -38,6 +41,9 @@ pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 /// What every worker is born with.
 #[derive(Clone)]
 struct Birth {
+    reporter: Reporter,
+    /// Where systemd watches us.
+    pulse: Option<Arc<Pulse>>,
     config: Arc<Config>,
     plan: Plan,
     /// The process's memory limit, and whether a cgroup sets it.
@@ -56,16 +62,23 @@ enum Word {
     },
     /// Health says 503, clients are told to leave.
     Drain,
-    /// Close the doors; be gone by then.
+    /// Close the doors; be gone by then. A second one may only bring the end nearer.
     Close(Instant),
 }
 
-/// Serves until told to stop.
+/// How long those get to leave whose time is over, before their sockets are closed under them.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Serves until told to stop. `source` is what the configuration was read from, for the log.
 ///
 /// # Errors
-/// What cannot be bound or started.
-pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
+/// What cannot be bound or started, and the loss of what must not end.
+pub fn serve(source: &str, config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
+    sys::ignore_signals();
     sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
     let limit = memory_limit(config.memory);
@@ -86,17 +99,32 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         .map(|listen| Door::open(listen, 1, &frame))
         .transpose()?;
     let start = SystemTime::now();
+    let mut supervisor = Supervisor::new();
+    let pulse = sys::watchdog_interval().map(|interval| Pulse::new(config.threads, interval));
+    let metrics = Arc::new(Metrics::new(start).exposed(config.metrics.is_some()));
     let birth = Birth {
+        reporter: supervisor.reporter(0),
+        pulse: pulse.map(Arc::new),
         config: Arc::clone(&config),
         plan,
         limit,
-        metrics: Arc::new(Metrics::new(start)),
+        metrics: Arc::clone(&metrics),
         start,
     };
 
+    // the first worker's, before there are others: what tokio makes once for all of them is then made by one thread
+    let runtime = runtime()?;
     let (mut words, mut threads) = (Vec::new(), Vec::new());
     for index in 1..config.threads {
-        let (sender, thread) = hire(index, &birth, &doors)?;
+        let reporter = supervisor.reporter(index);
+        let (sender, thread) = hire(
+            index,
+            Birth {
+                reporter,
+                ..birth.clone()
+            },
+            &doors,
+        )?;
         words.push(sender);
         threads.push(thread);
     }
@@ -113,13 +141,38 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         inherited,
         reread,
     };
-    let result = runtime()?.block_on(lead(captain, birth, own, asked, receiver));
-    for thread in threads {
-        if thread.join().is_err() {
-            log::error("a worker has died", &[]);
+    let work = lead(
+        source,
+        captain,
+        birth,
+        own,
+        asked,
+        receiver,
+        &mut supervisor,
+    );
+    runtime.block_on(work)?;
+    await_end(&threads);
+    log::info(
+        "stopped",
+        &[
+            ("uptime_s", &start.elapsed().unwrap_or_default().as_secs()),
+            ("requests", &metrics::value(&metrics.requests)),
+            ("cut", &metrics.ended(Outcome::Shutdown)),
+        ],
+    );
+    Ok(())
+}
+
+/// Waits for the other workers, who have been told to be gone as well. One that hangs does not keep the program.
+fn await_end(threads: &[JoinHandle<()>]) {
+    let since = Instant::now();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        if since.elapsed() > PARTING {
+            log::warn("a worker does not end", &[]);
+            return;
         }
+        thread::sleep(Duration::from_millis(5));
     }
-    result
 }
 
 fn open<'a>(
@@ -136,16 +189,17 @@ fn open<'a>(
 /// Starts a worker on a thread of its own.
 fn hire(
     index: usize,
-    birth: &Birth,
+    birth: Birth,
     doors: &[Door],
-) -> Result<(mpsc::UnboundedSender<Word>, JoinHandle<Result<()>>)> {
+) -> Result<(mpsc::UnboundedSender<Word>, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let (birth, sockets) = (birth.clone(), sockets(doors, index)?);
+    let sockets = sockets(doors, index)?;
+    let reporter = birth.reporter.clone();
     let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
     let thread = thread::Builder::new()
         .name(format!("worker-{index}"))
         .stack_size(512 * 1024)
-        .spawn(work)
+        .spawn(move || reporter.run(work))
         .context("starting a worker")?;
     Ok((sender, thread))
 }
@@ -171,9 +225,9 @@ fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
     }
 }
 
-/// The first lines of the log: where we listen, what the budget is, what the environment changed.
-fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
-    let (config, plan) = (&birth.config, &birth.plan);
+/// The first lines of the log: where we listen, what the budget is, what the environment changed, and last what was
+/// read from where.
+fn greet(source: &str, config: &Config, memory: &str, doors: &[Door], exposed: Option<&Door>) {
     for door in doors {
         log::info(
             "listening",
@@ -186,7 +240,28 @@ fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
     if let Some(door) = exposed {
         log::info("metrics", &[("address", &door.name)]);
     }
-    let budget = match (birth.limit, plan.pool, plan.exchanges()) {
+    log::info("memory", &[("budget", &memory)]);
+    if !config.environment.is_empty() {
+        log::info("environment", &[("changed", &config.environment)]);
+    }
+    for warning in &config.warnings {
+        log::warn("config", &[("warning", warning)]);
+    }
+    log::info(
+        "started",
+        &[
+            ("config", &source),
+            ("routes", &config.routes.len()),
+            ("listeners", &doors.len()),
+            ("threads", &config.threads),
+        ],
+    );
+}
+
+/// What follows from the memory limit, in words.
+fn memory_plan(birth: &Birth) -> String {
+    let (config, plan) = (&birth.config, &birth.plan);
+    match (birth.limit, plan.pool, plan.exchanges()) {
         (Some((limit, _)), Some(pool), Some(exchanges)) => {
             let workers = config.threads as u64;
             #[expect(
@@ -204,39 +279,54 @@ fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
             )
         }
         _ => "no limit".to_owned(),
-    };
-    log::info("memory", &[("budget", &budget)]);
-    if !config.environment.is_empty() {
-        log::info("environment", &[("changed", &config.environment)]);
-    }
-    for warning in &config.warnings {
-        log::warn("config", &[("warning", warning)]);
     }
 }
 
 fn runtime() -> Result<LocalRuntime> {
+    // tokio panics where it lacks some of its six descriptors; an error is what is to be heard
+    let probe = [(); 3].map(|()| UnixStream::pair());
+    for pair in probe {
+        pair.context("starting the runtime")?;
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
         .context("starting the runtime")
 }
 
-/// The first worker's life: it hears the signals and says that we are there, besides.
+/// The first worker's life: when all workers accept it says that we are there, and it hears the signals, besides. It
+/// ends when it was told to, or when a worker has lost what must not end.
 async fn lead(
+    source: &str,
     captain: Captain,
     birth: Birth,
     sockets: Vec<(Listen, OwnedFd)>,
     exposed: Option<OwnedFd>,
     words: mpsc::UnboundedReceiver<Word>,
+    supervisor: &mut Supervisor,
 ) -> Result<()> {
     let signals = Signals::hear()?;
-    greet(&birth, &captain.doors, captain.exposed.as_ref());
-    // most of what the start needed is not needed again
-    sys::forget_code();
-    sys::notify("READY=1");
-    tokio::task::spawn_local(watchdog());
-    tokio::task::spawn_local(captain.command(signals));
-    labour(birth, sockets, exposed, words).await
+    let memory = memory_plan(&birth);
+    let (reporter, config) = (birth.reporter.clone(), Arc::clone(&birth.config));
+    let work = labour(birth, sockets, exposed, words);
+    let heard = async {
+        supervisor.all_accept(config.threads).await?;
+        greet(
+            source,
+            &config,
+            &memory,
+            &captain.doors,
+            captain.exposed.as_ref(),
+        );
+        // most of what the start needed is not needed again
+        sys::forget_code();
+        sys::notify("READY=1");
+        reporter.spawn("signal task", async move {
+            match captain.command(signals).await {}
+        });
+        Err(supervisor.loss().await)
+    };
+    first(work, heard).await
 }
 
 /// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
@@ -246,6 +336,7 @@ async fn labour(
     exposed: Option<OwnedFd>,
     mut words: mpsc::UnboundedReceiver<Word>,
 ) -> Result<()> {
+    let reporter = birth.reporter;
     let worker = Worker::new(
         birth.config,
         Budget::new(birth.plan),
@@ -254,15 +345,19 @@ async fn labour(
     );
     let mut porters: Vec<(Listen, Porter)> = Vec::new();
     for (listen, socket) in sockets {
-        porters.push((listen, Porter::new(&worker, socket)?));
+        porters.push((listen, Porter::new(&worker, socket, &reporter)?));
     }
     let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
-    let looks = Rc::clone(&keeper);
-    tokio::task::spawn_local(Rc::clone(&worker.park).sweep(move || looks.look()));
+    reporter.spawn(
+        "timer",
+        sweep(&worker, &keeper, birth.pulse, reporter.worker()),
+    );
     if let Some(socket) = exposed {
         let listener = Listener::new(socket)?;
-        tokio::task::spawn_local(exposition::answer(Rc::clone(&worker), listener));
+        let answer = exposition::answer(Rc::clone(&worker), listener);
+        reporter.spawn("metrics listener", answer);
     }
+    reporter.accepts();
     while let Some(word) = words.recv().await {
         match word {
             Word::Reload {
@@ -276,7 +371,7 @@ async fn labour(
                     porter.end();
                 }
                 for (listen, socket) in opened {
-                    porters.push((listen, Porter::new(&worker, socket)?));
+                    porters.push((listen, Porter::new(&worker, socket, &reporter)?));
                 }
             }
             Word::Drain => worker.draining.set(true),
@@ -284,15 +379,51 @@ async fn labour(
                 for (_, porter) in porters.drain(..) {
                     porter.end();
                 }
-                while worker.park.open() > 0 && Instant::now() < end {
-                    worker.park.finish();
-                    sleep(Duration::from_millis(10)).await;
-                }
+                close(&worker, end, &mut words).await;
                 return Ok(());
             }
         }
     }
     Ok(())
+}
+
+/// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.
+fn sweep(
+    worker: &Rc<Worker>,
+    keeper: &Rc<Keeper>,
+    pulse: Option<Arc<Pulse>>,
+    index: usize,
+) -> impl Future<Output = Result<()>> + use<> {
+    let (park, keeper) = (Rc::clone(&worker.park), Rc::clone(keeper));
+    let longest = pulse.as_ref().map(|pulse| pulse.longest_sleep());
+    async move {
+        let look = move || {
+            if pulse
+                .as_ref()
+                .is_some_and(|pulse| pulse.beat(index, Instant::now()))
+            {
+                sys::notify("WATCHDOG=1");
+            }
+            keeper.look()
+        };
+        match park.sweep(longest, look).await {}
+    }
+}
+
+/// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
+async fn close(worker: &Worker, mut end: Instant, words: &mut mpsc::UnboundedReceiver<Word>) {
+    while worker.park.open() > 0 && Instant::now() < end {
+        worker.park.finish();
+        sleep(Duration::from_millis(10)).await;
+        if let Ok(Word::Close(sooner)) = words.try_recv() {
+            end = end.min(sooner);
+        }
+    }
+    let last = Instant::now() + LAST_WORDS;
+    while worker.park.open() > 0 && Instant::now() < last {
+        worker.park.close();
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The one who hears the signals and tells the workers.
@@ -350,7 +481,7 @@ impl Signals {
 }
 
 impl Captain {
-    async fn command(mut self, mut signals: Signals) {
+    async fn command(mut self, mut signals: Signals) -> Infallible {
         while let Call::Reload = signals.next().await {
             self.reload();
         }
@@ -371,7 +502,11 @@ impl Captain {
         }
         self.doors.clear();
         self.exposed = None;
-        log::info("stopped at the second signal", &[]);
+        log::info("stopping at once, at the second signal", &[]);
+        let now = Instant::now();
+        self.tell(|| Word::Close(now));
+        // a worker that hangs does not hear it
+        sleep(PARTING).await;
         std::process::exit(0);
     }
 
@@ -476,16 +611,5 @@ fn warn_of_fixed(before: &Config, now: &Config) {
     ];
     for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
         log::warn("takes effect at the next start only", &[("key", what)]);
-    }
-}
-
-/// Tells systemd that we are alive, where it asked for that.
-async fn watchdog() {
-    let Some(interval) = sys::watchdog_interval() else {
-        return;
-    };
-    loop {
-        sys::notify("WATCHDOG=1");
-        sleep(interval).await;
     }
 }

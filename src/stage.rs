@@ -3,7 +3,7 @@
 //! Never part of the program.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
     io::Write as _,
     os::unix::net::UnixStream,
@@ -20,10 +20,11 @@ use crate::{
     answer::Head,
     body::Ride,
     budget::{Budget, Buffers, Plan, Room},
-    config::{self, Source},
+    config::{self, Config, Source},
+    context::Subject,
     dial::Io,
     gate::{Client, Gate},
-    metrics::Metrics,
+    metrics::{self, Metrics},
     park::Park,
     pool::{Checkout, Host, Pool},
     route::{Address, Origin},
@@ -37,6 +38,7 @@ pub struct Stage {
     pool: Rc<Pool>,
     buffers: Rc<Buffers>,
     metrics: Arc<Metrics>,
+    config: Arc<Config>,
 }
 
 /// Names and values in their order.
@@ -73,6 +75,7 @@ impl Stage {
             pool: Pool::new(&config.transport, 1, budget, Arc::clone(&metrics)),
             buffers: Rc::default(),
             metrics,
+            config,
         }
     }
 
@@ -163,14 +166,27 @@ impl Stage {
         let seat = self.park.seat(None);
         let (client, _other) = tokio::net::UnixStream::pair().expect("a pair of sockets");
         let gate = RefCell::new(Gate::new(Io::Unix(client)));
+        let subject = Subject::new(None, Method::GET, "", "/");
+        let counters = Rc::default();
+        metrics::count(&self.metrics.exchanges);
         let ride = Ride {
             watch: &seat,
-            began: 0,
+            waited: Cell::new(0),
+            subject: &subject,
+            config: &self.config,
+            counters: &counters,
+            route: Cell::new(None),
             place: RefCell::default(),
             record: RefCell::default(),
+            begun: None,
+            status: Cell::new(0),
             received: Cell::new(0),
             sent: Cell::new(0),
-            complete: Cell::new(false),
+            complete: Cell::new(true),
+            outcome: Cell::new(None),
+            cause: OnceCell::new(),
+            told: Cell::new(false),
+            is_tunnel: false,
             metrics: &self.metrics,
         };
         let room = Room::new(4096, true, true);

@@ -9,15 +9,16 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout},
+    cell::RefCell,
     env,
     ffi::{c_int, c_long, c_void},
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         linux::net::SocketAddrExt,
         unix::{
-            fs::FileExt,
+            fs::{FileExt, OpenOptionsExt as _},
             net::{SocketAddr, UnixDatagram},
         },
     },
@@ -524,15 +525,61 @@ pub fn raise_descriptor_limit() -> u64 {
     }
 }
 
+/// Leaves the signals alone that would end the program and mean nothing to it: a stray SIGUSR1 of a log rotation, the
+/// SIGPIPE of a closed stdout.
+pub fn ignore_signals() {
+    for number in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPIPE] {
+        // SAFETY: SIG_IGN is no function of ours that could run at a bad moment.
+        unsafe { libc::signal(number, libc::SIG_IGN) };
+    }
+}
+
 /// What a descriptor of output is, as far as not blocking on it matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Output {
     /// A pipe: asked for room first, then written at once.
     Pipe,
     /// A socket (the journal's): written without waiting.
     Socket,
-    /// A file, a terminal, `/dev/null`: just written.
+    /// A terminal, which may be stopped: opened once more for us alone, so that not waiting is not forced on others who
+    /// have it open.
+    Terminal(Terminal),
+    /// A file, `/dev/null`: just written.
     Other,
+}
+
+/// A terminal that is written to without waiting.
+#[derive(Debug)]
+pub struct Terminal {
+    file: File,
+    /// What it has not taken of the last line yet: lines are not torn.
+    rest: RefCell<Vec<u8>>,
+}
+
+impl Terminal {
+    /// The same terminal behind a descriptor of its own; `None` where that is not allowed.
+    fn open(fd: RawFd) -> Option<Terminal> {
+        let file = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(format!("/proc/self/fd/{fd}"))
+            .ok()?;
+        Some(Terminal {
+            file,
+            rest: RefCell::default(),
+        })
+    }
+
+    fn write(&self, line: &[u8]) -> io::Result<()> {
+        let mut rest = self.rest.borrow_mut();
+        while !rest.is_empty() {
+            let count = (&self.file).write(&rest)?;
+            rest.drain(..count);
+        }
+        let count = (&self.file).write(line)?;
+        rest.extend_from_slice(line.get(count..).unwrap_or_default());
+        Ok(())
+    }
 }
 
 impl Output {
@@ -545,16 +592,19 @@ impl Output {
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFIFO if known => Output::Pipe,
             libc::S_IFSOCK if known => Output::Socket,
+            libc::S_IFCHR if known && is_terminal(descriptor.as_raw_fd()) => {
+                Terminal::open(descriptor.as_raw_fd()).map_or(Output::Other, Output::Terminal)
+            }
             _ => Output::Other,
         }
     }
 
-    /// Writes all of `line` (at most 4096 bytes = `PIPE_BUF`) in one call, or nothing and an error. Pipes and sockets
-    /// never block, as long as writers of this process come one at a time.
-    pub fn write(self, descriptor: &impl AsRawFd, line: &[u8]) -> io::Result<()> {
+    /// Takes all of `line` (at most 4096 bytes = `PIPE_BUF`), or nothing and an error. Pipes, sockets and terminals never
+    /// block, as long as writers of this process come one at a time.
+    pub fn write(&self, descriptor: &impl AsRawFd, line: &[u8]) -> io::Result<()> {
         let fd = descriptor.as_raw_fd();
         let (start, length) = (line.as_ptr().cast(), line.len());
-        if self == Output::Pipe && !has_room(fd) {
+        if matches!(self, Output::Pipe) && !has_room(fd) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let written = match self {
@@ -564,6 +614,7 @@ impl Output {
             },
             // SAFETY: as above.
             Output::Pipe | Output::Other => unsafe { libc::write(fd, start, length) },
+            Output::Terminal(terminal) => return terminal.write(line),
         };
         match usize::try_from(written) {
             Ok(written) if written == length => Ok(()),
@@ -571,6 +622,11 @@ impl Output {
             Err(_) => Err(io::Error::last_os_error()),
         }
     }
+}
+
+fn is_terminal(fd: RawFd) -> bool {
+    // SAFETY: looks at the number only; a bad one is no terminal.
+    unsafe { libc::isatty(fd) == 1 }
 }
 
 /// POLLOUT of a pipe means a free page, which is what a write of `PIPE_BUF` bytes needs.
@@ -903,7 +959,7 @@ mod tests {
             .spawn()
             .unwrap();
         let (pipe, drain) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        assert_eq!(Output::of(&pipe), Output::Pipe);
+        assert!(matches!(Output::of(&pipe), Output::Pipe));
         // Nobody reads what cat copies, so in the end both pipes are full; the line after that must not wait.
         let line = [b'x'; 4096];
         let full = (0..10_000).find(|_| {
@@ -921,10 +977,56 @@ mod tests {
         child.wait().unwrap();
 
         let (ours, theirs) = UnixStream::pair().unwrap();
-        assert_eq!(Output::of(&ours), Output::Socket);
+        assert!(matches!(Output::of(&ours), Output::Socket));
         assert!((0..10_000).any(|_| Output::Socket.write(&ours, &line).is_err()));
         drop(theirs);
         assert!(Output::Socket.write(&ours, &line).is_err());
-        assert_eq!(Output::of(&File::open("/dev/null").unwrap()), Output::Other);
+        let null = Output::of(&File::open("/dev/null").unwrap());
+        assert!(matches!(null, Output::Other));
+    }
+
+    #[test]
+    fn a_terminal_that_is_not_read_refuses_lines_and_tears_none() {
+        let (mut master, mut slave) = (0, 0);
+        let none = ptr::null_mut();
+        // SAFETY: two live numbers to be filled; no name, and the usual modes.
+        let opened = unsafe {
+            libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                none,
+                ptr::null(),
+                ptr::null(),
+            )
+        };
+        assert_eq!(opened, 0, "{}", io::Error::last_os_error());
+        // SAFETY: both are open, and owned by nobody else.
+        let (master, slave) =
+            unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+        let output = Output::of(&slave);
+        assert!(matches!(output, Output::Terminal(_)), "{output:?}");
+        let line = format!("{}\n", "x".repeat(999));
+        let taken = (0..10_000)
+            .take_while(|_| output.write(&slave, line.as_bytes()).is_ok())
+            .count();
+        assert!((1..10_000).contains(&taken), "{taken}");
+        let reader = std::thread::spawn(move || {
+            let (mut master, mut lines) = (File::from(master), Vec::new());
+            while lines.split(|byte| *byte == b'\n').count() < taken + 2 {
+                let mut buffer = [0; 4096];
+                let count = master.read(&mut buffer).unwrap();
+                lines.extend_from_slice(&buffer[..count]);
+            }
+            lines
+        });
+        // what is read makes room: the rest of the last line, and another one
+        while output.write(&slave, line.as_bytes()).is_err() {
+            std::thread::yield_now();
+        }
+        let lines = String::from_utf8(reader.join().unwrap()).unwrap();
+        assert!(
+            lines.lines().all(|line| line.len() == 999),
+            "a line was torn"
+        );
     }
 }

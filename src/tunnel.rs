@@ -14,10 +14,11 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    body::Turn,
+    body::{Ride, Turn},
     budget::{Buffer, Buffers, Room},
     dial::Io,
-    park::{Order, Watch},
+    outcome::Outcome,
+    park::Order,
 };
 
 /// One direction.
@@ -31,53 +32,63 @@ struct Flow {
     ended: bool,
     /// The sink has been told.
     closed: bool,
-    /// Bytes that went through.
-    moved: u64,
+    /// Bytes that went through since they were last counted.
+    moved: usize,
 }
 
-/// How a tunnel went: bytes from the client, bytes to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Carried {
-    /// From the client to the upstream.
-    pub received: u64,
-    /// From the upstream to the client.
-    pub sent: u64,
+/// Which side of a direction broke.
+#[derive(Debug)]
+enum Broken {
+    /// The side that bytes come from.
+    Source(io::Error),
+    /// The side that they go to.
+    Sink(io::Error),
 }
 
 /// Joins them until both directions have ended, one breaks, or the seat is told to leave. `first` are bytes that were
-/// read from each before: (from the client, from the upstream).
+/// read from each before: (from the client, from the upstream). Bytes are counted in `ride` as they pass.
 pub async fn join(
     client: &mut Io,
     upstream: &mut Io,
     first: (&[u8], &[u8]),
     room: Room,
     buffers: &Rc<Buffers>,
-    watch: &Watch,
-) -> Carried {
+    ride: &Ride<'_>,
+) {
+    let watch = ride.watch;
     let mut up = Flow::new(first.0, room);
     let mut down = Flow::new(first.1, room);
-    poll_fn(|context| {
+    let outcome = poll_fn(|context| {
         if watch.order() == Order::Leave {
-            return Poll::Ready(());
+            return Poll::Ready(watch.leave_outcome());
         }
-        let before = up.moved + down.moved;
         let upward = up.poll(context, client, upstream, buffers);
         let downward = down.poll(context, upstream, client, buffers);
-        if up.moved + down.moved > before {
-            watch.moved(usize::try_from(up.moved + down.moved - before).unwrap_or(usize::MAX));
+        let (received, sent) = (up.passed(), down.passed());
+        if received + sent > 0 {
+            ride.took_in(received);
+            ride.gave_out(sent);
+            watch.moved(received + sent);
         }
         match (upward, downward) {
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(())))
-            | (Poll::Ready(Err(_)), _)
-            | (_, Poll::Ready(Err(_))) => Poll::Ready(()),
+            (Poll::Ready(Err(Broken::Source(_))), _) | (_, Poll::Ready(Err(Broken::Sink(_)))) => {
+                Poll::Ready(Outcome::ClientGone)
+            }
+            (Poll::Ready(Err(Broken::Sink(error))), _)
+            | (_, Poll::Ready(Err(Broken::Source(error)))) => {
+                // TLS without its closing word: a WebSocket has one of its own (RFC 6455 §5.5.1)
+                if error.kind() == io::ErrorKind::UnexpectedEof {
+                    return Poll::Ready(Outcome::Ok);
+                }
+                ride.note_cut(&error);
+                Poll::Ready(Outcome::UpstreamCut)
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Outcome::Ok),
             _ => Poll::Pending,
         }
     })
     .await;
-    Carried {
-        received: up.moved,
-        sent: down.moved,
-    }
+    ride.note(outcome);
 }
 
 impl Flow {
@@ -93,35 +104,41 @@ impl Flow {
         }
     }
 
+    /// Bytes that went through since the last call.
+    fn passed(&mut self) -> usize {
+        std::mem::take(&mut self.moved)
+    }
+
     fn poll(
         &mut self,
         context: &mut Context<'_>,
         source: &mut Io,
         sink: &mut Io,
         buffers: &Rc<Buffers>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Broken>> {
         let mut turn = Turn::new();
         loop {
             while self.start < self.end {
                 let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
-                let count = ready!(Pin::new(&mut *sink).poll_write(context, bytes))?;
+                let count = ready!(Pin::new(&mut *sink).poll_write(context, bytes))
+                    .map_err(Broken::Sink)?;
                 if count == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    return Poll::Ready(Err(Broken::Sink(io::ErrorKind::WriteZero.into())));
                 }
                 self.start += count;
-                self.moved += count as u64;
+                self.moved += count;
             }
             self.buffer = Buffer::default();
             if self.closed {
                 return Poll::Ready(Ok(()));
             }
-            ready!(Pin::new(&mut *sink).poll_flush(context))?;
+            ready!(Pin::new(&mut *sink).poll_flush(context)).map_err(Broken::Sink)?;
             if self.ended {
-                ready!(Pin::new(&mut *sink).poll_shutdown(context))?;
+                ready!(Pin::new(&mut *sink).poll_shutdown(context)).map_err(Broken::Sink)?;
                 self.closed = true;
                 continue;
             }
-            ready!(source.poll_read_ready(context))?;
+            ready!(source.poll_read_ready(context)).map_err(Broken::Source)?;
             let mut buffer = buffers.take(self.room);
             let mut space = ReadBuf::new(&mut buffer);
             let result = Pin::new(&mut *source).poll_read(context, &mut space);
@@ -129,7 +146,7 @@ impl Flow {
             if count > 0 {
                 self.buffer = buffer;
             }
-            ready!(result)?;
+            ready!(result).map_err(Broken::Source)?;
             self.start = 0;
             self.end = count;
             self.ended = count == 0;

@@ -22,6 +22,7 @@ use crate::{
     dial::{Io, Way},
     gate::Client,
     headers,
+    outcome::Outcome,
     pool::Lease,
 };
 
@@ -465,6 +466,7 @@ impl Download {
                     watch.set_deadline(waits.and(self.read_timeout));
                 }
                 if watch.is_overdue() {
+                    client.ride.note(Outcome::BodyTimedOut);
                     return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
                 return Ok(());
@@ -474,7 +476,11 @@ impl Download {
                 self.persistent = false;
                 Ok(())
             }
-            Poll::Ready(Err(UploadError::Client | UploadError::TooLarge)) => {
+            Poll::Ready(Err(error @ (UploadError::Client | UploadError::TooLarge))) => {
+                client.ride.note(match error {
+                    UploadError::TooLarge => Outcome::BodyTooLarge,
+                    _ => Outcome::BodyBroken,
+                });
                 Err(self.abandon(io::ErrorKind::ConnectionAborted.into()))
             }
         };

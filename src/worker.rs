@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     dial::{Dialer, SocketOptions},
     health::Report,
-    metrics::{self, Metrics},
+    metrics::{self, Metrics, RouteCounters},
     park::Park,
     pool::{Host, Places, Pool},
     route::Route,
@@ -57,6 +57,8 @@ pub struct State {
     pub report: Report,
     /// Whose connections each route uses, in the order of the routes.
     hosts: Vec<Rc<Host>>,
+    /// What each route has served, in the same order; empty where it is not shown.
+    pub counters: Rc<[Arc<RouteCounters>]>,
     /// Makes upstream connections.
     pub dialer: Dialer,
 }
@@ -75,7 +77,7 @@ impl Worker {
             Rc::clone(&budget),
             Arc::clone(&metrics),
         );
-        let state = State::new(config, &pool, &budget, start);
+        let state = State::new(config, &pool, &budget, &metrics, start);
         Rc::new(Worker {
             park: Park::new(tick(&state.config), Rc::clone(&budget.room)),
             places: Places::new(state.config.proxy.max_concurrent_requests, workers),
@@ -104,7 +106,7 @@ impl Worker {
         self.places
             .set_limit(config.proxy.max_concurrent_requests, self.workers);
         self.park.set_tick(tick(&config));
-        let state = State::new(config, &self.pool, &self.budget, self.start);
+        let state = State::new(config, &self.pool, &self.budget, &self.metrics, self.start);
         *self.state.borrow_mut() = Rc::new(state);
     }
     /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
@@ -127,6 +129,14 @@ impl Worker {
         evicted
     }
 
+    /// The bound that memory has, for a log line: the key that sets it, and how many bytes the process may have.
+    pub fn memory_bound(&self) -> (&'static str, u64) {
+        (
+            "limits.memory",
+            metrics::value(&self.metrics.memory_limit_bytes),
+        )
+    }
+
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> Room {
         Room::new(least, self.budget.is_short(), self.budget.plan().tight)
@@ -134,7 +144,13 @@ impl Worker {
 }
 
 impl State {
-    fn new(config: Arc<Config>, pool: &Rc<Pool>, budget: &Budget, start: SystemTime) -> State {
+    fn new(
+        config: Arc<Config>,
+        pool: &Rc<Pool>,
+        budget: &Budget,
+        metrics: &Metrics,
+        start: SystemTime,
+    ) -> State {
         let plan = budget.plan();
         let dialer = Dialer::new(SocketOptions {
             keep_alive: config.transport.dial_keep_alive,
@@ -148,6 +164,10 @@ impl State {
             .iter()
             .map(|route| pool.host(&route.target.origin))
             .collect();
+        let counters = metrics.routes(config.routes.iter().map(|route| {
+            let host = route.host.as_ref().map(ToString::to_string);
+            (route.path.clone(), host.unwrap_or_default())
+        }));
         let report = Report::new(&config.version, start, config.routes.len());
         let answers_options =
             config.cors.is_some() || config.routes.iter().any(|route| route.cors.is_some());
@@ -156,19 +176,22 @@ impl State {
             answers_options,
             report,
             hosts,
+            counters: counters.into(),
             dialer,
         }
     }
 
+    /// Which of this configuration's routes this is.
+    pub fn index(&self, route: &Route) -> Option<u32> {
+        let mut routes = self.config.routes.iter();
+        let index = routes.position(|other| std::ptr::eq(other, route))?;
+        u32::try_from(index).ok()
+    }
+
     /// Whose connections a route of this configuration uses.
-    pub fn host(&self, route: &Route) -> &Rc<Host> {
-        let index = self
-            .config
-            .routes
-            .iter()
-            .position(|other| std::ptr::eq(other, route));
-        index
-            .and_then(|index| self.hosts.get(index))
+    pub fn host(&self, route: Option<u32>) -> &Rc<Host> {
+        route
+            .and_then(|index| self.hosts.get(index as usize))
             .expect("every route of this configuration has its host")
     }
 }

@@ -183,7 +183,11 @@ fn debug_shows_the_upstreams_url_and_never_a_secret() {
 fn without_access_logs_an_exchange_is_silent() {
     let upstream = Upstream::fixed(OK);
     let mut proxy = Proxy::before(&upstream, ALL);
-    proxy.await_log("the last line of the start", |line| line.contains("memory"));
+    let started = proxy.await_log("the last line of the start", |line| {
+        line.contains("msg=\"started\"")
+    });
+    let config = proxy.dir().join("config.yaml").display().to_string();
+    assert!(started.contains(&config) && started.ends_with("routes=1 listeners=1 threads=1"));
     let before = proxy.logs().len();
     for _ in 0..5 {
         proxy.get("/x");

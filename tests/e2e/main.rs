@@ -31,6 +31,9 @@ mod cors;
 mod health;
 mod metrics;
 
+// what is told
+mod outcomes;
+
 // bounds
 mod limits;
 mod queues;
@@ -40,6 +43,7 @@ mod timeouts;
 mod cli;
 mod lifecycle;
 mod logs;
+mod vital;
 
 // the worst that may come, and what it costs
 mod abort;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{ALL, Client, OK, Proxy, Setup, Upstream, eventually};
+use crate::support::{ALL, Client, OK, Proxy, Setup, Upstream, eventually, get, with};
 
 /// A proxy with a metrics listener.
 fn with_metrics(upstream: &Upstream) -> Setup {
@@ -18,9 +18,14 @@ fn caller(proxy: &Proxy) -> Client {
     Client::connect(address.trim().parse().unwrap())
 }
 
+/// The page.
+pub fn page(proxy: &Proxy) -> String {
+    caller(proxy).get("/metrics").text()
+}
+
 /// What a line of the page says.
 pub fn metric(proxy: &Proxy, name: &str) -> u64 {
-    let page = caller(proxy).get("/metrics").text();
+    let page = page(proxy);
     let value = page
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -37,7 +42,7 @@ fn the_page_counts_what_happens() {
     for _ in 0..3 {
         assert_eq!(proxy.get("/").status, 200);
     }
-    let page = caller(&proxy).get("/whatever");
+    let page = caller(&proxy).get("/metrics");
     assert_eq!(
         page.one("content-type"),
         Some("text/plain; version=0.0.4; charset=utf-8")
@@ -49,6 +54,81 @@ fn the_page_counts_what_happens() {
         3
     );
     assert_eq!(metric(&proxy, "lean_proxy_upstream_open"), 1);
+}
+
+#[test]
+fn durations_routes_and_the_build_are_shown() {
+    let upstream = Upstream::fixed(OK);
+    let yaml = "routes: [{path: /a/, target: 'http://UP'}, {path: /, host: '*.b.example', target: 'unix:DIR/none'}]\nmetrics: {listen: '127.0.0.1:0'}\n";
+    let proxy = Setup::new(yaml).upstream("UP", &upstream).start();
+    assert_eq!(proxy.get("/a/x").status, 200);
+    assert_eq!(proxy.get("/a").status, 307);
+    assert_eq!(proxy.get("/nowhere").status, 404);
+    let dead = "GET / HTTP/1.1\r\nHost: x.b.example\r\n\r\n";
+    assert_eq!(proxy.ask(dead).status, 502);
+    for (name, value) in [
+        ("requests_total", 4),
+        ("exchange_duration_seconds_count", 4),
+        ("exchange_duration_seconds_bucket{le=\"+Inf\"}", 4),
+        (
+            "route_responses_total{path=\"/a/\",host=\"\",class=\"2xx\"}",
+            1,
+        ),
+        (
+            "route_responses_total{path=\"/a/\",host=\"\",class=\"3xx\"}",
+            1,
+        ),
+        (
+            "route_responses_total{path=\"/\",host=\"*.b.example\",class=\"5xx\"}",
+            1,
+        ),
+        ("route_failures_total{path=\"/a/\",host=\"\"}", 0),
+        ("route_failures_total{path=\"/\",host=\"*.b.example\"}", 1),
+        ("failures_total{outcome=\"no-route\"}", 1),
+    ] {
+        assert_eq!(
+            metric(&proxy, &format!("lean_proxy_{name}")),
+            value,
+            "{name}"
+        );
+    }
+    let version = format!(
+        "lean_proxy_build_info{{version=\"{}\",commit=",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(caller(&proxy).get("/metrics").text().contains(&version));
+    // a route that stays counts on
+    proxy.rewrite("routes: [{path: /a/, target: 'http://UP'}]\nmetrics: {listen: '127.0.0.1:0'}\n");
+    proxy.signal("HUP");
+    proxy.await_log("the reload", |line| line.contains("msg=\"reloaded\""));
+    assert_eq!(proxy.get("/a/x").status, 200);
+    let counted = "lean_proxy_route_responses_total{path=\"/a/\",host=\"\",class=\"2xx\"}";
+    assert_eq!(metric(&proxy, counted), 2);
+    assert!(!caller(&proxy).get("/metrics").text().contains("b.example"));
+}
+
+#[test]
+fn the_listener_of_the_metrics_reads_as_strictly_as_any_other() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = with_metrics(&upstream).start();
+    let head = caller(&proxy).ask(with("HEAD /metrics", &[]));
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    for (request, status) in [
+        (get("/other"), 404),
+        (with("POST /metrics", &["Content-Length: 0"]), 405),
+        ("garbage\r\n\r\n".to_owned(), 400),
+        ("GET /metrics HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (get(&format!("/{}", "x".repeat(9000))), 414),
+    ] {
+        let mut client = caller(&proxy);
+        let answer = client.ask(&request);
+        assert_eq!(answer.status, status, "{request}");
+        assert_eq!(answer.one("connection"), Some("close"), "{request}");
+        assert_eq!(answer.one("allow").is_some(), status == 405, "{request}");
+    }
+    let mut old = caller(&proxy);
+    let (page, _) = old.send("GET /metrics HTTP/1.0\r\n\r\n").until_end();
+    assert!(page.ends_with(b"\n") && !page.ends_with(b"\r\n"));
 }
 
 #[test]

@@ -89,6 +89,8 @@ fn who_never_reads_its_answer_is_reset_in_time() {
         .filter_map(|mut client| client.try_receive().err());
     let resets = broken.filter(|broken| broken.cause.kind() == ErrorKind::ConnectionReset);
     assert!(resets.count() > 0, "what nobody reads is not left behind");
+    let name = "lean_proxy_failures_total{outcome=\"write-timed-out\"}";
+    assert!(metric(&proxy, name) > 0, "it is counted");
 }
 
 #[test]

@@ -82,6 +82,46 @@ fn every_configuration_of_the_readme_passes_the_check() {
 }
 
 #[test]
+fn the_readme_knows_every_metric_and_every_outcome_and_no_other_metric() {
+    let Some(readme) = beside_the_manifest("README.md") else {
+        return;
+    };
+    let proxy = Setup::new(
+        "routes: [{path: /, target: 'unix:DIR/none'}]\nmetrics: {listen: '127.0.0.1:0'}\n",
+    )
+    .start();
+    let page = crate::metrics::page(&proxy);
+    let mut shown = Vec::new();
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE lean_proxy_") {
+            shown.push(rest.split(' ').next().unwrap().to_owned());
+        }
+        if let Some(rest) = line.strip_prefix("lean_proxy_failures_total{outcome=\"") {
+            let word = rest.split('"').next().unwrap();
+            assert!(readme.contains(&format!("`{word}`")), "{word} is not told");
+        }
+    }
+    let (_, section) = readme.split_once("### Metrics\n").unwrap();
+    let section = section.split("\n### ").next().unwrap();
+    let mut told: Vec<String> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| {
+            line.split('|')
+                .nth(1)
+                .unwrap()
+                .split('`')
+                .skip(1)
+                .step_by(2)
+        })
+        .map(|name| name.split('{').next().unwrap().to_owned())
+        .collect();
+    shown.sort();
+    told.sort();
+    assert_eq!(told, shown);
+}
+
+#[test]
 fn the_tables_of_the_readme_know_every_key_and_its_default() {
     let (Some(readme), Some(sample)) = (
         beside_the_manifest("README.md"),

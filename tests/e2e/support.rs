@@ -221,6 +221,17 @@ impl Setup {
         proxy
     }
 
+    /// Starts it and waits until it listens or has ended; then it has no address.
+    pub fn start_or_end(self) -> Proxy {
+        let mut proxy = self.spawn();
+        eventually("it listens or ends", || {
+            let logs = proxy.logs();
+            proxy.addresses = logs.iter().filter_map(|line| listening(line)).collect();
+            !proxy.addresses.is_empty() || !proxy.is_running()
+        });
+        proxy
+    }
+
     /// Runs it to its end.
     pub fn run(self) -> Finished {
         let mut proxy = self.spawn();
@@ -406,6 +417,12 @@ impl Proxy {
 
     /// What it wrote to stderr so far.
     pub fn errors(&self) -> String {
+        self.err.text()
+    }
+
+    /// All that it wrote to stderr, once it has ended.
+    pub fn last_errors(&self) -> String {
+        self.err.finish();
         self.err.text()
     }
 

@@ -1,0 +1,147 @@
+//! How an exchange ended: one word for the access line, and a label of `lean_proxy_failures_total`.
+//!
+//! Pure. Every exchange has exactly one outcome, and so has every connection that is refused before its request is
+//! read. The words are part of the program's interface: dashboards and alerts name them.
+
+use std::fmt;
+
+/// Whose fault an outcome is. It decides the level of the log line: `debug` for the client's, `warn` for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The client's, or no fault at all.
+    Client,
+    /// The target's.
+    Upstream,
+    /// Ours: a bound that was full, memory, a stop.
+    Proxy,
+}
+
+/// Declares [`Outcome`], its words and its list together, so that none of the three can lack one.
+macro_rules! outcomes {
+    ($($(#[doc = $help:literal])+ $name:ident $word:literal $blame:ident,)+) => {
+        /// How an exchange ended.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Outcome {
+            $($(#[doc = $help])+ $name,)+
+        }
+
+        impl Outcome {
+            /// All of them, in the order of their declaration.
+            pub const ALL: [Outcome; [$($word),+].len()] = [$(Outcome::$name),+];
+
+            /// The word for the log and the metrics.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Outcome::$name => $word,)+
+                }
+            }
+
+            /// Whose fault it is.
+            pub fn blame(self) -> Blame {
+                match self {
+                    $(Outcome::$name => Blame::$blame,)+
+                }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// The client was sent the whole answer, or both sides have closed their half of the tunnel.
+    Ok "ok" Client,
+
+    /// The request head is malformed.
+    Malformed "malformed" Client,
+    /// The first byte was that of a TLS hello, on a listener that speaks plain HTTP.
+    TlsHello "tls-hello" Client,
+    /// The request head was not complete in `server.header_timeout`.
+    HeadTimedOut "head-timed-out" Client,
+    /// The request head is over `server.max_header_bytes`, or has too many fields.
+    HeadTooLarge "head-too-large" Client,
+    /// The request target is too long.
+    TargetTooLong "target-too-long" Client,
+    /// Neither HTTP/1.0 nor HTTP/1.1.
+    VersionNotSupported "version-not-supported" Client,
+
+    /// No route for this path.
+    NoRoute "no-route" Client,
+    /// A `.` or `..` segment in the path.
+    DotSegment "dot-segment" Client,
+    /// CONNECT or TRACE; anything but GET and HEAD on the health path.
+    MethodNotAllowed "method-not-allowed" Client,
+    /// A CORS preflight from an origin that is not allowed.
+    PreflightRefused "preflight-refused" Client,
+    /// The request body is larger than `max_body_size`.
+    BodyTooLarge "body-too-large" Client,
+    /// No byte of the request body came for `server.read_timeout`.
+    BodyTimedOut "body-timed-out" Client,
+    /// The request body was cut short, or its framing is broken.
+    BodyBroken "body-broken" Client,
+
+    /// `proxy.max_concurrent_requests` was full for `proxy.queue_timeout`.
+    NoPlace "no-place" Proxy,
+    /// The memory budget is spent.
+    NoMemory "no-memory" Proxy,
+    /// `transport.max_conns_per_host` was full for `proxy.queue_timeout`.
+    NoConnection "no-connection" Proxy,
+    /// Ended under pressure: it made no progress, and others needed what it held.
+    Evicted "evicted" Proxy,
+    /// Not done within `server.shutdown_timeout` of the program's end.
+    Shutdown "shutdown" Proxy,
+    /// A panic ended it: a bug.
+    Panicked "panicked" Proxy,
+
+    /// The name of the target could not be resolved.
+    NameUnresolved "name-unresolved" Upstream,
+    /// The connection could not be made.
+    DialFailed "dial-failed" Upstream,
+    /// No connection within `transport.dial_timeout`.
+    DialTimedOut "dial-timed-out" Upstream,
+    /// The TLS handshake with the target failed.
+    TlsFailed "tls-failed" Upstream,
+    /// The upstream closed the connection before it answered.
+    UpstreamClosed "upstream-closed" Upstream,
+    /// The upstream's answer is not HTTP that can be passed on.
+    UpstreamGarbled "upstream-garbled" Upstream,
+    /// No response head within `response_header_timeout`.
+    ResponseTimedOut "response-timed-out" Upstream,
+    /// The upstream took no byte of the request for `server.write_timeout`.
+    RequestStalled "request-stalled" Upstream,
+    /// The upstream broke off in the middle of its answer, or of a tunnel.
+    UpstreamCut "upstream-cut" Upstream,
+
+    /// The client took no byte of the answer for `server.write_timeout`.
+    WriteTimedOut "write-timed-out" Client,
+    /// The client left before it had the whole answer.
+    ClientGone "client-gone" Client,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_word_is_there_once_and_needs_no_escaping() {
+        let mut words = HashSet::new();
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index, "{outcome}");
+            assert!(words.insert(outcome.word()), "{outcome}");
+            assert!(
+                outcome
+                    .word()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
+                "{outcome}"
+            );
+        }
+    }
+}

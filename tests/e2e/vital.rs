@@ -1,0 +1,178 @@
+//! What must not end is not lost unheard, and what runs out comes back.
+
+use std::{
+    net::{Shutdown, TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+
+use crate::{
+    metrics::metric,
+    support::{ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, skip},
+};
+
+/// Sets a limit of a running process from outside; false where this machine has no such program.
+fn limit(proxy: &Proxy, what: &str, value: &str) -> bool {
+    let pid = proxy.pid().to_string();
+    let status = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--{what}={value}")])
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_listener_that_breaks_ends_the_program_with_code_three() {
+    let upstream = Upstream::fixed(OK);
+    for threads in ["1", "2"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+        let socket = OwnedFd::from(listener.try_clone().unwrap());
+        let mut proxy = Setup::new(&format!("{ALL}listen: 'fd:3'\n"))
+            .upstream("UP", &upstream)
+            .env("LISTEN_FDS", "1")
+            .env("LEAN_PROXY_THREADS", threads)
+            .shell(script, socket)
+            .start();
+        assert_eq!(Client::connect(address).get("/").status, 200);
+        // the socket is the same one here and there: it does not listen any more
+        SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
+        assert_eq!(proxy.exit().code(), Some(3));
+        let errors = proxy.last_errors();
+        let is_told = errors.contains("has lost its acceptor: accept: ");
+        assert!(is_told && errors.lines().count() == 1, "{errors}");
+    }
+}
+
+#[test]
+fn few_descriptors_at_the_start_are_an_error_or_enough_for_every_worker() {
+    let upstream = Upstream::fixed(OK);
+    let mut served = 0;
+    for descriptors in 8..32 {
+        let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+        let setup = Setup::new(ALL)
+            .upstream("UP", &upstream)
+            .env("LEAN_PROXY_THREADS", "2")
+            .shell(&script, Stdio::null());
+        let mut proxy = setup.start_or_end();
+        if proxy.addresses().is_empty() {
+            assert_eq!(proxy.exit().code(), Some(3), "{descriptors}");
+            assert!(!proxy.last_errors().is_empty(), "{descriptors} descriptors");
+            continue;
+        }
+        // the kernel spreads them over both workers; each is answered, if by 502
+        let answers = (0..16).map(|_| proxy.get("/health").status);
+        assert!(
+            answers.into_iter().all(|status| status == 200),
+            "{descriptors}"
+        );
+        served += 1;
+        assert_eq!(proxy.terminate().code(), Some(0), "{descriptors}");
+    }
+    assert!(served > 0, "with so many descriptors it should serve");
+}
+
+#[test]
+fn without_threads_for_its_workers_the_program_does_not_start() {
+    let root = Command::new("setpriv")
+        .args(["--reuid=61235", "--clear-groups", "true"])
+        .stderr(Stdio::null())
+        .status();
+    if !root.is_ok_and(|status| status.success()) {
+        return skip("nobody else can be impersonated here");
+    }
+    let script = "exec setpriv --reuid=61235 --clear-groups prlimit --nproc=1 \"$0\" \"$@\"";
+    let mut proxy = Setup::new("routes: [{path: /, target: 'http://127.0.0.1:1'}]\n")
+        .env("LEAN_PROXY_THREADS", "2")
+        .env("PATH", "/usr/bin:/bin")
+        .shell(script, Stdio::null())
+        .start_or_end();
+    if proxy.last_errors().contains("ermission denied") {
+        return skip("the binary is not readable by all");
+    }
+    assert_eq!(proxy.exit().code(), Some(3));
+    assert!(
+        proxy.last_errors().contains("starting a worker"),
+        "{}",
+        proxy.last_errors()
+    );
+}
+
+#[test]
+fn without_descriptors_nothing_spins_and_there_is_service_again_afterwards() {
+    let upstream = Upstream::fixed(OK);
+    let mut proxy = Proxy::before(&upstream, ALL);
+    let mut kept = proxy.client();
+    assert_eq!(kept.get("/health").status, 200);
+    if !limit(&proxy, "nofile", "4:4096") {
+        return skip("limits cannot be set from outside here");
+    }
+    let mut waiting = TcpStream::connect_timeout(&proxy.address(), PATIENCE).unwrap();
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::io::Write::write_all(&mut waiting, get("/").as_bytes()).unwrap();
+    proxy.await_log("the shortage", |line| {
+        line.contains("level=warn msg=\"accept\"") && line.contains("os error 24")
+    });
+    let (before, since) = (proxy.cpu_seconds(), Instant::now());
+    crate::support::let_pass(Duration::from_millis(1_500));
+    let spent = proxy.cpu_seconds() - before;
+    assert!(
+        spent < since.elapsed().as_secs_f64() / 4.0,
+        "{spent} s: it spins"
+    );
+    let warnings = proxy.logs();
+    let warnings = warnings
+        .iter()
+        .filter(|line| line.contains("msg=\"accept\""));
+    assert_eq!(warnings.count(), 1, "a shortage is told once");
+    assert!(limit(&proxy, "nofile", "4096:4096"));
+    let mut answer = [0; 15];
+    std::io::Read::read_exact(&mut waiting, &mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    eventually("it says that it is over", || {
+        assert_eq!(proxy.get("/").status, 200);
+        proxy
+            .logs()
+            .iter()
+            .any(|line| line.contains("msg=\"accepting again\""))
+    });
+    assert_eq!(proxy.terminate().code(), Some(0));
+}
+
+#[test]
+fn stray_signals_are_ignored() {
+    let upstream = Upstream::fixed(OK);
+    let mut proxy = Proxy::before(&upstream, ALL);
+    for name in ["USR1", "USR2", "PIPE"] {
+        proxy.signal(name);
+        assert_eq!(proxy.get("/").status, 200, "{name}");
+    }
+    assert!(proxy.is_running());
+    assert_eq!(proxy.terminate().code(), Some(0));
+}
+
+#[test]
+fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
+    let setup = Setup::new(&format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n"));
+    let upstream = Upstream::fixed(OK);
+    let socket = UnixDatagram::bind(setup.dir().join("notify")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let proxy = setup
+        .upstream("UP", &upstream)
+        .env("NOTIFY_SOCKET", "DIR/notify")
+        .env("WATCHDOG_USEC", "600000")
+        .env("LEAN_PROXY_THREADS", "3")
+        .start();
+    // with no connection open no deadline is due, and still every timer has to run
+    assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 0);
+    let mut fed = 0;
+    let mut buffer = [0; 256];
+    while fed < 6 {
+        let count = socket.recv(&mut buffer).expect("it is fed");
+        fed += usize::from(&buffer[..count] == b"WATCHDOG=1");
+    }
+}
