@@ -21,7 +21,7 @@ use crate::{
     policy::Policy,
     roots::Roots,
     route::{Routes, Tls},
-    units::{Unit, binary_bytes, boolean_or_digit, octal_mode},
+    units::{self, Unit, boolean_or_digit, octal_mode},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -273,6 +273,10 @@ fn server(s: &Section<'_>) -> Server {
 fn socket_mode(text: &str) -> Result<u32, String> {
     let shown = quote(text);
     match octal_mode(text) {
+        // whether `660` is meant in octal or came out of another program as a decimal number cannot be known
+        None if octal_mode(&format!("0{text}")).is_some() => Err(format!(
+            "must be an octal mode with its zero: write \"0{text}\", not {shown}"
+        )),
         None => Err(format!(
             "must be an octal mode such as \"0660\", got {shown}"
         )),
@@ -308,7 +312,7 @@ fn memory_of(bytes: u64) -> Result<Memory, String> {
     match bytes {
         0 => Ok(Memory::Off),
         1..MIN_MEMORY => Err(format!(
-            "counts bytes: must be 0 (off) or at least {MIN_MEMORY}, got {bytes}"
+            "counts bytes: must be 0 (off) or at least 1MiB, got {bytes}: write {bytes}MiB for mebibytes"
         )),
         _ => Ok(Memory::Bytes(bytes)),
     }
@@ -484,14 +488,22 @@ impl fmt::Display for Memory {
     }
 }
 
-/// A number of bytes in Go's notation, `off` or `auto`.
+/// A size, `off` or `auto`.
 fn parse_memory(text: &str) -> Result<Memory, String> {
-    match (text, binary_bytes(text)) {
-        ("off", _) => Ok(Memory::Off),
-        ("auto", _) => Ok(Memory::Auto),
-        (_, Some(bytes)) => memory_of(bytes),
-        (_, None) => Err(format!(
-            "must be bytes, or B, KiB, MiB, GiB as in 10MiB, or off; got {}",
+    let bytes = match text {
+        "off" => return Ok(Memory::Off),
+        "auto" => return Ok(Memory::Auto),
+        _ => units::bytes(text).filter(|bytes| (0.0..MAX_MEMORY).contains(bytes)),
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range was looked at"
+    )]
+    match bytes {
+        Some(bytes) if bytes.fract() == 0.0 => memory_of(bytes as u64),
+        _ => Err(format!(
+            "must be bytes, a size such as 10MiB or 10M, or off; got {}",
             quote(text)
         )),
     }
@@ -536,6 +548,8 @@ const MAX_COUNT: i64 = 1_000_000_000;
 /// Buffers are held for each exchange: larger ones win nothing.
 const MAX_BUFFER: i64 = 16 * 1024 * 1024;
 const MIN_MEMORY: u64 = 1024 * 1024;
+/// An exbibyte: no machine has it, and below it every number of bytes is exact enough.
+const MAX_MEMORY: f64 = 1_152_921_504_606_846_976.0;
 
 #[cfg(test)]
 pub mod tests {
@@ -778,6 +792,57 @@ proxy:
         assert_eq!(two.warnings.len(), 1, "{:?}", two.warnings);
     }
 
+    #[test]
+    fn times_and_sizes_have_units_everywhere() {
+        let text = "transport: {dial_timeout: 500ms, dial_keep_alive: -1s, idle_conn_timeout: \"1m30s\", \
+             response_header_timeout: 2m, read_buffer_size: 64KiB, write_buffer_size: 8K}\n\
+             proxy: {queue_timeout: 1.5s}\n\
+             server: {header_timeout: 1m, read_timeout: 45s, write_timeout: 2m, idle_timeout: 75s, \
+             shutdown_timeout: 10s, shutdown_delay: 250ms, max_header_bytes: 32KB}\n\
+             cors: {allowed_origins: \"*\", max_age: 1h}\n\
+             limits: {memory: 10M}\n\
+             routes: [{path: /, target: \"http://h\", max_body_size: 1MB, response_header_timeout: 3s}]\n";
+        let config = good(text);
+        let millis = |millis| Some(Duration::from_millis(millis));
+        let transport = Transport {
+            dial_timeout: millis(500),
+            dial_keep_alive: None,
+            idle_conn_timeout: millis(90_000),
+            read_buffer_size: 65536,
+            write_buffer_size: 8192,
+            ..good(&plus("")).transport.clone()
+        };
+        assert_eq!(config.transport, transport);
+        assert_eq!(config.proxy.queue_timeout, Duration::from_millis(1500));
+        let server = Server {
+            header_timeout: millis(60_000),
+            read_timeout: millis(45_000),
+            write_timeout: millis(120_000),
+            idle_timeout: millis(75_000),
+            shutdown_timeout: Duration::from_secs(10),
+            shutdown_delay: Duration::from_millis(250),
+            max_header_bytes: 32_000,
+            ..good(&plus("")).server.clone()
+        };
+        assert_eq!(config.server, server);
+        assert_eq!(config.memory, Memory::Bytes(10 << 20));
+        assert_eq!(first(&config).max_body_size, Some(1_000_000));
+        assert_eq!(first(&config).response_header_timeout, millis(3000));
+        let own = good(&plus("transport: {response_header_timeout: 90s}"));
+        assert_eq!(first(&own).response_header_timeout, millis(90_000));
+        for (value, bytes) in [
+            ("10M", 10 << 20),
+            ("10MB", 10_000_000),
+            ("12000000", 12_000_000),
+        ] {
+            for name in ["LEAN_PROXY_MEMORY", "GOMEMLIMIT"] {
+                let pairs = [(name, value)];
+                let config = load(Source::Text("c", &plus("")), &with(&pairs)).unwrap();
+                assert_eq!(config.memory, Memory::Bytes(bytes), "{name}={value}");
+            }
+        }
+    }
+
     /// What is written, then the beginning of the error it must get.
     const IN_A_SECTION: &[(&str, &str)] = &[
         (
@@ -805,32 +870,28 @@ proxy:
             "c.yaml:1: transport: must be a mapping of keys, got a list",
         ),
         (
-            "transport:\n\n  dial_timeout: 30s",
-            "c.yaml:3: transport.dial_timeout: is a number of seconds: write 30, not \"30s\"",
+            "transport:\n\n  dial_timeout: 30x",
+            "c.yaml:3: transport.dial_timeout: must be seconds, or a time such as 500ms, 30s or 1m30s, got \"30x\"",
         ),
         (
-            "transport: {dial_timeout: 1m30s}",
-            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 90",
+            "transport: {read_buffer_size: 64KX}",
+            "c.yaml:1: transport.read_buffer_size: must be bytes, or a size such as 64KiB or 10MB, got \"64KX\"",
         ),
         (
-            "transport: {dial_timeout: 500ms}",
-            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 0.5",
+            "transport: {read_buffer_size: 17MiB}",
+            "c.yaml:1: transport.read_buffer_size: must be at most 16777216, got 17825792",
         ),
         (
-            "transport: {idle_conn_timeout: 1m}",
-            "c.yaml:1: transport.idle_conn_timeout: is a number of seconds: write 60",
+            "limits: {memory: 8XiB}",
+            "c.yaml:1: limits.memory: must be bytes, or a size",
         ),
         (
-            "transport: {read_buffer_size: 64KB}",
-            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 64000",
+            "limits: {memory: 10K}",
+            "c.yaml:1: limits.memory: counts bytes",
         ),
         (
-            "transport: {read_buffer_size: 64 KiB}",
-            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 65536",
-        ),
-        (
-            "limits: {memory: 8MiB}",
-            "c.yaml:1: limits.memory: is a number of bytes: write 8388608",
+            "transport: {max_idle_conns: 010}",
+            "c.yaml:1: transport.max_idle_conns: begins with a zero: write 10, not \"010\"",
         ),
         (
             "limits: {memory: 10}",
@@ -886,11 +947,11 @@ proxy:
         ),
         (
             "transport: {dial_timeout: \"\"}",
-            "c.yaml:1: transport.dial_timeout: must be a number, got \"\"",
+            "c.yaml:1: transport.dial_timeout: must be seconds, or",
         ),
         (
             "transport: {dial_timeout: \"010\"}",
-            "c.yaml:1: transport.dial_timeout: must be a number, got \"010\"",
+            "c.yaml:1: transport.dial_timeout: begins with a zero: write 10, not \"010\"",
         ),
         (
             "server: {max_header_bytes: 10}",
@@ -905,8 +966,12 @@ proxy:
             "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"0888\"",
         ),
         (
-            "server: {unix_socket_mode: 432}",
-            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"432\"",
+            "server: {unix_socket_mode: 660}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode with its zero: write \"0660\", not \"660\"",
+        ),
+        (
+            "server: {unix_socket_mode: 438}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"438\"",
         ),
         (
             "server: {unix_socket_mode: \"0o1660\"}",
@@ -997,8 +1062,8 @@ proxy:
             "c.yaml:1: cors.max_age: must be at least -1, got -2",
         ),
         (
-            "cors: {max_age: 1d}",
-            "c.yaml:1: cors.max_age: is a number of seconds: write 86400",
+            "cors: {max_age: 1y}",
+            "c.yaml:1: cors.max_age: must be seconds, or",
         ),
         (
             "cors: {allowed_origins: [{a: 1}]}",
@@ -1160,8 +1225,9 @@ proxy:
     #[test]
     fn bad_variables_are_errors() {
         let cases = [
-            ("GOMEMLIMIT", "8MB"),
-            ("GOMEMLIMIT", "1.5GiB"),
+            ("GOMEMLIMIT", "8XB"),
+            ("GOMEMLIMIT", "1048576.5"),
+            ("GOMEMLIMIT", "-10M"),
             ("GOMEMLIMIT", "99999999999GiB"),
             ("GOMEMLIMIT", "1000"),
             ("LEAN_PROXY_MEMORY", "lots"),

@@ -286,12 +286,12 @@ mod tests {
             "c.yaml:4: routes[0].tls: is for https targets",
         ),
         (
-            "max_body_size: 1MB",
-            "c.yaml:4: routes[0].max_body_size: is a number of bytes: write 1000000",
+            "max_body_size: 1XB",
+            "c.yaml:4: routes[0].max_body_size: must be bytes, or",
         ),
         (
-            "response_header_timeout: 2s",
-            "c.yaml:4: routes[0].response_header_timeout: is a number of seconds: write 2",
+            "response_header_timeout: 2x",
+            "c.yaml:4: routes[0].response_header_timeout: must be seconds, or",
         ),
         (
             "request_headers:\n  set:\n    bad name: x",

@@ -253,18 +253,18 @@ fn every_error_names_its_field() {
         ),
         (route("max_body_size: -1"), &["routes[0].max_body_size"]),
         (
-            route("max_body_size: 64KB"),
-            &["routes[0].max_body_size", "64"],
+            route("max_body_size: 64KX"),
+            &["routes[0].max_body_size", "64KiB"],
         ),
         (route("host: 'a b'"), &["routes[0].host"]),
         (route("strip_prefix: maybe"), &["routes[0].strip_prefix"]),
         (
-            format!("{GOOD}transport: {{dial_timeout: 30s}}\n"),
-            &["transport.dial_timeout", "30"],
+            format!("{GOOD}transport: {{dial_timeout: 30x}}\n"),
+            &["transport.dial_timeout", "30s"],
         ),
         (
-            format!("{GOOD}transport: {{idle_conn_timeout: 5m}}\n"),
-            &["transport.idle_conn_timeout", "300"],
+            format!("{GOOD}transport: {{idle_conn_timeout: 5M}}\n"),
+            &["transport.idle_conn_timeout", "1m30s"],
         ),
         (
             format!("{GOOD}transport: {{max_idle_conns: -1}}\n"),
@@ -275,8 +275,8 @@ fn every_error_names_its_field() {
             &["transport.max_idle_conns"],
         ),
         (
-            format!("{GOOD}server: {{max_header_bytes: 64KB}}\n"),
-            &["server.max_header_bytes", "64"],
+            format!("{GOOD}server: {{max_header_bytes: 2MiB}}\n"),
+            &["server.max_header_bytes", "1048576"],
         ),
         (
             format!("{GOOD}server: {{max_header_bytes: 10}}\n"),
@@ -336,6 +336,7 @@ fn what_people_write_is_accepted() {
         "x-base: &base {target: 'http://h', strip_prefix: false}\nroutes:\n- {<<: *base, path: /a/}\n- {<<: *base, path: /b/, strip_prefix: true, x-c: 1}\n".to_owned(),
         format!("{GOOD}version: \"1.0.0\"\nlisten: ['127.0.0.1:0', '[::1]:0']\n"),
         format!("{GOOD}limits: {{memory: 10000000}}\n"),
+        format!("{GOOD}limits: {{memory: 10M}}\ntransport: {{dial_timeout: 500ms, idle_conn_timeout: 1m30s, read_buffer_size: 64KiB}}\n"),
         format!("{GOOD}limits: {{memory: auto}}\nlog: {{format: json, level: debug, access: true}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"),
         format!("---\n{GOOD}"),
     ] {
@@ -425,6 +426,8 @@ fn the_memory_budget_is_told_at_start() {
         ("LEAN_PROXY_MEMORY", "10MiB", "10.0 MiB"),
         ("GOMEMLIMIT", "8388608", "8.0 MiB"),
         ("GOMEMLIMIT", "9MiB", "9.0 MiB"),
+        ("LEAN_PROXY_MEMORY", "10M", "10.0 MiB"),
+        ("GOMEMLIMIT", "20MB", "19.1 MiB"),
     ] {
         let proxy = Setup::new(ALL)
             .upstream("UP", &upstream)
