@@ -27,6 +27,8 @@ pub mod entry;
 pub mod failure;
 #[path = "../src/headers.rs"]
 pub mod headers;
+#[path = "../src/keys.rs"]
+pub mod keys;
 #[path = "../src/line.rs"]
 pub mod line;
 #[path = "../src/policy.rs"]

@@ -173,8 +173,17 @@ pub fn load(source: Source<'_>, environment: Environment<'_>) -> Result<Arc<Conf
 fn from_yaml(name: &str, text: &str, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let document = Document::parse(name, text, environment).map_err(|error| vec![error])?;
     let mut config = document.read(|root| config(root));
-    apply_environment(&document, &mut config);
-    check_roots(&document, &config);
+    let mut effects = Effects {
+        document: &document,
+        line: String::new(),
+    };
+    // a text is that of a variable, and the variable's name is the text's
+    if document.variable(name).is_some() {
+        effects.tell(format_args!("{name} -> the configuration"));
+    }
+    apply_environment(&mut effects, &mut config);
+    check_roots(&mut effects, &config);
+    config.environment = effects.line;
     config.warnings = document.finish()?;
     Ok(config)
 }
@@ -345,11 +354,7 @@ fn metrics(s: &Section<'_>, listen: &[Listen]) -> Option<Listen> {
 }
 
 /// What the environment says wins over the file.
-fn apply_environment(document: &Document<'_>, config: &mut Config) {
-    let mut effects = Effects {
-        document,
-        line: String::new(),
-    };
+fn apply_environment(effects: &mut Effects<'_>, config: &mut Config) {
     if config.listen.is_empty() {
         let port = effects.read(&["PORT"], "listen", port);
         config.listen = vec![Listen::Everywhere(port.unwrap_or(80))];
@@ -371,7 +376,6 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
     if effects.debug() {
         config.log.level = Level::Debug;
     }
-    config.environment = effects.line;
 }
 
 fn port(text: &str) -> Result<(u16, String), String> {
@@ -411,13 +415,20 @@ fn format_is_json(text: &str) -> Result<(bool, String), String> {
 }
 
 /// The environment's roots are read where some target is verified against them, and nowhere else.
-fn check_roots(document: &Document<'_>, config: &Config) {
+fn check_roots(effects: &mut Effects<'_>, config: &Config) {
+    let document = effects.document;
     let targets = config.routes.iter().map(|route| &route.target.origin);
     let asks = |tls: &Tls| tls.ca_file.is_none() && !tls.insecure_skip_verify;
-    if targets.filter_map(|origin| origin.tls.as_ref()).any(asks) {
-        let roots = Roots::of(&|name| document.variable(name).map(Into::into));
-        if let Err((variable, sentence)) = roots.check() {
-            document.complain_of(variable, &sentence);
+    if !targets.filter_map(|origin| origin.tls.as_ref()).any(asks) {
+        return;
+    }
+    let roots = Roots::of(&|name| document.variable(name).map(Into::into));
+    if let Err((variable, sentence)) = roots.check() {
+        document.complain_of(variable, &sentence);
+    }
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if let Some(path) = document.variable(name) {
+            effects.tell(format_args!("{name}={path} -> the roots of https targets"));
         }
     }
 }
@@ -469,12 +480,12 @@ impl Effects<'_> {
     }
 
     fn note(&mut self, name: &str, text: &str, field: &str, shown: &str) {
+        self.tell(format_args!("{name}={} -> {field} {shown}", text.trim()));
+    }
+
+    fn tell(&mut self, effect: fmt::Arguments<'_>) {
         let separator = if self.line.is_empty() { "" } else { ", " };
-        let _ = write!(
-            self.line,
-            "{separator}{name}={} -> {field} {shown}",
-            text.trim()
-        );
+        let _ = write!(self.line, "{separator}{effect}");
     }
 }
 
@@ -1062,6 +1073,22 @@ proxy:
             "c.yaml:1: cors.max_age: must be at least -1, got -2",
         ),
         (
+            "cors: true",
+            "c.yaml:1: cors: true turns nothing on: say who may ask",
+        ),
+        (
+            "cors: {allowed_methods: [GET, put]}",
+            "c.yaml:1: cors.allowed_methods[1]: methods are written in capitals: \"PUT\", not \"put\"",
+        ),
+        (
+            "listen: fd:2",
+            "c.yaml:1: listen: fd:2 is the standard input or output",
+        ),
+        (
+            "health: {path: /health/*}",
+            "c.yaml:1: health.path: there are no patterns here",
+        ),
+        (
             "cors: {max_age: 1y}",
             "c.yaml:1: cors.max_age: must be seconds, or",
         ),
@@ -1119,6 +1146,18 @@ proxy:
         let complaint = "c: SSL_CERT_FILE: /nonexistent.pem: No such file or directory";
         assert_eq!(load("\"https://h\""), Err(vec![complaint.to_owned()]));
         assert_eq!(load("\"http://h\""), Ok(()));
+        let roots = std::env::temp_dir().join(format!("lean-proxy-roots-{}", std::process::id()));
+        let key = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();
+        std::fs::write(&roots, key.cert.pem()).unwrap();
+        let path = roots.display().to_string();
+        let pairs = [("SSL_CERT_FILE", path.as_str())];
+        let text = |target| format!("routes: [{{path: /, target: \"{target}\"}}]");
+        let told = |target| super::load(Source::Text("c", &text(target)), &with(&pairs)).unwrap();
+        let (used, unused) = (told("https://h"), told("http://h"));
+        std::fs::remove_file(&roots).unwrap();
+        let expected = format!("SSL_CERT_FILE={path} -> the roots of https targets");
+        assert_eq!(used.environment, expected);
+        assert_eq!(unused.environment, "");
         assert_eq!(
             load("\"https://h\", tls: {insecure_skip_verify: true}"),
             Ok(())
@@ -1219,6 +1258,17 @@ proxy:
         assert_eq!(
             (odd.warnings.len(), odd.listen.as_slice()),
             (1, &[Listen::Everywhere(80)][..])
+        );
+    }
+
+    #[test]
+    fn a_configuration_out_of_a_variable_is_told() {
+        let text = plus("");
+        let pairs = [("LEAN_PROXY_CONFIG", text.as_str()), ("PORT", "81")];
+        let config = load(Source::Text("LEAN_PROXY_CONFIG", &text), &with(&pairs)).unwrap();
+        assert_eq!(
+            config.environment,
+            "LEAN_PROXY_CONFIG -> the configuration, PORT=81 -> listen :81"
         );
     }
 

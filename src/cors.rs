@@ -149,6 +149,7 @@ impl Cors {
             credentials: settings.allow_credentials,
             max_age: u64::try_from(settings.max_age).ok().map(HeaderValue::from),
         };
+        check_case(&settings.allowed_methods, &mut complaints);
         if matches!(cors.origins, Origins::Any) && cors.credentials == Credentials::Yes {
             let sentence = "cannot be true where allowed_origins has \"*\": list the origins";
             complaints.push(Complaint::new("allow_credentials", None, sentence));
@@ -447,6 +448,17 @@ fn join_tokens(
         None
     } else {
         HeaderValue::try_from(names.join(", ")).ok()
+    }
+}
+
+/// Methods are case-sensitive (RFC 9110 §9.1), and no browser sends one of these in lower case.
+fn check_case(methods: &[String], complaints: &mut Vec<Complaint>) {
+    for (index, method) in methods.iter().enumerate() {
+        let upper = method.to_ascii_uppercase();
+        if is_token(method.as_bytes()) && upper != *method {
+            let sentence = format!("methods are written in capitals: {upper:?}, not {method:?}");
+            complaints.push(Complaint::new("allowed_methods", Some(index), sentence));
+        }
     }
 }
 

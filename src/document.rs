@@ -14,6 +14,7 @@ use std::{
 };
 
 use crate::{
+    keys,
     units::{self, Unit, boolean, decimal},
     yaml::{self, Path, Step, SyntaxError, Tree, Value},
 };
@@ -601,9 +602,10 @@ impl<'a> Section<'a> {
             if key.starts_with("x-") || asked.contains(&key.as_str()) {
                 continue;
             }
-            let sentence = match nearest(key, &asked) {
-                Some(meant) => format!("unknown key, did you mean `{meant}`?"),
-                None => format!("unknown key; known here: {}", asked.join(", ")),
+            let sentence = match (keys::home(key), nearest(key, &asked)) {
+                (Some(home), _) => format!("unknown key here; `{key}` belongs to {home}"),
+                (None, Some(meant)) => format!("unknown key, did you mean `{meant}`?"),
+                (None, None) => format!("unknown key; known here: {}", asked.join(", ")),
             };
             self.field
                 .below(Step::Key(key.clone()), value)

@@ -330,6 +330,18 @@ mod tests {
             "c.yaml:4: routes[0].cors.allowed_origins[0]: ",
         ),
         ("cors: yes", "c.yaml:4: routes[0].cors: must be a mapping"),
+        (
+            "cors: true",
+            "c.yaml:4: routes[0].cors: true turns nothing on",
+        ),
+        (
+            "queue_timeout: 1",
+            "c.yaml:4: routes[0].queue_timeout: unknown key here; `queue_timeout` belongs to proxy",
+        ),
+        (
+            "host: https://app.example.com",
+            "c.yaml:4: routes[0].host: must be a host and nothing else: write \"app.example.com\"",
+        ),
     ];
 
     #[test]

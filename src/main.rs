@@ -24,6 +24,7 @@ mod document;
 mod entry;
 mod failure;
 mod headers;
+mod keys;
 mod line;
 mod policy;
 mod roots;
