@@ -8,8 +8,8 @@
 //! and those who wait too long.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
-//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
-//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
+//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates, `keys` says which key belongs where), and `serve` opens the doors. `process`
+//! keeps the pid file. Beside it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
 
 mod cli;
 
@@ -54,6 +54,7 @@ mod exposition;
 mod forward;
 mod health;
 mod keeper;
+mod process;
 mod proxy;
 mod respond;
 mod serve;
@@ -84,10 +85,11 @@ const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
     let code = match cli::parse(env::args_os().skip(1)) {
-        Ok(Command::Serve(place)) => serve(place),
+        Ok(Command::Serve(place, pid_file)) => serve(place, pid_file.as_deref()),
         Ok(Command::Check(place)) => check(place),
         Ok(Command::Health(asked)) => health(asked),
-        Ok(Command::Version) => cli::say(concat!("lean-proxy ", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Reload(pid_file)) => reload(pid_file.as_deref()),
+        Ok(Command::Version) => cli::say(&version()),
         Ok(Command::Help) => cli::say(cli::HELP),
         Err(usage) => cli::complain(USAGE, [usage.0.as_str(), cli::USAGE]),
     };
@@ -123,15 +125,24 @@ impl Origin {
     }
 }
 
-fn serve(place: Place) -> u8 {
+/// The version, and the commit that the program was built from where the build knew it.
+fn version() -> String {
+    let version = concat!("lean-proxy ", env!("CARGO_PKG_VERSION"));
+    match option_env!("LEAN_PROXY_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{version} ({commit})"),
+        _ => version.to_owned(),
+    }
+}
+
+fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
     let Some(origin) = Origin::of(place) else {
-        return cli::complain(USAGE, [cli::USAGE]);
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     let config = match origin.load() {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
-    match serve::serve(config, Box::new(move || origin.load())) {
+    match serve::serve(config, Box::new(move || origin.load()), pid_file) {
         Ok(()) => DONE,
         Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
     }
@@ -139,10 +150,11 @@ fn serve(place: Place) -> u8 {
 
 fn check(place: Place) -> u8 {
     let Some(origin) = Origin::of(place) else {
-        return cli::complain(USAGE, [cli::USAGE]);
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     match origin.load() {
         Ok(config) => {
+            cli::warn(config.warnings.iter().map(String::as_str));
             let routes = config.routes.len();
             cli::say(&format!(
                 "ok: {routes} {}",
@@ -163,11 +175,21 @@ fn running(place: Place) -> Place {
     cli::served(&first, &own).unwrap_or(place)
 }
 
+fn reload(pid_file: Option<&Path>) -> u8 {
+    let own = env::args_os().next().unwrap_or_default();
+    match process::reload(pid_file, &own) {
+        Ok(pid) => cli::say(&format!(
+            "process {pid} was told to read its configuration again; its log says what came of it"
+        )),
+        Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
+    }
+}
+
 fn health(asked: Asked) -> u8 {
     let result = match asked {
         Asked::Url(url) => health::ask_url(&url),
         Asked::Config(place) => match Origin::of(running(place)).map(|origin| origin.load()) {
-            None => return cli::complain(USAGE, [cli::USAGE]),
+            None => return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]),
             Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
             Some(Ok(config)) => health::ask(&config),
         },

@@ -5,6 +5,7 @@
 
 use std::{
     os::fd::OwnedFd,
+    path::Path,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -28,6 +29,7 @@ use crate::{
     keeper::Keeper,
     log,
     metrics::Metrics,
+    process::PidFile,
     sys,
     worker::Worker,
 };
@@ -60,11 +62,11 @@ enum Word {
     Close(Instant),
 }
 
-/// Serves until told to stop.
+/// Serves until told to stop; `pid_file` holds the process's number meanwhile.
 ///
 /// # Errors
 /// What cannot be bound or started.
-pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
+pub fn serve(config: Arc<Config>, reread: Reread, pid_file: Option<&Path>) -> Result<()> {
     log::init(config.log);
     sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
@@ -112,8 +114,9 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         plan,
         inherited,
         reread,
+        pid_file: None,
     };
-    let result = runtime()?.block_on(lead(captain, birth, own, asked, receiver));
+    let result = runtime()?.block_on(lead(captain, birth, own, asked, receiver, pid_file));
     for thread in threads {
         if thread.join().is_err() {
             log::error("a worker has died", &[]);
@@ -227,13 +230,16 @@ fn runtime() -> Result<LocalRuntime> {
 
 /// The first worker's life: it hears the signals and says that we are there, besides.
 async fn lead(
-    captain: Captain,
+    mut captain: Captain,
     birth: Birth,
     sockets: Vec<(Listen, OwnedFd)>,
     exposed: Option<OwnedFd>,
     words: mpsc::UnboundedReceiver<Word>,
+    pid_file: Option<&Path>,
 ) -> Result<()> {
     let signals = Signals::hear()?;
+    // from now on a SIGHUP is heard: before, it would end the process
+    captain.pid_file = pid_file.map(PidFile::write).transpose()?;
     greet(&birth, &captain.doors, captain.exposed.as_ref());
     // most of what the start needed is not needed again
     sys::forget_code();
@@ -309,6 +315,7 @@ struct Captain {
     plan: Plan,
     inherited: Vec<(String, OwnedFd)>,
     reread: Reread,
+    pid_file: Option<PidFile>,
 }
 
 struct Signals {
@@ -375,6 +382,7 @@ impl Captain {
         }
         self.doors.clear();
         self.exposed = None;
+        self.pid_file = None;
         log::info("stopped at the second signal", &[]);
         std::process::exit(0);
     }
