@@ -19,6 +19,8 @@ pub mod config;
 pub mod cors;
 #[path = "../src/date.rs"]
 pub mod date;
+#[path = "../src/direct.rs"]
+pub mod direct;
 #[path = "../src/document.rs"]
 pub mod document;
 #[path = "../src/entry.rs"]
@@ -31,6 +33,8 @@ pub mod headers;
 pub mod keys;
 #[path = "../src/line.rs"]
 pub mod line;
+#[path = "../src/location.rs"]
+pub mod location;
 #[path = "../src/policy.rs"]
 pub mod policy;
 #[path = "../src/roots.rs"]

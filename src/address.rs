@@ -11,6 +11,7 @@ use http::HeaderValue;
 use rustls::pki_types::ServerName;
 
 use crate::{
+    direct::{Destination, DestinationHost},
     document::quote,
     route::{Address, HostPattern, Origin, Target, Tls, holds_dot_segment},
 };
@@ -227,6 +228,50 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
             .map_err(|_| "has a bad host".to_owned())?,
     })
 }
+
+/// `redirect.to`: `https://{host}`, `https://www.example.com/base` or `/base`.
+pub fn parse_destination(text: &str) -> Result<Destination, String> {
+    check_bare(text)?;
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => ("https://", rest),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => ("http://", rest),
+        _ if text.starts_with('/') && !text.starts_with("//") => ("", text),
+        _ => {
+            return Err(format!(
+                "must begin with https://, http:// or one slash, got {}",
+                quote(text)
+            ));
+        }
+    };
+    let (authority, base) = match rest.find('/').and_then(|at| rest.split_at_checked(at)) {
+        Some(parts) => parts,
+        None => (rest, ""),
+    };
+    let host = match authority.strip_prefix("{host}") {
+        Some("") => DestinationHost::Asked(None),
+        Some(rest) if rest.starts_with(['{', '$']) => return Err(ONE_PLACEHOLDER.to_owned()),
+        Some(port) => match port.strip_prefix(':').and_then(digits) {
+            None | Some(0) => {
+                return Err(format!("has a bad port behind {{host}}: {}", quote(port)));
+            }
+            port => DestinationHost::Asked(port),
+        },
+        None if scheme.is_empty() => DestinationHost::Fixed(String::new()),
+        None if authority.contains(['{', '$']) => return Err(ONE_PLACEHOLDER.to_owned()),
+        None => {
+            let (_, host, port) = parse_authority(authority)?;
+            let port = port.map_or_else(String::new, |port| format!(":{port}"));
+            DestinationHost::Fixed(format!("{host}{port}"))
+        }
+    };
+    if base.contains(['{', '$']) {
+        return Err(ONE_PLACEHOLDER.to_owned());
+    }
+    let base = base_path(base)?;
+    Ok(Destination { scheme, host, base })
+}
+
+const ONE_PLACEHOLDER: &str = "knows {host} and nothing like it: what is left of the request's path and its query is appended by itself, as in https://{host}";
 
 /// Host without brackets, host as Host writes it, port. Lower case.
 fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), String> {
@@ -663,6 +708,69 @@ mod tests {
             let sentence = parse_target(text).expect_err(text);
             assert!(sentence.contains(part), "{text}: {sentence}");
             assert!(!sentence.contains("secret"), "{text}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn destinations() {
+        let fixed = |host: &str| DestinationHost::Fixed(host.to_owned());
+        for (text, scheme, host, base) in [
+            (
+                "https://{host}",
+                "https://",
+                DestinationHost::Asked(None),
+                "",
+            ),
+            (
+                "HTTP://{host}:8080/a/",
+                "http://",
+                DestinationHost::Asked(Some(8080)),
+                "/a",
+            ),
+            (
+                "https://New.example/b",
+                "https://",
+                fixed("new.example"),
+                "/b",
+            ),
+            (
+                "https://new.example:8443",
+                "https://",
+                fixed("new.example:8443"),
+                "",
+            ),
+            ("http://[::1]:81/", "http://", fixed("[::1]:81"), ""),
+            ("/new", "", fixed(""), "/new"),
+            ("/", "", fixed(""), ""),
+        ] {
+            let base = base.to_owned();
+            let expected = Destination { scheme, host, base };
+            assert_eq!(parse_destination(text), Ok(expected), "{text}");
+        }
+        for (text, part) in [
+            ("", "must begin with"),
+            ("new.example", "must begin with"),
+            ("//new.example", "must begin with"),
+            ("ftp://new.example", "must begin with"),
+            ("{host}/x", "must begin with"),
+            ("https://", "must have a host"),
+            ("https://{host}x", "bad port"),
+            ("https://{host}:0", "bad port"),
+            ("https://{host}:", "bad port"),
+            ("https://{host}{uri}", "{host} and nothing like it"),
+            ("https://{hostname}", "{host} and nothing like it"),
+            ("https://$host$request_uri", "{host} and nothing like it"),
+            ("https://{host}/{path}", "{host} and nothing like it"),
+            ("https://www.{host}", "{host} and nothing like it"),
+            ("https://{host}/a?b", "must not have a query"),
+            ("https://a b/", "host"),
+            ("https://u:p@h/", "user name"),
+            ("/a/../b", "segment"),
+            ("/a b", "percent-encoded"),
+            ("/a\r\nb", "percent-encoded"),
+        ] {
+            let sentence = parse_destination(text).expect_err(text);
+            assert!(sentence.contains(part), "{text}: {sentence}");
         }
     }
 

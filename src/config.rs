@@ -20,7 +20,7 @@ use crate::{
     entry::{self, Common},
     policy::Policy,
     roots::Roots,
-    route::{Routes, Tls},
+    route::{Route, Routes, Tls},
     units::{self, Unit, boolean_or_digit, octal_mode},
 };
 
@@ -417,9 +417,12 @@ fn format_is_json(text: &str) -> Result<(bool, String), String> {
 /// The environment's roots are read where some target is verified against them, and nowhere else.
 fn check_roots(effects: &mut Effects<'_>, config: &Config) {
     let document = effects.document;
-    let targets = config.routes.iter().map(|route| &route.target.origin);
+    let targets = config.routes.iter().filter_map(Route::target);
     let asks = |tls: &Tls| tls.ca_file.is_none() && !tls.insecure_skip_verify;
-    if !targets.filter_map(|origin| origin.tls.as_ref()).any(asks) {
+    if !targets
+        .filter_map(|target| target.origin.tls.as_ref())
+        .any(asks)
+    {
         return;
     }
     let roots = Roots::of(&|name| document.variable(name).map(Into::into));
@@ -565,7 +568,7 @@ const MAX_MEMORY: f64 = 1_152_921_504_606_846_976.0;
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::route::{Address, Route};
+    use crate::route::{Address, Target};
 
     const NOTHING: Environment<'static> = &|_| None;
 
@@ -592,6 +595,10 @@ pub mod tests {
 
     pub fn first(config: &Config) -> &Route {
         config.routes.iter().next().unwrap()
+    }
+
+    pub fn target(config: &Config) -> &Target {
+        first(config).target().unwrap()
     }
 
     /// A good configuration with these lines before it.
@@ -633,8 +640,8 @@ proxy:
         let route = first(&config);
         assert_eq!(route.path, "/api/");
         let address = Address::Tcp("backend-service".to_owned(), 8080);
-        assert_eq!(route.target.origin.address, address);
-        assert_eq!(route.target.host_header, "backend-service:8080");
+        assert_eq!(target(&config).origin.address, address);
+        assert_eq!(target(&config).host_header, "backend-service:8080");
         assert!(config.cors.is_some() && route.cors.is_some());
         assert_eq!(read(&SEED.replace('\n', "\r\n")).map(|_| ()), Ok(()));
         assert_eq!(read(&format!("\u{feff}{SEED}")).map(|_| ()), Ok(()));
@@ -706,9 +713,14 @@ proxy:
         assert_eq!(config.threads, 1);
         assert!(config.environment.is_empty() && config.warnings.is_empty());
         let route = first(&config);
-        assert!(route.strip_prefix && !route.preserve_host && route.cors.is_none());
+        assert!(
+            route.rewrite_location
+                && route.strip_prefix
+                && !route.preserve_host
+                && route.cors.is_none()
+        );
         assert_eq!(route.response_header_timeout, seconds(30));
-        assert!(route.max_body_size.is_none() && route.host.is_none());
+        assert!(route.max_body_size.is_none() && route.hosts.is_empty());
         assert!(route.request_headers.set.is_empty() && route.response_headers.set.is_empty());
         assert!(config.cors.is_none());
     }
@@ -719,7 +731,7 @@ proxy:
         let plain = good(&plus(""));
         assert_eq!(sample.listen, [Listen::Everywhere(8080)]);
         assert_eq!(
-            first(&sample).target.origin.address,
+            target(&sample).origin.address,
             Address::Tcp("127.0.0.1".to_owned(), 9000)
         );
         let fields = |config: &Config| {
@@ -1206,7 +1218,7 @@ proxy:
         assert_eq!(config.transport.dial_timeout, Some(Duration::from_secs(1)));
         assert_eq!(config.transport.max_idle_conns, Some(7));
         assert!(config.log.access);
-        assert_eq!(first(&config).target.host_header, "h.example:81");
+        assert_eq!(target(&config).host_header, "h.example:81");
     }
 
     #[test]

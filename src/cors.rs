@@ -72,8 +72,10 @@ pub struct Cors {
 /// What a policy says of a request.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Answered here: 204 (allowed) or 403 (not), with these fields and no body. Nothing is stamped on it.
+    /// Answered here: 204, with these fields and no body. Nothing is stamped on it.
     Answer(StatusCode, HeaderMap),
+    /// A preflight from an origin that is not allowed: 403 with these fields. Nothing is stamped on it.
+    Refused(HeaderMap),
     /// Goes on; stamp this on whatever is answered.
     Grant(Grant),
 }
@@ -182,12 +184,30 @@ impl Cors {
                 }
                 None if headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) => {
                     let fields = HeaderMap::from_iter([(VARY, PREFLIGHT_VARY)]);
-                    return Verdict::Answer(StatusCode::FORBIDDEN, fields);
+                    return Verdict::Refused(fields);
                 }
                 None => {}
             }
         }
         Verdict::Grant(grant.unwrap_or_default())
+    }
+
+    /// Why a preflight was refused: which origin asked, and which ones are allowed. For the log.
+    pub fn explain(&self, headers: &HeaderMap) -> String {
+        let asked: Vec<_> = headers
+            .get_all(ORIGIN)
+            .iter()
+            .map(|origin| String::from_utf8_lossy(origin.as_bytes()))
+            .collect();
+        let allowed: Vec<String> = match &self.origins {
+            Origins::Any => vec!["*".to_owned()],
+            Origins::Listed(patterns) => patterns.iter().map(Pattern::shown).collect(),
+        };
+        format!(
+            "origin {} is not among {}",
+            asked.join(", "),
+            allowed.join(", ")
+        )
     }
 
     /// Removes the upstream's Access-Control fields and sets ours (SPEC 5.3, 5.4).
@@ -319,6 +339,23 @@ impl Pattern {
             Pattern::Wild(wild) => wild
                 .matches(origin.to_str().ok()?)
                 .then(|| HeaderValue::from_bytes(origin.as_bytes()).ok())?,
+        }
+    }
+}
+
+impl Pattern {
+    /// As `allowed_origins` writes it.
+    fn shown(&self) -> String {
+        match self {
+            Pattern::Exact(origin) => String::from_utf8_lossy(origin.as_bytes()).into_owned(),
+            Pattern::Wild(wild) => {
+                let (star, host) = match &wild.host {
+                    WildHost::Exact(host) => ("", host),
+                    WildHost::Below(suffix) => ("*", suffix),
+                };
+                let port = wild.port.as_deref().unwrap_or(":*");
+                format!("{}{star}{host}{port}", wild.scheme)
+            }
         }
     }
 }
@@ -650,6 +687,7 @@ mod tests {
     fn answer(cors: &Cors, method: &Method, fields: Fields<'_>) -> Option<(u16, Vec<String>)> {
         match cors.judge(method, &map(fields)) {
             Verdict::Answer(status, headers) => Some((status.as_u16(), shown(&headers))),
+            Verdict::Refused(headers) => Some((403, shown(&headers))),
             Verdict::Grant(_) => None,
         }
     }

@@ -15,6 +15,10 @@ pub enum Failure {
     DotSegment,
     /// CONNECT or TRACE.
     MethodNotAllowed,
+    /// A redirect needs the request's Host, which is missing or no plain name or address.
+    HostUnusable,
+    /// A preflight from an origin that is not allowed; the origin and those that are, for the log.
+    PreflightRefused(String),
     /// The request body is larger than `max_body_size`.
     BodyTooLarge,
     /// The client stopped sending its body for `read_timeout`.
@@ -60,10 +64,12 @@ pub enum Blame {
 pub const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
 /// What [`Failure::outcome`] can say, in the order of the variants.
-pub const OUTCOMES: [&str; 17] = [
+pub const OUTCOMES: [&str; 19] = [
     "no-route",
     "dot-segment",
     "method-not-allowed",
+    "host-unusable",
+    "preflight-refused",
     "body-too-large",
     "body-timed-out",
     "body-broken",
@@ -85,7 +91,10 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Failure::NoRoute => StatusCode::NOT_FOUND,
-            Failure::DotSegment | Failure::BodyBroken => StatusCode::BAD_REQUEST,
+            Failure::DotSegment | Failure::BodyBroken | Failure::HostUnusable => {
+                StatusCode::BAD_REQUEST
+            }
+            Failure::PreflightRefused(_) => StatusCode::FORBIDDEN,
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
@@ -118,6 +127,8 @@ impl Failure {
             Failure::NoRoute => "Nothing is served at this path.\n",
             Failure::DotSegment => "The path may not hold dot segments.\n",
             Failure::MethodNotAllowed => "This method is not allowed.\n",
+            Failure::HostUnusable => "The Host of the request cannot be used here.\n",
+            Failure::PreflightRefused(_) => "This origin is not allowed.\n",
             Failure::BodyTooLarge => "The request body is too large.\n",
             Failure::BodyTimedOut => "The request body did not arrive in time.\n",
             Failure::BodyBroken => "The request body is broken.\n",
@@ -143,6 +154,8 @@ impl Failure {
             Failure::NoRoute => "no-route",
             Failure::DotSegment => "dot-segment",
             Failure::MethodNotAllowed => "method-not-allowed",
+            Failure::HostUnusable => "host-unusable",
+            Failure::PreflightRefused(_) => "preflight-refused",
             Failure::BodyTooLarge => "body-too-large",
             Failure::BodyTimedOut => "body-timed-out",
             Failure::BodyBroken => "body-broken",
@@ -176,7 +189,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.outcome())?;
         match self {
-            Failure::NameUnresolved(inner)
+            Failure::PreflightRefused(inner)
+            | Failure::NameUnresolved(inner)
             | Failure::DialFailed(inner)
             | Failure::TlsFailed(inner)
             | Failure::UpstreamClosed(inner) => write!(f, ": {inner}"),
@@ -200,6 +214,8 @@ mod tests {
             (Failure::NoRoute, 404, Client),
             (Failure::DotSegment, 400, Client),
             (Failure::MethodNotAllowed, 405, Client),
+            (Failure::HostUnusable, 400, Client),
+            (Failure::PreflightRefused(inner()), 403, Client),
             (Failure::BodyTooLarge, 413, Client),
             (Failure::BodyTimedOut, 408, Client),
             (Failure::BodyBroken, 400, Client),

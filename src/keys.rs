@@ -4,7 +4,7 @@
 //! decided by `config.rs` and its like; a test holds the two together.
 
 /// Sections as messages show them, `""` for the top level, each with its keys.
-const SECTIONS: [(&str, &[&str]); 12] = [
+const SECTIONS: [(&str, &[&str]); 14] = [
     (
         "",
         &[
@@ -26,8 +26,11 @@ const SECTIONS: [(&str, &[&str]); 12] = [
         &[
             "path",
             "target",
+            "redirect",
+            "respond",
             "host",
             "strip_prefix",
+            "rewrite_location",
             "preserve_host",
             "response_header_timeout",
             "max_body_size",
@@ -41,6 +44,8 @@ const SECTIONS: [(&str, &[&str]); 12] = [
         "routes[].tls",
         &["server_name", "ca_file", "insecure_skip_verify"],
     ),
+    ("routes[].redirect", &["to", "status"]),
+    ("routes[].respond", &["status", "body", "content_type"]),
     ("routes[].request_headers", &["set", "remove"]),
     (
         "cors",
@@ -126,8 +131,8 @@ mod tests {
         for (section, keys) in SECTIONS {
             let found = errors(&with_unknown_key(section));
             let known = found
-                .first()
-                .and_then(|error| error.split_once("known here: "));
+                .iter()
+                .find_map(|error| error.split_once("known here: "));
             let mut read: Vec<&str> = known.expect(section).1.split(", ").collect();
             let mut keys = keys.to_vec();
             read.sort_unstable();

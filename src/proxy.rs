@@ -20,18 +20,20 @@ use crate::{
     body::{Body, Ride, Tunnel},
     budget::Queue,
     config::Level,
-    cors::{Grant, Verdict},
+    cors::{Cors, Grant, Verdict},
+    direct::{Redirect, Response},
     failure::{Blame, Failure},
     forward::{Attempt, Miss},
     gate::{Client, Gate},
     headers::{self, Present, Sender},
     health,
+    location::{self, Asked},
     log::{self, Record},
     metrics,
     park::{Order, Watch},
     pool::{Checkout, Host, Lease},
     respond::{self, Answer, Manner},
-    route::{Address, Found, Origin, Route, holds_dot_segment},
+    route::{Action, Address, Found, Origin, Route, Target, holds_dot_segment},
     screen,
     wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
@@ -46,8 +48,8 @@ struct Exchange<'a> {
     method: Method,
     /// Whether the client speaks HTTP/1.0.
     is_old: bool,
-    /// For the log.
-    path: Box<str>,
+    /// What is kept of its head.
+    asked: Asked,
     /// Answer without an upstream: there is no memory for more.
     is_full: bool,
     /// The client takes trailers.
@@ -95,7 +97,7 @@ pub async fn handle(
         client,
         method: parts.method.clone(),
         is_old: manner.is_old,
-        path: parts.uri.path().into(),
+        asked: Asked::new(parts.uri.path(), authority(&parts)),
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
@@ -150,7 +152,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
     async fn judge(&self, parts: Box<request::Parts>) -> Answer {
-        let path = &*self.path;
+        let path = self.asked.path();
         let config = &self.state.config;
         if path == "*" {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
@@ -160,7 +162,7 @@ impl Exchange<'_> {
         let found = if is_health || is_outside {
             Found::Nothing
         } else {
-            config.routes.find(authority(&parts), path)
+            config.routes.find(self.asked.authority(), path)
         };
         let policy = match &found {
             Found::Route(route) | Found::AddSlash(route) => route.cors.as_ref(),
@@ -168,15 +170,22 @@ impl Exchange<'_> {
         };
         let grant = match policy.map(|policy| policy.judge(&self.method, &parts.headers)) {
             Some(Verdict::Answer(status, headers)) => return empty(status, headers),
+            Some(Verdict::Refused(headers)) => {
+                return self.refuse_preflight(policy, &parts, headers);
+            }
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),
         };
         let mut answer = match found {
             _ if self.method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
             _ if is_health => self.health(&parts),
-            Found::Route(route) => match self.answer(route, parts).await {
-                Ok(answer) => answer,
-                Err(failure) => self.fail(&failure),
+            Found::Route(route) => match &route.action {
+                Action::Forward(target) => match self.answer(route, target, parts).await {
+                    Ok(answer) => answer,
+                    Err(failure) => self.fail(&failure),
+                },
+                Action::Redirect(redirect) => self.redirect(route, redirect, &parts),
+                Action::Respond(response) => respond_directly(route, response),
             },
             Found::AddSlash(route) => add_slash(route, parts.uri.query()),
             Found::Nothing if is_outside => self.fail(&Failure::DotSegment),
@@ -186,6 +195,40 @@ impl Exchange<'_> {
             policy.stamp(&grant, &mut answer.headers);
         }
         answer
+    }
+
+    /// Says in the log which origin asked and which ones may: CORS is where a newcomer looks longest.
+    #[cold]
+    fn refuse_preflight(
+        &self,
+        policy: Option<&Cors>,
+        parts: &request::Parts,
+        headers: HeaderMap,
+    ) -> Answer {
+        let is_told = log::enabled(Level::Debug);
+        let reason = policy
+            .filter(|_| is_told)
+            .map(|it| it.explain(&parts.headers));
+        let mut answer = self.fail(&Failure::PreflightRefused(reason.unwrap_or_default()));
+        answer.headers.extend(headers);
+        answer
+    }
+
+    fn redirect(&self, route: &Route, redirect: &Redirect, parts: &request::Parts) -> Answer {
+        let to = &redirect.to;
+        let location = to.location(
+            route,
+            self.asked.authority(),
+            self.asked.path(),
+            parts.uri.query(),
+        );
+        let Some(location) = location else {
+            return self.fail(&Failure::HostUnusable);
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::LOCATION, location);
+        route.response_headers.apply(&mut headers);
+        empty(redirect.status, headers)
     }
 
     fn health(&self, parts: &request::Parts) -> Answer {
@@ -207,7 +250,7 @@ impl Exchange<'_> {
             header::CACHE_CONTROL,
             HeaderValue::from_static(health::CACHE_CONTROL),
         );
-        Answer::new(status, headers, Body::Made(text.to_vec()))
+        Answer::new(status, headers, Body::Made(text))
     }
 
     /// The one place where a failure becomes a status and a log line.
@@ -227,7 +270,7 @@ impl Exchange<'_> {
                 "no answer",
                 &[
                     ("method", &self.method),
-                    ("path", &self.path),
+                    ("path", &self.asked.path()),
                     ("status", &failure.status().as_u16()),
                     ("reason", failure),
                 ],
@@ -249,49 +292,64 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, parts: Box<request::Parts>) -> Result<Answer, Failure> {
-        if self.is_full {
-            return Err(Failure::NoMemory);
-        }
-        let present = Present::of(&parts.headers);
-        if let Some(limit) = route.max_body_size
-            && present.content_length
-            && content_length(&parts.headers).is_some_and(|length| length > limit)
-        {
-            return Err(Failure::BodyTooLarge);
-        }
-        self.take_place().await?;
-        let host = self.state.host(route);
-        let checkout = self.checkout(host).await?;
-        self.client.ride.watch.asks(host.id);
-        let mut upload = self.upload(route, &parts, &present);
-        drop(parts);
-        // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
-        let (mut lease, mut reused) = match checkout {
-            Checkout::Reused(lease) => (lease, true),
-            Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
-        };
-        self.note_upstream(route);
-        let room = self
-            .worker
-            .room(self.state.config.transport.read_buffer_size);
-        loop {
-            let mut upstream = Upstream::new(lease, room);
-            match self
-                .attempt(route, &mut upload, &mut upstream, reused)
-                .await
-            {
-                Ok(head) => return self.hand_over(route, head, upload, upstream),
-                Err(Miss::Failed(failure)) => return Err(failure),
-                Err(Miss::Stale) => {}
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` keeps room for its arguments twice"
+    )]
+    fn answer(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: Box<request::Parts>,
+    ) -> impl Future<Output = Result<Answer, Failure>> {
+        async move {
+            if self.is_full {
+                return Err(Failure::NoMemory);
             }
-            metrics::count(&self.worker.metrics.retries);
-            log::debug("once more on a fresh connection", &[("path", &self.path)]);
-            drop(upstream);
-            upload.rewind();
-            let unused = Box::pin(self.wait(host, || host.room())).await?;
-            lease = Box::pin(self.dial(unused)).await?;
-            reused = false;
+            let present = Present::of(&parts.headers);
+            if let Some(limit) = route.max_body_size
+                && present.content_length
+                && content_length(&parts.headers).is_some_and(|length| length > limit)
+            {
+                return Err(Failure::BodyTooLarge);
+            }
+            self.take_place().await?;
+            let host = self.state.host(route);
+            let checkout = self.checkout(host).await?;
+            self.client.ride.watch.asks(host.id);
+            let mut upload = self.upload(route, target, &parts, &present);
+            self.asked.is_https.set(self.is_https(&parts, &present));
+            drop(parts);
+            // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
+            let (mut lease, mut reused) = match checkout {
+                Checkout::Reused(lease) => (lease, true),
+                Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
+            };
+            self.note_upstream(route, target);
+            let room = self
+                .worker
+                .room(self.state.config.transport.read_buffer_size);
+            loop {
+                let mut upstream = Upstream::new(lease, room);
+                match self
+                    .attempt(route, &mut upload, &mut upstream, reused)
+                    .await
+                {
+                    Ok(head) => return self.hand_over(route, head, upload, upstream),
+                    Err(Miss::Failed(failure)) => return Err(failure),
+                    Err(Miss::Stale) => {}
+                }
+                metrics::count(&self.worker.metrics.retries);
+                log::debug(
+                    "once more on a fresh connection",
+                    &[("path", &self.asked.path())],
+                );
+                drop(upstream);
+                upload.rewind();
+                let unused = Box::pin(self.wait(host, || host.room())).await?;
+                lease = Box::pin(self.dial(unused)).await?;
+                reused = false;
+            }
         }
     }
 
@@ -375,14 +433,20 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, parts: &request::Parts, present: &Present) -> Upload {
+    fn upload(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: &request::Parts,
+        present: &Present,
+    ) -> Upload {
         let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
-        let authority = authority(parts);
+        let authority = self.asked.authority();
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(parts.method.as_str().as_bytes());
         out.push(b' ');
-        route.push_upstream_path(parts.uri.path(), parts.uri.query(), &mut out);
+        route.push_joined(&target.base, parts.uri.path(), parts.uri.query(), &mut out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let set_host = route
             .request_headers
@@ -393,7 +457,7 @@ impl Exchange<'_> {
         let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
             authority.as_bytes()
         } else {
-            route.target.host_header.as_bytes()
+            target.host_header.as_bytes()
         });
         let headers = &parts.headers;
         headers::write_request(
@@ -428,6 +492,11 @@ impl Exchange<'_> {
         Upload::new(out, body)
     }
 
+    /// Whether a sender that is believed says so.
+    fn is_https(&self, parts: &request::Parts, present: &Present) -> bool {
+        present.forwarded_proto && self.sender().trusted && headers::says_https(&parts.headers)
+    }
+
     fn sender(&self) -> Sender {
         let client = self.client.ride.watch.client();
         let trusted = &self.state.config.server.trusted_proxies;
@@ -439,23 +508,19 @@ impl Exchange<'_> {
         }
     }
 
-    fn note_upstream(&self, route: &Route) {
+    fn note_upstream(&self, route: &Route, target: &Target) {
         if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
-            record.upstream = Some(name(&route.target.origin));
+            record.upstream = Some(name(&target.origin));
         }
         if log::enabled(Level::Debug) {
             let mut path = Vec::new();
-            route.push_upstream_path(&self.path, None, &mut path);
-            let url = format!(
-                "{}{}",
-                name(&route.target.origin),
-                String::from_utf8_lossy(&path)
-            );
+            route.push_joined(&target.base, self.asked.path(), None, &mut path);
+            let url = format!("{}{}", name(&target.origin), String::from_utf8_lossy(&path));
             log::debug(
                 "forward",
                 &[
                     ("method", &self.method),
-                    ("path", &self.path),
+                    ("path", &self.asked.path()),
                     ("url", &url),
                 ],
             );
@@ -490,6 +555,7 @@ impl Exchange<'_> {
         let watch = self.client.ride.watch;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
+        location::rewrite(&mut headers, route, &self.asked);
         route.response_headers.apply(&mut headers);
         watch.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -517,6 +583,16 @@ impl Exchange<'_> {
             tunnel,
         })
     }
+}
+
+/// A fixed response, whatever the method and the rest of the path.
+fn respond_directly(route: &Route, response: &Response) -> Answer {
+    let mut headers = HeaderMap::new();
+    if let Some(kind) = &response.content_type {
+        headers.insert(header::CONTENT_TYPE, kind.clone());
+    }
+    route.response_headers.apply(&mut headers);
+    Answer::new(response.status, headers, Body::Made(response.body.clone()))
 }
 
 fn add_slash(route: &Route, query: Option<&str>) -> Answer {

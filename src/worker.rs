@@ -15,7 +15,7 @@ use crate::{
     metrics::{self, Metrics},
     park::Park,
     pool::{Host, Places, Pool},
-    route::Route,
+    route::{Found, Route},
 };
 
 /// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and would keep the
@@ -55,8 +55,10 @@ pub struct State {
     pub answers_options: bool,
     /// The health report.
     pub report: Report,
-    /// Whose connections each route uses, in the order of the routes.
-    hosts: Vec<Rc<Host>>,
+    /// Some route answers by itself, without an upstream.
+    pub answers_directly: bool,
+    /// Whose connections each route uses, in the order of the routes; `None` where it answers by itself.
+    hosts: Vec<Option<Rc<Host>>>,
     /// Makes upstream connections.
     pub dialer: Dialer,
 }
@@ -145,17 +147,30 @@ impl State {
         let hosts = config
             .routes
             .iter()
-            .map(|route| pool.host(&route.target.origin))
+            .map(|route| route.target().map(|target| pool.host(&target.origin)))
             .collect();
+        let answers_directly = config.routes.iter().any(|route| route.target().is_none());
         let report = Report::new(&config.version, start, config.routes.len());
         let answers_options =
             config.cors.is_some() || config.routes.iter().any(|route| route.cors.is_some());
         State {
             config,
             answers_options,
+            answers_directly,
             report,
             hosts,
             dialer,
+        }
+    }
+
+    /// Whether a route answers a request for this Host and path by itself.
+    pub fn answers(&self, host: &[u8], path: &[u8]) -> bool {
+        let (Ok(host), Ok(path)) = (str::from_utf8(host), str::from_utf8(path)) else {
+            return false;
+        };
+        match self.config.routes.find(host, path) {
+            Found::Route(route) => route.target().is_none(),
+            Found::AddSlash(_) | Found::Nothing => false,
         }
     }
 
@@ -167,8 +182,8 @@ impl State {
             .iter()
             .position(|other| std::ptr::eq(other, route));
         index
-            .and_then(|index| self.hosts.get(index))
-            .expect("every route of this configuration has its host")
+            .and_then(|index| self.hosts.get(index)?.as_ref())
+            .expect("every route of this configuration that has a target has its host")
     }
 }
 /// How often the sweep must look so that no time-out is late by much: a tenth of the shortest, and five times a second at least.

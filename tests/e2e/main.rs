@@ -21,12 +21,14 @@ mod support;
 mod connections;
 mod forward;
 mod https;
+mod location;
 mod names;
 mod streaming;
 mod upgrade;
 
 // what the proxy answers itself
 mod cors;
+mod direct;
 mod health;
 mod metrics;
 
