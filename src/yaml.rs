@@ -175,11 +175,11 @@ fn hint(text: &str, line: Option<usize>, sentence: &str) -> Option<String> {
             .collect();
         return Some(format!("{word} must stand in quotes: write \"{word}\""));
     }
-    if sentence.contains("while parsing a flow") && written.contains("${") {
-        let (_, rest) = written.split_once("${")?;
-        let variable = format!("${{{}}}", rest.split_once('}')?.0);
+    if sentence.contains("while parsing a flow")
+        && let Some(value) = value_with_braces(written)
+    {
         return Some(format!(
-            "{variable} must stand in quotes between braces or brackets: write \"{variable}\""
+            "{value} must stand in quotes between braces or brackets: write \"{value}\""
         ));
     }
     if sentence.starts_with("found character that cannot start any token") {
@@ -191,6 +191,20 @@ fn hint(text: &str, line: Option<usize>, sentence: &str) -> Option<String> {
         ));
     }
     None
+}
+
+/// The value in a line that holds `${…}` or `{host}`.
+fn value_with_braces(line: &str) -> Option<&str> {
+    let brace = line.find("${").or_else(|| line.find("{host}"))?;
+    let is_edge = |c: char| c.is_whitespace() || c == ',';
+    let before = line.get(..brace)?;
+    let start = before
+        .rfind(|c| is_edge(c) || c == '[')
+        .map_or(0, |edge| edge + 1);
+    let closed = brace + line.get(brace..)?.find('}')? + 1;
+    let rest = line.get(closed..)?;
+    let end = rest.find(|c| is_edge(c) || matches!(c, ']' | '}'));
+    line.get(start..closed + end.unwrap_or(rest.len()))
 }
 
 /// Builds the tree. What a node weighs is taken from the budget each time it is reached, also through an alias:
@@ -603,6 +617,17 @@ mod tests {
             ("a: {b: ${X:-3}}", 1, "write \"${X:-3}\""),
             ("a: {b: ${X}, c: 1}", 1, "write \"${X}\""),
             ("a: [${X}]", 1, "write \"${X}\""),
+            ("a: {b: x/${X}/y, c: 1}", 1, "write \"x/${X}/y\""),
+            (
+                "a: {b: https://{host}, c: 1}",
+                1,
+                "write \"https://{host}\"",
+            ),
+            (
+                "a: {b: https://{host}:80/c}",
+                1,
+                "write \"https://{host}:80/c\"",
+            ),
             ("a: @b", 1, "begins with @"),
             ("a: `b`", 1, "must stand in quotes"),
             ("a: b: c", 1, "holds a colon in quotes"),
