@@ -53,10 +53,10 @@ pub struct State {
     pub config: Arc<Config>,
     /// Some policy answers preflights, so an OPTIONS mostly needs no upstream.
     pub answers_options: bool,
-    /// The health report.
-    pub report: Report,
     /// Some route answers by itself, without an upstream.
     pub answers_directly: bool,
+    /// The health report.
+    pub report: Report,
     /// Whose connections each route uses, in the order of the routes; `None` where it answers by itself.
     hosts: Vec<Option<Rc<Host>>>,
     /// Makes upstream connections.

@@ -175,13 +175,13 @@ fn no_place_is_needed() {
     let yaml = "routes: [{path: /, target: 'http://UP'}, {path: /fixed, respond: {body: here}}, {path: /away/, redirect: {to: /x}}]\n\
                 proxy: {max_concurrent_requests: 1, queue_timeout: 60}\n";
     let proxy = Proxy::before(&upstream, yaml);
-    let mut held = proxy.client();
-    held.send(get("/"));
+    let mut holder = proxy.client();
+    holder.send(get("/"));
     upstream.await_requests(1);
     assert_eq!(proxy.get("/fixed").text(), "here");
     assert_eq!(proxy.get("/away/").status, 308);
     hold.raise();
-    assert_eq!(held.receive().status, 200);
+    assert_eq!(holder.receive().status, 200);
 }
 
 #[test]
