@@ -36,6 +36,8 @@ pub struct Head {
     pub len: usize,
     /// Whether it carries an Upgrade to `websocket`.
     pub websocket: bool,
+    /// Whether it has a Location or Content-Location.
+    pub locates: bool,
 }
 
 /// What ends a response body (RFC 9112 §6.3).
@@ -105,6 +107,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
         persistent: said.persistent && !ends_by_close && !said.is_ambiguous(status),
         len,
         websocket: said.websocket,
+        locates: said.locates,
     }))
 }
 
@@ -159,6 +162,7 @@ struct Said {
     close: bool,
     trailer: bool,
     websocket: bool,
+    locates: bool,
 }
 
 impl Said {
@@ -203,9 +207,12 @@ impl Said {
             }
             // an upstream that asks for a proxy's credentials asks us, not the client
             _ if headers::is_hop_by_hop(name.as_str()) => Ok(false),
-            _ => Ok(!hops
-                .iter()
-                .any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name))),
+            _ => {
+                self.locates |= matches!(*name, header::LOCATION | header::CONTENT_LOCATION);
+                Ok(!hops
+                    .iter()
+                    .any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name)))
+            }
         }
     }
 

@@ -58,7 +58,9 @@ pub fn rewrite(headers: &mut HeaderMap, route: &Route, asked: &Asked) {
 
 #[cold]
 fn rewrite_field(headers: &mut HeaderMap, name: HeaderName, route: &Route, asked: &Asked) {
-    let found = headers.get(&name).and_then(|value| value.to_str().ok());
+    // some servers write what should be percent-encoded as it is
+    let bytes = headers.get(&name).map(HeaderValue::as_bytes);
+    let found = bytes.and_then(|bytes| str::from_utf8(bytes).ok());
     let mapped = found.and_then(|url| map(url, route, asked));
     if let Some(value) = mapped.and_then(|url| HeaderValue::try_from(url).ok()) {
         headers.insert(name, value);
@@ -196,6 +198,10 @@ mod tests {
     fn both_fields_are_mapped_and_no_others() {
         let config = good("routes: [{path: /a/, target: \"http://h\"}]");
         let route = first(&config);
+        let raw = HeaderValue::from_bytes("http://h/é?ü".as_bytes()).unwrap();
+        let mut headers = HeaderMap::from_iter([(LOCATION, raw)]);
+        rewrite(&mut headers, route, &Asked::new("/a/", "c"));
+        assert_eq!(headers[LOCATION].as_bytes(), "http://c/a/é?ü".as_bytes());
         let names = ["location", "content-location", "link", "referer"];
         let headers: HeaderMap = names
             .map(|name| {

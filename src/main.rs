@@ -2,9 +2,9 @@
 //!
 //! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
-//! `proxy` judges (`cors`), probes (`health`), routes (`route`), admits (`budget`, `pool`), connects (`dial`, `tls`) and
-//! lets `forward` send it by `wire`, where `answer` reads the head of what comes back; `respond` writes it on, or
-//! `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
+//! `proxy` judges (`cors`), probes (`health`), routes (`route`; some routes answer by themselves, `direct`), admits (`budget`,
+//! `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`, where `answer` reads the head of what comes
+//! back, whose redirects `location` leads to the client; `respond` writes it on, or `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
 //! and those who wait too long.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take

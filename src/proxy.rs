@@ -555,7 +555,9 @@ impl Exchange<'_> {
         let watch = self.client.ride.watch;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
-        location::rewrite(&mut headers, route, &self.asked);
+        if head.locates {
+            location::rewrite(&mut headers, route, &self.asked);
+        }
         route.response_headers.apply(&mut headers);
         watch.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
