@@ -2,14 +2,16 @@
 //!
 //! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
-//! `proxy` judges (`cors`), probes (`health`), routes (`route`; some routes answer by themselves, `direct`), admits (`budget`,
-//! `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`, where `answer` reads the head of what comes
-//! back, whose redirects `location` leads to the client; `respond` writes it on, or `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
-//! and those who wait too long.
+//! `proxy` judges (`cors`), probes (`health`), routes (`route`; some routes answer by themselves, `direct`), admits
+//! (`budget`, `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`, where `answer` reads the head of
+//! what comes back, whose redirects `location` leads to the client; `respond` writes it on, or `tunnel` joins the two
+//! sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory and those who wait
+//! too long.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
-//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates, `keys` says which key belongs where), and `serve` opens the doors. `process`
-//! keeps the pid file. Beside it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts.
+//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates, `keys` says which key belongs
+//! where), and `serve` opens the doors. `process` keeps the pid file. Beside it: `log` tells (by `line` and `date`),
+//! `metrics` counts, `exposition` shows the counts.
 
 mod cli;
 
