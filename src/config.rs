@@ -1352,7 +1352,13 @@ proxy:
 
     #[test]
     fn any_bytes_give_a_config_or_messages() {
-        let valid = format!("{SEED}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
+        let target = "    target: http://backend-service:8080/\n";
+        let direct = "  - {path: /r/, host: [a, \"*.b\"], redirect: {to: \"https://{host}:81/x\"}}\n  \
+             - {path: /s, respond: {status: 404, body: \"${X:-y}\", content_type: a/b}}\n";
+        let routes = SEED.replace(target, &format!("{target}{direct}"));
+        let routes = routes.replace("dial_timeout: 10", "dial_timeout: 1m30s");
+        good(&routes);
+        let valid = format!("{routes}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
         let mut dice = Dice(0x2545_F491_4F6C_DD1D);
         let alphabet: Vec<char> = "aé:-[]{},#&*!|>'\"%@`?~$<. \t\n\r0129/\\\u{feff}\u{0}"
             .chars()
