@@ -1,16 +1,59 @@
-//! Tells the linker of the static binary where code is to stand; see `layout.ld`. Other targets link as they please.
-//! `LEAN_PROXY_LINK_MAP` names a file for the linker's map, which `bench/layout.py` reads.
+//! Tells the linker of the static binary where code is to stand (see `layout.ld`; other targets link as they please),
+//! and the program which commit it was built from. `LEAN_PROXY_LINK_MAP` names a file for the linker's map, which
+//! `bench/layout.py` reads.
 
-use std::env;
+use std::{env, path::Path, process::Command};
 
 fn main() {
     println!("cargo::rerun-if-changed=layout.ld");
     println!("cargo::rerun-if-env-changed=LEAN_PROXY_LINK_MAP");
+    let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
-        let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/layout.ld");
         if let Ok(map) = env::var("LEAN_PROXY_LINK_MAP") {
             println!("cargo::rustc-link-arg-bins=-Wl,-Map,{map}");
         }
     }
+    println!("cargo::rerun-if-env-changed=LEAN_PROXY_COMMIT");
+    let commit = match env::var("LEAN_PROXY_COMMIT") {
+        Ok(commit) => Some(commit),
+        Err(_) => commit_of(Path::new(&folder)),
+    };
+    let is_plain = |commit: &String| {
+        (1..=64).contains(&commit.len())
+            && commit
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    };
+    println!(
+        "cargo::rustc-env=LEAN_PROXY_COMMIT={}",
+        commit.filter(is_plain).unwrap_or_default()
+    );
+}
+
+/// The commit that is checked out, where this folder is a repository of its own: a copy of the sources inside somebody's
+/// repository is not that repository's commit, and a build from a tarball has none.
+fn commit_of(folder: &Path) -> Option<String> {
+    if !folder.join(".git").exists() {
+        return None;
+    }
+    let git = |arguments: &[&str]| {
+        let run = Command::new("git")
+            .arg("-C")
+            .arg(folder)
+            .args(arguments)
+            .output()
+            .ok()?;
+        let text = String::from_utf8(run.stdout).ok()?.trim().to_owned();
+        (run.status.success() && !text.is_empty()).then_some(text)
+    };
+    // each commit and checkout adds a line to the log of HEAD; without one HEAD itself tells of checkouts at least. A file
+    // that is not there would run this anew at every build.
+    for name in ["logs/HEAD", "HEAD"] {
+        let file = git(&["rev-parse", "--git-path", name]).map(|path| folder.join(path));
+        if let Some(file) = file.filter(|file| file.exists()) {
+            println!("cargo::rerun-if-changed={}", file.display());
+        }
+    }
+    git(&["rev-parse", "--short=12", "HEAD"])
 }

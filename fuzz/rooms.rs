@@ -21,6 +21,8 @@ pub mod config;
 pub mod cors;
 #[path = "../src/date.rs"]
 pub mod date;
+#[path = "../src/direct.rs"]
+pub mod direct;
 #[path = "../src/document.rs"]
 pub mod document;
 #[path = "../src/entry.rs"]
@@ -29,10 +31,14 @@ pub mod entry;
 pub mod failure;
 #[path = "../src/headers.rs"]
 pub mod headers;
+#[path = "../src/keys.rs"]
+pub mod keys;
 #[path = "../src/line.rs"]
 pub mod line;
 #[path = "../src/outcome.rs"]
 pub mod outcome;
+#[path = "../src/location.rs"]
+pub mod location;
 #[path = "../src/policy.rs"]
 pub mod policy;
 #[path = "../src/request.rs"]

@@ -29,8 +29,11 @@ let
     };
 
   whole = types.ints.unsigned;
-  seconds = types.addCheck types.number (n: n >= 0) // {
-    description = "number of seconds, 0 or more";
+  seconds = types.either (types.addCheck types.number (n: n >= 0)) types.str // {
+    description = ''number of seconds, 0 or more, or a time such as "1m30s"'';
+  };
+  bytes = types.either whole types.str // {
+    description = ''number of bytes, or a size such as "64KiB"'';
   };
   mode = types.strMatching "0[0-7]{3}" // {
     description = ''octal mode ("0660")'';
@@ -91,15 +94,32 @@ section {
         description = "Prefix of the requests that this route takes; the longest that matches wins.";
       };
       target = mkOption {
-        type = target;
+        type = types.nullOr target;
+        default = null;
         example = "http://127.0.0.1:9000/base";
-        description = "Where they go.";
+        description = "Where they go, unless {option}`redirect` or {option}`respond` says what they get.";
       };
-      host = key types.str ''Only for this host: a name, or "*.example.com".'';
+      redirect = key (section {
+        to = key types.str ''Where clients are sent: "https://{host}"; the rest of path and query is appended.'';
+        status = key (types.enum [
+          301
+          302
+          303
+          307
+          308
+        ]) "The status of the redirect.";
+      }) "Send clients elsewhere, without a target.";
+      respond = key (section {
+        status = key (types.ints.between 200 599) "The status.";
+        body = key types.str "The body.";
+        content_type = key types.str "Its media type.";
+      }) "Answer with this, without a target.";
+      host = key (types.either types.str names) ''Only for this host, or for these: a name, or "*.example.com".'';
+      rewrite_location = key types.bool "Whether the target's own address in Location becomes the client's.";
       strip_prefix = key types.bool "Whether {option}`path` is taken off before the target's path is put on.";
       preserve_host = key types.bool "Whether the client's Host goes to the target.";
       response_header_timeout = key seconds "This route's own time-out for the answer's head.";
-      max_body_size = key whole "Bytes of a request body, else 413; 0: no limit.";
+      max_body_size = key bytes "Bytes of a request body, else 413; 0: no limit.";
       request_headers = part "Changes to what the target gets." changes;
       response_headers = part "Changes to what the client gets." changes;
       tls = part "How an https target is verified." {
@@ -119,14 +139,14 @@ section {
 
   transport = part "Limits and time-outs towards the targets." {
     dial_timeout = key seconds "For a connection to be made; 0: none.";
-    dial_keep_alive = key types.number "TCP keep-alive in seconds; negative: off.";
+    dial_keep_alive = key (types.either types.number types.str) "TCP keep-alive in seconds; negative: off.";
     max_idle_conns = key whole "Idle connections over all hosts; 0: no limit.";
     max_idle_conns_per_host = key whole "Idle connections to one host.";
     max_conns_per_host = key whole "All connections to one host; 0: no limit.";
     idle_conn_timeout = key seconds "How long an idle connection is kept; 0: for ever.";
     response_header_timeout = key seconds "For the head of an answer to arrive; 0: none.";
-    read_buffer_size = key whole "Bytes read from a target at a time.";
-    write_buffer_size = key whole "Bytes on their way to a target at a time.";
+    read_buffer_size = key bytes "Bytes read from a target at a time.";
+    write_buffer_size = key bytes "Bytes on their way to a target at a time.";
   };
 
   proxy = part "Places for requests." {
@@ -139,7 +159,7 @@ section {
     read_timeout = key seconds "Without a byte of body from the client.";
     write_timeout = key seconds "Without a byte taken by the client.";
     idle_timeout = key seconds "Between requests on a kept-alive connection.";
-    max_header_bytes = key whole "Bytes of a request's head, else 431.";
+    max_header_bytes = key bytes "Bytes of a request's head, else 431.";
     max_connections = key whole "Client connections at the same time; 0: what memory allows.";
     shutdown_timeout = key seconds "What requests in flight get when the service stops.";
     shutdown_delay = key seconds "How long the health report says 503 before the service stops listening.";
@@ -149,8 +169,8 @@ section {
 
   limits = part "Memory." {
     memory =
-      key (types.either whole (types.enum [ "auto" ]))
-        "Bytes to stay inside of; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
+      key bytes
+        "Bytes to stay inside of, or a size such as \"10MiB\"; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
   };
 
   log = part "The log, which goes to the journal." {

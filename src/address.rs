@@ -11,6 +11,7 @@ use http::HeaderValue;
 use rustls::pki_types::ServerName;
 
 use crate::{
+    direct::{Destination, DestinationHost},
     document::quote,
     route::{Address, HostPattern, Origin, Target, Tls, holds_dot_segment},
 };
@@ -56,9 +57,20 @@ pub fn parse_listen(text: &str) -> Result<Listen, String> {
     if let Some(name) = text.strip_prefix("fd:") {
         return if name.is_empty() || name.contains(|c: char| c == ':' || c.is_control()) {
             Err("fd: needs the socket's name or number, as in fd:http".to_owned())
+        } else if digits(name).is_some_and(|number| number < 3) {
+            Err(format!(
+                "fd:{name} is the standard input or output: the sockets that systemd hands over begin at fd:3"
+            ))
         } else {
             Ok(Listen::Inherited(name.to_owned()))
         };
+    }
+    if let Some(better) = listen_meant(text) {
+        return Err(format!(
+            "must be an address and a port: write {}, not {}",
+            quote(&better),
+            quote(text)
+        ));
     }
     let port = |port: &str| digits(port).ok_or_else(|| format!("has the bad port {}", quote(port)));
     if let Some(number) = text.strip_prefix(':') {
@@ -91,6 +103,25 @@ pub fn parse_listen(text: &str) -> Result<Listen, String> {
             .map_err(|_| shape())?,
     };
     Ok(Listen::Address(SocketAddr::new(address, port(number)?)))
+}
+
+/// What to write instead of an address in a form that other programs take: a URL, `*:80`, IPv6 without its brackets.
+fn listen_meant(text: &str) -> Option<String> {
+    if let Some((_, rest)) = text.split_once("://") {
+        let authority = rest.trim_end_matches('/');
+        return parse_listen(authority)
+            .is_ok()
+            .then(|| authority.to_owned());
+    }
+    let (host, number) = text.rsplit_once(':')?;
+    digits(number)?;
+    match host {
+        "*" => Some(format!(":{number}")),
+        _ => host
+            .parse::<Ipv6Addr>()
+            .ok()
+            .map(|host| format!("[{host}]:{number}")),
+    }
 }
 
 /// A port; `+80`, `080` and names are none.
@@ -166,6 +197,12 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     let rest = rest
         .strip_prefix("//")
         .ok_or_else(|| format!("must have two slashes and a host after {scheme}:"))?;
+    if rest.starts_with("unix:") && !rest.contains('@') {
+        return Err(format!(
+            "a socket's path stands without {scheme}://: write {}",
+            quote(rest)
+        ));
+    }
     let (authority, base) = match rest.find('/').and_then(|at| rest.split_at_checked(at)) {
         Some(parts) => parts,
         None => (rest, ""),
@@ -191,6 +228,50 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
             .map_err(|_| "has a bad host".to_owned())?,
     })
 }
+
+/// `redirect.to`: `https://{host}`, `https://www.example.com/base` or `/base`.
+pub fn parse_destination(text: &str) -> Result<Destination, String> {
+    check_bare(text)?;
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => ("https://", rest),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => ("http://", rest),
+        _ if text.starts_with('/') && !text.starts_with("//") => ("", text),
+        _ => {
+            return Err(format!(
+                "must begin with https://, http:// or one slash, got {}",
+                quote(text)
+            ));
+        }
+    };
+    let (authority, base) = match rest.find('/').and_then(|at| rest.split_at_checked(at)) {
+        Some(parts) => parts,
+        None => (rest, ""),
+    };
+    let host = match authority.strip_prefix("{host}") {
+        Some("") => DestinationHost::Asked(None),
+        Some(rest) if rest.starts_with(['{', '$']) => return Err(ONE_PLACEHOLDER.to_owned()),
+        Some(port) => match port.strip_prefix(':').and_then(digits) {
+            None | Some(0) => {
+                return Err(format!("has a bad port behind {{host}}: {}", quote(port)));
+            }
+            port => DestinationHost::Asked(port),
+        },
+        None if scheme.is_empty() => DestinationHost::Fixed(String::new()),
+        None if authority.contains(['{', '$']) => return Err(ONE_PLACEHOLDER.to_owned()),
+        None => {
+            let (_, host, port) = parse_authority(authority)?;
+            let port = port.map_or_else(String::new, |port| format!(":{port}"));
+            DestinationHost::Fixed(format!("{host}{port}"))
+        }
+    };
+    if base.contains(['{', '$']) {
+        return Err(ONE_PLACEHOLDER.to_owned());
+    }
+    let base = base_path(base)?;
+    Ok(Destination { scheme, host, base })
+}
+
+const ONE_PLACEHOLDER: &str = "knows {host} and nothing like it: what is left of the request's path and its query is appended by itself, as in https://{host}";
 
 /// Host without brackets, host as Host writes it, port. Lower case.
 fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), String> {
@@ -261,7 +342,25 @@ pub fn parse_path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         return Err(format!("must begin with /, got {}", quote(text)));
     }
+    if let Some(plain) = before_pattern(text) {
+        return Err(format!(
+            "there are no patterns here, a path takes all that is below it: write {}, not {}",
+            quote(plain),
+            quote(text)
+        ));
+    }
     check_path(text).map(|()| text.to_owned())
+}
+
+/// What stands before a `*`, a `{` or a segment like `:id`, with which other programs write patterns.
+fn before_pattern(path: &str) -> Option<&str> {
+    let sign = path.find(['*', '{']);
+    let parameter = path
+        .find("/:")
+        .map(|slash| slash + 1)
+        .filter(|colon| path.len() > colon + 1);
+    let end = [sign, parameter].into_iter().flatten().min()?;
+    path.get(..end)
 }
 
 /// What may stand in a request line and means the same to everybody.
@@ -304,13 +403,33 @@ pub fn parse_host_pattern(text: &str) -> Result<Option<HostPattern>, String> {
             parent.trim_end_matches('.')
         ))));
     }
+    if text.contains('/') {
+        return Err(match host_in_url(text) {
+            Some(host) => format!(
+                "must be a host and nothing else: write {}, not {}",
+                quote(&host),
+                quote(text)
+            ),
+            None => format!("must be a host and nothing else, got {}", quote(text)),
+        });
+    }
     let (_, written, port) = parse_authority(text)?;
     match port {
-        Some(_) => Err("must not have a port: every port matches".to_owned()),
+        Some(_) => Err(format!(
+            "must not have a port, for every port matches: write {}",
+            quote(&written)
+        )),
         None => Ok(Some(HostPattern::Exact(
             written.trim_end_matches('.').to_owned(),
         ))),
     }
+}
+
+/// The host in `https://app.example.com:443/path`, with or without the scheme.
+fn host_in_url(text: &str) -> Option<String> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let authority = rest.split('/').next()?;
+    parse_authority(authority).ok().map(|(_, host, _)| host)
 }
 
 /// A name or IP literal; empty = none.
@@ -433,6 +552,8 @@ mod tests {
             ("unix:", None),
             ("unix:/", None),
             ("fd:", None),
+            ("fd:0", None),
+            ("fd:2", None),
         ];
         for (text, expected) in cases {
             assert_eq!(parse_listen(text).ok(), expected, "{text}");
@@ -443,6 +564,45 @@ mod tests {
                 .unwrap_err()
                 .contains("write \":8080\"")
         );
+    }
+
+    #[test]
+    fn an_address_in_another_form_is_told_how_to_be_written() {
+        for (text, better) in [
+            ("::1:80", "[::1]:80"),
+            (":::80", "[::]:80"),
+            ("fe80::1:8080", "[fe80::1]:8080"),
+            ("*:80", ":80"),
+            ("http://127.0.0.1:80", "127.0.0.1:80"),
+            ("http://:8080/", ":8080"),
+        ] {
+            let sentence = parse_listen(text).expect_err(text);
+            let expected = format!("write {better:?}, not {text:?}");
+            assert!(sentence.contains(&expected), "{text}: {sentence}");
+        }
+        let standard = parse_listen("fd:2").unwrap_err();
+        assert!(standard.contains("begin at fd:3"), "{standard}");
+    }
+
+    #[test]
+    fn patterns_are_told_to_be_none() {
+        for (text, better) in [
+            ("/api/*", "/api/"),
+            ("/api*", "/api"),
+            ("/api/**/x", "/api/"),
+            ("/*", "/"),
+            ("/users/{id}", "/users/"),
+            ("/users/{id}/*", "/users/"),
+            ("/users/:id", "/users/"),
+            ("/:id/x", "/"),
+        ] {
+            let sentence = parse_path(text).expect_err(text);
+            let expected = format!("write {better:?}, not {text:?}");
+            assert!(sentence.contains(&expected), "{text}: {sentence}");
+        }
+        for text in ["/a:b", "/a/:", "/v1:batch", "/a/b:c/"] {
+            assert_eq!(parse_path(text), Ok(text.to_owned()));
+        }
     }
 
     /// Host, port, base, Host header, server name.
@@ -559,6 +719,8 @@ mod tests {
             ("http://h/é", "percent-encoded"),
             ("http://h/a\r\nb", "percent-encoded"),
             ("http://h/a/../b", "segment"),
+            ("http://unix:/run/x.sock", "write \"unix:/run/x.sock\""),
+            ("http://unix:/run/x:/b", "write \"unix:/run/x:/b\""),
             ("unix:", "socket"),
             ("unix:/", "socket"),
             ("unix:/a?b", "query"),
@@ -567,6 +729,69 @@ mod tests {
             let sentence = parse_target(text).expect_err(text);
             assert!(sentence.contains(part), "{text}: {sentence}");
             assert!(!sentence.contains("secret"), "{text}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn destinations() {
+        let fixed = |host: &str| DestinationHost::Fixed(host.to_owned());
+        for (text, scheme, host, base) in [
+            (
+                "https://{host}",
+                "https://",
+                DestinationHost::Asked(None),
+                "",
+            ),
+            (
+                "HTTP://{host}:8080/a/",
+                "http://",
+                DestinationHost::Asked(Some(8080)),
+                "/a/",
+            ),
+            (
+                "https://New.example/b",
+                "https://",
+                fixed("new.example"),
+                "/b",
+            ),
+            (
+                "https://new.example:8443",
+                "https://",
+                fixed("new.example:8443"),
+                "",
+            ),
+            ("http://[::1]:81/", "http://", fixed("[::1]:81"), "/"),
+            ("/new", "", fixed(""), "/new"),
+            ("/", "", fixed(""), "/"),
+        ] {
+            let base = base.to_owned();
+            let expected = Destination { scheme, host, base };
+            assert_eq!(parse_destination(text), Ok(expected), "{text}");
+        }
+        for (text, part) in [
+            ("", "must begin with"),
+            ("new.example", "must begin with"),
+            ("//new.example", "must begin with"),
+            ("ftp://new.example", "must begin with"),
+            ("{host}/x", "must begin with"),
+            ("https://", "must have a host"),
+            ("https://{host}x", "bad port"),
+            ("https://{host}:0", "bad port"),
+            ("https://{host}:", "bad port"),
+            ("https://{host}{uri}", "{host} and nothing like it"),
+            ("https://{hostname}", "{host} and nothing like it"),
+            ("https://$host$request_uri", "{host} and nothing like it"),
+            ("https://{host}/{path}", "{host} and nothing like it"),
+            ("https://www.{host}", "{host} and nothing like it"),
+            ("https://{host}/a?b", "must not have a query"),
+            ("https://a b/", "host"),
+            ("https://u:p@h/", "user name"),
+            ("/a/../b", "segment"),
+            ("/a b", "percent-encoded"),
+            ("/a\r\nb", "percent-encoded"),
+        ] {
+            let sentence = parse_destination(text).expect_err(text);
+            assert!(sentence.contains(part), "{text}: {sentence}");
         }
     }
 
@@ -593,6 +818,16 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(parse_host_pattern(text).ok(), expected, "{text}");
+        }
+        for (text, better) in [
+            ("https://App.example.com", "app.example.com"),
+            ("https://app.example.com:8443/x", "app.example.com"),
+            ("app.example.com/", "app.example.com"),
+            ("app.example.com:80", "app.example.com"),
+        ] {
+            let sentence = parse_host_pattern(text).expect_err(text);
+            let expected = format!("write {better:?}");
+            assert!(sentence.contains(&expected), "{text}: {sentence}");
         }
     }
 

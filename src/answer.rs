@@ -38,6 +38,8 @@ pub struct Head {
     pub websocket: bool,
     /// Fields that do not pass behind a chunked body: those that Connection lists (RFC 9110 §7.6.1).
     pub withheld: Vec<HeaderName>,
+    /// Whether it has a Location or Content-Location.
+    pub locates: bool,
 }
 
 /// What ends a response body (RFC 9112 §6.3).
@@ -122,6 +124,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
         len,
         websocket: said.websocket,
         withheld: said.nominated,
+        locates: said.locates,
     }))
 }
 
@@ -189,6 +192,7 @@ struct Said {
     websocket: bool,
     /// What Connection lists, of a chunked answer.
     nominated: Vec<HeaderName>,
+    locates: bool,
 }
 
 impl Said {
@@ -233,9 +237,12 @@ impl Said {
             }
             // an upstream that asks for a proxy's credentials asks us, not the client
             _ if headers::is_hop_by_hop(name.as_str()) => Ok(false),
-            _ => Ok(!hops
-                .iter()
-                .any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name))),
+            _ => {
+                self.locates |= matches!(*name, header::LOCATION | header::CONTENT_LOCATION);
+                Ok(!hops
+                    .iter()
+                    .any(|option| option.eq_ignore_ascii_case(name.as_str()) && is_nominable(name)))
+            }
         }
     }
 

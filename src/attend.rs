@@ -522,12 +522,13 @@ async fn admit(
     .await
 }
 
-/// Whether an answer needs neither an upstream nor time: health, and preflights.
+/// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
 fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
     let path = screen::path(gate.target(head));
     let state = worker.state();
     path == state.config.health_path.as_bytes()
         || (state.answers_options && gate.has_method(head, b"OPTIONS"))
+        || (state.answers_directly && state.answers(gate.host(head), path))
 }
 
 /// Carries bytes both ways until the tunnel ends.
@@ -587,7 +588,13 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
     use super::*;
+    use crate::{
+        budget::{Budget, Plan},
+        metrics::Metrics,
+    };
 
     fn size_of_output<A, B, C, D, R>(_: impl Fn(A, B, C, D) -> R) -> usize {
         size_of::<R>()
@@ -604,5 +611,49 @@ mod tests {
     fn a_connection_at_rest_is_small() {
         // tokio adds about 110 bytes and rounds up to 128: at 144 this would cost 384 bytes instead of 256
         assert!(size_of::<Attend>() <= 112, "{} bytes", size_of::<Attend>());
+    }
+
+    #[test]
+    fn what_a_route_answers_by_itself_waits_for_no_memory() {
+        use tokio::io::AsyncWriteExt as _;
+
+        let config = crate::config::tests::good(
+            "routes: [{path: /, target: \"http://h\"}, {path: /fixed/, host: [a.example, b.example], respond: {}}]",
+        );
+        let budget = Budget::new(Plan::new(None, 1, None));
+        let metrics = Arc::new(Metrics::default());
+        let worker = Worker::new(config, Rc::clone(&budget), metrics, SystemTime::now());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for (head, expected) in [
+            (
+                "GET /fixed/x?q HTTP/1.1\r\nX-A: 1\r\nHOST:  B.example:80 \r\n\r\n",
+                true,
+            ),
+            ("GET /fixed/ HTTP/1.1\r\nHost: a.example\r\n\r\n", true),
+            (
+                "GET /fixed/ HTTP/1.1\r\nHost: c.example\r\nX-Host: a.example\r\n\r\n",
+                false,
+            ),
+            ("GET /fixed HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
+            ("GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
+            ("GET /fixed/ HTTP/1.0\r\n\r\n", false),
+            ("GET /health HTTP/1.1\r\nHost: c.example\r\n\r\n", true),
+        ] {
+            runtime.block_on(async {
+                let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
+                client.write_all(head.as_bytes()).await.unwrap();
+                let mut gate = Gate::new(Io::Unix(server));
+                let mut scratch = [0; 1024];
+                let arrival =
+                    poll_fn(|context| gate.poll_head(context, &mut scratch, &budget, 1024));
+                let Ok(Arrival::Head(found)) = arrival.await else {
+                    panic!("{head}")
+                };
+                assert_eq!(is_brief(&worker, &gate, &found), expected, "{head}");
+            });
+        }
     }
 }

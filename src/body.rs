@@ -293,8 +293,8 @@ pub struct Ride<'a> {
 pub enum Body {
     /// A sentence of ours; empty where there is none.
     Own(&'static [u8]),
-    /// Bytes made for this answer.
-    Made(Vec<u8>),
+    /// Bytes that are shared by all such answers.
+    Made(Bytes),
     /// Whatever the upstream sends.
     Upstream(Box<Download>),
 }
@@ -334,7 +334,7 @@ impl Body {
     ) -> Poll<Option<io::Result<Got>>> {
         let piece = match self {
             Body::Own(text) => Piece::fixed(std::mem::take(text)),
-            Body::Made(bytes) => Piece::shared(std::mem::take(bytes).into()),
+            Body::Made(bytes) => Piece::shared(std::mem::take(bytes)),
             Body::Upstream(download) => return download.poll(context, client),
         };
         Poll::Ready((!piece.is_empty()).then_some(Ok(Got::Data(piece))))

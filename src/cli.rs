@@ -17,11 +17,14 @@ usage:
   lean-proxy [CONFIG]              serve
   lean-proxy --check [CONFIG]      read and validate the configuration, print one line, exit 0 or 1
   lean-proxy --health [CONFIG|URL] ask the running proxy whether it is well, exit 0 or 1 within 2 s
+  lean-proxy --reload              let the running proxy read its configuration again
   lean-proxy --help, -h            this text
   lean-proxy --version, -V         the version
 
+  --pid-file FILE                  serving: keep the process's number in FILE; --reload: find it there
+
 CONFIG is a YAML file. Without it: the YAML in $LEAN_PROXY_CONFIG, else the file /config.yaml.
-Where process 1 is a lean-proxy, as in its container, --health alone asks that one.
+Where process 1 is a lean-proxy, as in its container, --health and --reload alone mean that one.
 
 environment:
   LEAN_PROXY_CONFIG                the configuration itself
@@ -36,7 +39,10 @@ exit codes: 0 stopped as asked, 1 bad configuration, 2 bad usage, 3 cannot bind 
 
 /// What is printed after a usage error.
 pub const USAGE: &str =
-    "usage: lean-proxy [--check] CONFIG | --health [CONFIG|URL] | --help | --version";
+    "usage: lean-proxy [--check] CONFIG | --health [CONFIG|URL] | --reload | --help | --version";
+
+/// What is said where no configuration is named and there is none where one is looked for.
+pub const NO_CONFIG: &str = "no configuration: no CONFIG argument, LEAN_PROXY_CONFIG is not set, and there is no /config.yaml";
 
 /// Where the image keeps its configuration; tried where no argument and no `LEAN_PROXY_CONFIG` is given.
 pub const DEFAULT_CONFIG: &str = "/config.yaml";
@@ -44,12 +50,14 @@ pub const DEFAULT_CONFIG: &str = "/config.yaml";
 /// What the program is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Serve this configuration.
-    Serve(Place),
+    /// Serve this configuration, and keep the process's number in this file.
+    Serve(Place, Option<PathBuf>),
     /// Read and validate it, and say so.
     Check(Place),
     /// Ask a running proxy for its health.
     Health(Asked),
+    /// Let a running proxy read its configuration again: the one whose number is in this file, else process 1.
+    Reload(Option<PathBuf>),
     /// Print the version.
     Version,
     /// Print [`HELP`].
@@ -82,8 +90,10 @@ pub struct Usage(pub String);
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Usage> {
     let mut mode = Mode::Serve;
     let mut operand: Option<OsString> = None;
+    let mut pid_file: Option<OsString> = None;
     let mut options_over = false;
-    for argument in arguments {
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
         let text = argument.to_str().unwrap_or_default();
         if options_over || text == "-" || !argument.as_encoded_bytes().starts_with(b"-") {
             set_once(&mut operand, argument)?;
@@ -100,6 +110,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("--", None) => options_over = true,
             ("--check", _) => mode = mode.turn(Mode::Check)?,
             ("--health", _) => mode = mode.turn(Mode::Health)?,
+            ("--reload", None) => mode = mode.turn(Mode::Reload)?,
+            ("--pid-file", value) => {
+                let file = value.map(OsString::from).or_else(|| arguments.next());
+                if file.is_none() || pid_file.is_some() {
+                    return Err(Usage("--pid-file takes one FILE, once".to_owned()));
+                }
+                pid_file = file;
+                continue;
+            }
             _ => {
                 return Err(Usage(format!(
                     "unknown option {:?}",
@@ -114,7 +133,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
     if operand.as_ref().is_some_and(|operand| operand.is_empty()) {
         return Err(Usage("CONFIG is empty".to_owned()));
     }
-    mode.command(operand)
+    if pid_file.as_ref().is_some_and(|file| file.is_empty()) {
+        return Err(Usage("--pid-file is empty".to_owned()));
+    }
+    mode.command(operand, pid_file.map(PathBuf::from))
 }
 
 fn set_once(operand: &mut Option<OsString>, argument: OsString) -> Result<(), Usage> {
@@ -133,6 +155,7 @@ enum Mode {
     Serve,
     Check,
     Health,
+    Reload,
 }
 
 impl Mode {
@@ -140,11 +163,30 @@ impl Mode {
         if self == Mode::Serve || self == to {
             Ok(to)
         } else {
-            Err(Usage("--check and --health exclude each other".to_owned()))
+            Err(Usage(
+                "--check, --health and --reload exclude each other".to_owned(),
+            ))
         }
     }
 
-    fn command(self, operand: Option<OsString>) -> Result<Command, Usage> {
+    fn command(
+        self,
+        operand: Option<OsString>,
+        pid_file: Option<PathBuf>,
+    ) -> Result<Command, Usage> {
+        if pid_file.is_some() && matches!(self, Mode::Check | Mode::Health) {
+            return Err(Usage(
+                "--pid-file is for serving and for --reload".to_owned(),
+            ));
+        }
+        if self == Mode::Reload {
+            return match operand {
+                None => Ok(Command::Reload(pid_file)),
+                Some(_) => Err(Usage(
+                    "--reload takes no CONFIG: the running proxy reads its own again".to_owned(),
+                )),
+            };
+        }
         if self == Mode::Health {
             let url = operand.as_ref().and_then(|operand| operand.to_str());
             if let Some(url) = url.filter(|text| text.starts_with("http://")) {
@@ -159,9 +201,9 @@ impl Mode {
             None => Place::Default,
         };
         Ok(match self {
-            Mode::Serve => Command::Serve(place),
             Mode::Check => Command::Check(place),
             Mode::Health => Command::Health(Asked::Config(place)),
+            Mode::Serve | Mode::Reload => Command::Serve(place, pid_file),
         })
     }
 }
@@ -176,8 +218,15 @@ pub fn served(command_line: &[u8], own: &OsStr) -> Option<Place> {
         return None;
     }
     match parse(words.map(|word| OsStr::from_bytes(word).to_owned())) {
-        Ok(Command::Serve(place)) => Some(place),
+        Ok(Command::Serve(place, _)) => Some(place),
         _ => None,
+    }
+}
+
+/// Says warnings on stderr, one line each.
+pub fn warn<'a>(warnings: impl IntoIterator<Item = &'a str>) {
+    for warning in warnings {
+        drop(writeln!(io::stderr(), "warning: {}", warning.trim_end()));
     }
 }
 
@@ -209,10 +258,24 @@ mod tests {
     #[test]
     fn each_call_has_its_command() {
         let file = |path: &str| Place::File(path.into());
+        let pids = || Some(PathBuf::from("/run/p"));
         let cases: Vec<(&[&str], Command)> = vec![
-            (&[], Command::Serve(Place::Default)),
-            (&["c.yaml"], Command::Serve(file("c.yaml"))),
-            (&["--", "-c.yaml"], Command::Serve(file("-c.yaml"))),
+            (&[], Command::Serve(Place::Default, None)),
+            (&["c.yaml"], Command::Serve(file("c.yaml"), None)),
+            (&["--", "-c.yaml"], Command::Serve(file("-c.yaml"), None)),
+            (
+                &["--pid-file", "/run/p", "c.yaml"],
+                Command::Serve(file("c.yaml"), pids()),
+            ),
+            (
+                &["c.yaml", "--pid-file=/run/p"],
+                Command::Serve(file("c.yaml"), pids()),
+            ),
+            (&["--reload"], Command::Reload(None)),
+            (
+                &["--reload", "--pid-file", "/run/p"],
+                Command::Reload(pids()),
+            ),
             (&["--check", "c.yaml"], Command::Check(file("c.yaml"))),
             (&["c.yaml", "--check"], Command::Check(file("c.yaml"))),
             (&["--check=c.yaml"], Command::Check(file("c.yaml"))),
@@ -249,6 +312,13 @@ mod tests {
             &["a.yaml", "b.yaml"],
             &["a.yaml", "--check=b.yaml"],
             &["--check", "--health"],
+            &["--reload", "--health"],
+            &["--reload", "c.yaml"],
+            &["--reload=c.yaml"],
+            &["--pid-file"],
+            &["--pid-file="],
+            &["--pid-file", "a", "--pid-file", "b"],
+            &["--check", "--pid-file", "a", "c.yaml"],
             &["--health", "https://example.com/health"],
             &[""],
             &["--check="],
@@ -270,6 +340,8 @@ mod tests {
             ("lean-proxy\0--\0-x.yaml\0", file("-x.yaml")),
             ("/usr/bin/lean-proxy\0/a b\n.yaml\0", file("/a b\n.yaml")),
             ("/lean-proxy\0", Some(Place::Default)),
+            ("/lean-proxy\0--pid-file\0/run/p\0/a\0", file("/a")),
+            ("/lean-proxy\0--reload\0", None),
             // no server, no lean-proxy, nothing at all
             ("/lean-proxy\0--health\0", None),
             ("/lean-proxy\0--nonsense\0", None),
@@ -293,7 +365,7 @@ mod tests {
         let path = OsString::from_vec(b"c\xff.yaml".to_vec());
         assert_eq!(
             parse([path.clone()]),
-            Ok(Command::Serve(Place::File(path.into())))
+            Ok(Command::Serve(Place::File(path.into()), None))
         );
         assert!(parse([OsString::from_vec(b"--\xff".to_vec())]).is_err());
     }

@@ -20,8 +20,8 @@ use crate::{
     entry::{self, Common},
     policy::Policy,
     roots::Roots,
-    route::{Routes, Tls},
-    units::{Unit, binary_bytes, boolean_or_digit, octal_mode},
+    route::{Route, Routes, Tls},
+    units::{self, Unit, boolean_or_digit, octal_mode},
 };
 
 /// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
@@ -173,8 +173,17 @@ pub fn load(source: Source<'_>, environment: Environment<'_>) -> Result<Arc<Conf
 fn from_yaml(name: &str, text: &str, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let document = Document::parse(name, text, environment).map_err(|error| vec![error])?;
     let mut config = document.read(|root| config(root));
-    apply_environment(&document, &mut config);
-    check_roots(&document, &config);
+    let mut effects = Effects {
+        document: &document,
+        line: String::new(),
+    };
+    // a text is that of a variable, and the variable's name is the text's
+    if document.variable(name).is_some() {
+        effects.tell(format_args!("{name} -> the configuration"));
+    }
+    apply_environment(&mut effects, &mut config);
+    check_roots(&mut effects, &config);
+    config.environment = effects.line;
     config.warnings = document.finish()?;
     Ok(config)
 }
@@ -273,6 +282,10 @@ fn server(s: &Section<'_>) -> Server {
 fn socket_mode(text: &str) -> Result<u32, String> {
     let shown = quote(text);
     match octal_mode(text) {
+        // whether `660` is meant in octal or came out of another program as a decimal number cannot be known
+        None if octal_mode(&format!("0{text}")).is_some() => Err(format!(
+            "must be an octal mode with its zero: write \"0{text}\", not {shown}"
+        )),
         None => Err(format!(
             "must be an octal mode such as \"0660\", got {shown}"
         )),
@@ -308,7 +321,7 @@ fn memory_of(bytes: u64) -> Result<Memory, String> {
     match bytes {
         0 => Ok(Memory::Off),
         1..MIN_MEMORY => Err(format!(
-            "counts bytes: must be 0 (off) or at least {MIN_MEMORY}, got {bytes}"
+            "counts bytes: must be 0 (off) or at least 1MiB, got {bytes}: write {bytes}MiB for mebibytes"
         )),
         _ => Ok(Memory::Bytes(bytes)),
     }
@@ -341,11 +354,7 @@ fn metrics(s: &Section<'_>, listen: &[Listen]) -> Option<Listen> {
 }
 
 /// What the environment says wins over the file.
-fn apply_environment(document: &Document<'_>, config: &mut Config) {
-    let mut effects = Effects {
-        document,
-        line: String::new(),
-    };
+fn apply_environment(effects: &mut Effects<'_>, config: &mut Config) {
     if config.listen.is_empty() {
         let port = effects.read(&["PORT"], "listen", port);
         config.listen = vec![Listen::Everywhere(port.unwrap_or(80))];
@@ -367,7 +376,6 @@ fn apply_environment(document: &Document<'_>, config: &mut Config) {
     if effects.debug() {
         config.log.level = Level::Debug;
     }
-    config.environment = effects.line;
 }
 
 fn port(text: &str) -> Result<(u16, String), String> {
@@ -407,13 +415,23 @@ fn format_is_json(text: &str) -> Result<(bool, String), String> {
 }
 
 /// The environment's roots are read where some target is verified against them, and nowhere else.
-fn check_roots(document: &Document<'_>, config: &Config) {
-    let targets = config.routes.iter().map(|route| &route.target.origin);
+fn check_roots(effects: &mut Effects<'_>, config: &Config) {
+    let document = effects.document;
+    let targets = config.routes.iter().filter_map(Route::target);
     let asks = |tls: &Tls| tls.ca_file.is_none() && !tls.insecure_skip_verify;
-    if targets.filter_map(|origin| origin.tls.as_ref()).any(asks) {
-        let roots = Roots::of(&|name| document.variable(name).map(Into::into));
-        if let Err((variable, sentence)) = roots.check() {
-            document.complain_of(variable, &sentence);
+    if !targets
+        .filter_map(|target| target.origin.tls.as_ref())
+        .any(asks)
+    {
+        return;
+    }
+    let roots = Roots::of(&|name| document.variable(name).map(Into::into));
+    if let Err((variable, sentence)) = roots.check() {
+        document.complain_of(variable, &sentence);
+    }
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if let Some(path) = document.variable(name) {
+            effects.tell(format_args!("{name}={path} -> the roots of https targets"));
         }
     }
 }
@@ -465,12 +483,12 @@ impl Effects<'_> {
     }
 
     fn note(&mut self, name: &str, text: &str, field: &str, shown: &str) {
+        self.tell(format_args!("{name}={} -> {field} {shown}", text.trim()));
+    }
+
+    fn tell(&mut self, effect: fmt::Arguments<'_>) {
         let separator = if self.line.is_empty() { "" } else { ", " };
-        let _ = write!(
-            self.line,
-            "{separator}{name}={} -> {field} {shown}",
-            text.trim()
-        );
+        let _ = write!(self.line, "{separator}{effect}");
     }
 }
 
@@ -484,14 +502,22 @@ impl fmt::Display for Memory {
     }
 }
 
-/// A number of bytes in Go's notation, `off` or `auto`.
+/// A size, `off` or `auto`.
 fn parse_memory(text: &str) -> Result<Memory, String> {
-    match (text, binary_bytes(text)) {
-        ("off", _) => Ok(Memory::Off),
-        ("auto", _) => Ok(Memory::Auto),
-        (_, Some(bytes)) => memory_of(bytes),
-        (_, None) => Err(format!(
-            "must be bytes, or B, KiB, MiB, GiB as in 10MiB, or off; got {}",
+    let bytes = match text {
+        "off" => return Ok(Memory::Off),
+        "auto" => return Ok(Memory::Auto),
+        _ => units::bytes(text).filter(|bytes| (0.0..MAX_MEMORY).contains(bytes)),
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range was looked at"
+    )]
+    match bytes {
+        Some(bytes) if bytes.fract() == 0.0 => memory_of(bytes as u64),
+        _ => Err(format!(
+            "must be bytes, a size such as 10MiB or 10M, or off; got {}",
             quote(text)
         )),
     }
@@ -536,11 +562,13 @@ const MAX_COUNT: i64 = 1_000_000_000;
 /// Buffers are held for each exchange: larger ones win nothing.
 const MAX_BUFFER: i64 = 16 * 1024 * 1024;
 const MIN_MEMORY: u64 = 1024 * 1024;
+/// An exbibyte: no machine has it, and below it every number of bytes is exact enough.
+const MAX_MEMORY: f64 = 1_152_921_504_606_846_976.0;
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::route::{Address, Route};
+    use crate::route::{Address, Target};
 
     const NOTHING: Environment<'static> = &|_| None;
 
@@ -567,6 +595,10 @@ pub mod tests {
 
     pub fn first(config: &Config) -> &Route {
         config.routes.iter().next().unwrap()
+    }
+
+    pub fn target(config: &Config) -> &Target {
+        first(config).target().unwrap()
     }
 
     /// A good configuration with these lines before it.
@@ -608,8 +640,8 @@ proxy:
         let route = first(&config);
         assert_eq!(route.path, "/api/");
         let address = Address::Tcp("backend-service".to_owned(), 8080);
-        assert_eq!(route.target.origin.address, address);
-        assert_eq!(route.target.host_header, "backend-service:8080");
+        assert_eq!(target(&config).origin.address, address);
+        assert_eq!(target(&config).host_header, "backend-service:8080");
         assert!(config.cors.is_some() && route.cors.is_some());
         assert_eq!(read(&SEED.replace('\n', "\r\n")).map(|_| ()), Ok(()));
         assert_eq!(read(&format!("\u{feff}{SEED}")).map(|_| ()), Ok(()));
@@ -681,9 +713,14 @@ proxy:
         assert_eq!(config.threads, 1);
         assert!(config.environment.is_empty() && config.warnings.is_empty());
         let route = first(&config);
-        assert!(route.strip_prefix && !route.preserve_host && route.cors.is_none());
+        assert!(
+            route.rewrite_location
+                && route.strip_prefix
+                && !route.preserve_host
+                && route.cors.is_none()
+        );
         assert_eq!(route.response_header_timeout, seconds(30));
-        assert!(route.max_body_size.is_none() && route.host.is_none());
+        assert!(route.max_body_size.is_none() && route.hosts.is_empty());
         assert!(route.request_headers.set.is_empty() && route.response_headers.set.is_empty());
         assert!(config.cors.is_none());
     }
@@ -694,7 +731,7 @@ proxy:
         let plain = good(&plus(""));
         assert_eq!(sample.listen, [Listen::Everywhere(8080)]);
         assert_eq!(
-            first(&sample).target.origin.address,
+            target(&sample).origin.address,
             Address::Tcp("127.0.0.1".to_owned(), 9000)
         );
         let fields = |config: &Config| {
@@ -778,6 +815,57 @@ proxy:
         assert_eq!(two.warnings.len(), 1, "{:?}", two.warnings);
     }
 
+    #[test]
+    fn times_and_sizes_have_units_everywhere() {
+        let text = "transport: {dial_timeout: 500ms, dial_keep_alive: -1s, idle_conn_timeout: \"1m30s\", \
+             response_header_timeout: 2m, read_buffer_size: 64KiB, write_buffer_size: 8K}\n\
+             proxy: {queue_timeout: 1.5s}\n\
+             server: {header_timeout: 1m, read_timeout: 45s, write_timeout: 2m, idle_timeout: 75s, \
+             shutdown_timeout: 10s, shutdown_delay: 250ms, max_header_bytes: 32KB}\n\
+             cors: {allowed_origins: \"*\", max_age: 1h}\n\
+             limits: {memory: 10M}\n\
+             routes: [{path: /, target: \"http://h\", max_body_size: 1MB, response_header_timeout: 3s}]\n";
+        let config = good(text);
+        let millis = |millis| Some(Duration::from_millis(millis));
+        let transport = Transport {
+            dial_timeout: millis(500),
+            dial_keep_alive: None,
+            idle_conn_timeout: millis(90_000),
+            read_buffer_size: 65536,
+            write_buffer_size: 8192,
+            ..good(&plus("")).transport.clone()
+        };
+        assert_eq!(config.transport, transport);
+        assert_eq!(config.proxy.queue_timeout, Duration::from_millis(1500));
+        let server = Server {
+            header_timeout: millis(60_000),
+            read_timeout: millis(45_000),
+            write_timeout: millis(120_000),
+            idle_timeout: millis(75_000),
+            shutdown_timeout: Duration::from_secs(10),
+            shutdown_delay: Duration::from_millis(250),
+            max_header_bytes: 32_000,
+            ..good(&plus("")).server.clone()
+        };
+        assert_eq!(config.server, server);
+        assert_eq!(config.memory, Memory::Bytes(10 << 20));
+        assert_eq!(first(&config).max_body_size, Some(1_000_000));
+        assert_eq!(first(&config).response_header_timeout, millis(3000));
+        let own = good(&plus("transport: {response_header_timeout: 90s}"));
+        assert_eq!(first(&own).response_header_timeout, millis(90_000));
+        for (value, bytes) in [
+            ("10M", 10 << 20),
+            ("10MB", 10_000_000),
+            ("12000000", 12_000_000),
+        ] {
+            for name in ["LEAN_PROXY_MEMORY", "GOMEMLIMIT"] {
+                let pairs = [(name, value)];
+                let config = load(Source::Text("c", &plus("")), &with(&pairs)).unwrap();
+                assert_eq!(config.memory, Memory::Bytes(bytes), "{name}={value}");
+            }
+        }
+    }
+
     /// What is written, then the beginning of the error it must get.
     const IN_A_SECTION: &[(&str, &str)] = &[
         (
@@ -805,32 +893,28 @@ proxy:
             "c.yaml:1: transport: must be a mapping of keys, got a list",
         ),
         (
-            "transport:\n\n  dial_timeout: 30s",
-            "c.yaml:3: transport.dial_timeout: is a number of seconds: write 30, not \"30s\"",
+            "transport:\n\n  dial_timeout: 30x",
+            "c.yaml:3: transport.dial_timeout: must be seconds, or a time such as 500ms, 30s or 1m30s, got \"30x\"",
         ),
         (
-            "transport: {dial_timeout: 1m30s}",
-            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 90",
+            "transport: {read_buffer_size: 64KX}",
+            "c.yaml:1: transport.read_buffer_size: must be bytes, or a size such as 64KiB or 10MB, got \"64KX\"",
         ),
         (
-            "transport: {dial_timeout: 500ms}",
-            "c.yaml:1: transport.dial_timeout: is a number of seconds: write 0.5",
+            "transport: {read_buffer_size: 17MiB}",
+            "c.yaml:1: transport.read_buffer_size: must be at most 16777216, got 17825792",
         ),
         (
-            "transport: {idle_conn_timeout: 1m}",
-            "c.yaml:1: transport.idle_conn_timeout: is a number of seconds: write 60",
+            "limits: {memory: 8XiB}",
+            "c.yaml:1: limits.memory: must be bytes, or a size",
         ),
         (
-            "transport: {read_buffer_size: 64KB}",
-            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 64000",
+            "limits: {memory: 10K}",
+            "c.yaml:1: limits.memory: counts bytes",
         ),
         (
-            "transport: {read_buffer_size: 64 KiB}",
-            "c.yaml:1: transport.read_buffer_size: is a number of bytes: write 65536",
-        ),
-        (
-            "limits: {memory: 8MiB}",
-            "c.yaml:1: limits.memory: is a number of bytes: write 8388608",
+            "transport: {max_idle_conns: 010}",
+            "c.yaml:1: transport.max_idle_conns: begins with a zero: write 10, not \"010\"",
         ),
         (
             "limits: {memory: 10}",
@@ -886,11 +970,11 @@ proxy:
         ),
         (
             "transport: {dial_timeout: \"\"}",
-            "c.yaml:1: transport.dial_timeout: must be a number, got \"\"",
+            "c.yaml:1: transport.dial_timeout: must be seconds, or",
         ),
         (
             "transport: {dial_timeout: \"010\"}",
-            "c.yaml:1: transport.dial_timeout: must be a number, got \"010\"",
+            "c.yaml:1: transport.dial_timeout: begins with a zero: write 10, not \"010\"",
         ),
         (
             "server: {max_header_bytes: 10}",
@@ -905,8 +989,12 @@ proxy:
             "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"0888\"",
         ),
         (
-            "server: {unix_socket_mode: 432}",
-            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"432\"",
+            "server: {unix_socket_mode: 660}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode with its zero: write \"0660\", not \"660\"",
+        ),
+        (
+            "server: {unix_socket_mode: 438}",
+            "c.yaml:1: server.unix_socket_mode: must be an octal mode such as \"0660\", got \"438\"",
         ),
         (
             "server: {unix_socket_mode: \"0o1660\"}",
@@ -997,8 +1085,24 @@ proxy:
             "c.yaml:1: cors.max_age: must be at least -1, got -2",
         ),
         (
-            "cors: {max_age: 1d}",
-            "c.yaml:1: cors.max_age: is a number of seconds: write 86400",
+            "cors: true",
+            "c.yaml:1: cors: true turns nothing on: say who may ask",
+        ),
+        (
+            "cors: {allowed_methods: [GET, put]}",
+            "c.yaml:1: cors.allowed_methods[1]: methods are written in capitals: \"PUT\", not \"put\"",
+        ),
+        (
+            "listen: fd:2",
+            "c.yaml:1: listen: fd:2 is the standard input or output",
+        ),
+        (
+            "health: {path: /health/*}",
+            "c.yaml:1: health.path: there are no patterns here",
+        ),
+        (
+            "cors: {max_age: 1y}",
+            "c.yaml:1: cors.max_age: must be seconds, or",
         ),
         (
             "cors: {allowed_origins: [{a: 1}]}",
@@ -1054,6 +1158,18 @@ proxy:
         let complaint = "c: SSL_CERT_FILE: /nonexistent.pem: No such file or directory";
         assert_eq!(load("\"https://h\""), Err(vec![complaint.to_owned()]));
         assert_eq!(load("\"http://h\""), Ok(()));
+        let roots = std::env::temp_dir().join(format!("lean-proxy-roots-{}", std::process::id()));
+        let key = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();
+        std::fs::write(&roots, key.cert.pem()).unwrap();
+        let path = roots.display().to_string();
+        let pairs = [("SSL_CERT_FILE", path.as_str())];
+        let text = |target| format!("routes: [{{path: /, target: \"{target}\"}}]");
+        let told = |target| super::load(Source::Text("c", &text(target)), &with(&pairs)).unwrap();
+        let (used, unused) = (told("https://h"), told("http://h"));
+        std::fs::remove_file(&roots).unwrap();
+        let expected = format!("SSL_CERT_FILE={path} -> the roots of https targets");
+        assert_eq!(used.environment, expected);
+        assert_eq!(unused.environment, "");
         assert_eq!(
             load("\"https://h\", tls: {insecure_skip_verify: true}"),
             Ok(())
@@ -1102,7 +1218,7 @@ proxy:
         assert_eq!(config.transport.dial_timeout, Some(Duration::from_secs(1)));
         assert_eq!(config.transport.max_idle_conns, Some(7));
         assert!(config.log.access);
-        assert_eq!(first(&config).target.host_header, "h.example:81");
+        assert_eq!(target(&config).host_header, "h.example:81");
     }
 
     #[test]
@@ -1158,10 +1274,22 @@ proxy:
     }
 
     #[test]
+    fn a_configuration_out_of_a_variable_is_told() {
+        let text = plus("");
+        let pairs = [("LEAN_PROXY_CONFIG", text.as_str()), ("PORT", "81")];
+        let config = load(Source::Text("LEAN_PROXY_CONFIG", &text), &with(&pairs)).unwrap();
+        assert_eq!(
+            config.environment,
+            "LEAN_PROXY_CONFIG -> the configuration, PORT=81 -> listen :81"
+        );
+    }
+
+    #[test]
     fn bad_variables_are_errors() {
         let cases = [
-            ("GOMEMLIMIT", "8MB"),
-            ("GOMEMLIMIT", "1.5GiB"),
+            ("GOMEMLIMIT", "8XB"),
+            ("GOMEMLIMIT", "1048576.5"),
+            ("GOMEMLIMIT", "-10M"),
             ("GOMEMLIMIT", "99999999999GiB"),
             ("GOMEMLIMIT", "1000"),
             ("LEAN_PROXY_MEMORY", "lots"),
@@ -1224,7 +1352,13 @@ proxy:
 
     #[test]
     fn any_bytes_give_a_config_or_messages() {
-        let valid = format!("{SEED}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
+        let target = "    target: http://backend-service:8080/\n";
+        let direct = "  - {path: /r/, host: [a, \"*.b\"], redirect: {to: \"https://{host}:81/x\"}}\n  \
+             - {path: /s, respond: {status: 404, body: \"${X:-y}\", content_type: a/b}}\n";
+        let routes = SEED.replace(target, &format!("{target}{direct}"));
+        let routes = routes.replace("dial_timeout: 10", "dial_timeout: 1m30s");
+        good(&routes);
+        let valid = format!("{routes}x-a: &a {{k: 1}}\nlog: {{<<: [*a], access: [1, *a]}}\n");
         let mut dice = Dice(0x2545_F491_4F6C_DD1D);
         let alphabet: Vec<char> = "aé:-[]{},#&*!|>'\"%@`?~$<. \t\n\r0129/\\\u{feff}\u{0}"
             .chars()

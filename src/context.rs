@@ -82,10 +82,12 @@ impl Subject {
             ("host", &host),
             ("path", &path),
         ];
-        let names = route.map(|route| (route.name(), route.target.origin.to_string()));
-        if let Some((route, upstream)) = &names {
-            fields.extend([("route", route as &_), ("upstream", upstream as &_)]);
-        }
+        let name = route.map(Route::name);
+        let upstream = route
+            .and_then(Route::target)
+            .map(|it| it.origin.to_string());
+        fields.extend(name.iter().map(|name| ("route", name as &_)));
+        fields.extend(upstream.iter().map(|upstream| ("upstream", upstream as &_)));
         fields.extend_from_slice(more);
         log::event(level, message, &fields);
     }

@@ -72,8 +72,10 @@ pub struct Cors {
 /// What a policy says of a request.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Answered here: 204 (allowed) or 403 (not), with these fields and no body. Nothing is stamped on it.
+    /// Answered here: 204, with these fields and no body. Nothing is stamped on it.
     Answer(StatusCode, HeaderMap),
+    /// A preflight from an origin that is not allowed: 403 with these fields. Nothing is stamped on it.
+    Refused(HeaderMap),
     /// Goes on; stamp this on whatever is answered.
     Grant(Grant),
 }
@@ -149,6 +151,7 @@ impl Cors {
             credentials: settings.allow_credentials,
             max_age: u64::try_from(settings.max_age).ok().map(HeaderValue::from),
         };
+        check_case(&settings.allowed_methods, &mut complaints);
         if matches!(cors.origins, Origins::Any) && cors.credentials == Credentials::Yes {
             let sentence = "cannot be true where allowed_origins has \"*\": list the origins";
             complaints.push(Complaint::new("allow_credentials", None, sentence));
@@ -181,12 +184,30 @@ impl Cors {
                 }
                 None if headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) => {
                     let fields = HeaderMap::from_iter([(VARY, PREFLIGHT_VARY)]);
-                    return Verdict::Answer(StatusCode::FORBIDDEN, fields);
+                    return Verdict::Refused(fields);
                 }
                 None => {}
             }
         }
         Verdict::Grant(grant.unwrap_or_default())
+    }
+
+    /// Why a preflight was refused: which origin asked, and which ones are allowed. For the log.
+    pub fn explain(&self, headers: &HeaderMap) -> String {
+        let asked: Vec<_> = headers
+            .get_all(ORIGIN)
+            .iter()
+            .map(|origin| String::from_utf8_lossy(origin.as_bytes()))
+            .collect();
+        let allowed: Vec<String> = match &self.origins {
+            Origins::Any => vec!["*".to_owned()],
+            Origins::Listed(patterns) => patterns.iter().map(Pattern::shown).collect(),
+        };
+        format!(
+            "origin {} is not among {}",
+            asked.join(", "),
+            allowed.join(", ")
+        )
     }
 
     /// Removes the upstream's Access-Control fields and sets ours (SPEC 5.3, 5.4).
@@ -330,6 +351,23 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// As `allowed_origins` writes it.
+    fn shown(&self) -> String {
+        match self {
+            Pattern::Exact(origin) => String::from_utf8_lossy(origin.as_bytes()).into_owned(),
+            Pattern::Wild(wild) => {
+                let (star, host) = match &wild.host {
+                    WildHost::Exact(host) => ("", host),
+                    WildHost::Below(suffix) => ("*", suffix),
+                };
+                let port = wild.port.as_deref().unwrap_or(":*");
+                format!("{}{star}{host}{port}", wild.scheme)
+            }
+        }
+    }
+}
+
 impl Wild {
     fn matches(&self, origin: &str) -> bool {
         let Some(authority) = origin.strip_prefix(self.scheme.as_str()) else {
@@ -455,6 +493,17 @@ fn join_tokens(
         None
     } else {
         HeaderValue::try_from(names.join(", ")).ok()
+    }
+}
+
+/// Methods are case-sensitive (RFC 9110 §9.1), and no browser sends one of these in lower case.
+fn check_case(methods: &[String], complaints: &mut Vec<Complaint>) {
+    for (index, method) in methods.iter().enumerate() {
+        let upper = method.to_ascii_uppercase();
+        if is_token(method.as_bytes()) && upper != *method {
+            let sentence = format!("methods are written in capitals: {upper:?}, not {method:?}");
+            complaints.push(Complaint::new("allowed_methods", Some(index), sentence));
+        }
     }
 }
 
@@ -646,6 +695,7 @@ mod tests {
     fn answer(cors: &Cors, method: &Method, fields: Fields<'_>) -> Option<(u16, Vec<String>)> {
         match cors.judge(method, &map(fields)) {
             Verdict::Answer(status, headers) => Some((status.as_u16(), shown(&headers))),
+            Verdict::Refused(headers) => Some((403, shown(&headers))),
             Verdict::Grant(_) => None,
         }
     }

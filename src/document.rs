@@ -14,7 +14,8 @@ use std::{
 };
 
 use crate::{
-    units::{Unit, boolean, decimal, without_unit},
+    keys,
+    units::{self, Unit, boolean, decimal},
     yaml::{self, Path, Step, SyntaxError, Tree, Value},
 };
 
@@ -332,7 +333,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A number of seconds, whole or decimal.
+    /// A time in seconds.
     pub fn seconds(&self, range: &RangeInclusive<f64>) -> Option<f64> {
         let number = self.number(Unit::Seconds)?;
         if range.contains(&number) {
@@ -370,15 +371,13 @@ impl<'a> Field<'a> {
                 return None;
             }
         };
-        let number = decimal(&text);
+        let number = match unit {
+            Unit::Seconds => units::seconds(&text),
+            Unit::Bytes => units::bytes(&text),
+            Unit::Plain => decimal(&text),
+        };
         if number.is_none() {
-            self.complain(match without_unit(&text, unit) {
-                Some((number, what)) => {
-                    let text = quote(&text);
-                    format!("is a number of {what}: write {number}, not {text}")
-                }
-                None => format!("must be a number, got {}", quote(&text)),
-            });
+            self.complain(no_number(&text, unit));
         }
         number
     }
@@ -603,9 +602,10 @@ impl<'a> Section<'a> {
             if key.starts_with("x-") || asked.contains(&key.as_str()) {
                 continue;
             }
-            let sentence = match nearest(key, &asked) {
-                Some(meant) => format!("unknown key, did you mean `{meant}`?"),
-                None => format!("unknown key; known here: {}", asked.join(", ")),
+            let sentence = match (keys::home(key), nearest(key, &asked)) {
+                (Some(home), _) => format!("unknown key here; `{key}` belongs to {home}"),
+                (None, Some(meant)) => format!("unknown key, did you mean `{meant}`?"),
+                (None, None) => format!("unknown key; known here: {}", asked.join(", ")),
             };
             self.field
                 .below(Step::Key(key.clone()), value)
@@ -616,6 +616,22 @@ impl<'a> Section<'a> {
 
 fn duration(seconds: f64) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
+}
+
+/// What is said of a text that is no number of these.
+fn no_number(text: &str, unit: Unit) -> String {
+    let shown = quote(text);
+    let plain = text.trim_start_matches('0');
+    if text.starts_with('0') && decimal(plain).is_some() {
+        return format!("begins with a zero: write {plain}, not {shown}");
+    }
+    match unit {
+        Unit::Seconds => {
+            format!("must be seconds, or a time such as 500ms, 30s or 1m30s, got {shown}")
+        }
+        Unit::Bytes => format!("must be bytes, or a size such as 64KiB or 10MB, got {shown}"),
+        Unit::Plain => format!("must be a number, got {shown}"),
+    }
 }
 
 /// Text in quotes, control bytes escaped, cut where it is long.

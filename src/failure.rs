@@ -17,6 +17,10 @@ pub enum Failure {
     DotSegment,
     /// CONNECT or TRACE.
     MethodNotAllowed,
+    /// A redirect needs the request's Host, which is missing or no plain name or address.
+    HostUnusable,
+    /// A preflight from an origin that is not allowed; the origin and those that are, for the log.
+    PreflightRefused(String),
     /// The request body is larger than `max_body_size`.
     BodyTooLarge,
     /// The client stopped sending its body for `read_timeout`.
@@ -68,7 +72,10 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Failure::NoRoute => StatusCode::NOT_FOUND,
-            Failure::DotSegment | Failure::BodyBroken => StatusCode::BAD_REQUEST,
+            Failure::DotSegment | Failure::BodyBroken | Failure::HostUnusable => {
+                StatusCode::BAD_REQUEST
+            }
+            Failure::PreflightRefused(_) => StatusCode::FORBIDDEN,
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
@@ -99,6 +106,8 @@ impl Failure {
             Failure::NoRoute => "Nothing is served at this path.\n",
             Failure::DotSegment => "The path may not hold \"..\" segments.\n",
             Failure::MethodNotAllowed => "This method is not allowed.\n",
+            Failure::HostUnusable => "The Host of the request cannot be used here.\n",
+            Failure::PreflightRefused(_) => "This origin is not allowed.\n",
             Failure::BodyTooLarge => "The request body is too large.\n",
             Failure::BodyTimedOut => "The request body did not arrive in time.\n",
             Failure::BodyBroken => "The request body is broken.\n",
@@ -126,6 +135,8 @@ impl Failure {
             Failure::NoRoute => Outcome::NoRoute,
             Failure::DotSegment => Outcome::DotSegment,
             Failure::MethodNotAllowed => Outcome::MethodNotAllowed,
+            Failure::HostUnusable => Outcome::HostUnusable,
+            Failure::PreflightRefused(_) => Outcome::PreflightRefused,
             Failure::BodyTooLarge => Outcome::BodyTooLarge,
             Failure::BodyTimedOut => Outcome::BodyTimedOut,
             Failure::BodyBroken => Outcome::BodyBroken,
@@ -161,7 +172,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.outcome().word())?;
         match self {
-            Failure::NameUnresolved(inner)
+            Failure::PreflightRefused(inner)
+            | Failure::NameUnresolved(inner)
             | Failure::DialFailed(inner)
             | Failure::TlsFailed(inner)
             | Failure::UpstreamClosed(inner) => write!(f, ": {inner}"),
@@ -185,6 +197,8 @@ mod tests {
             (Failure::NoRoute, 404, Client),
             (Failure::DotSegment, 400, Client),
             (Failure::MethodNotAllowed, 405, Client),
+            (Failure::HostUnusable, 400, Client),
+            (Failure::PreflightRefused(inner()), 403, Client),
             (Failure::BodyTooLarge, 413, Client),
             (Failure::BodyTimedOut, 408, Client),
             (Failure::BodyBroken, 400, Client),

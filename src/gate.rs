@@ -140,6 +140,16 @@ impl Gate {
             .unwrap_or_default()
     }
 
+    /// The Host of the head that is ready, as it is written; empty where there is none.
+    pub fn host(&self, head: &Head) -> &[u8] {
+        let bytes = self.held.get(head.skip..head.skip + head.len);
+        let lines = bytes.unwrap_or_default().split(|byte| *byte == b'\n');
+        let mut fields = lines.skip(1).filter_map(|line| line.split_at_checked(5));
+        fields
+            .find(|(name, _)| name.eq_ignore_ascii_case(b"host:"))
+            .map_or(b"", |(_, value)| value.trim_ascii())
+    }
+
     /// Whether the head that is ready begins with this method.
     pub fn has_method(&self, head: &Head, method: &[u8]) -> bool {
         self.held

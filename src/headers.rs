@@ -397,6 +397,14 @@ pub fn write_request(
     }
 }
 
+/// Whether X-Forwarded-Proto says that the client came by https; of several hops the first counts, which saw the client.
+pub fn says_https(headers: &HeaderMap) -> bool {
+    let first = headers
+        .get(&FORWARDED_PROTO)
+        .and_then(|proto| proto.as_bytes().split(|byte| *byte == b',').next());
+    first.is_some_and(|proto| proto.trim_ascii().eq_ignore_ascii_case(b"https"))
+}
+
 fn forwarded_for(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, sender: Sender) {
     let is_kept = sender.trusted && present.forwarded_for;
     if !is_kept && sender.client.is_none() {
@@ -667,6 +675,23 @@ mod tests {
                 "host: t\r\na: 1\r\nx-api-key: k\r\nx-forwarded-proto: https\r\nx-real-ip: r\r\n"
             );
         }
+    }
+
+    #[test]
+    fn the_first_hop_says_whether_the_client_came_by_https() {
+        for (value, expected) in [
+            ("https", true),
+            ("HTTPS", true),
+            ("https, http", true),
+            ("http, https", false),
+            ("http", false),
+            ("httpss", false),
+            ("", false),
+        ] {
+            let headers = map(&[("x-forwarded-proto", value)]);
+            assert_eq!(says_https(&headers), expected, "{value}");
+        }
+        assert!(!says_https(&map(&[])));
     }
 
     #[test]

@@ -5,15 +5,19 @@
 
 use std::{
     fmt::Write as _,
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use http::StatusCode;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     config::{Config, Listen},
@@ -84,7 +88,7 @@ pub fn ask(config: &Config) -> Result<String> {
         .ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))?
     {
         Listen::Unix(file) => {
-            let stream = UnixStream::connect(file)
+            let stream = connect_unix(file, end)
                 .with_context(|| format!("connecting to unix:{}", file.display()))?;
             converse(Stream::Unix(stream), "localhost", path, end)
         }
@@ -128,9 +132,7 @@ pub fn ask_url(url: &str) -> Result<String> {
     } else {
         format!("{authority}:80")
     };
-    let addresses = place
-        .to_socket_addrs()
-        .with_context(|| format!("looking up {authority}"))?;
+    let addresses = look_up(place, end).with_context(|| format!("looking up {authority}"))?;
     let mut last = anyhow!("{authority} has no address");
     for address in addresses {
         match call(address, authority, path, end) {
@@ -153,7 +155,7 @@ impl Stream {
     /// No read or write lasts longer than until `end`.
     fn bound(&self, end: Instant) -> Result<()> {
         let left = end.saturating_duration_since(Instant::now());
-        anyhow::ensure!(!left.is_zero(), "no answer in time");
+        ensure!(!left.is_zero(), "no answer in time");
         match self {
             Stream::Tcp(stream) => stream
                 .set_read_timeout(Some(left))
@@ -165,20 +167,61 @@ impl Stream {
         .context("setting a time-out")
     }
 
-    fn read(&mut self, space: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => stream.read(space),
             Stream::Unix(stream) => stream.read(space),
         }
     }
 
-    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.write_all(bytes),
             Stream::Unix(stream) => stream.write_all(bytes),
         }
     }
 }
+
+/// Connects without waiting in the kernel: a blocking `connect` to a unix socket whose backlog is full has no end, and
+/// one that does not block says so at once and is tried again (connect(2), EAGAIN).
+fn connect_unix(file: &Path, end: Instant) -> Result<UnixStream> {
+    let address = SockAddr::unix(file)?;
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                socket.set_nonblocking(false)?;
+                return Ok(OwnedFd::from(socket).into());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ensure!(Instant::now() < end, "its backlog is full");
+                thread::sleep(AGAIN);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The addresses of `host:port`. The system's resolver knows no end of its own, so it is asked in a thread, which is left
+/// behind where it takes too long.
+fn look_up(place: String, end: Instant) -> Result<Vec<SocketAddr>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new()
+        .spawn(move || {
+            let found = place.to_socket_addrs().map(Vec::from_iter);
+            drop(sender.send(found));
+        })
+        .context("starting a thread")?;
+    let left = end.saturating_duration_since(Instant::now());
+    let found = receiver
+        .recv_timeout(left)
+        .map_err(|_| anyhow!("no answer in time"))?;
+    Ok(found?)
+}
+
+/// How long to wait before a full backlog is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 fn call(address: SocketAddr, host: &str, path: &str, end: Instant) -> Result<String> {
     let left = end
@@ -259,6 +302,40 @@ mod tests {
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_full_backlog_does_not_hold_the_check() {
+        let path = std::env::temp_dir().join(format!("lean-proxy-full-{}", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let address = SockAddr::unix(&path).unwrap();
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            match socket.connect(&address) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => break assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        let error = connect_unix(&path, Instant::now()).unwrap_err();
+        assert_eq!(error.to_string(), "its backlog is full");
+        // one that is taken makes room for the next
+        let taken = listener.accept().unwrap();
+        connect_unix(&path, Instant::now() + Duration::from_mins(1)).unwrap();
+        drop((taken, waiting));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_look_up_ends_in_time() {
+        let end = Instant::now() + Duration::from_mins(1);
+        let found = look_up("127.0.0.1:80".to_owned(), end).unwrap();
+        assert_eq!(found, ["127.0.0.1:80".parse().unwrap()]);
+        assert!(look_up("a.invalid:x".to_owned(), end).is_err());
     }
 
     #[test]

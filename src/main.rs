@@ -2,15 +2,17 @@
 //!
 //! A request's life, and the room of each step: `door` accepts it and finds it a seat, `attend` is the client's
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
-//! `proxy` judges (`cors`), probes (`health`), routes (`route`), admits (`budget`, `pool`), connects (`dial`, `tls`) and
-//! lets `forward` send it by `wire`, where `answer` reads the head of what comes back; `respond` writes it on, or
-//! `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
-//! and those who wait too long.
+//! `proxy` judges (`cors`), probes (`health`), routes (`route`; some routes answer by themselves, `direct`), admits
+//! (`budget`, `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`, where `answer` reads the head of
+//! what comes back, whose redirects `location` leads to the client; `respond` writes it on, or `tunnel` joins the two
+//! sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory and those who wait
+//! too long.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
-//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
-//! it: `log` tells (by `line` and `date`), `metrics` counts, `exposition` shows the counts; `context` counts and tells how
-//! each exchange ended, in the words of `outcome`; `supervisor` hears of the end of what must not end.
+//! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates, `keys` says which key belongs
+//! where), and `serve` opens the doors. `process` keeps the pid file. Beside it: `log` tells (by `line` and `date`),
+//! `metrics` counts, `exposition` shows the counts; `context` counts and tells how each exchange ended, in the words of
+//! `outcome`; `supervisor` hears of the end of what must not end.
 
 mod cli;
 
@@ -22,11 +24,14 @@ mod client_address;
 mod config;
 mod cors;
 mod date;
+mod direct;
 mod document;
 mod entry;
 mod failure;
 mod headers;
+mod keys;
 mod line;
+mod location;
 mod outcome;
 mod policy;
 mod request;
@@ -58,6 +63,7 @@ mod exposition;
 mod forward;
 mod health;
 mod keeper;
+mod process;
 mod proxy;
 mod respond;
 mod serve;
@@ -89,10 +95,11 @@ const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
     let code = match cli::parse(env::args_os().skip(1)) {
-        Ok(Command::Serve(place)) => serve(place),
+        Ok(Command::Serve(place, pid_file)) => serve(place, pid_file.as_deref()),
         Ok(Command::Check(place)) => check(place),
         Ok(Command::Health(asked)) => health(asked),
-        Ok(Command::Version) => cli::say(concat!("lean-proxy ", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Reload(pid_file)) => reload(pid_file.as_deref()),
+        Ok(Command::Version) => cli::say(&version()),
         Ok(Command::Help) => cli::say(cli::HELP),
         Err(usage) => cli::complain(USAGE, [usage.0.as_str(), cli::USAGE]),
     };
@@ -136,9 +143,18 @@ impl Origin {
     }
 }
 
-fn serve(place: Place) -> u8 {
+/// The version, and the commit that the program was built from where the build knew it.
+fn version() -> String {
+    let version = concat!("lean-proxy ", env!("CARGO_PKG_VERSION"));
+    match option_env!("LEAN_PROXY_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{version} ({commit})"),
+        _ => version.to_owned(),
+    }
+}
+
+fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
     let Some(origin) = Origin::of(place) else {
-        return cli::complain(USAGE, [cli::USAGE]);
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     let config = match origin.load() {
         Ok(config) => config,
@@ -146,8 +162,12 @@ fn serve(place: Place) -> u8 {
     };
     supervisor::report_panics_in_one_line();
     let source = origin.name();
+    let called = serve::Invocation {
+        source: &source,
+        pid_file,
+    };
     let reread = Box::new(move || origin.load());
-    match supervisor::caught(|| serve::serve(&source, config, reread)) {
+    match supervisor::caught(|| serve::serve(called, config, reread)) {
         Ok(()) => DONE,
         Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
     }
@@ -155,10 +175,11 @@ fn serve(place: Place) -> u8 {
 
 fn check(place: Place) -> u8 {
     let Some(origin) = Origin::of(place) else {
-        return cli::complain(USAGE, [cli::USAGE]);
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     match origin.load() {
         Ok(config) => {
+            cli::warn(config.warnings.iter().map(String::as_str));
             let routes = config.routes.len();
             cli::say(&format!(
                 "ok: {routes} {}",
@@ -179,11 +200,21 @@ fn running(place: Place) -> Place {
     cli::served(&first, &own).unwrap_or(place)
 }
 
+fn reload(pid_file: Option<&Path>) -> u8 {
+    let own = env::args_os().next().unwrap_or_default();
+    match process::reload(pid_file, &own) {
+        Ok(pid) => cli::say(&format!(
+            "process {pid} was told to read its configuration again; its log says what came of it"
+        )),
+        Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
+    }
+}
+
 fn health(asked: Asked) -> u8 {
     let result = match asked {
         Asked::Url(url) => health::ask_url(&url),
         Asked::Config(place) => match Origin::of(running(place)).map(|origin| origin.load()) {
-            None => return cli::complain(USAGE, [cli::USAGE]),
+            None => return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]),
             Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
             Some(Ok(config)) => health::ask(&config),
         },

@@ -70,6 +70,8 @@ outcomes! {
     DotSegment "dot-segment" Client,
     /// CONNECT or TRACE; anything but GET and HEAD on the health path.
     MethodNotAllowed "method-not-allowed" Client,
+    /// A redirect to `{host}`, and a Host that is missing or no plain name.
+    HostUnusable "host-unusable" Client,
     /// A CORS preflight from an origin that is not allowed.
     PreflightRefused "preflight-refused" Client,
     /// The request body is larger than `max_body_size`.

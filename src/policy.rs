@@ -26,11 +26,19 @@ impl Policy {
         }
     }
 
-    /// Lays the `cors:` of a section over this one; `None` where there is none to lay.
+    /// Lays the `cors:` of a section over this one; `None` where there is none to lay. `cors: true` in a route stands for
+    /// the policy above it, and is a mistake where that is off.
     pub fn laid_under(&self, s: &Section<'_>) -> Option<Policy> {
         let field = s.get("cors")?;
         match field.is_flag() {
-            Some(true) => None,
+            Some(true) => {
+                if self.cors.is_none() && self.sound {
+                    field.complain(
+                        "true turns nothing on: say who may ask, as in cors: {allowed_origins: [\"https://app.example.com\"]}",
+                    );
+                }
+                None
+            }
             Some(false) => Some(Policy {
                 settings: Settings {
                     allowed_origins: Vec::new(),

@@ -23,20 +23,22 @@ use crate::{
     client_address::real_client,
     config::Level,
     context::Subject,
-    cors::{Grant, Verdict},
+    cors::{Cors, Grant, Verdict},
+    direct::{Redirect, Response},
     failure::Failure,
     forward::{Attempt, Miss},
     gate::{Client, Gate},
     headers::{self, Present, Sender},
     health,
+    location::{self, Asked},
     log::{self, Record},
     metrics::{self, Held},
-    outcome::{Blame, Outcome},
+    outcome::Blame,
     park::{Order, Watch},
     pool::{Checkout, Host, Lease},
     request::RequestHead,
     respond::{self, Answer, Manner},
-    route::{Found, Route, holds_parent_segment},
+    route::{Action, Found, Route, Target, holds_parent_segment},
     screen,
     wire::{Download, Upload, UploadBody, Upstream},
     worker::{State, Worker},
@@ -50,6 +52,8 @@ struct Exchange<'a> {
     client: Client<'a>,
     /// Whether the client speaks HTTP/1.0.
     is_old: bool,
+    /// The client came by https: to its own connection, or to a trusted sender that says so.
+    is_https: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
     is_full: bool,
     /// The client takes trailers.
@@ -97,6 +101,7 @@ pub async fn handle(
         state: &state,
         client,
         is_old: manner.is_old,
+        is_https: Cell::new(false),
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
@@ -209,11 +214,9 @@ impl Exchange<'_> {
             self.client.ride.route.set(index);
         }
         let grant = match policy.map(|policy| policy.judge(method, &parts.headers)) {
-            Some(Verdict::Answer(status, headers)) => {
-                if status == StatusCode::FORBIDDEN {
-                    self.refuse_preflight();
-                }
-                return empty(status, headers);
+            Some(Verdict::Answer(status, headers)) => return empty(status, headers),
+            Some(Verdict::Refused(headers)) => {
+                return self.refuse_preflight(policy, &parts, headers);
             }
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),
@@ -221,9 +224,13 @@ impl Exchange<'_> {
         let mut answer = match found {
             _ if *method == Method::TRACE => self.fail(&Failure::MethodNotAllowed),
             _ if is_health => self.health(&parts),
-            Found::Route(route) => match self.answer(route, parts).await {
-                Ok(answer) => answer,
-                Err(failure) => self.fail(&failure),
+            Found::Route(route) => match &route.action {
+                Action::Forward(target) => match self.answer(route, target, parts).await {
+                    Ok(answer) => answer,
+                    Err(failure) => self.fail(&failure),
+                },
+                Action::Redirect(redirect) => self.redirect(route, redirect, &parts),
+                Action::Respond(response) => respond_directly(route, response),
             },
             Found::AddSlash(route) => add_slash(route, parts.uri.query()),
             Found::Nothing if is_outside => self.fail(&Failure::DotSegment),
@@ -235,19 +242,38 @@ impl Exchange<'_> {
         answer
     }
 
-    /// A preflight from an origin that is not allowed: the answer says nothing, so the log does.
+    /// Says in the log which origin asked and which ones may: CORS is where a newcomer looks longest.
     #[cold]
-    fn refuse_preflight(&self) {
-        let ride = self.client.ride;
-        ride.note(Outcome::PreflightRefused);
-        ride.told.set(true);
-        let reason = "the origin is not in cors.allowed_origins";
-        ride.subject.tell(
-            Level::Debug,
-            "preflight refused",
-            ride.route(),
-            &[("status", &403), ("reason", &reason)],
+    fn refuse_preflight(
+        &self,
+        policy: Option<&Cors>,
+        parts: &RequestHead,
+        headers: HeaderMap,
+    ) -> Answer {
+        let is_told = log::enabled(Level::Debug);
+        let reason = policy
+            .filter(|_| is_told)
+            .map(|it| it.explain(&parts.headers));
+        let mut answer = self.fail(&Failure::PreflightRefused(reason.unwrap_or_default()));
+        answer.headers.extend(headers);
+        answer
+    }
+
+    fn redirect(&self, route: &Route, redirect: &Redirect, parts: &RequestHead) -> Answer {
+        let to = &redirect.to;
+        let location = to.location(
+            route,
+            self.authority(parts),
+            parts.uri.path(),
+            parts.uri.query(),
         );
+        let Some(location) = location else {
+            return self.fail(&Failure::HostUnusable);
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::LOCATION, location);
+        route.response_headers.apply(&mut headers);
+        empty(redirect.status, headers)
     }
 
     fn health(&self, parts: &RequestHead) -> Answer {
@@ -269,7 +295,7 @@ impl Exchange<'_> {
             header::CACHE_CONTROL,
             HeaderValue::from_static(health::CACHE_CONTROL),
         );
-        Answer::new(status, headers, Body::Made(text.to_vec()))
+        Answer::new(status, headers, Body::Made(text))
     }
 
     /// The one place where a failure becomes a status and a log line.
@@ -330,50 +356,62 @@ impl Exchange<'_> {
     }
 
     /// Admit, connect, forward, and hand over the stream.
-    async fn answer(&self, route: &Route, parts: Box<RequestHead>) -> Result<Answer, Failure> {
-        if self.is_full {
-            return Err(Failure::NoMemory);
-        }
-        let present = Present::of(&parts.headers);
-        if let Some(limit) = route.max_body_size
-            && present.content_length
-            && content_length(&parts.headers).is_some_and(|length| length > limit)
-        {
-            return Err(Failure::BodyTooLarge);
-        }
-        self.take_place().await?;
-        let host = self.state.host(self.client.ride.route.get());
-        let checkout = self.checkout(host).await?;
-        self.client.ride.watch.asks(host.id);
-        let mut upload = self.upload(route, &parts, &present);
-        drop(parts);
-        // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
-        let (mut lease, mut reused) = match checkout {
-            Checkout::Reused(lease) => (lease, true),
-            Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
-        };
-        self.note_upstream(route);
-        let room = self
-            .worker
-            .room(self.state.config.transport.read_buffer_size);
-        loop {
-            let mut upstream = Upstream::new(lease, room);
-            match self
-                .attempt(route, &mut upload, &mut upstream, reused)
-                .await
-            {
-                Ok(head) => return self.hand_over(route, head, upload, upstream),
-                Err(Miss::Failed(failure)) => return Err(failure),
-                Err(Miss::Stale) => {}
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` keeps room for its arguments twice"
+    )]
+    fn answer(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: Box<RequestHead>,
+    ) -> impl Future<Output = Result<Answer, Failure>> {
+        async move {
+            if self.is_full {
+                return Err(Failure::NoMemory);
             }
-            metrics::count(&self.worker.metrics.retries);
-            let path = self.client.ride.subject.path();
-            log::debug("once more on a fresh connection", &[("path", &path)]);
-            drop(upstream);
-            upload.rewind();
-            let unused = Box::pin(self.wait(host, || host.room())).await?;
-            lease = Box::pin(self.dial(unused)).await?;
-            reused = false;
+            let present = Present::of(&parts.headers);
+            if let Some(limit) = route.max_body_size
+                && present.content_length
+                && content_length(&parts.headers).is_some_and(|length| length > limit)
+            {
+                return Err(Failure::BodyTooLarge);
+            }
+            self.take_place().await?;
+            let host = self.state.host(self.client.ride.route.get());
+            let checkout = self.checkout(host).await?;
+            self.client.ride.watch.asks(host.id);
+            let mut upload = self.upload(route, target, &parts, &present);
+            self.is_https.set(self.is_sent_by_https(&parts, &present));
+            drop(parts);
+            // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
+            let (mut lease, mut reused) = match checkout {
+                Checkout::Reused(lease) => (lease, true),
+                Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
+            };
+            self.note_upstream(route, target);
+            let room = self
+                .worker
+                .room(self.state.config.transport.read_buffer_size);
+            loop {
+                let mut upstream = Upstream::new(lease, room);
+                match self
+                    .attempt(route, &mut upload, &mut upstream, reused)
+                    .await
+                {
+                    Ok(head) => return self.hand_over(route, head, upload, upstream),
+                    Err(Miss::Failed(failure)) => return Err(failure),
+                    Err(Miss::Stale) => {}
+                }
+                metrics::count(&self.worker.metrics.retries);
+                let path = self.client.ride.subject.path();
+                log::debug("once more on a fresh connection", &[("path", &path)]);
+                drop(upstream);
+                upload.rewind();
+                let unused = Box::pin(self.wait(host, || host.room())).await?;
+                lease = Box::pin(self.dial(unused)).await?;
+                reused = false;
+            }
         }
     }
 
@@ -460,14 +498,20 @@ impl Exchange<'_> {
     }
 
     /// Writes the head that the upstream gets, and says how the body follows.
-    fn upload(&self, route: &Route, parts: &RequestHead, present: &Present) -> Upload {
+    fn upload(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: &RequestHead,
+        present: &Present,
+    ) -> Upload {
         let has_body = !self.client.is_between();
         let chunked = present.transfer_encoding;
         let authority = self.authority(parts);
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(parts.method.as_str().as_bytes());
         out.push(b' ');
-        route.push_upstream_path(parts.uri.path(), parts.uri.query(), &mut out);
+        route.push_joined(&target.base, parts.uri.path(), parts.uri.query(), &mut out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let set_host = route
             .request_headers
@@ -478,7 +522,7 @@ impl Exchange<'_> {
         let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
             authority.as_bytes()
         } else {
-            route.target.host_header.as_bytes()
+            target.host_header.as_bytes()
         });
         let headers = &parts.headers;
         headers::write_request(
@@ -524,6 +568,11 @@ impl Exchange<'_> {
         known.unwrap_or_else(|| authority(parts))
     }
 
+    /// Whether a sender that is believed says so.
+    fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
+        present.forwarded_proto && self.sender().trusted && headers::says_https(&parts.headers)
+    }
+
     fn sender(&self) -> Sender {
         let client = self.client.ride.watch.client();
         let trusted = &self.state.config.server.trusted_proxies;
@@ -535,15 +584,15 @@ impl Exchange<'_> {
         }
     }
 
-    fn note_upstream(&self, route: &Route) {
+    fn note_upstream(&self, route: &Route, target: &Target) {
         if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
-            record.upstream = Some(route.target.origin.to_string());
+            record.upstream = Some(target.origin.to_string());
         }
         if log::enabled(Level::Debug) {
             let subject = self.client.ride.subject;
             let (mut path, asked) = (Vec::new(), subject.path());
-            route.push_upstream_path(asked, None, &mut path);
-            let url = format!("{}{}", route.target.origin, String::from_utf8_lossy(&path));
+            route.push_joined(&target.base, asked, None, &mut path);
+            let url = format!("{}{}", target.origin, String::from_utf8_lossy(&path));
             log::debug(
                 "forward",
                 &[("method", &subject.method), ("path", &asked), ("url", &url)],
@@ -584,6 +633,14 @@ impl Exchange<'_> {
             head.withheld.extend(edited.cloned());
             headers::announce(&mut headers, &head.withheld);
         }
+        if head.locates {
+            let authority = self.client.ride.subject.whole_host().unwrap_or_default();
+            let asked = Asked {
+                authority,
+                is_https: self.is_https.get(),
+            };
+            location::rewrite(&mut headers, route, asked);
+        }
         route.response_headers.apply(&mut headers);
         watch.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -611,6 +668,16 @@ impl Exchange<'_> {
             tunnel,
         })
     }
+}
+
+/// A fixed response, whatever the method and the rest of the path.
+fn respond_directly(route: &Route, response: &Response) -> Answer {
+    let mut headers = HeaderMap::new();
+    if let Some(kind) = &response.content_type {
+        headers.insert(header::CONTENT_TYPE, kind.clone());
+    }
+    route.response_headers.apply(&mut headers);
+    Answer::new(response.status, headers, Body::Made(response.body.clone()))
 }
 
 fn add_slash(route: &Route, query: Option<&str>) -> Answer {

@@ -7,25 +7,39 @@ use std::{cmp::Reverse, fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::cors::Cors;
+use crate::{
+    cors::Cors,
+    direct::{Redirect, Response},
+};
 
-/// The table of routes, in the order in which they are tried.
+/// The table of routes.
 #[derive(Debug, Default)]
 pub struct Routes {
     routes: Vec<Route>,
+    /// One for each host of each route, in the order in which they are tried.
+    order: Vec<Candidate>,
 }
 
-/// A path prefix (of one host, or of any) with its target.
+/// A route, by its number, under one of its hosts.
+#[derive(Debug)]
+struct Candidate {
+    host: Option<HostPattern>,
+    route: usize,
+}
+
+/// A path prefix (of some hosts, or of any) and what is done with its requests.
 #[derive(Debug)]
 pub struct Route {
     /// Starts with `/`.
     pub path: String,
-    /// Only for this Host; `None` = for any.
-    pub host: Option<HostPattern>,
-    /// Whom to ask.
-    pub target: Target,
+    /// Only for these Hosts; empty = for any.
+    pub hosts: Vec<HostPattern>,
+    /// What is done with a request.
+    pub action: Action,
     /// Whether the matched prefix is taken off. Default true.
     pub strip_prefix: bool,
+    /// Whether the target's own address in Location and Content-Location becomes the client's. Default true.
+    pub rewrite_location: bool,
     /// Whether the client's Host goes to the target. Default false.
     pub preserve_host: bool,
     /// From the end of the request to the end of the response head; `None` = no limit.
@@ -38,6 +52,17 @@ pub struct Route {
     pub response_headers: Edits,
     /// The effective CORS policy: the route's own laid over the global one; `None` = off.
     pub cors: Option<Cors>,
+}
+
+/// What is done with a request of a route.
+#[derive(Debug)]
+pub enum Action {
+    /// It goes to a target.
+    Forward(Target),
+    /// It is sent elsewhere by the proxy itself.
+    Redirect(Redirect),
+    /// It is answered by the proxy itself.
+    Respond(Response),
 }
 
 /// `{set: {…}, remove: […]}`.
@@ -65,6 +90,11 @@ impl Edits {
         self.remove
             .iter()
             .chain(self.set.iter().map(|(name, _)| name))
+    }
+
+    /// Whether nothing is edited.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.remove.is_empty()
     }
 
     /// Whether a field of this name is set or removed.
@@ -158,16 +188,23 @@ pub enum Found<'a> {
 impl Routes {
     /// Orders the routes as they are tried: exact hosts, then wildcards (the longer suffix first), then any host;
     /// among equals the longer path first.
-    pub fn new(mut routes: Vec<Route>) -> Routes {
-        routes.sort_by_key(|route| {
-            let (rank, suffix) = match &route.host {
+    pub fn new(routes: Vec<Route>) -> Routes {
+        let mut order = Vec::with_capacity(routes.len());
+        for (route, Route { hosts, .. }) in routes.iter().enumerate() {
+            let named = hosts.iter().cloned().map(Some);
+            let any = hosts.is_empty().then_some(None);
+            order.extend(named.chain(any).map(|host| Candidate { host, route }));
+        }
+        order.sort_by_key(|candidate| {
+            let (rank, suffix) = match &candidate.host {
                 Some(HostPattern::Exact(_)) => (0, 0),
                 Some(HostPattern::Below(suffix)) => (1, suffix.len()),
                 None => (2, 0),
             };
-            (rank, Reverse(suffix), Reverse(route.path.len()))
+            let path = routes.get(candidate.route).map(|route| route.path.len());
+            (rank, Reverse(suffix), Reverse(path))
         });
-        Routes { routes }
+        Routes { routes, order }
     }
 
     /// How many there are.
@@ -175,7 +212,7 @@ impl Routes {
         self.routes.len()
     }
 
-    /// Every route, in the order in which they are tried.
+    /// Every route, in the order of the file.
     pub fn iter(&self) -> std::slice::Iter<'_, Route> {
         self.routes.iter()
     }
@@ -187,14 +224,15 @@ impl Routes {
     pub fn find(&self, host: &str, path: &str) -> Found<'_> {
         let host = bare_host(host);
         let mut candidates = self
-            .routes
+            .order
             .iter()
-            .filter(|route| route.host.as_ref().is_none_or(|it| it.matches(host)));
-        match candidates.find(|route| route.covers(path) || route.lacks_slash(path)) {
-            Some(route) if route.covers(path) => Found::Route(route),
-            Some(slashed) => candidates
-                .find(|route| route.host == slashed.host && route.path == path)
-                .map_or(Found::AddSlash(slashed), Found::Route),
+            .filter(|candidate| candidate.host.as_ref().is_none_or(|it| it.matches(host)))
+            .filter_map(|candidate| Some((&candidate.host, self.routes.get(candidate.route)?)));
+        match candidates.find(|(_, route)| route.covers(path) || route.lacks_slash(path)) {
+            Some((_, route)) if route.covers(path) => Found::Route(route),
+            Some((host, slashed)) => candidates
+                .find(|(other, route)| *other == host && route.path == path)
+                .map_or(Found::AddSlash(slashed), |(_, route)| Found::Route(route)),
             None => Found::Nothing,
         }
     }
@@ -221,16 +259,23 @@ impl HostPattern {
 impl Route {
     /// What log lines call it: its host, where it has one, and its path.
     pub fn name(&self) -> String {
-        let host = self.host.as_ref().map(HostPattern::to_string);
-        host.unwrap_or_default() + &self.path
+        let hosts: Vec<String> = self.hosts.iter().map(HostPattern::to_string).collect();
+        hosts.join(",") + &self.path
     }
 
-    /// Appends the path and query that the target is asked for: prefix stripped (or not), base in front, exactly one
-    /// slash at the joint, every other byte as it came.
+    /// Whom its requests go to, if anywhere.
+    pub fn target(&self) -> Option<&Target> {
+        match &self.action {
+            Action::Forward(target) => Some(target),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        }
+    }
+
+    /// Appends a request's path and query as they are joined to `base`: prefix stripped (or not), base in front, exactly
+    /// one slash at the joint, every other byte as it came.
     ///
     /// `path` is one that [`Routes::find`] gave to this route.
-    pub fn push_upstream_path(&self, path: &str, query: Option<&str>, out: &mut Vec<u8>) {
-        let base = self.target.base.as_str();
+    pub fn push_joined(&self, base: &str, path: &str, query: Option<&str>, out: &mut Vec<u8>) {
         let stripped = path
             .strip_prefix(self.path.as_str())
             .filter(|_| self.strip_prefix);
@@ -317,7 +362,7 @@ fn decoded(bytes: &mut std::str::Bytes<'_>) -> u8 {
 }
 
 /// An authority without its port and the trailing dot of its name; an IPv6 literal keeps its brackets.
-fn bare_host(authority: &str) -> &str {
+pub fn bare_host(authority: &str) -> &str {
     let port = authority.rfind(']').map_or(0, |end| end + 1);
     let end = authority
         .bytes()
@@ -332,23 +377,27 @@ fn bare_host(authority: &str) -> &str {
 mod tests {
     use super::*;
 
+    fn pattern(host: &str) -> HostPattern {
+        match host.strip_prefix('*') {
+            Some(suffix) => HostPattern::Below(suffix.to_owned()),
+            None => HostPattern::Exact(host.to_owned()),
+        }
+    }
+
     fn route(host: &str, path: &str, base: &str) -> Route {
         Route {
             path: path.to_owned(),
-            host: match host.strip_prefix('*') {
-                _ if host.is_empty() => None,
-                Some(suffix) => Some(HostPattern::Below(suffix.to_owned())),
-                None => Some(HostPattern::Exact(host.to_owned())),
-            },
-            target: Target {
+            hosts: host.split_whitespace().map(pattern).collect(),
+            action: Action::Forward(Target {
                 origin: Origin {
                     address: Address::Tcp("h".to_owned(), 80),
                     tls: None,
                 },
                 base: base.to_owned(),
                 host_header: HeaderValue::from_static("h"),
-            },
+            }),
             strip_prefix: true,
+            rewrite_location: true,
             preserve_host: false,
             response_header_timeout: None,
             max_body_size: None,
@@ -370,12 +419,12 @@ mod tests {
     /// `host path`, with `+` in front for a redirect, `-` for nothing.
     fn shown(found: &Found<'_>) -> String {
         let name = |route: &Route| {
-            let host = match &route.host {
-                Some(HostPattern::Exact(name)) => name.clone(),
-                Some(HostPattern::Below(suffix)) => format!("*{suffix}"),
-                None => String::new(),
+            let shown = |host: &HostPattern| match host {
+                HostPattern::Exact(name) => name.clone(),
+                HostPattern::Below(suffix) => format!("*{suffix}"),
             };
-            format!("{host}{}", route.path)
+            let hosts: Vec<String> = route.hosts.iter().map(shown).collect();
+            format!("{}{}", hosts.join(" "), route.path)
         };
         match found {
             Found::Route(route) => name(route),
@@ -386,7 +435,8 @@ mod tests {
 
     fn joined(route: &Route, path: &str, query: Option<&str>) -> String {
         let mut out = Vec::new();
-        route.push_upstream_path(path, query, &mut out);
+        let base = &route.target().unwrap().base;
+        route.push_joined(base, path, query, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -480,6 +530,28 @@ mod tests {
         assert_eq!(shown(&both.find("x", "/api/x")), "/api/");
         assert_eq!(shown(&both.find("a", "/api")), "+a/api/");
         assert_eq!(shown(&both.find("b", "/api")), "b/api");
+    }
+
+    #[test]
+    fn each_host_of_a_list_stands_for_itself() {
+        let all = table(&[
+            ("a *.b c.b", "/"),
+            ("a", "/only/"),
+            ("x.b", "/"),
+            ("", "/any/"),
+        ]);
+        for (host, path, expected) in [
+            ("a", "/x", "a *.b c.b/"),
+            ("a", "/only/x", "a/only/"),
+            ("c.b", "/only/x", "a *.b c.b/"),
+            ("d.b", "/any/", "a *.b c.b/"),
+            ("x.b", "/", "x.b/"),
+            ("b", "/any/x", "/any/"),
+            ("b", "/", "-"),
+        ] {
+            assert_eq!(shown(&all.find(host, path)), expected, "{host} {path}");
+        }
+        assert_eq!(all.len(), 4);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -30,6 +31,7 @@ use crate::{
     log,
     metrics::{self, Metrics},
     outcome::Outcome,
+    process::PidFile,
     supervisor::{Pulse, Reporter, Supervisor, first},
     sys,
     worker::Worker,
@@ -72,11 +74,20 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Serves until told to stop. `source` is what the configuration was read from, for the log.
+/// What the command line named.
+#[derive(Debug, Clone, Copy)]
+pub struct Invocation<'a> {
+    /// What the configuration was read from, for the log.
+    pub source: &'a str,
+    /// The file that holds the process's number as long as it serves.
+    pub pid_file: Option<&'a Path>,
+}
+
+/// Serves until told to stop.
 ///
 /// # Errors
 /// What cannot be bound or started, and the loss of what must not end.
-pub fn serve(source: &str, config: Arc<Config>, reread: Reread) -> Result<()> {
+pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
     sys::ignore_signals();
     sys::raise_descriptor_limit();
@@ -140,9 +151,10 @@ pub fn serve(source: &str, config: Arc<Config>, reread: Reread) -> Result<()> {
         plan,
         inherited,
         reread,
+        pid_file: None,
     };
     let work = lead(
-        source,
+        called,
         captain,
         birth,
         own,
@@ -297,8 +309,8 @@ fn runtime() -> Result<LocalRuntime> {
 /// The first worker's life: when all workers accept it says that we are there, and it hears the signals, besides. It
 /// ends when it was told to, or when a worker has lost what must not end.
 async fn lead(
-    source: &str,
-    captain: Captain,
+    called: Invocation<'_>,
+    mut captain: Captain,
     birth: Birth,
     sockets: Vec<(Listen, OwnedFd)>,
     exposed: Option<OwnedFd>,
@@ -306,13 +318,15 @@ async fn lead(
     supervisor: &mut Supervisor,
 ) -> Result<()> {
     let signals = Signals::hear()?;
+    // from now on a SIGHUP is heard: before, it would end the process
+    captain.pid_file = called.pid_file.map(PidFile::write).transpose()?;
     let memory = memory_plan(&birth);
     let (reporter, config) = (birth.reporter.clone(), Arc::clone(&birth.config));
     let work = labour(birth, sockets, exposed, words);
     let heard = async {
         supervisor.all_accept(config.threads).await?;
         greet(
-            source,
+            called.source,
             &config,
             &memory,
             &captain.doors,
@@ -436,6 +450,7 @@ struct Captain {
     plan: Plan,
     inherited: Vec<(String, OwnedFd)>,
     reread: Reread,
+    pid_file: Option<PidFile>,
 }
 
 struct Signals {
@@ -502,6 +517,7 @@ impl Captain {
         }
         self.doors.clear();
         self.exposed = None;
+        self.pid_file = None;
         log::info("stopping at once, at the second signal", &[]);
         let now = Instant::now();
         self.tell(|| Word::Close(now));

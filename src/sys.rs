@@ -457,6 +457,18 @@ fn parse_watchdog(pid: Option<&str>, usec: &str, own: u32) -> Option<Duration> {
     (ours && usec > 1).then(|| Duration::from_micros(usec / 2))
 }
 
+/// Sends SIGHUP to a process.
+///
+/// # Errors
+/// It is gone, or belongs to another user.
+pub fn hang_up(pid: i32) -> io::Result<()> {
+    // SAFETY: takes two numbers and touches no memory
+    match unsafe { libc::kill(pid, libc::SIGHUP) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The monotonic clock in microseconds, as `MONOTONIC_USEC=` beside `RELOADING=1` wants it.
 pub fn monotonic_usec() -> u64 {
     let mut now = libc::timespec {

@@ -2,7 +2,7 @@
 //!
 //! Pure: each function reads one scalar or says `None`; who asked knows what to say of it.
 
-/// What a number counts; decides what is said of `30s` and `64KB`.
+/// What a number counts, and so which units may stand behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Seconds.
@@ -43,34 +43,59 @@ pub fn decimal(text: &str) -> Option<f64> {
         .filter(|number: &f64| number.is_finite())
 }
 
-/// The number to write for `30s`, `1m30s` or `64KiB`, and what it counts.
-pub fn without_unit(text: &str, unit: Unit) -> Option<(f64, &'static str)> {
-    let (factor, what): (fn(&str) -> Option<f64>, _) = match unit {
-        Unit::Seconds => (seconds_of, "seconds"),
-        Unit::Bytes => (bytes_of, "bytes"),
-        Unit::Plain => return None,
+/// Seconds: a plain number, or a time as Go writes it: `500ms`, `30s`, `1m30s`. Days (`d`) and the long names of the
+/// units are understood too.
+pub fn seconds(text: &str) -> Option<f64> {
+    if let Some(number) = decimal(text) {
+        return Some(number);
+    }
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
     };
     let mut sum = 0.0;
-    let mut rest = text.trim();
     if rest.is_empty() {
         return None;
     }
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at_checked(end)?;
-        let after = after.trim_start();
-        let end = after
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(after.len());
-        let (name, after) = after.split_at_checked(end)?;
-        sum += decimal(number)? * factor(name.trim_end())?;
+        let (number, name, after) = split_unit(rest)?;
+        sum += number * seconds_of(name)?;
         rest = after;
     }
-    Some((sum, what))
+    Some(sign * sum)
+}
+
+/// Bytes: a plain number, or a size such as `64KiB`, `10MB` or `1.5GiB`, rounded to a whole byte. `KB` is 1000 and `KiB`
+/// is 1024; a bare `K`, `M`, `G` or `T` is 1024 and its powers, as for docker and systemd.
+pub fn bytes(text: &str) -> Option<f64> {
+    if let Some(number) = decimal(text) {
+        return Some(number);
+    }
+    let (sign, size) = match text.strip_prefix('-') {
+        Some(size) => (-1.0, size),
+        None => (1.0, text),
+    };
+    let (number, name, after) = split_unit(size)?;
+    let bytes = number * bytes_of(name)?;
+    after.is_empty().then_some((sign * bytes).round())
+}
+
+/// A number without a sign, the unit behind it, and what follows up to the next number.
+fn split_unit(text: &str) -> Option<(f64, &str, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, rest) = text.split_at_checked(end)?;
+    let rest = rest.trim_start_matches(' ');
+    let end = rest
+        .find(|c: char| c.is_ascii_digit() || c == '.')
+        .unwrap_or(rest.len());
+    let (name, after) = rest.split_at_checked(end)?;
+    Some((decimal(number)?, name.trim_end_matches(' '), after))
 }
 
 fn seconds_of(name: &str) -> Option<f64> {
-    Some(match name.to_ascii_lowercase().as_str() {
+    Some(match name {
+        "ns" => 1e-9,
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
         "ms" => 0.001,
         "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
         "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
@@ -80,35 +105,19 @@ fn seconds_of(name: &str) -> Option<f64> {
     })
 }
 
-/// KB is 1000, KiB is 1024.
 fn bytes_of(name: &str) -> Option<f64> {
     Some(match name.to_ascii_lowercase().as_str() {
         "b" | "byte" | "bytes" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "ki" | "kib" => 1024.0,
-        "mi" | "mib" => 1_048_576.0,
-        "gi" | "gib" => 1_073_741_824.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "ki" | "kib" => 1024.0,
+        "m" | "mi" | "mib" => 1_048_576.0,
+        "g" | "gi" | "gib" => 1_073_741_824.0,
+        "t" | "ti" | "tib" => 1_099_511_627_776.0,
         _ => return None,
     })
-}
-
-/// Go's notation: digits, then nothing, `B`, `KiB`, `MiB`, `GiB` or `TiB`.
-pub fn binary_bytes(text: &str) -> Option<u64> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at_checked(end).unwrap_or((text, ""));
-    let factor = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Three octal digits that are seen to be so by what stands before them: `0660` or `0o660`.
@@ -145,48 +154,74 @@ mod tests {
     }
 
     #[test]
-    fn the_number_to_write() {
+    fn times_as_go_writes_them() {
         let cases = [
-            ("30s", Unit::Seconds, Some(30.0)),
-            ("1.5 min", Unit::Seconds, Some(90.0)),
-            ("1h30m", Unit::Seconds, Some(5400.0)),
-            ("250ms", Unit::Seconds, Some(0.25)),
-            ("30", Unit::Seconds, None),
-            ("30x", Unit::Seconds, None),
-            ("s", Unit::Seconds, None),
-            ("", Unit::Seconds, None),
-            ("64KB", Unit::Bytes, Some(64000.0)),
-            ("64KiB", Unit::Bytes, Some(65536.0)),
-            ("64k", Unit::Bytes, Some(64000.0)),
-            ("1 MiB", Unit::Bytes, Some(1_048_576.0)),
-            ("2m", Unit::Bytes, Some(2_000_000.0)),
-            ("1GB", Unit::Bytes, Some(1e9)),
-            ("10k", Unit::Plain, None),
-            ("9é", Unit::Bytes, None),
+            ("30", Some(30.0)),
+            ("0.25", Some(0.25)),
+            ("30s", Some(30.0)),
+            ("1.5 min", Some(90.0)),
+            ("1.5h", Some(5400.0)),
+            ("1h30m", Some(5400.0)),
+            ("1m30s", Some(90.0)),
+            ("1m 30s", Some(90.0)),
+            ("1m30.5s", Some(90.5)),
+            ("250ms", Some(0.25)),
+            ("500000us", Some(0.5)),
+            ("500000\u{b5}s", Some(0.5)),
+            ("1d", Some(86400.0)),
+            ("-1s", Some(-1.0)),
+            ("-1", Some(-1.0)),
+            ("+2s", Some(2.0)),
+            ("0s", Some(0.0)),
+            ("30x", None),
+            ("30S", None),
+            ("1M", None),
+            ("1m30", None),
+            ("1m-30s", None),
+            ("--1s", None),
+            ("s", None),
+            ("-", None),
+            (".5s", None),
+            ("010s", None),
+            ("1e3s", None),
+            ("", None),
+            (" ", None),
+            ("9\u{e9}", None),
         ];
-        for (text, unit, number) in cases {
-            let read = without_unit(text, unit).map(|(number, _)| number);
-            assert_eq!(read, number, "{text} {unit:?}");
+        for (text, number) in cases {
+            assert_eq!(seconds(text), number, "{text}");
         }
     }
 
     #[test]
-    fn bytes_in_gos_notation() {
-        for (text, bytes) in [
-            ("0", Some(0)),
-            ("1B", Some(1)),
-            ("10MiB", Some(10 << 20)),
-            ("2TiB", Some(2 << 40)),
-            ("", None),
+    fn sizes_with_units() {
+        let cases = [
+            ("4096", Some(4096.0)),
+            ("1.5", Some(1.5)),
+            ("64KB", Some(64000.0)),
+            ("64KiB", Some(65536.0)),
+            ("64K", Some(65536.0)),
+            ("64k", Some(65536.0)),
+            ("1 MiB", Some(1_048_576.0)),
+            ("10M", Some(10_485_760.0)),
+            ("10m", Some(10_485_760.0)),
+            ("10MB", Some(1e7)),
+            ("10Mi", Some(10_485_760.0)),
+            ("1.5GiB", Some(1_610_612_736.0)),
+            ("2.3MB", Some(2_300_000.0)),
+            ("1GB", Some(1e9)),
+            ("2T", Some(2_199_023_255_552.0)),
+            ("7B", Some(7.0)),
+            ("-1K", Some(-1024.0)),
+            ("1MiB512KiB", None),
+            ("64KiBs", None),
+            ("64X", None),
             ("MiB", None),
-            ("10MB", None),
-            ("1.5GiB", None),
-            ("-1", None),
-            ("10 MiB", None),
-            ("99999999999TiB", None),
-            ("99999999999999999999", None),
-        ] {
-            assert_eq!(binary_bytes(text), bytes, "{text}");
+            ("", None),
+            ("9\u{e9}", None),
+        ];
+        for (text, number) in cases {
+            assert_eq!(bytes(text), number, "{text}");
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     metrics::{self, Metrics, RouteCounters},
     park::Park,
     pool::{Host, Places, Pool},
-    route::Route,
+    route::{Found, Route},
 };
 
 /// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and would keep the
@@ -53,10 +53,12 @@ pub struct State {
     pub config: Arc<Config>,
     /// Some policy answers preflights, so an OPTIONS mostly needs no upstream.
     pub answers_options: bool,
+    /// Some route answers by itself, without an upstream.
+    pub answers_directly: bool,
     /// The health report.
     pub report: Report,
-    /// Whose connections each route uses, in the order of the routes.
-    hosts: Vec<Rc<Host>>,
+    /// Whose connections each route uses, in the order of the routes; `None` where it answers by itself.
+    hosts: Vec<Option<Rc<Host>>>,
     /// What each route has served, in the same order; empty where it is not shown.
     pub counters: Rc<[Arc<RouteCounters>]>,
     /// Makes upstream connections.
@@ -162,18 +164,20 @@ impl State {
         let hosts = config
             .routes
             .iter()
-            .map(|route| pool.host(&route.target.origin))
+            .map(|route| route.target().map(|target| pool.host(&target.origin)))
             .collect();
         let counters = metrics.routes(config.routes.iter().map(|route| {
-            let host = route.host.as_ref().map(ToString::to_string);
-            (route.path.clone(), host.unwrap_or_default())
+            let hosts: Vec<String> = route.hosts.iter().map(ToString::to_string).collect();
+            (route.path.clone(), hosts.join(","))
         }));
+        let answers_directly = config.routes.iter().any(|route| route.target().is_none());
         let report = Report::new(&config.version, start, config.routes.len());
         let answers_options =
             config.cors.is_some() || config.routes.iter().any(|route| route.cors.is_some());
         State {
             config,
             answers_options,
+            answers_directly,
             report,
             hosts,
             counters: counters.into(),
@@ -188,11 +192,22 @@ impl State {
         u32::try_from(index).ok()
     }
 
+    /// Whether a route answers a request for this Host and path by itself.
+    pub fn answers(&self, host: &[u8], path: &[u8]) -> bool {
+        let (Ok(host), Ok(path)) = (str::from_utf8(host), str::from_utf8(path)) else {
+            return false;
+        };
+        match self.config.routes.find(host, path) {
+            Found::Route(route) => route.target().is_none(),
+            Found::AddSlash(_) | Found::Nothing => false,
+        }
+    }
+
     /// Whose connections a route of this configuration uses.
     pub fn host(&self, route: Option<u32>) -> &Rc<Host> {
         route
-            .and_then(|index| self.hosts.get(index as usize))
-            .expect("every route of this configuration has its host")
+            .and_then(|index| self.hosts.get(index as usize)?.as_ref())
+            .expect("every route of this configuration that has a target has its host")
     }
 }
 /// How often the sweep must look so that no time-out is late by much: a tenth of the shortest, and five times a second at least.

@@ -152,7 +152,59 @@ fn syntax_error(text: &str, error: &serde_yaml::Error) -> SyntaxError {
         line = Some(1 + newlines.count());
         sentence = words.to_owned();
     }
+    if let Some(hint) = hint(text, line, &sentence) {
+        sentence = hint;
+    }
     SyntaxError { line, sentence }
+}
+
+/// What the author of a line most likely has to change, where libyaml's words do not say it.
+fn hint(text: &str, line: Option<usize>, sentence: &str) -> Option<String> {
+    let written = text.lines().nth(line?.checked_sub(1)?)?;
+    let indent = written.len() - written.trim_start_matches([' ', '\t']).len();
+    if written.get(..indent)?.contains('\t') {
+        return Some("begins with a tab: YAML is indented with spaces".to_owned());
+    }
+    if sentence.contains("while scanning an alias") {
+        let (_, column) = sentence.rsplit_once(" column ")?;
+        let start = column.parse::<usize>().ok()?.checked_sub(1)?;
+        let word: String = written
+            .chars()
+            .skip(start)
+            .take_while(|c| !c.is_whitespace() && !matches!(c, ',' | ']' | '}'))
+            .collect();
+        return Some(format!("{word} must stand in quotes: write \"{word}\""));
+    }
+    if sentence.contains("while parsing a flow")
+        && let Some(value) = value_with_braces(written)
+    {
+        return Some(format!(
+            "{value} must stand in quotes between braces or brackets: write \"{value}\""
+        ));
+    }
+    if sentence.starts_with("found character that cannot start any token") {
+        return Some("a value that begins with @, ` or % must stand in quotes".to_owned());
+    }
+    if sentence.starts_with("mapping values are not allowed") {
+        return Some(format!(
+            "{sentence}: put a value that holds a colon in quotes, or mend the indentation"
+        ));
+    }
+    None
+}
+
+/// The value in a line that holds `${…}` or `{host}`.
+fn value_with_braces(line: &str) -> Option<&str> {
+    let brace = line.find("${").or_else(|| line.find("{host}"))?;
+    let is_edge = |c: char| c.is_whitespace() || c == ',';
+    let before = line.get(..brace)?;
+    let start = before
+        .rfind(|c| is_edge(c) || c == '[')
+        .map_or(0, |edge| edge + 1);
+    let closed = brace + line.get(brace..)?.find('}')? + 1;
+    let rest = line.get(closed..)?;
+    let end = rest.find(|c| is_edge(c) || matches!(c, ']' | '}'));
+    line.get(start..closed + end.unwrap_or(rest.len()))
 }
 
 /// Builds the tree. What a node weighs is taken from the budget each time it is reached, also through an alias:
@@ -544,6 +596,43 @@ mod tests {
             let Err(error) = parse(text) else {
                 panic!("{text:?} was accepted");
             };
+            assert_eq!(error.line, Some(line), "{text:?}: {}", error.sentence);
+            assert!(
+                error.sentence.contains(sentence),
+                "{text:?}: {}",
+                error.sentence
+            );
+        }
+    }
+
+    #[test]
+    fn usual_slips_are_told_what_to_write() {
+        for (text, line, sentence) in [
+            ("a:\n\tb: 1\n", 2, "begins with a tab"),
+            ("a:\n- b: 1\n\tc: 2\n", 3, "begins with a tab"),
+            ("a:\n  \t- b\n  - c\n", 2, "begins with a tab"),
+            ("a: [*]", 1, "* must stand in quotes: write \"*\""),
+            ("a:\n  - *\n", 2, "write \"*\""),
+            ("a: [x, *.e.example, y]", 1, "write \"*.e.example\""),
+            ("a: {b: ${X:-3}}", 1, "write \"${X:-3}\""),
+            ("a: {b: ${X}, c: 1}", 1, "write \"${X}\""),
+            ("a: [${X}]", 1, "write \"${X}\""),
+            ("a: {b: x/${X}/y, c: 1}", 1, "write \"x/${X}/y\""),
+            (
+                "a: {b: https://{host}, c: 1}",
+                1,
+                "write \"https://{host}\"",
+            ),
+            (
+                "a: {b: https://{host}:80/c}",
+                1,
+                "write \"https://{host}:80/c\"",
+            ),
+            ("a: @b", 1, "begins with @"),
+            ("a: `b`", 1, "must stand in quotes"),
+            ("a: b: c", 1, "holds a colon in quotes"),
+        ] {
+            let error = parse(text).err().expect(text);
             assert_eq!(error.line, Some(line), "{text:?}: {}", error.sentence);
             assert!(
                 error.sentence.contains(sentence),

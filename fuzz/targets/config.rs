@@ -22,10 +22,14 @@ mod chunked;
 mod config;
 #[path = "../../src/cors.rs"]
 mod cors;
+#[path = "../../src/direct.rs"]
+mod direct;
 #[path = "../../src/document.rs"]
 mod document;
 #[path = "../../src/entry.rs"]
 mod entry;
+#[path = "../../src/keys.rs"]
+mod keys;
 #[path = "../../src/policy.rs"]
 mod policy;
 #[path = "../../src/roots.rs"]
@@ -65,7 +69,8 @@ fuzz_target!(|input: &[u8]| {
             assert!(config.routes.len() > 0);
             assert!((1..=64).contains(&config.threads));
             for route in config.routes.iter() {
-                for path in [&route.path, &route.target.base] {
+                let base = route.target().map(|target| &target.base);
+                for path in [Some(&route.path), base].into_iter().flatten() {
                     assert!(path.is_empty() || path.starts_with('/'), "{path:?}");
                     assert!(!holds_dot_segment(path), "{path:?}");
                     assert!(path.bytes().all(|byte| byte.is_ascii_graphic()));

@@ -102,8 +102,11 @@ fuzz_target!(|input: &[u8]| {
             let method = fields.get("access-control-allow-methods");
             assert!(method.is_none_or(|method| is_token(method.to_str().expect("ASCII"))));
         }
-        Verdict::Answer(status, fields) => {
-            assert!(!expected && status == StatusCode::FORBIDDEN);
+        Verdict::Answer(status, _) => panic!("a preflight is answered with {status}"),
+        Verdict::Refused(fields) => {
+            assert!(!expected);
+            let told = cors.explain(&headers);
+            assert!(told.contains(&*String::from_utf8_lossy(value.as_bytes())));
             assert!(
                 !fields
                     .keys()

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use lean_proxy::{
     address::{parse_host_pattern, parse_path, parse_target},
     request::RequestUri,
-    route::{Edits, Found, Route, Routes, Target, holds_parent_segment},
+    route::{Action, Edits, Found, Route, Routes, Target, holds_parent_segment},
     screen,
 };
 use libfuzzer_sys::fuzz_target;
@@ -52,7 +52,7 @@ fuzz_target!(|input: &[u8]| {
             return;
         }
         Found::Nothing => {
-            let own = |route: &&Route| route.host.is_none() && covers(&route.path, path);
+            let own = |route: &&Route| route.hosts.is_empty() && covers(&route.path, path);
             assert!(routes.iter().find(own).is_none(), "{path:?} has a route");
             return;
         }
@@ -63,12 +63,13 @@ fuzz_target!(|input: &[u8]| {
         route.path
     );
     let longer = |other: &&Route| {
-        other.host == route.host && covers(&other.path, path) && other.path.len() > route.path.len()
+        other.hosts == route.hosts && covers(&other.path, path) && other.path.len() > route.path.len()
     };
     assert!(routes.iter().find(longer).is_none(), "a longer one fits");
 
     let mut out = Vec::new();
-    route.push_upstream_path(path, uri.query(), &mut out);
+    let target = route.target().expect("all routes here have one");
+    route.push_joined(&target.base, path, uri.query(), &mut out);
     let out = String::from_utf8(out).expect("the path was text");
     assert!(
         !out.bytes()
@@ -77,7 +78,7 @@ fuzz_target!(|input: &[u8]| {
     );
     assert_eq!(out.split_once('?').map(|(_, query)| query), uri.query());
     let sent = out.split('?').next().expect("there is a first part");
-    let base = route.target.base.trim_end_matches('/');
+    let base = target.base.trim_end_matches('/');
     let below = sent.strip_prefix(base);
     assert!(
         below.is_some_and(|below| below.is_empty() || below.starts_with('/')),
@@ -108,13 +109,14 @@ fn route(line: &[u8]) -> Option<Route> {
     let Target { base, origin, .. } = parse_target(&format!("http://h{base}")).ok()?;
     Some(Route {
         path: path.to_owned(),
-        host: parse_host_pattern(host).ok()?,
-        target: Target {
+        hosts: parse_host_pattern(host).ok()?.into_iter().collect(),
+        action: Action::Forward(Target {
             origin,
             base,
             host_header: HeaderValue::from_static("h"),
-        },
+        }),
         strip_prefix: !keeps,
+        rewrite_location: true,
         preserve_host: false,
         response_header_timeout: None,
         max_body_size: None,

@@ -2,15 +2,19 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 use crate::{
     lifecycle::first_child,
-    support::{ALL, Finished, OK, Peer, Proxy, Setup, Upstream, binary, seen, signal, skip},
+    support::{
+        ALL, Finished, OK, Peer, Proxy, Setup, Upstream, binary, eventually, seen, signal, skip,
+    },
 };
 
 /// A configuration that is in order.
@@ -68,9 +72,51 @@ fn bad_usage_is_a_2_with_the_usage_on_stderr() {
     if Path::new("/config.yaml").exists() {
         return skip("this machine has a /config.yaml");
     }
-    let run = Setup::new(GOOD).args(&[]).run();
-    assert_eq!(run.code, Some(2), "{}", run.err);
-    assert!(run.err.to_lowercase().contains("usage"), "{}", run.err);
+    for args in [&[][..], &["--check"], &["--health"]] {
+        let run = Setup::new(GOOD).args(args).run();
+        assert_eq!(run.code, Some(2), "{}", run.err);
+        for looked_for in ["CONFIG", "LEAN_PROXY_CONFIG", "/config.yaml", "usage"] {
+            assert!(run.err.contains(looked_for), "{args:?}: {}", run.err);
+        }
+    }
+}
+
+#[test]
+fn the_version_names_the_commit_where_the_build_knew_it() {
+    let run = Setup::new(GOOD).args(&["--version"]).run();
+    let plain = concat!("lean-proxy ", env!("CARGO_PKG_VERSION"));
+    let rest = run.out.trim_end().strip_prefix(plain).expect("a version");
+    let commit = rest
+        .strip_prefix(" (")
+        .and_then(|rest| rest.strip_suffix(')'));
+    assert!(rest.is_empty() || commit.is_some(), "{}", run.out);
+    // another build, under test, may be of another commit
+    if std::env::var_os("LEAN_PROXY_BIN").is_none() {
+        assert_eq!(
+            commit.unwrap_or_default(),
+            option_env!("LEAN_PROXY_COMMIT").unwrap_or_default()
+        );
+    }
+}
+
+#[test]
+fn check_tells_the_warnings_of_the_start() {
+    let yaml =
+        "routes: [{path: /, target: 'https://h.invalid', tls: {insecure_skip_verify: true}}]\n";
+    let run = check(yaml);
+    assert_eq!((run.code, run.out.lines().count()), (Some(0), 1));
+    let warning = run.err.trim_end();
+    assert!(
+        warning.starts_with("warning: ") && warning.lines().count() == 1,
+        "{warning}"
+    );
+    assert!(
+        warning.contains("config.yaml:1: routes[0].tls: insecure_skip_verify"),
+        "{warning}"
+    );
+    let (_, sentence) = warning.split_once("routes[0].tls: ").unwrap();
+    let proxy = Setup::new(yaml).start();
+    proxy.await_log("the same warning", |line| line.contains(sentence));
 }
 
 #[test]
@@ -215,6 +261,63 @@ fn every_error_names_its_field() {
             &["routes[0].target"],
         ),
         (format!("{GOOD}listen: nonsense\n"), &["listen"]),
+        (
+            "routes: [{path: '/api*', target: 'http://h'}]\n".to_owned(),
+            &["routes[0].path", "\"/api\""],
+        ),
+        (
+            "routes: [{path: '/users/:id', target: 'http://h'}]\n".to_owned(),
+            &["routes[0].path", "\"/users/\""],
+        ),
+        (
+            "routes: [{path: '/users/{id}', target: 'http://h'}]\n".to_owned(),
+            &["routes[0].path", "\"/users/\""],
+        ),
+        (
+            "routes: [{path: /, target: 'http://unix:/run/x'}]\n".to_owned(),
+            &["routes[0].target", "\"unix:/run/x\""],
+        ),
+        (
+            "routes:\n\t- path: /\n".to_owned(),
+            &["config.yaml:2", "a tab"],
+        ),
+        (
+            format!("{GOOD}cors: true\n"),
+            &["config.yaml:2: cors", "allowed_origins"],
+        ),
+        (
+            format!("{GOOD}cors: {{allowed_origins: [*]}}\n"),
+            &["config.yaml:2", "quotes", "\"*\""],
+        ),
+        (
+            format!("{GOOD}transport: {{dial_timeout: ${{X:-3}}}}\n"),
+            &["config.yaml:2", "quotes", "\"${X:-3}\""],
+        ),
+        (
+            format!("{GOOD}cors: {{allowed_methods: [put]}}\n"),
+            &["cors.allowed_methods", "PUT"],
+        ),
+        (
+            format!("{GOOD}max_body_size: 1\n"),
+            &["max_body_size", "belongs to routes[]"],
+        ),
+        (
+            format!("{GOOD}listen: '::1:80'\n"),
+            &["listen", "\"[::1]:80\""],
+        ),
+        (format!("{GOOD}listen: 'fd:2'\n"), &["listen", "fd:3"]),
+        (
+            format!("{GOOD}server: {{unix_socket_mode: 660}}\n"),
+            &["server.unix_socket_mode", "\"0660\""],
+        ),
+        (
+            format!("{GOOD}transport: {{max_idle_conns: 010}}\n"),
+            &["transport.max_idle_conns", "write 10"],
+        ),
+        (
+            route("host: 'https://app.example.com'"),
+            &["routes[0].host", "\"app.example.com\""],
+        ),
         (format!("{GOOD}listen: ':99999'\n"), &["listen"]),
         (format!("{GOOD}listen: 'host.example:80'\n"), &["listen"]),
         (format!("{GOOD}listen: [':80', 'x']\n"), &["listen[1]"]),
@@ -253,18 +356,18 @@ fn every_error_names_its_field() {
         ),
         (route("max_body_size: -1"), &["routes[0].max_body_size"]),
         (
-            route("max_body_size: 64KB"),
-            &["routes[0].max_body_size", "64"],
+            route("max_body_size: 64KX"),
+            &["routes[0].max_body_size", "64KiB"],
         ),
         (route("host: 'a b'"), &["routes[0].host"]),
         (route("strip_prefix: maybe"), &["routes[0].strip_prefix"]),
         (
-            format!("{GOOD}transport: {{dial_timeout: 30s}}\n"),
-            &["transport.dial_timeout", "30"],
+            format!("{GOOD}transport: {{dial_timeout: 30x}}\n"),
+            &["transport.dial_timeout", "30s"],
         ),
         (
-            format!("{GOOD}transport: {{idle_conn_timeout: 5m}}\n"),
-            &["transport.idle_conn_timeout", "300"],
+            format!("{GOOD}transport: {{idle_conn_timeout: 5M}}\n"),
+            &["transport.idle_conn_timeout", "1m30s"],
         ),
         (
             format!("{GOOD}transport: {{max_idle_conns: -1}}\n"),
@@ -275,8 +378,8 @@ fn every_error_names_its_field() {
             &["transport.max_idle_conns"],
         ),
         (
-            format!("{GOOD}server: {{max_header_bytes: 64KB}}\n"),
-            &["server.max_header_bytes", "64"],
+            format!("{GOOD}server: {{max_header_bytes: 2MiB}}\n"),
+            &["server.max_header_bytes", "1048576"],
         ),
         (
             format!("{GOOD}server: {{max_header_bytes: 10}}\n"),
@@ -336,6 +439,7 @@ fn what_people_write_is_accepted() {
         "x-base: &base {target: 'http://h', strip_prefix: false}\nroutes:\n- {<<: *base, path: /a/}\n- {<<: *base, path: /b/, strip_prefix: true, x-c: 1}\n".to_owned(),
         format!("{GOOD}version: \"1.0.0\"\nlisten: ['127.0.0.1:0', '[::1]:0']\n"),
         format!("{GOOD}limits: {{memory: 10000000}}\n"),
+        format!("{GOOD}limits: {{memory: 10M}}\ntransport: {{dial_timeout: 500ms, idle_conn_timeout: 1m30s, read_buffer_size: 64KiB}}\n"),
         format!("{GOOD}limits: {{memory: auto}}\nlog: {{format: json, level: debug, access: true}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"),
         format!("---\n{GOOD}"),
     ] {
@@ -419,12 +523,35 @@ fn the_config_may_stand_in_the_environment() {
 }
 
 #[test]
+fn what_came_from_the_environment_is_told_at_start() {
+    let upstream = Upstream::fixed(OK);
+    let yaml = format!("{ALL}listen: '127.0.0.1:0'\n");
+    let proxy = Setup::new("unused: true")
+        .upstream("UP", &upstream)
+        .args(&[])
+        .env("LEAN_PROXY_CONFIG", yaml)
+        .start();
+    proxy.await_log("where the configuration is from", |line| {
+        line.contains("LEAN_PROXY_CONFIG -> the configuration")
+    });
+    let key = rcgen::generate_simple_self_signed(["h.invalid".to_owned()]).unwrap();
+    let setup = Setup::new("routes: [{path: /, target: 'https://h.invalid'}]\n")
+        .env("SSL_CERT_FILE", "DIR/roots.pem");
+    fs::write(setup.dir().join("roots.pem"), key.cert.pem()).unwrap();
+    setup.start().await_log("which roots are used", |line| {
+        line.contains("SSL_CERT_FILE=") && line.contains("roots.pem")
+    });
+}
+
+#[test]
 fn the_memory_budget_is_told_at_start() {
     let upstream = Upstream::fixed(OK);
     for (name, value, told) in [
         ("LEAN_PROXY_MEMORY", "10MiB", "10.0 MiB"),
         ("GOMEMLIMIT", "8388608", "8.0 MiB"),
         ("GOMEMLIMIT", "9MiB", "9.0 MiB"),
+        ("LEAN_PROXY_MEMORY", "10M", "10.0 MiB"),
+        ("GOMEMLIMIT", "20MB", "19.1 MiB"),
     ] {
         let proxy = Setup::new(ALL)
             .upstream("UP", &upstream)
@@ -500,6 +627,66 @@ fn health_that_does_not_answer_is_a_1_in_two_seconds() {
 }
 
 #[test]
+fn health_of_a_socket_with_a_full_backlog_is_a_1() {
+    let setup = Setup::new(&format!("{GOOD}listen: 'unix:DIR/full.sock'\n"));
+    let path = setup.dir().join("full.sock");
+    let address = SockAddr::unix(&path).unwrap();
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if socket.connect(&address).is_err() {
+            break;
+        }
+        waiting.push(socket);
+    }
+    let run = setup.args(&["--health", "CONFIG"]).run();
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""));
+    assert!(
+        run.err.contains("full.sock") && run.err.contains("backlog"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
+fn health_of_a_name_that_is_never_resolved_is_a_1() {
+    // a resolver of our own that never answers: on an address of this process's own, for its port cannot be chosen
+    let pid = std::process::id();
+    let name = format!("127.77.{}.{}", pid >> 8 & 255, pid & 255);
+    let Ok(_silent) = UdpSocket::bind((name.as_str(), 53)) else {
+        return skip("port 53 cannot be had here");
+    };
+    let setup = Setup::new(GOOD);
+    let file = setup.dir().join("resolv.conf");
+    fs::write(&file, format!("nameserver {name}\noptions timeout:30\n")).unwrap();
+    let bind = format!("mount --bind {} /etc/resolv.conf", file.display());
+    let can = Command::new("unshare")
+        .args(["--mount", "/bin/sh", "-c", &bind])
+        .stderr(Stdio::null())
+        .status();
+    if !can.is_ok_and(|status| status.success()) {
+        return skip("nothing can be mounted here");
+    }
+    let script =
+        format!("exec unshare --mount /bin/sh -c '{bind} && exec \"$0\" \"$@\"' \"$0\" \"$@\"");
+    let run = setup
+        .args(&["--health", "http://slow.example:80/health"])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .shell(&script, Stdio::null())
+        .run();
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(
+        run.err.contains("looking up slow.example") && run.err.contains("in time"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
 fn health_alone_asks_the_first_process_of_its_container() {
     let container = "unshare --user --map-root-user --pid --fork --kill-child --mount-proc";
     let can = Command::new("/bin/sh")
@@ -519,8 +706,8 @@ fn health_alone_asks_the_first_process_of_its_container() {
     let Some(inner) = first_child(&proxy) else {
         return skip("the children of a process are not shown here");
     };
-    let health = || {
-        let inside = [
+    let inside = |arguments: &[&str]| {
+        let container = [
             "--preserve-credentials",
             "--target",
             &inner,
@@ -529,17 +716,104 @@ fn health_alone_asks_the_first_process_of_its_container() {
             "--pid",
         ];
         let run = Command::new("nsenter")
-            .args(inside)
+            .args(container)
             .arg(binary())
-            .arg("--health")
+            .args(arguments)
             .env_remove("LEAN_PROXY_CONFIG")
             .output()
             .unwrap();
         (run.status.code(), String::from_utf8(run.stdout).unwrap())
     };
+    let health = || inside(&["--health"]);
     assert_eq!(health(), (Some(0), "ok\n".to_owned()));
+    let told = inside(&["--reload"]);
+    assert_eq!(told.0, Some(0), "{}", told.1);
+    proxy.await_log("a reload", |line| line.contains("reloaded"));
     fs::remove_file(proxy.dir().join("lean.sock")).unwrap();
     assert_eq!(health(), (Some(1), String::new()), "nobody is there");
     signal("TERM", &inner);
     assert_eq!(proxy.exit().code(), Some(0));
+}
+
+// ---- reload ----
+
+#[test]
+fn reload_tells_the_process_of_the_pid_file() {
+    let upstream = Upstream::fixed(OK);
+    let mut proxy = Setup::new(ALL)
+        .upstream("UP", &upstream)
+        .args(&["--pid-file", "DIR/pid", "CONFIG"])
+        .start();
+    let file = proxy.dir().join("pid");
+    eventually("the pid file is there", || file.exists());
+    let pid = fs::read_to_string(&file).unwrap();
+    assert_eq!(pid, format!("{}\n", proxy.pid()));
+    let reload = |file: &Path| {
+        Setup::new(GOOD)
+            .args(&["--reload", "--pid-file", &file.display().to_string()])
+            .run()
+    };
+    let told = reload(&file);
+    assert_eq!((told.code, told.err.as_str()), (Some(0), ""));
+    assert!(told.out.contains(pid.trim_end()), "{}", told.out);
+    proxy.await_log("a reload", |line| line.contains("reloaded"));
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(proxy.terminate().code(), Some(0));
+    assert!(!file.exists(), "it went with its process");
+    let gone = reload(&file);
+    assert_eq!((gone.code, gone.out.as_str()), (Some(1), ""));
+    assert!(gone.err.contains("--pid-file"), "{}", gone.err);
+}
+
+#[test]
+fn a_second_signal_leaves_no_pid_file() {
+    let (upstream, _hold) = Upstream::held();
+    let mut proxy = Setup::new(&format!("{ALL}server: {{shutdown_timeout: 60}}\n"))
+        .upstream("UP", &upstream)
+        .args(&["--pid-file", "DIR/pid", "CONFIG"])
+        .start();
+    let file = proxy.dir().join("pid");
+    eventually("the pid file is there", || file.exists());
+    let mut client = proxy.client();
+    client.send(crate::support::get("/"));
+    upstream.await_requests(1);
+    proxy.signal("TERM");
+    proxy.await_log("that it stops", |line| line.contains("stopping"));
+    assert!(file.exists());
+    proxy.signal("TERM");
+    assert_eq!(proxy.exit().code(), Some(0));
+    assert!(!file.exists());
+}
+
+#[test]
+fn reload_signals_no_process_that_is_no_proxy() {
+    // the shell waits on a pipe that stays open: SIGHUP would end it
+    let mut other = Command::new("/bin/sh")
+        .args(["-c", "read line; exit 7"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let setup = Setup::new(GOOD);
+    fs::write(setup.dir().join("pid"), other.id().to_string()).unwrap();
+    let run = setup.args(&["--reload", "--pid-file", "DIR/pid"]).run();
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    assert!(
+        run.err.contains(&other.id().to_string()) && run.err.contains("no signal was sent"),
+        "{}",
+        run.err
+    );
+    drop(other.stdin.take());
+    assert_eq!(other.wait().unwrap().code(), Some(7));
+    let first = Setup::new(GOOD).args(&["--reload"]).run();
+    assert_eq!(first.code, Some(1), "{}", first.out);
+    assert!(first.err.contains("--pid-file"), "{}", first.err);
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_is_a_3() {
+    let run = Setup::new(GOOD)
+        .args(&["--pid-file", "DIR/none/pid", "CONFIG"])
+        .run();
+    assert_eq!(run.code, Some(3), "{}", run.err);
+    assert!(run.err.contains("none/pid"), "{}", run.err);
 }

@@ -1,6 +1,7 @@
 //! CORS at the wire, point by point: preflights, grants, refusals, and our own answers.
 
 use crate::{
+    metrics::metric,
     strict::Response,
     support::{ALL, OK, Proxy, Setup, Upstream, get, with},
 };
@@ -176,6 +177,47 @@ fn a_preflight_from_another_origin_is_refused_without_a_grant() {
     let response = preflight(&proxy, "/", "https://evil.example", "PUT", None);
     assert_eq!((response.status, granted(&response)), (403, Vec::new()));
     assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn a_refused_preflight_is_told_and_counted() {
+    let upstream = Upstream::fixed(OK);
+    let allowed = "'https://app.example', 'http://localhost:*', 'https://*.b.example'";
+    let yaml = under(&format!("{{allowed_origins: [{allowed}]}}"))
+        + "log: {level: debug, access: true}\nmetrics: {listen: '127.0.0.1:0'}\n";
+    let proxy = Proxy::before(&upstream, &yaml);
+    let mut client = proxy.client();
+    let fields = [
+        "Origin: https://evil.example",
+        "Access-Control-Request-Method: PUT",
+    ];
+    let response = client.ask(with("OPTIONS /x", &fields));
+    assert_eq!(
+        (response.status, response.text().as_str()),
+        (403, "This origin is not allowed.\n")
+    );
+    assert!(
+        response
+            .one("vary")
+            .is_some_and(|vary| vary.contains("Origin"))
+    );
+    let line = proxy.await_log("why", |line| line.contains("reason=\"preflight-refused"));
+    for part in [
+        "level=debug",
+        "path=/x",
+        "https://evil.example",
+        "https://app.example",
+        "http://localhost:*",
+        "https://*.b.example",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    proxy.await_log("the outcome", |line| {
+        line.contains("status=403") && line.contains("outcome=preflight-refused")
+    });
+    let name = "lean_proxy_failures_total{outcome=\"preflight-refused\"}";
+    assert_eq!(metric(&proxy, name), 1);
+    assert_eq!(client.get("/").text(), "ok", "the connection stays");
 }
 
 #[test]

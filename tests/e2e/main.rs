@@ -22,12 +22,14 @@ mod connections;
 mod fields;
 mod forward;
 mod https;
+mod location;
 mod names;
 mod streaming;
 mod upgrade;
 
 // what the proxy answers itself
 mod cors;
+mod direct;
 mod health;
 mod metrics;
 
