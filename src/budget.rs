@@ -27,8 +27,23 @@ pub const NARROW: usize = 4 * 1024;
 /// What exchanges, heads and those who wait leave for connections, however many there are.
 const DOOR: u64 = 32 * CONNECTION;
 
-/// Bytes of a request head that are in the price of an exchange.
-const LARGE_HEAD: usize = 4 * 1024;
+/// Bytes of a head, of a request or a response, that are in the price of an exchange.
+pub const LARGE_HEAD: usize = 4 * 1024;
+
+/// Capacities of buffers for larger heads. Few sizes, because an allocator keeps pages for each size it has seen: heads of
+/// every length between 4 and 96 kB would leave a page behind for each of ten sizes.
+const STEPS: [usize; 5] = [16 * 1024, 32 * 1024, 64 * 1024, 96 * 1024, 128 * 1024];
+
+/// The largest of these that the head of one response needs: `answer::MAX_HEAD`.
+const LARGEST_HEAD: usize = 96 * 1024;
+
+/// What up to [`NARROW`] bytes cost that a client was sent and has not acknowledged: the kernel keeps them in buffers of
+/// up to twice their size, and a closed connection keeps its socket as long.
+pub const UNSENT: u64 = 12_000;
+
+/// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
+/// more as it is read.
+const HANDSHAKE: u64 = 160_000;
 
 /// An idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
@@ -114,6 +129,10 @@ pub struct Budget {
     heads: Cell<u64>,
     /// What wide buffers cost.
     widths: Cell<u64>,
+    /// Heads of responses that are larger than the price of an exchange foresees.
+    pub large_heads: Fund,
+    /// TLS handshakes in progress.
+    pub handshakes: Fund,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
     /// Who waits for an exchange's worth.
@@ -136,7 +155,17 @@ enum Purpose {
     Head,
     Exchange,
     Width,
+    LargeHead,
+    Handshake,
     Other,
+}
+
+/// A part of a budget that one purpose may spend, and the requests that wait for it.
+#[derive(Debug, Default)]
+pub struct Fund {
+    spent: Cell<u64>,
+    /// Requests that wait for a permit of this fund.
+    pub queue: Queue,
 }
 
 impl Budget {
@@ -149,6 +178,8 @@ impl Budget {
             admitted: Cell::new(0),
             heads: Cell::new(0),
             widths: Cell::new(0),
+            large_heads: Fund::default(),
+            handshakes: Fund::default(),
             pressed: Cell::new(false),
             queue: Queue::default(),
             room: Rc::default(),
@@ -227,6 +258,55 @@ impl Budget {
         Some((size, permit))
     }
 
+    /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
+    /// not need, once its size is known. All of it is taken before the first byte beyond [`LARGE_HEAD`], because heads
+    /// that grow step by step would end up waiting for each other.
+    pub fn large_head(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_from(
+            &self.large_heads,
+            Purpose::LargeHead,
+            head_price(LARGEST_HEAD),
+        )
+    }
+
+    /// Takes bytes for a response head that cannot be refused any more.
+    pub fn force_large_head(self: &Rc<Budget>, bytes: u64) -> Permit {
+        let mut permit = self.force(bytes);
+        permit.purpose = Purpose::LargeHead;
+        self.large_heads
+            .spent
+            .set(self.large_heads.spent.get() + bytes);
+        permit
+    }
+
+    /// Takes what a TLS handshake holds until it is over.
+    pub fn handshake(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_from(&self.handshakes, Purpose::Handshake, HANDSHAKE)
+    }
+
+    /// A fund has a fifth of the budget. One permit of each fund can always be had, however little is left: a large head
+    /// or a handshake is never impossible, only slow.
+    fn take_from(self: &Rc<Budget>, fund: &Fund, purpose: Purpose, bytes: u64) -> Option<Permit> {
+        let spent = fund.spent.get();
+        let is_over = self.plan.pool.is_some_and(|pool| spent + bytes > pool / 5);
+        let mut permit = match spent {
+            0 => self.force(bytes),
+            _ if is_over => return None,
+            _ => self.take_inside(bytes)?,
+        };
+        fund.spent.set(spent + bytes);
+        permit.purpose = purpose;
+        Some(permit)
+    }
+
+    fn fund(&self, purpose: Purpose) -> Option<&Fund> {
+        match purpose {
+            Purpose::LargeHead => Some(&self.large_heads),
+            Purpose::Handshake => Some(&self.handshakes),
+            _ => None,
+        }
+    }
+
     /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
     /// held twice, as it came and as the upstream gets it, and its fields have their table.
     pub fn exchange(self: &Rc<Budget>, head: usize) -> Option<Permit> {
@@ -267,6 +347,13 @@ impl Budget {
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
     }
 
+    /// Bytes came free: the first of each queue tries again. The queues of the funds are woken by their own permits, and
+    /// by the timer of the wait.
+    fn wake(&self) {
+        self.queue.wake();
+        self.room.wake();
+    }
+
     /// Told by the sweep: whether memory is near its limit.
     pub fn press(&self, pressed: bool) {
         self.pressed.set(pressed);
@@ -286,6 +373,42 @@ impl Permit {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Makes it worth `bytes`: more is taken whether it is there or not, less is given back. Not for permits of
+    /// exchanges, of unfinished heads and of wide buffers, whose sums are kept apart.
+    pub fn resize(&mut self, bytes: u64) {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let moved = |sum: &Cell<u64>| sum.set(sum.get() - before + bytes);
+        moved(&self.budget.spent);
+        if let Some(fund) = self.budget.fund(self.purpose) {
+            moved(&fund.spent);
+            fund.queue.wake();
+        }
+        if bytes < before {
+            self.budget.wake();
+        }
+    }
+}
+
+/// What the head of a response costs that is held in a buffer of so many bytes: a quarter more is what the allocator
+/// leaves between such buffers.
+pub fn head_price(bytes: usize) -> u64 {
+    if bytes <= LARGE_HEAD {
+        return 0;
+    }
+    let capacity = step(bytes) as u64;
+    capacity + capacity / 4
+}
+
+/// The capacity of a buffer for so many bytes of a head: exact where it is small.
+pub fn step(bytes: usize) -> usize {
+    if bytes <= LARGE_HEAD {
+        return bytes;
+    }
+    STEPS
+        .into_iter()
+        .find(|step| *step >= bytes)
+        .unwrap_or(bytes)
 }
 
 impl Drop for Permit {
@@ -298,10 +421,15 @@ impl Drop for Permit {
                 .widths
                 .set(self.budget.widths.get() - self.bytes),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
+            Purpose::LargeHead | Purpose::Handshake => {
+                if let Some(fund) = self.budget.fund(self.purpose) {
+                    fund.spent.set(fund.spent.get() - self.bytes);
+                    fund.queue.wake();
+                }
+            }
             Purpose::Other => {}
         }
-        self.budget.queue.wake();
-        self.budget.room.wake();
+        self.budget.wake();
     }
 }
 
@@ -454,13 +582,20 @@ impl Room {
 }
 
 impl Buffer {
-    /// Makes it `len` bytes long; what it holds stays.
+    /// Makes it `len` bytes long; what it holds stays. From then on it is no longer on loan: it is paid for by itself, and
+    /// is freed and not kept when it is dropped.
     pub fn grow(&mut self, len: usize) {
         let before = self.bytes.len();
-        self.bytes.resize(len.max(before), 0);
-        if let Some(home) = &self.home {
-            home.lent.set(home.lent.get() + self.bytes.len() - before);
+        if let Some(home) = self.home.take() {
+            home.lent.set(home.lent.get() - before);
         }
+        self.bytes.reserve_exact(len.saturating_sub(before));
+        self.bytes.resize(len.max(before), 0);
+    }
+
+    /// Whether it grew beyond what was lent.
+    pub fn has_grown(&self) -> bool {
+        self.home.is_none() && !self.bytes.is_empty()
     }
 }
 
@@ -756,12 +891,63 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_grew_is_counted() {
+    fn a_buffer_that_grew_is_never_lent_again() {
         let buffers: Rc<Buffers> = Rc::default();
         let mut buffer = buffers.take(Room::new(4096, true, true));
-        buffer.grow(10_000);
-        assert_eq!((buffer.len(), buffers.lent.get()), (10_000, 10_000));
+        buffer[0] = 7;
+        assert!(!buffer.has_grown());
+        buffer.grow(16 * 1024);
+        assert_eq!((buffer.len(), buffer[0]), (16 * 1024, 7));
+        assert_eq!(buffer.bytes.capacity(), 16 * 1024);
+        assert!(buffer.has_grown());
         drop(buffer);
-        assert_eq!(buffers.lent.get(), 0);
+        assert_eq!((buffers.lent.get(), buffers.kept.get()), (0, 0));
+    }
+
+    #[test]
+    fn large_heads_have_a_fifth_of_the_budget_and_one_always_passes() {
+        for limit in [1 << 20, 6 << 20, 10 << 20, 32 << 20] {
+            let budget = Budget::new(Plan::new(Some(limit), 1, None));
+            let pool = budget.plan().pool.unwrap();
+            let all = budget.force(pool);
+            let mut first = budget.large_head().expect("one can always be had");
+            assert!(budget.large_head().is_none() && budget.handshake().is_some());
+            drop(all);
+            let more: Vec<Permit> = std::iter::from_fn(|| budget.large_head()).collect();
+            assert!(budget.large_heads.spent.get() <= (pool / 5).max(first.bytes()));
+            // a head of 5 kB gives back most, and lets others pass
+            first.resize(head_price(5000));
+            assert_eq!(first.bytes(), 20 * 1024);
+            drop(more);
+            drop(first);
+            assert_eq!((budget.spent(), budget.large_heads.spent.get()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_permit_that_shrinks_lets_the_next_one_in() {
+        let budget = Budget::new(Plan {
+            pool: Some(100),
+            ..Plan::new(Some(10 << 20), 1, None)
+        });
+        let mut permit = budget.take(80).unwrap();
+        permit.resize(120);
+        assert_eq!(budget.spent(), 120, "what cannot be refused is taken");
+        let mut context = Context::from_waker(Waker::noop());
+        let mut next = pin!(budget.queue.until(|| budget.take(60)));
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        permit.resize(40);
+        assert!(next.as_mut().poll(&mut context).is_ready());
+        drop(permit);
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn buffers_of_large_heads_have_few_sizes() {
+        assert_eq!([0, 300, LARGE_HEAD].map(head_price), [0; 3]);
+        let mut sizes: Vec<usize> = (LARGE_HEAD + 1..=LARGEST_HEAD).map(step).collect();
+        sizes.dedup();
+        assert_eq!(sizes, STEPS[..4]);
+        assert_eq!(step(1 << 20), 1 << 20);
     }
 }

@@ -388,6 +388,8 @@ pub struct Client<'a> {
     pub ride: &'a Ride<'a>,
     /// Where buffers come from and go back to.
     pub buffers: &'a Rc<Buffers>,
+    /// What pays for what the price of an exchange does not foresee.
+    pub budget: &'a Rc<Budget>,
     /// What of a body may be on its way to the upstream at a time.
     room: Room,
     write_timeout: Option<Duration>,
@@ -398,7 +400,7 @@ impl<'a> Client<'a> {
     pub fn new(
         gate: &'a RefCell<Gate>,
         ride: &'a Ride<'a>,
-        buffers: &'a Rc<Buffers>,
+        (buffers, budget): (&'a Rc<Buffers>, &'a Rc<Budget>),
         room: Room,
         write_timeout: Option<Duration>,
     ) -> Client<'a> {
@@ -406,6 +408,7 @@ impl<'a> Client<'a> {
             gate,
             ride,
             buffers,
+            budget,
             room,
             write_timeout,
         }

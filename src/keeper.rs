@@ -17,6 +17,9 @@ use crate::{
 /// Connections that are asked to leave at a time when the door is full or memory is near its limit.
 pub const EVICTED_AT_ONCE: usize = 8;
 
+/// Exchanges that are asked to leave at a tick for the large heads of others.
+const HEADS_AT_ONCE: usize = 4;
+
 /// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
 const CODE: u64 = 1_400_000;
 
@@ -47,6 +50,8 @@ pub struct Keeper {
     usage: Option<MemoryUse>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
+    /// The same for memory for a large response head.
+    head: Cell<Option<(u64, Instant)>>,
     /// Most connections and exchanges at a look since memory was last given back.
     high: Cell<(usize, usize)>,
     /// How many had been admitted at the last look; at the first there is more to forget than to see.
@@ -70,6 +75,7 @@ impl Keeper {
             limit: limit.map(|limit| limit.0),
             usage,
             waiting: RefCell::default(),
+            head: Cell::new(None),
             high: Cell::default(),
             admitted: Cell::new(None),
             parked: Cell::new(0),
@@ -83,6 +89,7 @@ impl Keeper {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.park.now());
         self.relieve();
+        self.relieve_heads();
         let is_near = self.weigh();
         let tidy = self.tidy(is_near);
         self.tell();
@@ -141,6 +148,22 @@ impl Keeper {
         }
         if worker.park.room.front().is_some() {
             worker.evict_silent(EVICTED_AT_ONCE, true);
+        }
+    }
+
+    /// A large response head that has waited for a second gets the memory of those that stand still.
+    fn relieve_heads(&self) {
+        let queue = &self.worker.budget.large_heads.queue;
+        let Some(ticket) = queue.front() else {
+            return self.head.set(None);
+        };
+        match self.head.get() {
+            Some((before, since)) if before == ticket => {
+                if since.elapsed() >= Need::Memory.patience() {
+                    self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
+                }
+            }
+            _ => self.head.set(Some((ticket, Instant::now()))),
         }
     }
 

@@ -86,6 +86,8 @@ struct Entry {
     looks_back: Cell<bool>,
     /// The answer is on its way to the client.
     streams: Cell<bool>,
+    /// It holds memory for a large response head.
+    holds_head: Cell<bool>,
     /// Which upstream it asks, by its number in the pool; 0 = none.
     host: Cell<u32>,
     has_deadline: Cell<bool>,
@@ -199,6 +201,7 @@ impl Park {
             client_blocks: Cell::new(false),
             looks_back: Cell::new(false),
             streams: Cell::new(false),
+            holds_head: Cell::new(false),
             host: Cell::new(0),
             has_deadline: Cell::new(false),
             has_write_deadline: Cell::new(false),
@@ -315,6 +318,26 @@ impl Park {
         };
         entry.tell(Order::Leave);
         true
+    }
+
+    /// Asks up to `many` exchanges to leave that hold memory for a large response head while the client has not moved a
+    /// byte for a moment, those first that have stood still longest: the client does not read it, or the upstream does not
+    /// end it. Says how many were asked.
+    pub fn evict_heads(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut holders: Vec<(u32, &Entry)> = entries
+            .iter()
+            .filter(|entry| entry.holds_head.get() && entry.order.get() != Order::Leave)
+            .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
+            .filter(|(still, _)| *still >= BLOCKED)
+            .collect();
+        holders.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
+        holders.truncate(many);
+        for (_, entry) in &holders {
+            entry.tell(Order::Leave);
+        }
+        holders.len()
     }
 
     /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first.
@@ -506,6 +529,7 @@ impl Watch {
             entry.since.set(self.park.now());
             entry.looks_back.set(false);
             entry.streams.set(false);
+            entry.holds_head.set(false);
             entry.client_blocks.set(false);
             entry.host.set(0);
             entry.moved_at.set(entry.since.get());
@@ -615,6 +639,11 @@ impl Watch {
     /// The exchange waits for bytes from the client.
     pub fn client_blocks(&self) {
         self.with(|entry| entry.client_blocks.set(true));
+    }
+
+    /// Whether the exchange holds memory for a large response head.
+    pub fn holds_head(&self, on: bool) {
+        self.with(|entry| entry.holds_head.set(on));
     }
 
     /// What the sweep wants.

@@ -84,7 +84,7 @@ pub async fn handle(
     let client = Client::new(
         gate,
         &ride,
-        &worker.buffers,
+        (&worker.buffers, &worker.budget),
         room,
         state.config.server.write_timeout,
     );
@@ -142,6 +142,8 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
         record: RefCell::new(record),
         received: Cell::new(0),
         sent: Cell::new(0),
+        head: RefCell::default(),
+        rest: Cell::new(0),
         complete: Cell::new(false),
         metrics: &worker.metrics,
     }
@@ -475,6 +477,7 @@ impl Exchange<'_> {
             method: &self.method,
             is_old: self.is_old,
             limit: route.response_header_timeout,
+            queue_timeout: self.state.config.proxy.queue_timeout,
         };
         attempt.make(upload, upstream, reused).await
     }
@@ -498,7 +501,7 @@ impl Exchange<'_> {
             }
             (Body::Own(b""), Some(Box::new(upstream)))
         } else {
-            upstream.release();
+            self.client.ride.rest.set(upstream.shrink());
             let download = Download::new(
                 upstream,
                 (!upload.is_done()).then_some(upload),

@@ -15,6 +15,7 @@ use http::{
 
 use crate::{
     body::{Body, Outbox, Turn},
+    budget::{LARGE_HEAD, step},
     gate::Client,
     headers,
     wire::{Got, Upstream},
@@ -118,15 +119,28 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
         // nobody will read the rest of this request; where it is here already, the connection need not end for it
         stays = poll_fn(|context| Poll::Ready(client.poll_drain(context))).await;
     }
-    let head = head(&answer, manner, framing, stays);
+    let mut head = head(&answer, manner, framing, stays);
+    // its fields are slices of what was read, and would be held as long as the client takes
+    let Answer {
+        headers,
+        reason,
+        body,
+        ..
+    } = answer;
+    drop((headers, reason));
+    let is_large = head.capacity() > LARGE_HEAD || client.ride.holds_head();
+    if is_large {
+        pay_for(client, &mut head);
+    }
     if framing == Framing::Close {
         client.ends_by_close(true);
     }
     let mut sending = Sending {
         client,
         outbox: Outbox::new(head),
-        body: answer.body,
+        body,
         framing,
+        is_large,
         ended: None,
     };
     poll_fn(|context| sending.poll(context)).await?;
@@ -135,6 +149,16 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
         client.ends_by_close(false);
     }
     Ok(stays && poll_fn(|context| Poll::Ready(client.poll_drain(context))).await)
+}
+
+/// Lets a large head cost what it holds while it waits to be written, with what came of the body behind it.
+#[cold]
+fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
+    let mut text = Vec::with_capacity(step(head.len()));
+    text.append(head);
+    *head = text;
+    let bytes = head.capacity() + client.ride.rest.get();
+    client.ride.resize_head(bytes, client.budget);
 }
 
 fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {
@@ -193,6 +217,8 @@ struct Sending<'a> {
     outbox: Outbox,
     body: Body,
     framing: Framing,
+    /// The head is larger than the price of an exchange foresees.
+    is_large: bool,
     /// Nothing more comes; how the body went.
     ended: Option<io::Result<()>>,
 }
@@ -214,6 +240,10 @@ impl Sending<'_> {
             while !self.outbox.is_empty() {
                 let count = ready!(self.client.poll_write(context, &self.outbox.slices()))?;
                 self.outbox.wrote(count);
+                if self.is_large && self.outbox.forget_head() && !self.outbox.has_data() {
+                    self.is_large = false;
+                    self.client.ride.free_head();
+                }
             }
             self.outbox.forget_text();
             if let Some(result) = self.ended.take() {

@@ -171,11 +171,13 @@ impl Stage {
             record: RefCell::default(),
             received: Cell::new(0),
             sent: Cell::new(0),
+            head: RefCell::default(),
+            rest: Cell::new(0),
             complete: Cell::new(false),
             metrics: &self.metrics,
         };
         let room = Room::new(4096, true, true);
-        let client = Client::new(&gate, &ride, &self.buffers, room, None);
+        let client = Client::new(&gate, &ride, (&self.buffers, &self.budget), room, None);
         loop {
             let got = poll_fn(|context| {
                 let got = download.poll(context, &client);

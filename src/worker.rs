@@ -126,6 +126,12 @@ impl Worker {
         evicted
     }
 
+    /// Asks holders of large response heads to give way; see [`Park::evict_heads`].
+    pub fn evict_heads(&self, many: usize) {
+        let evicted = self.park.evict_heads(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> Room {
         Room::new(least, self.budget.is_short(), self.budget.plan().tight)
