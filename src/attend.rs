@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::{Tunnel, Turn},
-    budget::{NARROW, Permit},
+    budget::{CONNECTION, NARROW, Permit, UNSENT},
     dial::Io,
     gate::Gate,
     log::{self, Record},
@@ -45,7 +45,8 @@ const BRIEF: Duration = Duration::from_secs(1);
 pub struct Attend {
     worker: Rc<Worker>,
     seat: Seat,
-    _permit: Permit,
+    /// What the connection costs, with what the kernel still holds of its last answer.
+    permit: Permit,
     state: State,
 }
 
@@ -68,7 +69,7 @@ impl Attend {
         Attend {
             worker,
             seat,
-            _permit: permit,
+            permit,
             state: State::Fresh(io),
         }
     }
@@ -86,6 +87,8 @@ impl Attend {
         );
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
+                // from here on the exchange pays
+                self.permit.resize(CONNECTION);
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
                 let gate = RefCell::new(gate);
@@ -94,7 +97,8 @@ impl Attend {
             Poll::Ready(Ok(Arrival::Refused(refusal))) => {
                 return Poll::Ready(self.refused(gate, refusal));
             }
-            Poll::Ready(Ok(Arrival::End) | Err(_)) => return Poll::Ready(State::Over),
+            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(gate)),
+            Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
         }
         let is_amid = gate.is_amid_head();
@@ -104,7 +108,7 @@ impl Attend {
             Order::None => false,
         };
         if is_told {
-            return Poll::Ready(State::Over);
+            return Poll::Ready(self.close(gate));
         }
         match (is_amid, seat.phase()) {
             // the first head has its time since the connection came, a later one since its own first byte
@@ -117,15 +121,51 @@ impl Attend {
             return Poll::Ready(if is_amid {
                 self.refused(gate, Refusal::HeadTimedOut)
             } else {
-                State::Over
+                self.close(gate)
             });
         }
+        self.look_for_unsent(&gate);
         self.state = if is_amid {
             State::Amid(Box::new(gate))
         } else {
             State::Resting(gate.into_parts().0)
         };
         Poll::Pending
+    }
+
+    /// After an answer: until the client has acknowledged its last byte, the connection costs more.
+    fn owe(&mut self) {
+        if self.worker.budget.plan().tight {
+            self.permit.resize(CONNECTION + UNSENT);
+        }
+    }
+
+    /// Looks at each tick whether the client has acknowledged its last answer. Not before the first: it is on its way.
+    fn look_for_unsent(&mut self, gate: &Gate) {
+        if self.permit.bytes() == CONNECTION {
+            return;
+        }
+        if self.seat.look_back(true) && sys::unsent(&gate.io.socket()) == 0 {
+            self.permit.resize(CONNECTION);
+            self.seat.look_back(false);
+        }
+    }
+
+    /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
+    /// answer for as long as it may be idle, is reset.
+    fn close(&self, gate: Gate) -> State {
+        if self.permit.bytes() == CONNECTION || sys::unsent(&gate.io.socket()) == 0 {
+            return State::Over;
+        }
+        if self.seat.order() == Order::Leave || self.seat.is_overdue() {
+            sys::reset_unsent(&gate.io.socket());
+            return State::Over;
+        }
+        let (worker, watch) = (Rc::clone(&self.worker), (*self.seat).clone());
+        State::Busy(Box::pin(async move {
+            depart(&worker, &mut gate.into_parts().0, &watch).await;
+            None
+        }))
     }
 
     fn refused(&self, gate: Gate, refusal: Refusal) -> State {
@@ -155,7 +195,10 @@ impl Future for Attend {
                 State::Resting(io) => ready!(this.poll_rest(context, Gate::new(io))),
                 State::Amid(gate) => ready!(this.poll_rest(context, *gate)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
-                    Poll::Ready(Some(gate)) => ready!(this.poll_rest(context, gate)),
+                    Poll::Ready(Some(gate)) => {
+                        this.owe();
+                        ready!(this.poll_rest(context, gate))
+                    }
                     Poll::Ready(None) => State::Over,
                     Poll::Pending => {
                         this.state = State::Busy(work);
@@ -185,7 +228,7 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
         ],
     );
     if log::access_enabled() {
-        let mut record = Record::begin(seat.client(), "-", b"", "-");
+        let mut record = Record::begin(seat.client(), "-", "", "-");
         if let Some(record) = &mut record {
             record.status = refusal.status().as_u16();
             record.outcome = "refused";
@@ -215,6 +258,8 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
     );
     if written && !(is_flood && worker.budget.plan().tight) {
         linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
+    } else if worker.budget.plan().tight {
+        sys::reset_unsent(&gate.io.socket());
     }
 }
 
@@ -222,6 +267,7 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
 /// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
 async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
     seat.enter(Phase::Lingering, Some(LINGER));
+    let is_tight = worker.budget.plan().tight;
     poll_fn(|context| {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());
@@ -236,6 +282,11 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
             match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
                     rest = rest.saturating_sub(buffer.filled().len());
+                }
+                // what the client sent is read, but it has not yet acknowledged its answer
+                Ok(()) if is_tight && sys::unsent(&io.socket()) > 0 => {
+                    seat.look_back(true);
+                    return Poll::Pending;
                 }
                 _ => return Poll::Ready(()),
             }
@@ -261,7 +312,8 @@ fn serve(
         let (worker, seat) = (&*worker, &seat);
         let began = seat.now();
         let brief = is_brief(worker, gate.get_mut(), &head);
-        let (permit, full) = admit(worker, seat, &head, brief).await?;
+        let size = gate.get_mut().head_size();
+        let (permit, full) = admit(worker, seat, size, brief).await?;
         let parts = match gate.get_mut().open(&head) {
             Ok(parts) => parts,
             Err(refusal) => {
@@ -293,7 +345,9 @@ fn serve(
             End::Stays => {
                 let gate = gate.get_mut();
                 if has_sent_much && is_unread(worker, &gate.io) {
-                    Box::pin(settle(worker, &mut gate.io, seat)).await.ok()?;
+                    Box::pin(settle(worker, &mut gate.io, seat, NARROW))
+                        .await
+                        .ok()?;
                 }
                 if gate.receives_wide() {
                     return None;
@@ -316,9 +370,11 @@ fn serve(
                 Box::pin(linger(worker, io, seat, rest)).await;
                 return None;
             }
-            End::Closes | End::Broken if !has_sent_much => return None,
             End::Closes => {
-                Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+                drop((permit, full));
+                if worker.budget.plan().tight && sys::unsent(&gate.get_mut().io.socket()) > 0 {
+                    Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+                }
                 return None;
             }
             End::Broken => {
@@ -335,20 +391,21 @@ fn is_unread(worker: &Worker, io: &Io) -> bool {
     worker.budget.plan().tight && sys::unsent(&io.socket()) > NARROW
 }
 
-/// The close that follows will be a reset where a client has not read what it was sent: a queue that nobody reads would
-/// outlive its connection by minutes.
+/// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
+/// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
+/// stands for.
 fn leave(worker: &Worker, io: &Io) {
-    if is_unread(worker, io) {
-        drop(io.socket().set_linger(Some(Duration::ZERO)));
+    if worker.budget.plan().tight {
+        sys::reset_unsent(&io.socket());
     }
 }
 
-/// Waits until the client has read the most of what it was sent: until then the exchange holds its memory, and gives way
-/// as a stream does that its client blocks.
+/// Waits until the client has acknowledged all but `most` bytes of what it was sent: until then the exchange holds its
+/// memory, and gives way as a stream does that its client blocks.
 ///
 /// # Errors
 /// The client is gone, or has to go: the close will be a reset.
-async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
+async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
     let mut left = sys::unsent(&io.socket());
     let settled = poll_fn(|context| {
@@ -362,7 +419,7 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
             seat.took(left - unsent);
             left = unsent;
         }
-        if left <= NARROW {
+        if left <= most {
             return Poll::Ready(Ok(()));
         }
         if seat.is_write_overdue() || seat.order() == Order::Leave {
@@ -375,42 +432,46 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
     .await;
     seat.look_back(false);
     seat.took(0);
-    leave(worker, io);
+    if settled.is_err() {
+        leave(worker, io);
+    }
     settled
 }
 
-/// The same behind the last answer of a connection, whose end the client is told at once.
+/// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
+/// the client has acknowledged all of it. It is one of those that give way first.
 async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
-    if !is_unread(worker, io) {
-        return;
-    }
+    let _permit = worker.budget.force(UNSENT);
+    seat.enter(Phase::Lingering, None);
     let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
     if told.is_ok() {
-        drop(settle(worker, io, seat).await);
+        drop(settle(worker, io, seat, 0).await);
+    } else {
+        leave(worker, io);
     }
 }
 
-/// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
+/// Pays for an exchange whose request head stands in a buffer of `head` bytes, or waits for its worth in line. Without memory there is a small reserve from which health,
 /// preflights and the word that there is no room are answered; then the second part holds a place of it.
 async fn admit(
     worker: &Worker,
     seat: &Watch,
-    head: &Head,
+    head: usize,
     is_brief: bool,
 ) -> Option<(Option<Permit>, Option<Place>)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(head.len)
+        && let Some(permit) = budget.exchange(head)
     {
         return Some((Some(permit), None));
     }
     // rare, and large: boxed, it costs the others nothing
     Box::pin(async move {
-        if !is_brief && let Some(_waiter) = budget.waiter(head.len) {
+        if !is_brief && let Some(_waiter) = budget.waiter(head) {
             seat.enter(Phase::Waiting, None);
             let _waiting = metrics::Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
-            let line = budget.queue.until(|| budget.exchange(head.len));
+            let line = budget.queue.until(|| budget.exchange(head));
             if let Ok(permit) = seat.within(limit, line).await {
                 return Some((Some(permit), None));
             }
@@ -443,7 +504,9 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         record,
     } = tunnel;
     let (mut client, first) = gate.into_parts();
-    let unread = upstream.unread().to_vec();
+    let (first, unread) = (Vec::from(first), upstream.unread().to_vec());
+    upstream.start = upstream.end;
+    upstream.release();
     let room = worker.room(worker.state().config.transport.read_buffer_size);
     let Some(io) = &mut upstream.lease.io else {
         return;
@@ -451,7 +514,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     let carried = tunnel::join(
         &mut client,
         io,
-        (&first, &unread),
+        (first, unread),
         room,
         &worker.buffers,
         seat,
@@ -464,8 +527,8 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     metrics::add(&worker.metrics.client_bytes_in, carried.received);
     metrics::add(&worker.metrics.client_bytes_out, carried.sent);
     drop(upstream);
-    if is_unread(worker, &client) {
-        drop(Box::pin(settle(worker, &mut client, seat)).await);
+    if worker.budget.plan().tight && sys::unsent(&client.socket()) > 0 {
+        drop(Box::pin(settle(worker, &mut client, seat, 0)).await);
     }
 }
 
@@ -481,7 +544,7 @@ mod tests {
     fn a_connection_at_work_is_bounded() {
         let size = size_of_output(serve);
         // one of the allocator's size classes
-        assert!(size <= 1_792, "{size} bytes");
+        assert!(size <= 2_048, "{size} bytes");
     }
 
     #[test]

@@ -275,8 +275,10 @@ pub struct Ride<'a> {
     pub sent: Cell<u64>,
     /// What pays for a response head that is larger than the price of an exchange foresees.
     pub head: RefCell<Option<Box<Permit>>>,
+    /// Whose bytes it spends.
+    pub budget: &'a Rc<Budget>,
     /// Bytes of the response body that came with a large head, in a buffer of their own.
-    pub rest: Cell<usize>,
+    pub rest: Cell<u32>,
     /// The kernel has the answer's last byte.
     pub complete: Cell<bool>,
     /// Everybody's counters.
@@ -291,29 +293,27 @@ impl Ride<'_> {
 
     /// Keeps what pays for a large response head: with it the exchange may be asked to leave for others that wait.
     pub fn hold_head(&self, permit: Permit) {
-        *self.head.borrow_mut() = Some(Box::new(permit));
+        self.head.replace(Some(Box::new(permit)));
         self.watch.holds_head(true);
     }
 
     /// Lets a large response head cost what `bytes` of buffers do from now on.
-    pub fn resize_head(&self, bytes: usize, budget: &Rc<Budget>) {
+    pub fn resize_head(&self, bytes: usize) {
         let price = head_price(bytes);
         if price == 0 {
             return self.free_head();
         }
-        let is_held = self.holds_head();
-        if !is_held {
-            // what the operator's own fields add to a head cannot be refused any more
-            self.hold_head(budget.force_large_head(0));
-        }
-        if let Some(permit) = &mut *self.head.borrow_mut() {
-            permit.resize(price);
-        }
+        // what the operator's own fields add to a head cannot be refused any more
+        let permit = self.head.take();
+        let mut permit = permit.unwrap_or_else(|| Box::new(self.budget.force_large_head(0)));
+        permit.resize(price);
+        self.head.replace(Some(permit));
+        self.watch.holds_head(true);
     }
 
     /// The large response head is gone.
     pub fn free_head(&self) {
-        if self.head.borrow_mut().take().is_some() {
+        if self.head.take().is_some() {
             self.watch.holds_head(false);
         }
     }

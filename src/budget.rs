@@ -34,6 +34,10 @@ pub const LARGE_HEAD: usize = 4 * 1024;
 /// every length between 4 and 96 kB would leave a page behind for each of ten sizes.
 const STEPS: [usize; 5] = [16 * 1024, 32 * 1024, 64 * 1024, 96 * 1024, 128 * 1024];
 
+/// `SO_SNDBUF` of the log where that is a socket and memory is tight: some hundred lines that a journal has not read yet.
+/// The kernel doubles it.
+const LOG_QUEUE: usize = 64 * 1024;
+
 /// The largest of these that the head of one response needs: `answer::MAX_HEAD`.
 const LARGEST_HEAD: usize = 96 * 1024;
 
@@ -54,6 +58,16 @@ pub const TLS_SESSION: u64 = 24_000;
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 const BASE: u64 = 2_000_000;
+
+/// A head in a buffer of the size that [`step`] gives, where it grew by doubling to a larger one.
+pub fn in_step(head: Vec<u8>) -> Vec<u8> {
+    if head.capacity() <= LARGE_HEAD {
+        return head;
+    }
+    let mut text = Vec::with_capacity(step(head.len()));
+    text.extend_from_slice(&head);
+    text
+}
 
 /// The shape of a budget, fixed at start: what the limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +122,11 @@ impl Plan {
             unsent: if tight { 16 * 1024 } else { 128 * 1024 },
             tight,
         }
+    }
+
+    /// `SO_SNDBUF` of the log where that is a socket; `None` = as it is.
+    pub fn log_queue(&self) -> Option<usize> {
+        self.tight.then_some(LOG_QUEUE)
     }
 
     /// How many exchanges fit beside a full house of connections.

@@ -31,7 +31,7 @@ const ASKER: u64 = 24_000;
 pub async fn answer(worker: Rc<Worker>, listener: Listener) {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
-        let Ok((io, _)) = listener.accept(false).await else {
+        let Ok((io, _)) = listener.accept(worker.budget.plan()).await else {
             sleep(Duration::from_millis(100)).await;
             continue;
         };

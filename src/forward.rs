@@ -101,18 +101,10 @@ impl Attempt<'_> {
     async fn pay_for_large_head(self, upstream: &Upstream) -> Result<(), Failure> {
         let (ride, budget) = (self.client.ride, upstream.lease.budget());
         let fund = &budget.large_heads;
-        let permit = match budget.large_head().filter(|_| fund.queue.len() == 0) {
-            Some(permit) => permit,
-            None => {
-                let _waiting = metrics::Held::new(&ride.metrics.waiting);
-                let line = fund.queue.until(|| budget.large_head());
-                ride.watch
-                    .within(Some(self.queue_timeout), line)
-                    .await
-                    .map_err(|_| Failure::NoMemory)?
-            }
-        };
-        ride.hold_head(permit);
+        let _waiting = metrics::Held::new(&ride.metrics.waiting);
+        let line = fund.queue.until(|| budget.large_head());
+        let permit = ride.watch.within(Some(self.queue_timeout), line).await;
+        ride.hold_head(permit.map_err(|_| Failure::NoMemory)?);
         Ok(())
     }
 }

@@ -90,10 +90,29 @@ impl Keeper {
         let idle = worker.pool.sweep(worker.park.now());
         self.relieve();
         self.relieve_heads();
+        if self.worker.budget.queue.front().is_some() {
+            self.worker.evict_unsent(EVICTED_AT_ONCE);
+        }
         let is_near = self.weigh();
         let tidy = self.tidy(is_near);
         self.tell();
-        idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
+        self.tell_repeats();
+        !worker.repeats.is_empty()
+            || idle
+            || tidy
+            || worker.budget.is_pressed()
+            || worker.park.room.len() > 0
+    }
+
+    /// One line a second for all refusals of a kind beyond the first.
+    fn tell_repeats(&self) {
+        let worker = &self.worker;
+        while let Some((reason, count)) = worker.repeats.is_due(worker.park.now()) {
+            log::warn(
+                "no answer, as before",
+                &[("status", &503), ("reason", &reason), ("times", &count)],
+            );
+        }
     }
 
     /// After a reload: what it took is given back once all is quiet, as after any other work.

@@ -6,18 +6,20 @@
 use std::{
     cell::Cell,
     fmt::Display,
+    fs::File,
     io,
     net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
     config::{self, Level},
-    line::{LINE, Line, Lossy},
+    line::{LINE, Line, Lossy, beginning},
     sys::Output,
 };
 
@@ -30,6 +32,11 @@ pub fn init(log: config::Log) {
     JSON.store(log.json, Relaxed);
     LEAST.store(log.level as u8, Relaxed);
     ACCESS.store(log.access, Relaxed);
+}
+
+/// Bounds what the kernel may hold of lines that nobody has read yet, where stdout is a socket; `None` leaves what it is.
+pub fn bound(bytes: Option<usize>) {
+    QUEUE.store(bytes.unwrap_or(0), Relaxed);
 }
 
 /// Whether events of this level are written: worth asking before a value is computed only for the log.
@@ -98,7 +105,7 @@ pub struct Access<'a> {
 pub struct Record {
     client: Option<IpAddr>,
     method: String,
-    host: Vec<u8>,
+    host: String,
     path: String,
     begun: Instant,
     /// What the client was answered; 0 = it left before.
@@ -114,19 +121,19 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins a record, where access lines are written at all.
+    /// Begins a record, where access lines are written at all. Of method, host and path the beginnings are kept.
     pub fn begin(
         client: Option<IpAddr>,
         method: &str,
-        host: &[u8],
+        host: &str,
         path: &str,
     ) -> Option<Box<Record>> {
         access_enabled().then(|| {
             Box::new(Record {
                 client,
-                method: method.to_owned(),
-                host: host.to_owned(),
-                path: path.to_owned(),
+                method: beginning(method),
+                host: beginning(host),
+                path: beginning(path),
                 begun: Instant::now(),
                 status: 0,
                 received: 0,
@@ -146,7 +153,7 @@ impl Drop for Record {
         access(&Access {
             client: &client,
             method: &self.method,
-            host: (!self.host.is_empty()).then_some(self.host.as_slice()),
+            host: (!self.host.is_empty()).then_some(self.host.as_bytes()),
             path: &self.path,
             status: self.status,
             received: self.received,
@@ -219,7 +226,7 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
             line.number("lines", dropped);
             line.end()
         },
-        Output::write,
+        |output, descriptor, line| output.write(&descriptor, line),
     );
     if text.capacity() <= LINE {
         BUFFER.set(text);
@@ -230,6 +237,10 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
 struct Gate {
     /// Asked once: stdout does not change.
     output: Option<Output>,
+    /// A terminal, opened anew so that it never blocks.
+    terminal: Option<File>,
+    /// A terminal took a part of a line; the next begins on a line of its own.
+    torn: bool,
     /// Dropped lines that nobody was told of yet.
     untold: u64,
 }
@@ -239,11 +250,31 @@ impl Gate {
         &mut self,
         line: &str,
         notice: impl FnOnce(u64) -> String,
-        write: impl Fn(Output, &io::Stdout, &[u8]) -> io::Result<()>,
+        write: impl Fn(Output, BorrowedFd<'_>, &[u8]) -> io::Result<()>,
     ) {
         let stdout = io::stdout();
-        let output = *self.output.get_or_insert_with(|| Output::of(&stdout));
-        let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
+        let output = *self.output.get_or_insert_with(|| {
+            let output = Output::of(&stdout);
+            self.terminal = output.reopen(&stdout);
+            match QUEUE.load(Relaxed) {
+                0 => {}
+                bytes => output.bound(&stdout, bytes),
+            }
+            output
+        });
+        let descriptor = self
+            .terminal
+            .as_ref()
+            .map_or_else(|| stdout.as_fd(), File::as_fd);
+        let torn = &mut self.torn;
+        let mut write = |line: &str| {
+            if *torn && write(output, descriptor, b"\n").is_err() {
+                return false;
+            }
+            let result = write(output, descriptor, line.as_bytes());
+            *torn = matches!(&result, Err(error) if error.kind() == io::ErrorKind::WriteZero);
+            result.is_ok()
+        };
         if self.untold > 0 && write(&notice(self.untold)) {
             self.untold = 0;
         }
@@ -270,8 +301,12 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// Held for one write that does not wait; workers share one stdout.
 static GATE: Mutex<Gate> = Mutex::new(Gate {
     output: None,
+    terminal: None,
+    torn: false,
     untold: 0,
 });
+/// `SO_SNDBUF` of stdout where that is a socket; 0 = as it is.
+static QUEUE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The last line's buffer, for the next.
@@ -326,6 +361,8 @@ mod tests {
     fn dropped_lines_are_told_before_the_next_that_gets_through() {
         let mut gate = Gate {
             output: Some(Output::Other),
+            terminal: None,
+            torn: false,
             untold: 0,
         };
         let (open, written) = (Cell::new(true), RefCell::new(String::new()));

@@ -26,6 +26,7 @@ mod failure;
 mod headers;
 mod line;
 mod policy;
+mod repeats;
 mod roots;
 mod route;
 mod screen;

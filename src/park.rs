@@ -340,6 +340,29 @@ impl Park {
         holders.len()
     }
 
+    /// Asks up to `many` connections to leave whose client has for a moment not acknowledged the end of its last answer:
+    /// what the kernel keeps of it is paid for. Those first that owe longest. Says how many were asked.
+    pub fn evict_unsent(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut owing: Vec<(u32, &Entry)> = entries
+            .iter()
+            .filter(|entry| {
+                matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
+                    && entry.looks_back.get()
+                    && entry.order.get() != Order::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= BLOCKED)
+            .collect();
+        owing.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        owing.truncate(many);
+        for (_, entry) in &owing {
+            entry.tell(Order::Leave);
+        }
+        owing.len()
+    }
+
     /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first.
     pub fn evict_waiting(&self, many: usize) {
         let now = self.now();
@@ -397,6 +420,7 @@ impl Park {
             }
             if entry.looks_back.get() {
                 entry.wake();
+                working = true;
             }
             working |= !matches!(phase, Phase::Fresh | Phase::Idle);
             if now.wrapping_sub(entry.mark.get()) >= 2 * STALLED {
@@ -614,9 +638,13 @@ impl Watch {
         });
     }
 
-    /// Whether the task is to be woken at every tick, to look for what wakes nobody.
-    pub fn look_back(&self, on: bool) {
-        self.with(|entry| entry.looks_back.set(on));
+    /// Whether the task is to be woken at every tick, to look for what wakes nobody. Gives what it was before.
+    pub fn look_back(&self, on: bool) -> bool {
+        let before = self.with(|entry| entry.looks_back.replace(on));
+        if on && !before {
+            self.park.rouse_sweep(None);
+        }
+        before
     }
 
     /// The exchange asks this upstream from now on.

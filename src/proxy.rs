@@ -18,7 +18,7 @@ use http::{
 use crate::{
     answer::Head,
     body::{Body, Ride, Tunnel},
-    budget::Queue,
+    budget::{Queue, in_step},
     config::Level,
     cors::{Grant, Verdict},
     failure::{Blame, Failure},
@@ -26,6 +26,7 @@ use crate::{
     gate::{Client, Gate},
     headers::{self, Present, Sender},
     health,
+    line::beginning,
     log::{self, Record},
     metrics,
     park::{Order, Watch},
@@ -46,7 +47,7 @@ struct Exchange<'a> {
     method: Method,
     /// Whether the client speaks HTTP/1.0.
     is_old: bool,
-    /// For the log.
+    /// Its beginning, for the log.
     path: Box<str>,
     /// Answer without an upstream: there is no memory for more.
     is_full: bool,
@@ -84,7 +85,7 @@ pub async fn handle(
     let client = Client::new(
         gate,
         &ride,
-        (&worker.buffers, &worker.budget),
+        &worker.buffers,
         room,
         state.config.server.write_timeout,
     );
@@ -95,7 +96,7 @@ pub async fn handle(
         client,
         method: parts.method.clone(),
         is_old: manner.is_old,
-        path: parts.uri.path().into(),
+        path: beginning(parts.uri.path()).into(),
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
@@ -130,7 +131,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
             Record::begin(
                 watch.client(),
                 parts.method.as_str(),
-                authority(parts).as_bytes(),
+                authority(parts),
                 parts.uri.path(),
             )
         })
@@ -143,6 +144,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
         received: Cell::new(0),
         sent: Cell::new(0),
         head: RefCell::default(),
+        budget: &worker.budget,
         rest: Cell::new(0),
         complete: Cell::new(false),
         metrics: &worker.metrics,
@@ -152,7 +154,7 @@ fn ride<'a>(worker: &'a Worker, watch: &'a Watch, parts: &request::Parts, began:
 impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
     async fn judge(&self, parts: Box<request::Parts>) -> Answer {
-        let path = &*self.path;
+        let path = parts.uri.path();
         let config = &self.state.config;
         if path == "*" {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
@@ -223,7 +225,12 @@ impl Exchange<'_> {
         } else {
             Level::Warn
         };
-        if log::enabled(level) {
+        let is_told = failure.blame() != Blame::Proxy
+            || self
+                .worker
+                .repeats
+                .is_first(failure.outcome(), self.worker.park.now());
+        if is_told && log::enabled(level) {
             log::event(
                 level,
                 "no answer",
@@ -262,12 +269,13 @@ impl Exchange<'_> {
         {
             return Err(Failure::BodyTooLarge);
         }
+        // before any wait: what waits is the text that the upstream gets, and not the client's fields as well
+        let mut upload = self.upload(route, &parts, &present);
+        drop(parts);
         self.take_place().await?;
         let host = self.state.host(route);
         let checkout = self.checkout(host).await?;
         self.client.ride.watch.asks(host.id);
-        let mut upload = self.upload(route, &parts, &present);
-        drop(parts);
         // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
         let (mut lease, mut reused) = match checkout {
             Checkout::Reused(lease) => (lease, true),
@@ -427,7 +435,7 @@ impl Exchange<'_> {
             limit: route.max_body_size,
             held_back: self.client.awaits_word(),
         });
-        Upload::new(out, body)
+        Upload::new(in_step(out), body)
     }
 
     fn sender(&self) -> Sender {
@@ -540,6 +548,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         .get(header::CONTENT_LENGTH)
         .and_then(|value| screen::decimal(value.as_bytes()))
 }
+
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
 fn authority(parts: &request::Parts) -> &str {
     let asked = parts.uri.authority().map(http::uri::Authority::as_str);

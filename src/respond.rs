@@ -15,7 +15,7 @@ use http::{
 
 use crate::{
     body::{Body, Outbox, Turn},
-    budget::{LARGE_HEAD, step},
+    budget::{LARGE_HEAD, in_step},
     gate::Client,
     headers,
     wire::{Got, Upstream},
@@ -154,11 +154,9 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
 /// Lets a large head cost what it holds while it waits to be written, with what came of the body behind it.
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
-    let mut text = Vec::with_capacity(step(head.len()));
-    text.append(head);
-    *head = text;
-    let bytes = head.capacity() + client.ride.rest.get();
-    client.ride.resize_head(bytes, client.budget);
+    *head = in_step(std::mem::take(head));
+    let bytes = head.capacity() + client.ride.rest.get() as usize;
+    client.ride.resize_head(bytes);
 }
 
 fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {

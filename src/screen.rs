@@ -74,6 +74,9 @@ pub enum Refusal {
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
+/// Bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
+const MAX_METHOD: usize = 64;
+
 /// `http::Uri`'s own bound.
 const MAX_TARGET: usize = 65_534;
 
@@ -277,7 +280,7 @@ impl<'a> Walk<'a> {
     /// Takes `METHOD SP target SP HTTP/1.x CRLF`.
     fn request_line(&mut self) -> Result<(bool, (usize, usize)), Refusal> {
         let method = self.take_while(is_token);
-        if method.is_empty() || !self.eat(b' ') {
+        if method.is_empty() || method.len() > MAX_METHOD || !self.eat(b' ') {
             return Err(Refusal::Malformed("a malformed method"));
         }
         let start = self.at;

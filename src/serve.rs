@@ -74,6 +74,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         config.threads,
         config.server.max_connections,
     );
+    log::bound(plan.log_queue());
     let frame = Frame {
         plan: &plan,
         inherited: &inherited,

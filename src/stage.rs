@@ -36,6 +36,7 @@ pub struct Stage {
     park: Rc<Park>,
     pool: Rc<Pool>,
     buffers: Rc<Buffers>,
+    budget: Rc<Budget>,
     metrics: Arc<Metrics>,
 }
 
@@ -70,7 +71,13 @@ impl Stage {
                 .build_local(LocalOptions::default())
                 .expect("a runtime"),
             park: Park::new(Duration::from_secs(1), Rc::clone(&budget.room)),
-            pool: Pool::new(&config.transport, 1, budget, Arc::clone(&metrics)),
+            pool: Pool::new(
+                &config.transport,
+                1,
+                Rc::clone(&budget),
+                Arc::clone(&metrics),
+            ),
+            budget,
             buffers: Rc::default(),
             metrics,
         }
@@ -172,12 +179,13 @@ impl Stage {
             received: Cell::new(0),
             sent: Cell::new(0),
             head: RefCell::default(),
+            budget: &self.budget,
             rest: Cell::new(0),
             complete: Cell::new(false),
             metrics: &self.metrics,
         };
         let room = Room::new(4096, true, true);
-        let client = Client::new(&gate, &ride, (&self.buffers, &self.budget), room, None);
+        let client = Client::new(&gate, &ride, &self.buffers, room, None);
         loop {
             let got = poll_fn(|context| {
                 let got = download.poll(context, &client);

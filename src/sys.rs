@@ -14,10 +14,10 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         linux::net::SocketAddrExt,
         unix::{
-            fs::FileExt,
+            fs::{FileExt, OpenOptionsExt},
             net::{SocketAddr, UnixDatagram},
         },
     },
@@ -143,6 +143,14 @@ pub fn unsent(socket: &socket2::Socket) -> usize {
         return 0;
     }
     usize::try_from(bytes).unwrap_or(0)
+}
+
+/// Lets the close of a connection be a reset where bytes are left that the other side has not taken: the kernel would keep
+/// them, and the socket, for minutes. A unix socket knows no reset.
+pub fn reset_unsent(socket: &socket2::Socket) {
+    if unsent(socket) > 0 {
+        drop(socket.set_linger(Some(Duration::ZERO)));
+    }
 }
 
 /// Whether the other side has closed, seen past bytes that wait to be read. One system call.
@@ -531,7 +539,9 @@ pub enum Output {
     Pipe,
     /// A socket (the journal's): written without waiting.
     Socket,
-    /// A file, a terminal, `/dev/null`: just written.
+    /// A terminal, which can be stopped: asked for room first, and written without waiting where it could be opened anew.
+    Terminal,
+    /// A file, `/dev/null`: just written.
     Other,
 }
 
@@ -545,7 +555,30 @@ impl Output {
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFIFO if known => Output::Pipe,
             libc::S_IFSOCK if known => Output::Socket,
+            // SAFETY: asks about a number; nothing else.
+            libc::S_IFCHR if unsafe { libc::isatty(descriptor.as_raw_fd()) } == 1 => {
+                Output::Terminal
+            }
             _ => Output::Other,
+        }
+    }
+
+    /// Opens a terminal once more, so that writes to it do not wait and the flag is not shared with other programs.
+    pub fn reopen(self, descriptor: &impl AsRawFd) -> Option<File> {
+        if self != Output::Terminal {
+            return None;
+        }
+        File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+            .open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+            .ok()
+    }
+
+    /// Bounds what may wait in a socket for its reader: systemd gives the journal's 8 MB, which a cgroup counts as ours.
+    pub fn bound(self, descriptor: &impl AsFd, bytes: usize) {
+        if self == Output::Socket {
+            drop(socket2::SockRef::from(descriptor).set_send_buffer_size(bytes));
         }
     }
 
@@ -554,7 +587,7 @@ impl Output {
     pub fn write(self, descriptor: &impl AsRawFd, line: &[u8]) -> io::Result<()> {
         let fd = descriptor.as_raw_fd();
         let (start, length) = (line.as_ptr().cast(), line.len());
-        if self == Output::Pipe && !has_room(fd) {
+        if matches!(self, Output::Pipe | Output::Terminal) && !has_room(fd) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let written = match self {
@@ -563,7 +596,9 @@ impl Output {
                 libc::send(fd, start, length, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             },
             // SAFETY: as above.
-            Output::Pipe | Output::Other => unsafe { libc::write(fd, start, length) },
+            Output::Pipe | Output::Terminal | Output::Other => unsafe {
+                libc::write(fd, start, length)
+            },
         };
         match usize::try_from(written) {
             Ok(written) if written == length => Ok(()),

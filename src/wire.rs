@@ -307,14 +307,14 @@ impl Upstream {
 
     /// Behind a head: bytes that came with it do not keep the buffer that grew for it. Gives how many there are, in a
     /// buffer of their own.
-    pub fn shrink(&mut self) -> usize {
+    pub fn shrink(&mut self) -> u32 {
         self.release();
         if !self.buffer.has_grown() {
             return 0;
         }
         self.buffer = self.unread().to_vec().into();
         (self.start, self.end) = (0, self.buffer.len());
-        self.end
+        u32::try_from(self.end).unwrap_or(u32::MAX)
     }
 
     /// Gives the buffer back where nothing of use is in it.

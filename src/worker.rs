@@ -15,6 +15,7 @@ use crate::{
     metrics::{self, Metrics},
     park::Park,
     pool::{Host, Places, Pool},
+    repeats::Repeats,
     route::Route,
 };
 
@@ -40,6 +41,8 @@ pub struct Worker {
     pub scratch: Rc<RefCell<Box<[u8]>>>,
     /// Everybody's counters.
     pub metrics: Arc<Metrics>,
+    /// Answers that were refused for want of room, and that the log gets as one line a second.
+    pub repeats: Repeats,
     /// Health says 503, and clients are told to leave.
     pub draining: Cell<bool>,
     state: RefCell<Rc<State>>,
@@ -82,6 +85,7 @@ impl Worker {
             reserve: Places::new(Some(2), 1),
             buffers: Rc::default(),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
+            repeats: Repeats::default(),
             draining: Cell::new(false),
             state: RefCell::new(Rc::new(state)),
             budget,
@@ -132,6 +136,12 @@ impl Worker {
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
+    /// Asks clients to give way that do not take the end of their answer; see [`Park::evict_unsent`].
+    pub fn evict_unsent(&self, many: usize) {
+        let evicted = self.park.evict_unsent(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> Room {
         Room::new(least, self.budget.is_short(), self.budget.plan().tight)
@@ -139,7 +149,7 @@ impl Worker {
 }
 
 impl State {
-    fn new(config: Arc<Config>, pool: &Rc<Pool>, budget: &Budget, start: SystemTime) -> State {
+    fn new(config: Arc<Config>, pool: &Rc<Pool>, budget: &Rc<Budget>, start: SystemTime) -> State {
         let plan = budget.plan();
         let dialer = Dialer::new(SocketOptions {
             keep_alive: config.transport.dial_keep_alive,
@@ -147,7 +157,8 @@ impl State {
             send_buffer: plan.socket_buffer,
             bounded: plan.tight,
             notsent_lowat: Some(plan.unsent),
-        });
+        })
+        .paid_by(budget);
         let hosts = config
             .routes
             .iter()
