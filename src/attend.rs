@@ -88,7 +88,10 @@ impl Attend {
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
                 // from here on the exchange pays
-                self.permit.resize(CONNECTION);
+                if self.permit.bytes() > CONNECTION {
+                    self.permit.resize(CONNECTION);
+                    seat.took(0);
+                }
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
                 let gate = RefCell::new(gate);
@@ -124,7 +127,10 @@ impl Attend {
                 self.close(gate)
             });
         }
-        self.look_for_unsent(&gate);
+        if self.owes_too_long(&gate, server.write_timeout) {
+            sys::reset_unsent(&gate.io.socket());
+            return Poll::Ready(State::Over);
+        }
         self.state = if is_amid {
             State::Amid(Box::new(gate))
         } else {
@@ -140,15 +146,20 @@ impl Attend {
         }
     }
 
-    /// Looks at each tick whether the client has acknowledged its last answer. Not before the first: it is on its way.
-    fn look_for_unsent(&mut self, gate: &Gate) {
-        if self.permit.bytes() == CONNECTION {
-            return;
+    /// Looks at each tick whether the client has acknowledged its last answer, not before the first: it is on its way. Says
+    /// whether it has not for `limit`.
+    fn owes_too_long(&mut self, gate: &Gate, limit: Option<Duration>) -> bool {
+        if self.permit.bytes() == CONNECTION || !self.seat.look_back(true) {
+            return false;
         }
-        if self.seat.look_back(true) && sys::unsent(&gate.io.socket()) == 0 {
+        if sys::unsent(&gate.io.socket()) == 0 {
             self.permit.resize(CONNECTION);
             self.seat.look_back(false);
+            self.seat.took(0);
+            return false;
         }
+        self.seat.write_blocked(limit);
+        self.seat.is_write_overdue()
     }
 
     /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last

@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    fmt,
     future::poll_fn,
     ops::{Deref, DerefMut},
     rc::Rc,
@@ -89,11 +90,34 @@ pub struct Plan {
 impl Plan {
     /// Divides `limit` bytes of the whole process by its workers; `max_connections` is the configured bound (of all
     /// workers), `None` = what memory allows.
+    #[cfg(test)]
     pub fn new(limit: Option<u64>, workers: usize, max_connections: Option<usize>) -> Plan {
+        Plan::divide(0, limit, workers, max_connections).0
+    }
+
+    /// The same beside `held` bytes of configuration; `None` where these leave less than what two exchanges and eight
+    /// connections cost.
+    pub fn beside(
+        held: u64,
+        limit: Option<u64>,
+        workers: usize,
+        max_connections: Option<usize>,
+    ) -> Option<Plan> {
+        let (plan, is_enough) = Plan::divide(held, limit, workers, max_connections);
+        (is_enough || held == 0).then_some(plan)
+    }
+
+    /// Gives a plan, and whether the limit is large enough for the least one.
+    fn divide(
+        held: u64,
+        limit: Option<u64>,
+        workers: usize,
+        max_connections: Option<usize>,
+    ) -> (Plan, bool) {
         let workers_wide = workers as u64;
         let configured = max_connections.map_or(usize::MAX, |all| all.div_ceil(workers).max(1));
         let Some(limit) = limit else {
-            return Plan {
+            let plan = Plan {
                 pool: None,
                 connections: configured,
                 socket_buffer: None,
@@ -101,27 +125,31 @@ impl Plan {
                 unsent: 128 * 1024,
                 tight: false,
             };
+            return (plan, true);
         };
         // a twelfth stays free for what no permit foresees: fragmentation, bursts of packets, page tables
         let pool = limit
-            .saturating_sub(BASE + 100_000 * (workers_wide - 1))
+            .saturating_sub(BASE + held + 100_000 * (workers_wide - 1))
             .saturating_sub(limit / 12)
             / workers_wide;
-        let pool = pool.max(CONNECTION * 8 + EXCHANGE * 2);
+        let least = CONNECTION * 8 + EXCHANGE * 2;
+        let is_enough = pool >= least;
+        let pool = pool.max(least);
         let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
             .unwrap_or(usize::MAX)
             .clamp(8, configured.max(8));
         let share = usize::try_from(limit / 640).unwrap_or(usize::MAX);
         let share = share.clamp(16 * 1024, 256 * 1024);
         let tight = limit < 64 << 20;
-        Plan {
+        let plan = Plan {
             pool: Some(pool),
             connections: connections.min(configured),
             socket_buffer: (limit < 512 << 20).then_some(if tight { NARROW } else { share }),
             wide_buffer: tight.then_some(share),
             unsent: if tight { 16 * 1024 } else { 128 * 1024 },
             tight,
-        }
+        };
+        (plan, is_enough)
     }
 
     /// `SO_SNDBUF` of the log where that is a socket; `None` = as it is.
@@ -154,6 +182,8 @@ pub struct Budget {
     pub handshakes: Fund,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
+    /// Says whether memory is near the limit now; asked between two ticks where much is spent.
+    gauge: RefCell<Option<Gauge>>,
     /// Who waits for an exchange's worth.
     pub queue: Queue,
     /// Who waits for a seat; woken by whatever comes free.
@@ -200,6 +230,7 @@ impl Budget {
             large_heads: Fund::default(),
             handshakes: Fund::default(),
             pressed: Cell::new(false),
+            gauge: RefCell::default(),
             queue: Queue::default(),
             room: Rc::default(),
         })
@@ -329,7 +360,7 @@ impl Budget {
     /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
     /// held twice, as it came and as the upstream gets it, and its fields have their table.
     pub fn exchange(self: &Rc<Budget>, head: usize) -> Option<Permit> {
-        if self.pressed.get() && self.exchanges.get() > 0 {
+        if self.is_short() && self.exchanges.get() > 0 && self.is_near_limit() {
             return None;
         }
         let large = if head > LARGE_HEAD {
@@ -343,6 +374,23 @@ impl Budget {
         self.exchanges.set(self.exchanges.get() + 1);
         self.admitted.set(self.admitted.get() + 1);
         Some(permit)
+    }
+
+    /// Whether memory was seen near the limit, or is: the kernel counts what no permit foresees, and much can come between
+    /// two ticks. Every sixteenth admission looks, which costs one read of a file.
+    fn is_near_limit(&self) -> bool {
+        if !self.pressed.get()
+            && self.admitted.get().is_multiple_of(LOOK)
+            && let Some(gauge) = &*self.gauge.borrow()
+        {
+            self.pressed.set(gauge());
+        }
+        self.pressed.get()
+    }
+
+    /// Takes over how memory is looked at between two ticks.
+    pub fn set_gauge(&self, gauge: impl Fn() -> bool + 'static) {
+        *self.gauge.borrow_mut() = Some(Gauge(Box::new(gauge)));
     }
 
     /// How many exchanges are paid for now, and how many ever were.
@@ -386,6 +434,26 @@ impl Budget {
         self.pressed.get()
     }
 }
+
+/// How memory is looked at.
+struct Gauge(Box<dyn Fn() -> bool>);
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauge")
+    }
+}
+
+impl Deref for Gauge {
+    type Target = dyn Fn() -> bool;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// Admissions between two looks at memory.
+const LOOK: u64 = 16;
 
 impl Permit {
     /// What it is worth.
@@ -959,6 +1027,40 @@ mod tests {
         assert!(next.as_mut().poll(&mut context).is_ready());
         drop(permit);
         assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn what_the_configuration_holds_is_not_given_to_clients() {
+        let plan = |held| Plan::beside(held, Some(10 << 20), 1, None);
+        let (small, large) = (plan(0).unwrap(), plan(3_000_000).unwrap());
+        assert_eq!(large.pool.unwrap() + 3_000_000, small.pool.unwrap());
+        assert!(large.connections < small.connections && large.exchanges() < small.exchanges());
+        assert_eq!(plan(9_000_000), None, "nothing is left");
+        assert!(Plan::beside(0, Some(4096), 1, None).is_some());
+        assert!(Plan::beside(1 << 30, None, 1, None).is_some());
+    }
+
+    #[test]
+    fn memory_is_looked_at_between_two_ticks_where_much_is_spent() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let looks = Rc::new(Cell::new(0));
+        let (counted, near) = (Rc::clone(&looks), Rc::new(Cell::new(false)));
+        let is_near = Rc::clone(&near);
+        budget.set_gauge(move || {
+            counted.set(counted.get() + 1);
+            is_near.get()
+        });
+        let first = budget.exchange(300);
+        assert_eq!(looks.get(), 0, "little is spent");
+        let pool = budget.plan().pool.unwrap();
+        let _much = budget.take(pool / 4);
+        let admitted: Vec<_> = (0..32).map_while(|_| budget.exchange(300)).collect();
+        assert_eq!((admitted.len(), looks.get()), (32, 2));
+        near.set(true);
+        let more: Vec<_> = (0..32).map_while(|_| budget.exchange(300)).collect();
+        assert!(more.len() < LOOK as usize, "{}", more.len());
+        assert!(budget.is_pressed());
+        drop((first, admitted, more));
     }
 
     #[test]

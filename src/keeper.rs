@@ -23,6 +23,11 @@ const HEADS_AT_ONCE: usize = 4;
 /// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
 const CODE: u64 = 1_400_000;
 
+/// Bytes in use from which on memory counts as near its limit.
+fn near(limit: u64) -> u64 {
+    limit - (limit / 12).max(CODE.min(limit / 4))
+}
+
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
 enum Need {
@@ -47,7 +52,7 @@ impl Need {
 pub struct Keeper {
     worker: Rc<Worker>,
     limit: Option<u64>,
-    usage: Option<MemoryUse>,
+    usage: Option<Rc<MemoryUse>>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
     /// The same for memory for a large response head.
@@ -70,9 +75,17 @@ impl Keeper {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
             _ => MemoryUse::of_process(),
         });
+        let (limit, usage) = (limit.map(|limit| limit.0), usage.map(Rc::new));
+        if let (Some(limit), Some(usage)) = (limit, &usage) {
+            let usage = Rc::clone(usage);
+            worker.budget.set_gauge(move || {
+                let used = usage.read().unwrap_or(0);
+                used > near(limit) && used.saturating_sub(usage.reclaimable()) > near(limit)
+            });
+        }
         Keeper {
             worker,
-            limit: limit.map(|limit| limit.0),
+            limit,
             usage,
             waiting: RefCell::default(),
             head: Cell::new(None),
@@ -205,7 +218,7 @@ impl Keeper {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
             return false;
         };
-        let near = limit - (limit / 12).max(CODE.min(limit / 4));
+        let near = near(limit);
         let Some(used) = usage.read() else {
             return false;
         };

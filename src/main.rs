@@ -37,6 +37,7 @@ mod yaml;
 mod body;
 mod budget;
 mod dial;
+mod footprint;
 mod gate;
 mod log;
 mod metrics;
@@ -121,17 +122,30 @@ impl Origin {
         };
         config::load(source, &|name| env::var(name).ok())
     }
+
+    /// The same for a process that serves: only what can be read inside its memory limit.
+    fn load_to_serve(&self) -> Result<Arc<Config>, Vec<String>> {
+        let (name, len) = match self {
+            Origin::File(path) => (
+                path.display().to_string(),
+                path.metadata().map_or(0, |file| file.len()),
+            ),
+            Origin::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
+        };
+        footprint::check(len).map_err(|error| vec![format!("{name}: {error}")])?;
+        self.load()
+    }
 }
 
 fn serve(place: Place) -> u8 {
     let Some(origin) = Origin::of(place) else {
         return cli::complain(USAGE, [cli::USAGE]);
     };
-    let config = match origin.load() {
+    let config = match origin.load_to_serve() {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
-    match serve::serve(config, Box::new(move || origin.load())) {
+    match serve::serve(config, Box::new(move || origin.load_to_serve())) {
         Ok(()) => DONE,
         Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
     }

@@ -134,12 +134,14 @@ pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
     }
 }
 
-/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)). One system call.
+/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)); none where the
+/// connection is over, though the kernel goes on counting those that a reset has thrown away. One system call, two where
+/// there are some.
 pub fn unsent(socket: &socket2::Socket) -> usize {
     let mut bytes: c_int = 0;
     // SAFETY: the request writes one `c_int`.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result < 0 {
+    if result < 0 || (bytes > 0 && socket.peer_addr().is_err()) {
         return 0;
     }
     usize::try_from(bytes).unwrap_or(0)

@@ -42,6 +42,7 @@ mod logs;
 
 // the worst that may come, and what it costs
 mod abort;
+mod attacks;
 mod hardening;
 mod memory;
 mod smuggling;
