@@ -1058,7 +1058,7 @@ mod tests {
         assert_eq!((admitted.len(), looks.get()), (32, 2));
         near.set(true);
         let more: Vec<_> = (0..32).map_while(|_| budget.exchange(300)).collect();
-        assert!(more.len() < LOOK as usize, "{}", more.len());
+        assert!((more.len() as u64) < LOOK, "{}", more.len());
         assert!(budget.is_pressed());
         drop((first, admitted, more));
     }

@@ -18,7 +18,7 @@ use crate::{
 pub const EVICTED_AT_ONCE: usize = 8;
 
 /// Exchanges that are asked to leave at a tick for the large heads of others.
-const HEADS_AT_ONCE: usize = 4;
+const HEADS_AT_ONCE: usize = 8;
 
 /// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
 const CODE: u64 = 1_400_000;
@@ -55,8 +55,8 @@ pub struct Keeper {
     usage: Option<Rc<MemoryUse>>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
-    /// The same for memory for a large response head.
-    head: Cell<Option<(u64, Instant)>>,
+    /// Since when there was always one that waited for memory for a large response head.
+    head: Cell<Option<Instant>>,
     /// Most connections and exchanges at a look since memory was last given back.
     high: Cell<(usize, usize)>,
     /// How many had been admitted at the last look; at the first there is more to forget than to see.
@@ -183,19 +183,16 @@ impl Keeper {
         }
     }
 
-    /// A large response head that has waited for a second gets the memory of those that stand still.
+    /// Where large response heads have waited for a second they get the memory of those that stand still.
     fn relieve_heads(&self) {
         let queue = &self.worker.budget.large_heads.queue;
-        let Some(ticket) = queue.front() else {
+        if queue.len() == 0 {
             return self.head.set(None);
-        };
-        match self.head.get() {
-            Some((before, since)) if before == ticket => {
-                if since.elapsed() >= Need::Memory.patience() {
-                    self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
-                }
-            }
-            _ => self.head.set(Some((ticket, Instant::now()))),
+        }
+        let since = self.head.get().unwrap_or_else(Instant::now);
+        self.head.set(Some(since));
+        if since.elapsed() >= Need::Memory.patience() {
+            self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
         }
     }
 

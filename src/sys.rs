@@ -933,6 +933,68 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_of_the_log_holds_no_more_than_it_may() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        Output::Socket.bound(&ours, 4096);
+        let line = [b'x'; 256];
+        let held = (0..10_000).take_while(|_| Output::Socket.write(&ours, &line).is_ok());
+        assert!((1..64).contains(&held.count()));
+        drop(theirs);
+        let (pipe, _other) = io::pipe().unwrap();
+        Output::Pipe.bound(&pipe, 4096);
+    }
+
+    #[test]
+    fn a_stopped_terminal_refuses_a_line_at_once() {
+        let (mut master, mut slave) = (0, 0);
+        let none = ptr::null_mut();
+        // SAFETY: two live numbers to fill, and nothing else is asked for.
+        let opened = unsafe {
+            libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                none,
+                ptr::null_mut(),
+                ptr::null_mut(),
+            )
+        };
+        assert_eq!(opened, 0);
+        // SAFETY: both were just opened, and belong to nobody else.
+        let (master, slave) = unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) };
+        let output = Output::of(&slave);
+        assert_eq!(output, Output::Terminal);
+        let anew = output.reopen(&slave).expect("it can be opened once more");
+        assert!(output.write(&anew, b"a line\n").is_ok());
+        // SAFETY: a descriptor that is open.
+        assert_eq!(unsafe { libc::tcflow(slave.as_raw_fd(), libc::TCOOFF) }, 0);
+        assert!(output.write(&anew, b"a line\n").is_err(), "it is stopped");
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::tcflow(slave.as_raw_fd(), libc::TCOON) }, 0);
+        assert!(output.write(&anew, b"a line\n").is_ok());
+        let full = (0..10_000).any(|_| output.write(&anew, &[b'x'; 256]).is_err());
+        assert!(full, "nobody reads it");
+        drop(master);
+    }
+
+    #[test]
+    fn bytes_that_a_reset_threw_away_count_no_more() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        while io::Write::write(&mut server, &[0; 4096]).is_ok() {}
+        let socket = socket2::Socket::from(server);
+        assert!(unsent(&socket) > 0, "the client does not read");
+        // bytes are left unread: its close is a reset
+        drop(client);
+        let since = std::time::Instant::now();
+        while unsent(&socket) > 0 && since.elapsed() < Duration::from_secs(20) {
+            std::thread::yield_now();
+        }
+        assert_eq!(unsent(&socket), 0);
+    }
+
+    #[test]
     fn a_full_pipe_or_socket_refuses_a_line_at_once() {
         let mut child = Command::new("cat")
             .stdin(Stdio::piped())
