@@ -63,7 +63,7 @@ impl Stage {
     pub fn new() -> Stage {
         let yaml = "routes: [{path: /, target: 'http://h'}]";
         let config = config::load(Source::Text("stage", yaml), &|_| None).expect("it is sound");
-        let budget = Budget::new(Plan::new(None, 1, None));
+        let budget = Budget::new(Plan::beside(0, None, 1, None).expect("there is no limit"));
         let metrics = Arc::new(Metrics::new(UNIX_EPOCH));
         Stage {
             runtime: Builder::new_current_thread()
