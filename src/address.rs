@@ -760,9 +760,9 @@ mod tests {
                 fixed("new.example:8443"),
                 "",
             ),
-            ("http://[::1]:81/", "http://", fixed("[::1]:81"), "/"),
+            ("http://[::1]:81/", "http://", fixed("[::1]:81"), ""),
             ("/new", "", fixed(""), "/new"),
-            ("/", "", fixed(""), "/"),
+            ("/", "", fixed(""), ""),
         ] {
             let base = base.to_owned();
             let expected = Destination { scheme, host, base };

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::{Ride, Tunnel, Turn},
-    budget::{NARROW, Permit},
+    budget::{CONNECTION, NARROW, Permit, UNSENT},
     config::Level,
     cors::Verdict,
     dial::Io,
@@ -55,7 +55,8 @@ pub struct Attend {
     state: State,
     worker: Rc<Worker>,
     seat: Seat,
-    _permit: Permit,
+    /// What the connection costs, with what the kernel still holds of its last answer.
+    permit: Permit,
 }
 
 enum State {
@@ -77,7 +78,7 @@ impl Attend {
         Attend {
             worker,
             seat,
-            _permit: permit,
+            permit,
             state: State::Fresh(io),
         }
     }
@@ -95,6 +96,11 @@ impl Attend {
         );
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
+                // from here on the exchange pays
+                if self.permit.bytes() > CONNECTION {
+                    self.permit.resize(CONNECTION);
+                    seat.took(0);
+                }
                 seat.set_deadline(None);
                 let (worker, watch) = (Rc::clone(worker), (*seat).clone());
                 let gate = RefCell::new(gate);
@@ -103,7 +109,8 @@ impl Attend {
             Poll::Ready(Ok(Arrival::Refused(refusal))) => {
                 return Poll::Ready(self.refused(gate, refusal));
             }
-            Poll::Ready(Ok(Arrival::End) | Err(_)) => return Poll::Ready(State::Over),
+            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(gate)),
+            Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
         }
         let is_amid = gate.is_amid_head();
@@ -113,7 +120,7 @@ impl Attend {
             Order::None => false,
         };
         if is_told {
-            return Poll::Ready(State::Over);
+            return Poll::Ready(self.close(gate));
         }
         match (is_amid, seat.phase()) {
             // the first head has its time since the connection came, a later one since its own first byte
@@ -126,8 +133,12 @@ impl Attend {
             return Poll::Ready(if is_amid {
                 self.refused(gate, Refusal::HeadTimedOut)
             } else {
-                State::Over
+                self.close(gate)
             });
+        }
+        if self.owes_too_long(&gate, server.write_timeout) {
+            sys::reset_unsent(&gate.io.socket());
+            return Poll::Ready(State::Over);
         }
         self.state = if is_amid {
             State::Amid(Box::new(gate))
@@ -135,6 +146,46 @@ impl Attend {
             State::Resting(gate.into_parts().0)
         };
         Poll::Pending
+    }
+
+    /// After an answer: until the client has acknowledged its last byte, the connection costs more.
+    fn owe(&mut self) {
+        if self.worker.budget.plan().tight {
+            self.permit.resize(CONNECTION + UNSENT);
+        }
+    }
+
+    /// Looks at each tick whether the client has acknowledged its last answer, not before the first: it is on its way. Says
+    /// whether it has not for `limit`.
+    fn owes_too_long(&mut self, gate: &Gate, limit: Option<Duration>) -> bool {
+        if self.permit.bytes() == CONNECTION || !self.seat.look_back(true) {
+            return false;
+        }
+        if sys::unsent(&gate.io.socket()) == 0 {
+            self.permit.resize(CONNECTION);
+            self.seat.look_back(false);
+            self.seat.took(0);
+            return false;
+        }
+        self.seat.write_blocked(limit);
+        self.seat.is_write_overdue()
+    }
+
+    /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
+    /// answer for as long as it may be idle, is reset.
+    fn close(&self, gate: Gate) -> State {
+        if self.permit.bytes() == CONNECTION || sys::unsent(&gate.io.socket()) == 0 {
+            return State::Over;
+        }
+        if self.seat.order() == Order::Leave || self.seat.is_overdue() {
+            sys::reset_unsent(&gate.io.socket());
+            return State::Over;
+        }
+        let (worker, watch) = (Rc::clone(&self.worker), (*self.seat).clone());
+        State::Busy(Box::pin(async move {
+            depart(&worker, &mut gate.into_parts().0, &watch).await;
+            None
+        }))
     }
 
     fn refused(&self, gate: Gate, refusal: Refusal) -> State {
@@ -164,7 +215,10 @@ impl Future for Attend {
                 State::Resting(io) => ready!(this.poll_rest(context, Gate::new(io))),
                 State::Amid(gate) => ready!(this.poll_rest(context, *gate)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
-                    Poll::Ready(Some(gate)) => ready!(this.poll_rest(context, gate)),
+                    Poll::Ready(Some(gate)) => {
+                        this.owe();
+                        ready!(this.poll_rest(context, gate))
+                    }
                     Poll::Ready(None) => State::Over,
                     Poll::Pending => {
                         this.state = State::Busy(work);
@@ -221,6 +275,8 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
     );
     if written && !(is_flood && worker.budget.plan().tight) {
         linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
+    } else if worker.budget.plan().tight {
+        sys::reset_unsent(&gate.io.socket());
     }
 }
 
@@ -252,14 +308,17 @@ fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
         ("value", &value),
     ];
     match refusal {
-        Refusal::NoMemory => log::warn("no answer", &fields),
+        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), seat.now()) => {
+            log::warn("no answer", &fields);
+        }
+        Refusal::NoMemory => {}
         _ => log::event(
             refusal_level(refusal),
             "refused",
             fields.get(..3).unwrap_or_default(),
         ),
     }
-    let record = Record::begin(seat.client(), "-", b"", "-", Instant::now());
+    let record = Record::begin(seat.client(), "-", "", "-", Instant::now());
     if let Some(mut record) = record {
         record.answers(status);
         record.outcome = outcome;
@@ -277,16 +336,18 @@ fn tell_unanswered(worker: &Worker, seat: &Watch) {
     worker.metrics.failed(outcome);
     let client = log::client(seat.client());
     let (bound, value) = worker.memory_bound();
-    log::warn(
-        "no answer",
-        &[
-            ("client", &client),
-            ("reason", &outcome),
-            ("bound", &bound),
-            ("value", &value),
-        ],
-    );
-    let record = Record::begin(seat.client(), "-", b"", "-", Instant::now());
+    if worker.repeats.is_first(outcome.word(), seat.now()) {
+        log::warn(
+            "no answer",
+            &[
+                ("client", &client),
+                ("reason", &outcome),
+                ("bound", &bound),
+                ("value", &value),
+            ],
+        );
+    }
+    let record = Record::begin(seat.client(), "-", "", "-", Instant::now());
     if let Some(mut record) = record {
         record.outcome = outcome;
     }
@@ -296,6 +357,7 @@ fn tell_unanswered(worker: &Worker, seat: &Watch) {
 /// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
 async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
     seat.enter(Phase::Lingering, Some(LINGER));
+    let is_tight = worker.budget.plan().tight;
     poll_fn(|context| {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());
@@ -310,6 +372,11 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
             match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
                     rest = rest.saturating_sub(buffer.filled().len());
+                }
+                // what the client sent is read, but it has not yet acknowledged its answer
+                Ok(()) if is_tight && sys::unsent(&io.socket()) > 0 => {
+                    seat.look_back(true);
+                    return Poll::Pending;
                 }
                 _ => return Poll::Ready(()),
             }
@@ -334,7 +401,8 @@ fn serve(
     async move {
         let (worker, seat) = (&*worker, &seat);
         let brief = is_brief(worker, gate.get_mut(), &head);
-        let Some((permit, full, waited)) = admit(worker, seat, &head, brief).await else {
+        let size = gate.get_mut().head_size();
+        let Some((permit, full, waited)) = admit(worker, seat, size, brief).await else {
             tell_unanswered(worker, seat);
             return None;
         };
@@ -369,7 +437,9 @@ fn serve(
             End::Stays => {
                 let gate = gate.get_mut();
                 if has_sent_much && is_unread(worker, &gate.io) {
-                    Box::pin(settle(worker, &mut gate.io, seat)).await.ok()?;
+                    Box::pin(settle(worker, &mut gate.io, seat, NARROW))
+                        .await
+                        .ok()?;
                 }
                 if gate.receives_wide() {
                     return None;
@@ -392,9 +462,11 @@ fn serve(
                 Box::pin(linger(worker, io, seat, rest)).await;
                 return None;
             }
-            End::Closes | End::Broken if !has_sent_much => return None,
             End::Closes => {
-                Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+                drop((permit, full));
+                if worker.budget.plan().tight && sys::unsent(&gate.get_mut().io.socket()) > 0 {
+                    Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+                }
                 return None;
             }
             End::Broken => {
@@ -411,20 +483,21 @@ fn is_unread(worker: &Worker, io: &Io) -> bool {
     worker.budget.plan().tight && sys::unsent(&io.socket()) > NARROW
 }
 
-/// The close that follows will be a reset where a client has not read what it was sent: a queue that nobody reads would
-/// outlive its connection by minutes.
+/// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
+/// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
+/// stands for.
 fn leave(worker: &Worker, io: &Io) {
-    if is_unread(worker, io) {
-        drop(io.socket().set_linger(Some(Duration::ZERO)));
+    if worker.budget.plan().tight {
+        sys::reset_unsent(&io.socket());
     }
 }
 
-/// Waits until the client has read the most of what it was sent: until then the exchange holds its memory, and gives way
-/// as a stream does that its client blocks.
+/// Waits until the client has acknowledged all but `most` bytes of what it was sent: until then the exchange holds its
+/// memory, and gives way as a stream does that its client blocks.
 ///
 /// # Errors
 /// The client is gone, or has to go: the close will be a reset.
-async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
+async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
     let mut left = sys::unsent(&io.socket());
     let settled = poll_fn(|context| {
@@ -438,7 +511,7 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
             seat.took(left - unsent);
             left = unsent;
         }
-        if left <= NARROW {
+        if left <= most {
             return Poll::Ready(Ok(()));
         }
         if seat.is_write_overdue() || seat.order() == Order::Leave {
@@ -452,7 +525,9 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
     .await;
     seat.look_back(false);
     seat.took(0);
-    leave(worker, io);
+    if settled.is_err() {
+        leave(worker, io);
+    }
     settled
 }
 
@@ -475,29 +550,31 @@ fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize) {
     );
 }
 
-/// The same behind the last answer of a connection, whose end the client is told at once.
+/// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
+/// the client has acknowledged all of it. It is one of those that give way first.
 async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
-    if !is_unread(worker, io) {
-        return;
-    }
+    let _permit = worker.budget.force(UNSENT);
+    seat.enter(Phase::Lingering, None);
     let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
     if told.is_ok() {
-        drop(settle(worker, io, seat).await);
+        drop(settle(worker, io, seat, 0).await);
+    } else {
+        leave(worker, io);
     }
 }
 
-/// Pays for an exchange, or waits for its worth in line. Without memory there is a small reserve from which health,
-/// preflights and the word that there is no room are answered; then the second part holds a place of it. The third is
-/// how many milliseconds it has waited.
+/// Pays for an exchange whose request head stands in a buffer of `head` bytes, or waits for its worth in line. Without
+/// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
+/// the second part holds a place of it. The third is how many milliseconds it has waited.
 async fn admit(
     worker: &Worker,
     seat: &Watch,
-    head: &Head,
+    head: usize,
     is_brief: bool,
 ) -> Option<(Option<Permit>, Option<Place>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(head.len)
+        && let Some(permit) = budget.exchange(head)
     {
         return Some((Some(permit), None, 0));
     }
@@ -505,11 +582,11 @@ async fn admit(
     Box::pin(async move {
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        if !is_brief && let Some(_waiter) = budget.waiter(head.len) {
+        if !is_brief && let Some(_waiter) = budget.waiter(head) {
             seat.enter(Phase::Waiting, None);
             let _waiting = Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
-            let line = budget.queue.until(|| budget.exchange(head.len));
+            let line = budget.queue.until(|| budget.exchange(head));
             if let Ok(permit) = seat.within(limit, line).await {
                 return Some((Some(permit), None, waited()));
             }
@@ -557,6 +634,9 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         status: Cell::new(101),
         received: Cell::new(0),
         sent: Cell::new(0),
+        head: RefCell::default(),
+        budget: &worker.budget,
+        rest: Cell::new(0),
         complete: Cell::new(false),
         outcome: Cell::new(None),
         cause: OnceCell::new(),
@@ -565,7 +645,9 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         metrics: &worker.metrics,
     };
     let (mut client, first) = gate.into_parts();
-    let unread = upstream.unread().to_vec();
+    let (first, unread) = (Vec::from(first), upstream.unread().to_vec());
+    upstream.start = upstream.end;
+    upstream.release();
     let room = worker.room(config.transport.read_buffer_size);
     let Some(io) = &mut upstream.lease.io else {
         return;
@@ -573,7 +655,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     tunnel::join(
         &mut client,
         io,
-        (&first, &unread),
+        (first, unread),
         room,
         &worker.buffers,
         &ride,
@@ -581,8 +663,8 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     .await;
     drop(ride);
     drop(upstream);
-    if is_unread(worker, &client) {
-        drop(Box::pin(settle(worker, &mut client, seat)).await);
+    if worker.budget.plan().tight && sys::unsent(&client.socket()) > 0 {
+        drop(Box::pin(settle(worker, &mut client, seat, 0)).await);
     }
 }
 
@@ -604,7 +686,7 @@ mod tests {
     fn a_connection_at_work_is_bounded() {
         let size = size_of_output(serve);
         // one of the allocator's size classes
-        assert!(size <= 1_792, "{size} bytes");
+        assert!(size <= 2_048, "{size} bytes");
     }
 
     #[test]

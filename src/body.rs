@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    budget::Buffer,
+    budget::{Budget, Buffer, Permit, head_price},
     config::Config,
     context::Subject,
     gate::Client,
@@ -201,6 +201,22 @@ impl Outbox {
         }
     }
 
+    /// Lets a large head go that is with the kernel, whatever is still to be written behind it. Says whether it is.
+    pub fn forget_head(&mut self) -> bool {
+        let is_written = self.written == self.text.len();
+        if is_written {
+            self.text = Vec::new();
+            self.written = 0;
+            self.cleared = true;
+        }
+        is_written
+    }
+
+    /// Whether a piece of a body is still to be written.
+    pub fn has_data(&self) -> bool {
+        !self.data.is_empty()
+    }
+
     /// What is to be written.
     pub fn slices(&self) -> [IoSlice<'_>; 3] {
         [
@@ -274,6 +290,12 @@ pub struct Ride<'a> {
     pub received: Cell<u64>,
     /// Bytes of response body so far.
     pub sent: Cell<u64>,
+    /// What pays for a response head that is larger than the price of an exchange foresees.
+    pub head: RefCell<Option<Box<Permit>>>,
+    /// Whose bytes it spends.
+    pub budget: &'a Rc<Budget>,
+    /// Bytes of the response body that came with a large head, in a buffer of their own.
+    pub rest: Cell<u32>,
     /// The kernel has the answer's last byte.
     pub complete: Cell<bool>,
     /// How it ends, where that is known before it does.
@@ -286,6 +308,40 @@ pub struct Ride<'a> {
     pub is_tunnel: bool,
     /// Everybody's counters.
     pub metrics: &'a Arc<Metrics>,
+}
+
+impl Ride<'_> {
+    /// Whether a large response head is paid for.
+    pub fn holds_head(&self) -> bool {
+        self.head.borrow().is_some()
+    }
+
+    /// Keeps what pays for a large response head: with it the exchange may be asked to leave for others that wait.
+    pub fn hold_head(&self, permit: Permit) {
+        self.head.replace(Some(Box::new(permit)));
+        self.watch.holds_head(true);
+    }
+
+    /// Lets a large response head cost what `bytes` of buffers do from now on.
+    pub fn resize_head(&self, bytes: usize) {
+        let price = head_price(bytes);
+        if price == 0 {
+            return self.free_head();
+        }
+        // what the operator's own fields add to a head cannot be refused any more
+        let permit = self.head.take();
+        let mut permit = permit.unwrap_or_else(|| Box::new(self.budget.force_large_head(0)));
+        permit.resize(price);
+        self.head.replace(Some(permit));
+        self.watch.holds_head(true);
+    }
+
+    /// The large response head is gone.
+    pub fn free_head(&self) {
+        if self.head.take().is_some() {
+            self.watch.holds_head(false);
+        }
+    }
 }
 
 /// A response body.

@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    fmt,
     future::poll_fn,
     ops::{Deref, DerefMut},
     rc::Rc,
@@ -27,8 +28,27 @@ pub const NARROW: usize = 4 * 1024;
 /// What exchanges, heads and those who wait leave for connections, however many there are.
 const DOOR: u64 = 32 * CONNECTION;
 
-/// Bytes of a request head that are in the price of an exchange.
-const LARGE_HEAD: usize = 4 * 1024;
+/// Bytes of a head, of a request or a response, that are in the price of an exchange.
+pub const LARGE_HEAD: usize = 4 * 1024;
+
+/// Capacities of buffers for larger heads. Few sizes, because an allocator keeps pages for each size it has seen: heads of
+/// every length between 4 and 96 kB would leave a page behind for each of ten sizes.
+const STEPS: [usize; 5] = [16 * 1024, 32 * 1024, 64 * 1024, 96 * 1024, 128 * 1024];
+
+/// `SO_SNDBUF` of the log where that is a socket and memory is tight: some hundred lines that a journal has not read yet.
+/// The kernel doubles it.
+const LOG_QUEUE: usize = 64 * 1024;
+
+/// The largest of these that the head of one response needs: `answer::MAX_HEAD`.
+const LARGEST_HEAD: usize = 96 * 1024;
+
+/// What up to [`NARROW`] bytes cost that a client was sent and has not acknowledged: the kernel keeps them in buffers of
+/// up to twice their size, and a closed connection keeps its socket as long.
+pub const UNSENT: u64 = 12_000;
+
+/// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
+/// more as it is read.
+const HANDSHAKE: u64 = 160_000;
 
 /// An idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
@@ -39,6 +59,16 @@ pub const TLS_SESSION: u64 = 24_000;
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 const BASE: u64 = 2_000_000;
+
+/// A head in a buffer of the size that [`step`] gives, where it grew by doubling to a larger one.
+pub fn in_step(head: Vec<u8>) -> Vec<u8> {
+    if head.capacity() <= LARGE_HEAD {
+        return head;
+    }
+    let mut text = Vec::with_capacity(step(head.len()));
+    text.extend_from_slice(&head);
+    text
+}
 
 /// The shape of a budget, fixed at start: what the limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +90,34 @@ pub struct Plan {
 impl Plan {
     /// Divides `limit` bytes of the whole process by its workers; `max_connections` is the configured bound (of all
     /// workers), `None` = what memory allows.
+    #[cfg(test)]
     pub fn new(limit: Option<u64>, workers: usize, max_connections: Option<usize>) -> Plan {
+        Plan::divide(0, limit, workers, max_connections).0
+    }
+
+    /// The same beside `held` bytes of configuration; `None` where these leave less than what two exchanges and eight
+    /// connections cost.
+    pub fn beside(
+        held: u64,
+        limit: Option<u64>,
+        workers: usize,
+        max_connections: Option<usize>,
+    ) -> Option<Plan> {
+        let (plan, is_enough) = Plan::divide(held, limit, workers, max_connections);
+        (is_enough || held == 0).then_some(plan)
+    }
+
+    /// Gives a plan, and whether the limit is large enough for the least one.
+    fn divide(
+        held: u64,
+        limit: Option<u64>,
+        workers: usize,
+        max_connections: Option<usize>,
+    ) -> (Plan, bool) {
         let workers_wide = workers as u64;
         let configured = max_connections.map_or(usize::MAX, |all| all.div_ceil(workers).max(1));
         let Some(limit) = limit else {
-            return Plan {
+            let plan = Plan {
                 pool: None,
                 connections: configured,
                 socket_buffer: None,
@@ -72,27 +125,36 @@ impl Plan {
                 unsent: 128 * 1024,
                 tight: false,
             };
+            return (plan, true);
         };
         // a twelfth stays free for what no permit foresees: fragmentation, bursts of packets, page tables
         let pool = limit
-            .saturating_sub(BASE + 100_000 * (workers_wide - 1))
+            .saturating_sub(BASE + held + 100_000 * (workers_wide - 1))
             .saturating_sub(limit / 12)
             / workers_wide;
-        let pool = pool.max(CONNECTION * 8 + EXCHANGE * 2);
+        let least = CONNECTION * 8 + EXCHANGE * 2;
+        let is_enough = pool >= least;
+        let pool = pool.max(least);
         let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
             .unwrap_or(usize::MAX)
             .clamp(8, configured.max(8));
         let share = usize::try_from(limit / 640).unwrap_or(usize::MAX);
         let share = share.clamp(16 * 1024, 256 * 1024);
         let tight = limit < 64 << 20;
-        Plan {
+        let plan = Plan {
             pool: Some(pool),
             connections: connections.min(configured),
             socket_buffer: (limit < 512 << 20).then_some(if tight { NARROW } else { share }),
             wide_buffer: tight.then_some(share),
             unsent: if tight { 16 * 1024 } else { 128 * 1024 },
             tight,
-        }
+        };
+        (plan, is_enough)
+    }
+
+    /// `SO_SNDBUF` of the log where that is a socket; `None` = as it is.
+    pub fn log_queue(&self) -> Option<usize> {
+        self.tight.then_some(LOG_QUEUE)
     }
 
     /// How many exchanges fit beside a full house of connections.
@@ -114,8 +176,14 @@ pub struct Budget {
     heads: Cell<u64>,
     /// What wide buffers cost.
     widths: Cell<u64>,
+    /// Heads of responses that are larger than the price of an exchange foresees.
+    pub large_heads: Fund,
+    /// TLS handshakes in progress.
+    pub handshakes: Fund,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
+    /// Says whether memory is near the limit now; asked between two ticks where much is spent.
+    gauge: RefCell<Option<Gauge>>,
     /// Who waits for an exchange's worth.
     pub queue: Queue,
     /// Who waits for a seat; woken by whatever comes free.
@@ -136,7 +204,17 @@ enum Purpose {
     Head,
     Exchange,
     Width,
+    LargeHead,
+    Handshake,
     Other,
+}
+
+/// A part of a budget that one purpose may spend, and the requests that wait for it.
+#[derive(Debug, Default)]
+pub struct Fund {
+    spent: Cell<u64>,
+    /// Requests that wait for a permit of this fund.
+    pub queue: Queue,
 }
 
 impl Budget {
@@ -149,7 +227,10 @@ impl Budget {
             admitted: Cell::new(0),
             heads: Cell::new(0),
             widths: Cell::new(0),
+            large_heads: Fund::default(),
+            handshakes: Fund::default(),
             pressed: Cell::new(false),
+            gauge: RefCell::default(),
             queue: Queue::default(),
             room: Rc::default(),
         })
@@ -227,10 +308,59 @@ impl Budget {
         Some((size, permit))
     }
 
+    /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
+    /// not need, once its size is known. All of it is taken before the first byte beyond [`LARGE_HEAD`], because heads
+    /// that grow step by step would end up waiting for each other.
+    pub fn large_head(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_from(
+            &self.large_heads,
+            Purpose::LargeHead,
+            head_price(LARGEST_HEAD),
+        )
+    }
+
+    /// Takes bytes for a response head that cannot be refused any more.
+    pub fn force_large_head(self: &Rc<Budget>, bytes: u64) -> Permit {
+        let mut permit = self.force(bytes);
+        permit.purpose = Purpose::LargeHead;
+        self.large_heads
+            .spent
+            .set(self.large_heads.spent.get() + bytes);
+        permit
+    }
+
+    /// Takes what a TLS handshake holds until it is over.
+    pub fn handshake(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_from(&self.handshakes, Purpose::Handshake, HANDSHAKE)
+    }
+
+    /// A fund has a fifth of the budget. One permit of each fund can always be had, however little is left: a large head
+    /// or a handshake is never impossible, only slow.
+    fn take_from(self: &Rc<Budget>, fund: &Fund, purpose: Purpose, bytes: u64) -> Option<Permit> {
+        let spent = fund.spent.get();
+        let is_over = self.plan.pool.is_some_and(|pool| spent + bytes > pool / 5);
+        let mut permit = match spent {
+            0 => self.force(bytes),
+            _ if is_over => return None,
+            _ => self.take_inside(bytes)?,
+        };
+        fund.spent.set(spent + bytes);
+        permit.purpose = purpose;
+        Some(permit)
+    }
+
+    fn fund(&self, purpose: Purpose) -> Option<&Fund> {
+        match purpose {
+            Purpose::LargeHead => Some(&self.large_heads),
+            Purpose::Handshake => Some(&self.handshakes),
+            _ => None,
+        }
+    }
+
     /// Takes an exchange's worth for a request with a head of so many bytes, unless memory is pressed. A large head is
     /// held twice, as it came and as the upstream gets it, and its fields have their table.
     pub fn exchange(self: &Rc<Budget>, head: usize) -> Option<Permit> {
-        if self.pressed.get() && self.exchanges.get() > 0 {
+        if self.is_short() && self.exchanges.get() > 0 && self.is_near_limit() {
             return None;
         }
         let large = if head > LARGE_HEAD {
@@ -244,6 +374,23 @@ impl Budget {
         self.exchanges.set(self.exchanges.get() + 1);
         self.admitted.set(self.admitted.get() + 1);
         Some(permit)
+    }
+
+    /// Whether memory was seen near the limit, or is: the kernel counts what no permit foresees, and much can come between
+    /// two ticks. Every sixteenth admission looks, which costs one read of a file.
+    fn is_near_limit(&self) -> bool {
+        if !self.pressed.get()
+            && self.admitted.get().is_multiple_of(LOOK)
+            && let Some(gauge) = &*self.gauge.borrow()
+        {
+            self.pressed.set(gauge());
+        }
+        self.pressed.get()
+    }
+
+    /// Takes over how memory is looked at between two ticks.
+    pub fn set_gauge(&self, gauge: impl Fn() -> bool + 'static) {
+        *self.gauge.borrow_mut() = Some(Gauge(Box::new(gauge)));
     }
 
     /// How many exchanges are paid for now, and how many ever were.
@@ -267,6 +414,13 @@ impl Budget {
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
     }
 
+    /// Bytes came free: the first of each queue tries again. The queues of the funds are woken by their own permits, and
+    /// by the timer of the wait.
+    fn wake(&self) {
+        self.queue.wake();
+        self.room.wake();
+    }
+
     /// Told by the sweep: whether memory is near its limit.
     pub fn press(&self, pressed: bool) {
         self.pressed.set(pressed);
@@ -281,11 +435,67 @@ impl Budget {
     }
 }
 
+/// How memory is looked at.
+struct Gauge(Box<dyn Fn() -> bool>);
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauge")
+    }
+}
+
+impl Deref for Gauge {
+    type Target = dyn Fn() -> bool;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// Admissions between two looks at memory.
+const LOOK: u64 = 16;
+
 impl Permit {
     /// What it is worth.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Makes it worth `bytes`: more is taken whether it is there or not, less is given back. Not for permits of
+    /// exchanges, of unfinished heads and of wide buffers, whose sums are kept apart.
+    pub fn resize(&mut self, bytes: u64) {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let moved = |sum: &Cell<u64>| sum.set(sum.get() - before + bytes);
+        moved(&self.budget.spent);
+        if let Some(fund) = self.budget.fund(self.purpose) {
+            moved(&fund.spent);
+            fund.queue.wake();
+        }
+        if bytes < before {
+            self.budget.wake();
+        }
+    }
+}
+
+/// What the head of a response costs that is held in a buffer of so many bytes: a quarter more is what the allocator
+/// leaves between such buffers.
+pub fn head_price(bytes: usize) -> u64 {
+    if bytes <= LARGE_HEAD {
+        return 0;
+    }
+    let capacity = step(bytes) as u64;
+    capacity + capacity / 4
+}
+
+/// The capacity of a buffer for so many bytes of a head: exact where it is small.
+pub fn step(bytes: usize) -> usize {
+    if bytes <= LARGE_HEAD {
+        return bytes;
+    }
+    STEPS
+        .into_iter()
+        .find(|step| *step >= bytes)
+        .unwrap_or(bytes)
 }
 
 impl Drop for Permit {
@@ -298,10 +508,15 @@ impl Drop for Permit {
                 .widths
                 .set(self.budget.widths.get() - self.bytes),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
+            Purpose::LargeHead | Purpose::Handshake => {
+                if let Some(fund) = self.budget.fund(self.purpose) {
+                    fund.spent.set(fund.spent.get() - self.bytes);
+                    fund.queue.wake();
+                }
+            }
             Purpose::Other => {}
         }
-        self.budget.queue.wake();
-        self.budget.room.wake();
+        self.budget.wake();
     }
 }
 
@@ -454,13 +669,20 @@ impl Room {
 }
 
 impl Buffer {
-    /// Makes it `len` bytes long; what it holds stays.
+    /// Makes it `len` bytes long; what it holds stays. From then on it is no longer on loan: it is paid for by itself, and
+    /// is freed and not kept when it is dropped.
     pub fn grow(&mut self, len: usize) {
         let before = self.bytes.len();
-        self.bytes.resize(len.max(before), 0);
-        if let Some(home) = &self.home {
-            home.lent.set(home.lent.get() + self.bytes.len() - before);
+        if let Some(home) = self.home.take() {
+            home.lent.set(home.lent.get() - before);
         }
+        self.bytes.reserve_exact(len.saturating_sub(before));
+        self.bytes.resize(len.max(before), 0);
+    }
+
+    /// Whether it grew beyond what was lent.
+    pub fn has_grown(&self) -> bool {
+        self.home.is_none() && !self.bytes.is_empty()
     }
 }
 
@@ -756,12 +978,97 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_grew_is_counted() {
+    fn a_buffer_that_grew_is_never_lent_again() {
         let buffers: Rc<Buffers> = Rc::default();
         let mut buffer = buffers.take(Room::new(4096, true, true));
-        buffer.grow(10_000);
-        assert_eq!((buffer.len(), buffers.lent.get()), (10_000, 10_000));
+        buffer[0] = 7;
+        assert!(!buffer.has_grown());
+        buffer.grow(16 * 1024);
+        assert_eq!((buffer.len(), buffer[0]), (16 * 1024, 7));
+        assert_eq!(buffer.bytes.capacity(), 16 * 1024);
+        assert!(buffer.has_grown());
         drop(buffer);
-        assert_eq!(buffers.lent.get(), 0);
+        assert_eq!((buffers.lent.get(), buffers.kept.get()), (0, 0));
+    }
+
+    #[test]
+    fn large_heads_have_a_fifth_of_the_budget_and_one_always_passes() {
+        for limit in [1 << 20, 6 << 20, 10 << 20, 32 << 20] {
+            let budget = Budget::new(Plan::new(Some(limit), 1, None));
+            let pool = budget.plan().pool.unwrap();
+            let all = budget.force(pool);
+            let mut first = budget.large_head().expect("one can always be had");
+            assert!(budget.large_head().is_none() && budget.handshake().is_some());
+            drop(all);
+            let more: Vec<Permit> = std::iter::from_fn(|| budget.large_head()).collect();
+            assert!(budget.large_heads.spent.get() <= (pool / 5).max(first.bytes()));
+            // a head of 5 kB gives back most, and lets others pass
+            first.resize(head_price(5000));
+            assert_eq!(first.bytes(), 20 * 1024);
+            drop(more);
+            drop(first);
+            assert_eq!((budget.spent(), budget.large_heads.spent.get()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_permit_that_shrinks_lets_the_next_one_in() {
+        let budget = Budget::new(Plan {
+            pool: Some(100),
+            ..Plan::new(Some(10 << 20), 1, None)
+        });
+        let mut permit = budget.take(80).unwrap();
+        permit.resize(120);
+        assert_eq!(budget.spent(), 120, "what cannot be refused is taken");
+        let mut context = Context::from_waker(Waker::noop());
+        let mut next = pin!(budget.queue.until(|| budget.take(60)));
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        permit.resize(40);
+        assert!(next.as_mut().poll(&mut context).is_ready());
+        drop(permit);
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn what_the_configuration_holds_is_not_given_to_clients() {
+        let plan = |held| Plan::beside(held, Some(10 << 20), 1, None);
+        let (small, large) = (plan(0).unwrap(), plan(3_000_000).unwrap());
+        assert_eq!(large.pool.unwrap() + 3_000_000, small.pool.unwrap());
+        assert!(large.connections < small.connections && large.exchanges() < small.exchanges());
+        assert_eq!(plan(9_000_000), None, "nothing is left");
+        assert!(Plan::beside(0, Some(4096), 1, None).is_some());
+        assert!(Plan::beside(1 << 30, None, 1, None).is_some());
+    }
+
+    #[test]
+    fn memory_is_looked_at_between_two_ticks_where_much_is_spent() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let looks = Rc::new(Cell::new(0));
+        let (counted, near) = (Rc::clone(&looks), Rc::new(Cell::new(false)));
+        let is_near = Rc::clone(&near);
+        budget.set_gauge(move || {
+            counted.set(counted.get() + 1);
+            is_near.get()
+        });
+        let first = budget.exchange(300);
+        assert_eq!(looks.get(), 0, "little is spent");
+        let pool = budget.plan().pool.unwrap();
+        let _much = budget.take(pool / 4);
+        let admitted: Vec<_> = (0..32).map_while(|_| budget.exchange(300)).collect();
+        assert_eq!((admitted.len(), looks.get()), (32, 2));
+        near.set(true);
+        let more: Vec<_> = (0..32).map_while(|_| budget.exchange(300)).collect();
+        assert!((more.len() as u64) < LOOK, "{}", more.len());
+        assert!(budget.is_pressed());
+        drop((first, admitted, more));
+    }
+
+    #[test]
+    fn buffers_of_large_heads_have_few_sizes() {
+        assert_eq!([0, 300, LARGE_HEAD].map(head_price), [0; 3]);
+        let mut sizes: Vec<usize> = (LARGE_HEAD + 1..=LARGEST_HEAD).map(step).collect();
+        sizes.dedup();
+        assert_eq!(sizes, STEPS[..4]);
+        assert_eq!(step(1 << 20), 1 << 20);
     }
 }

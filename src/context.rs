@@ -10,6 +10,7 @@ use http::Method;
 use crate::{
     body::Ride,
     config::Level,
+    line::{MARK, beginning},
     log::{self, Field},
     metrics,
     outcome::{Blame, Outcome},
@@ -29,25 +30,16 @@ pub struct Subject {
     host: u16,
 }
 
-/// Bytes that are kept of a path: a log line shows no more of it.
-const PATH: usize = 1024;
-
-/// Bytes that are kept of a host: a DNS name has 253, and a port six.
-const HOST: usize = 259;
-
 impl Subject {
     /// `path` is without its query; `host` is empty where the request names none.
     pub fn new(client: Option<IpAddr>, method: Method, host: &str, path: &str) -> Subject {
-        let start = |text: &str, most: usize| text.floor_char_boundary(most);
-        let (host_len, path_len) = (start(host, HOST), start(path, PATH));
-        let mut text = String::with_capacity(host_len + path_len);
-        text.push_str(host.get(..host_len).unwrap_or_default());
-        text.push_str(path.get(..path_len).unwrap_or_default());
+        let (host, path) = (beginning(host), beginning(path));
+        let text = [host.as_str(), path.as_str()].concat();
         Subject {
             client,
             method,
             text: text.into_boxed_str(),
-            host: u16::try_from(host_len).unwrap_or(0),
+            host: u16::try_from(host.len()).unwrap_or(0),
         }
     }
 
@@ -58,9 +50,7 @@ impl Subject {
 
     /// The host that was asked for, unless it may have been cut: then it must not decide anything.
     pub fn whole_host(&self) -> Option<&str> {
-        // a cut falls on the boundary of a character, which has four bytes at most
-        let is_whole = usize::from(self.host) <= HOST - 4;
-        is_whole.then(|| self.host())
+        Some(self.host()).filter(|host| !host.ends_with(MARK))
     }
 
     /// The path that was asked for.
@@ -231,7 +221,7 @@ mod tests {
         assert_eq!(subject.whole_host(), Some("a.example"));
         let long = "ü".repeat(2_000);
         let subject = Subject::new(None, Method::GET, &long, &long);
-        assert_eq!((subject.host().len(), subject.path().len()), (258, 1024));
+        assert_eq!((subject.host().len(), subject.path().len()), (259, 259));
         assert_eq!(subject.whole_host(), None);
     }
 }

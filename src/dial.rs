@@ -119,6 +119,16 @@ impl Io {
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
     }
 
+    /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
+    /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
+    pub fn unix(stream: UnixStream, send_buffer: Option<usize>) -> Io {
+        let io = Io::Unix(stream);
+        if let Some(size) = send_buffer {
+            io.set_buffer(Way::Out, size);
+        }
+        io
+    }
+
     /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
     pub fn tcp(stream: TcpStream, bounded: bool) -> Io {
         if bounded {
@@ -130,6 +140,10 @@ impl Io {
 
     /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
     pub fn widen(&self, way: Way, budget: &Rc<Budget>) -> Option<Box<Wide>> {
+        if matches!((self, way), (Io::Unix(_), Way::In)) {
+            // what a unix socket receives stands in the sender's buffer
+            return None;
+        }
         let (size, permit) = budget.width()?;
         self.set_buffer(way, size);
         Some(Box::new(Wide {
@@ -292,6 +306,8 @@ pub struct Dialer {
     names: Names,
     connectors: Connectors,
     stagger: Duration,
+    /// What pays for handshakes; `None` = they cost nothing.
+    budget: Option<Rc<Budget>>,
 }
 
 impl Dialer {
@@ -302,6 +318,15 @@ impl Dialer {
             names: Names::new(|name| Box::pin(resolve(name, LOOK_UP_STACK))),
             connectors: Connectors::default(),
             stagger: STAGGER,
+            budget: None,
+        }
+    }
+
+    /// The same, where handshakes are paid for.
+    pub fn paid_by(self, budget: &Rc<Budget>) -> Dialer {
+        Dialer {
+            budget: Some(Rc::clone(budget)),
+            ..self
         }
     }
 
@@ -310,15 +335,23 @@ impl Dialer {
         let stream = match &origin.address {
             Address::Tcp(host, port) => self.connect(host, *port).await?,
             Address::Unix(path) => {
-                let connected = UnixStream::connect(path).await.map(Io::Unix);
-                return connected.map_err(|error| {
+                let connected = UnixStream::connect(path).await;
+                let connected = connected.map_err(|error| {
                     Failure::DialFailed(format!("unix:{}: {error}", path.display()))
                 });
+                return connected.map(|stream| Io::unix(stream, self.options.send_buffer));
             }
         };
         match &origin.tls {
             None => Ok(Io::tcp(stream, self.options.bounded)),
             Some(tls) => {
+                let _permit = match &self.budget {
+                    Some(budget) => {
+                        let fund = &budget.handshakes;
+                        Some(fund.queue.until(|| budget.handshake()).await)
+                    }
+                    None => None,
+                };
                 let stream = self.connectors.connect(tls, stream).await?;
                 Ok(Io::Tls(Box::new(stream)))
             }

@@ -272,17 +272,20 @@ impl Listener {
         .context("preparing a listener")
     }
 
-    /// The next connection, and its address where it has one. `bounded` = [`Io::Bounded`].
+    /// The next connection, and its address where it has one.
     ///
     /// # Errors
     /// Out of descriptors or memory, or the client has left already.
-    pub async fn accept(&self, bounded: bool) -> io::Result<(Io, Option<SocketAddr>)> {
+    pub async fn accept(&self, plan: &Plan) -> io::Result<(Io, Option<SocketAddr>)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Io::tcp(stream, bounded), Some(address)))
+                Ok((Io::tcp(stream, plan.tight), Some(address)))
             }
-            Listener::Unix(listener) => Ok((Io::Unix(listener.accept().await?.0), None)),
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Io::unix(stream, plan.socket_buffer), None))
+            }
         }
     }
 }
@@ -362,7 +365,7 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
 async fn accept(worker: &Rc<Worker>, duty: &Duty) -> Result<()> {
     let mut shortage = None;
     while let Some(listener) = duty.listener() {
-        let accepted = listener.accept(worker.budget.plan().tight).await;
+        let accepted = listener.accept(worker.budget.plan()).await;
         drop(listener);
         match accepted {
             Ok((io, address)) => {

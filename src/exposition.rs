@@ -44,7 +44,7 @@ const MAX_HEAD: usize = 8192;
 pub async fn answer(worker: Rc<Worker>, listener: Listener) -> Result<()> {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
-        let io = match listener.accept(false).await {
+        let io = match listener.accept(worker.budget.plan()).await {
             Ok((io, _)) => io,
             Err(error) if Trouble::of(&error) == Trouble::Listener => {
                 return Err(error).context("accept");

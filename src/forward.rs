@@ -12,13 +12,14 @@ use std::{
 use http::{Method, StatusCode};
 
 use crate::{
-    answer::Head,
+    answer::{Head, MAX_HEAD},
+    budget::LARGE_HEAD,
     config::Server,
     cors,
     dial::Way,
     failure::Failure,
     gate::Client,
-    headers,
+    headers, metrics,
     park::Order,
     route::Route,
     wire::{Upload, UploadError, Upstream},
@@ -26,6 +27,9 @@ use crate::{
 
 /// Interim answers (1xx) of one exchange; 502 above.
 const MAX_INTERIM: u32 = 10;
+
+/// Bytes of them; 502 above. A client that does not take them is not sent them, so they cost time alone.
+const MAX_INTERIM_BYTES: usize = MAX_HEAD;
 
 /// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
@@ -42,6 +46,8 @@ pub struct Attempt<'a> {
     pub is_old: bool,
     /// The route that it takes.
     pub route: &'a Route,
+    /// How long a large head may wait for memory.
+    pub queue_timeout: Duration,
 }
 
 /// How an attempt failed.
@@ -68,12 +74,40 @@ impl Attempt<'_> {
             attempt: self,
             wait: Wait::Nothing,
             interim: 0,
+            interim_bytes: 0,
+            unread: false,
             broken: false,
             may_repeat: reused && is_idempotent(self.method),
         };
-        let result = poll_fn(|context| sending.poll(context, upload, upstream)).await;
+        let result = loop {
+            match poll_fn(|context| sending.poll(context, upload, upstream)).await {
+                Ok(Some(head)) => break Ok(head),
+                Err(miss) => break Err(miss),
+                Ok(None) => {}
+            }
+            // rare, and its future large: boxed, it costs the others nothing
+            if let Err(failure) = Box::pin(self.pay_for_large_head(upstream)).await {
+                break Err(Miss::Failed(failure));
+            }
+            sending.wait = Wait::Nothing;
+        };
         self.client.ride.watch.set_deadline(None);
         result
+    }
+
+    /// Waits until the budget has room for a large head, and no longer than `queue_timeout`; the rest of it waits in the
+    /// kernel meanwhile.
+    ///
+    /// # Errors
+    /// [`Failure::NoMemory`].
+    async fn pay_for_large_head(self, upstream: &Upstream) -> Result<(), Failure> {
+        let (ride, budget) = (self.client.ride, upstream.lease.budget());
+        let fund = &budget.large_heads;
+        let _waiting = metrics::Held::new(&ride.metrics.waiting);
+        let line = fund.queue.until(|| budget.large_head());
+        let permit = ride.watch.within(Some(self.queue_timeout), line).await;
+        ride.hold_head(permit.map_err(|_| Failure::NoMemory)?);
+        Ok(())
     }
 }
 
@@ -96,18 +130,22 @@ struct Sending<'a> {
     attempt: Attempt<'a>,
     wait: Wait,
     interim: u32,
+    interim_bytes: usize,
+    /// A part of a head is here that was not looked at.
+    unread: bool,
     /// The upstream takes no more of the request; it may have answered early.
     broken: bool,
     may_repeat: bool,
 }
 
 impl Sending<'_> {
+    /// Moves both messages as far as they go; `Ok(None)`: a large head is to be paid for before it goes on.
     fn poll(
         &mut self,
         context: &mut Context<'_>,
         upload: &mut Upload,
         upstream: &mut Upstream,
-    ) -> Poll<Result<Head, Miss>> {
+    ) -> Poll<Result<Option<Head>, Miss>> {
         let watch = self.attempt.client.ride.watch;
         if let Err(failure) = self.send(context, upload, upstream) {
             return Poll::Ready(Err(Miss::Failed(failure)));
@@ -170,53 +208,77 @@ impl Sending<'_> {
         context: &mut Context<'_>,
         upload: &mut Upload,
         upstream: &mut Upstream,
-    ) -> Poll<Result<Head, Miss>> {
+    ) -> Poll<Result<Option<Head>, Miss>> {
+        let ride = self.attempt.client.ride;
         loop {
-            match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
-                Ok(0) => {
-                    return Poll::Ready(Err(self.closed(
-                        upload,
-                        upstream,
-                        "closed before it answered",
-                    )));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
+            if !self.unread {
+                match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
+                    Ok(0) => {
+                        return Poll::Ready(Err(self.closed(
+                            upload,
+                            upstream,
+                            "closed before it answered",
+                        )));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
+                    }
                 }
             }
+            self.unread = false;
             while !upstream.unread().is_empty() {
-                match upstream.read_head(self.attempt.method) {
+                let read = upstream.read_head(self.attempt.method);
+                let is_large = match &read {
+                    Ok(Some(head)) => head.len > LARGE_HEAD,
+                    Ok(None) => upstream.has_large_head(),
+                    Err(_) => false,
+                };
+                if is_large && !ride.holds_head() {
+                    self.unread = true;
+                    return Poll::Ready(Ok(None));
+                }
+                let head = match read {
                     Err(reason) => {
                         return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(reason))));
                     }
                     Ok(None) => break,
-                    Ok(Some(head)) => {
-                        if !head.status.is_informational()
-                            || head.status == StatusCode::SWITCHING_PROTOCOLS
-                        {
-                            return Poll::Ready(Ok(head));
-                        }
-                        self.interim += 1;
-                        if self.interim > MAX_INTERIM {
-                            return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(
-                                "too many interim answers",
-                            ))));
-                        }
-                        if head.status == StatusCode::CONTINUE && upload.is_held_back() {
-                            // the client hears of it when its body is asked for
-                            upload.release();
-                            self.wait = Wait::Nothing;
-                            let watch = self.attempt.client.ride.watch;
-                            watch.set_deadline(None);
-                            watch.wake();
-                        } else {
-                            self.pass_interim(head);
-                        }
-                    }
+                    Ok(Some(head)) => head,
+                };
+                upstream.start += head.len;
+                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    return Poll::Ready(Ok(Some(head)));
                 }
+                self.take_interim(head, upload)?;
+            }
+            if upstream.unread().is_empty() {
+                // the next head is another one
+                ride.free_head();
             }
         }
+    }
+
+    /// Counts a 1xx, and passes it on.
+    fn take_interim(&mut self, head: Head, upload: &mut Upload) -> Result<(), Miss> {
+        self.interim += 1;
+        self.interim_bytes += head.len;
+        if self.interim > MAX_INTERIM || self.interim_bytes > MAX_INTERIM_BYTES {
+            return Err(Miss::Failed(Failure::UpstreamGarbled(
+                "too many interim answers",
+            )));
+        }
+        if head.status == StatusCode::CONTINUE && upload.is_held_back() {
+            // the client hears of it when its body is asked for
+            upload.release();
+            self.wait = Wait::Nothing;
+            let watch = self.attempt.client.ride.watch;
+            watch.set_deadline(None);
+            watch.wake();
+        } else {
+            self.pass_interim(head);
+        }
+        Ok(())
     }
 
     /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the edits of the final answer's; a grant

@@ -69,8 +69,12 @@ const FIRST: usize = 4 * 1024;
 /// Bytes of a buffer for a head that comes in several pieces.
 const GROWN: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
 
-/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be.
-const MAX_INTERIM: usize = 8 * 1024;
+/// Bytes of a head up to which what came behind it stays in the same buffer.
+const SHARED: usize = 1024;
+
+/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be. They take
+/// the place of the read buffer in the price of an exchange: it has none while it waits for its answer.
+const MAX_INTERIM: usize = 4 * 1024;
 
 /// How much of a body that nobody wants is read all the same, where it is here already: then the connection can stay.
 const MAX_DRAIN: usize = 64 * 1024;
@@ -131,6 +135,11 @@ impl Gate {
     /// Whether the framing of the last body is broken: what follows is not worth reading.
     pub fn is_broken(&self) -> bool {
         matches!(self.due, Due::Broken)
+    }
+
+    /// What the head that is ready costs: the buffer that it stands in.
+    pub fn head_size(&self) -> usize {
+        self.held.capacity()
     }
 
     /// The target of the head that is ready.
@@ -262,7 +271,13 @@ impl Gate {
     /// A head that can be read in two ways.
     pub fn open(&mut self, head: &Head) -> Result<Box<RequestHead>, Refusal> {
         let mut text = Bytes::from(std::mem::take(&mut self.held)).split_off(head.skip);
-        self.behind = text.split_off(head.len);
+        let behind = text.split_off(head.len);
+        self.behind = if head.len > SHARED {
+            // a few bytes must not keep the buffer of a large head
+            Bytes::copy_from_slice(&behind)
+        } else {
+            behind
+        };
         let parts = screen::parts(&text, head)?;
         self.due = match head.framing {
             Framing::Length(length) => Due::Length(length),
@@ -375,6 +390,9 @@ impl Gate {
         while !self.interim.is_empty() {
             let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.interim))?;
             self.interim.drain(..written);
+            if self.interim.is_empty() {
+                self.interim = Vec::new();
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -17,8 +17,16 @@ use crate::{
 /// Connections that are asked to leave at a time when the door is full or memory is near its limit.
 pub const EVICTED_AT_ONCE: usize = 8;
 
+/// Exchanges that are asked to leave at a tick for the large heads of others.
+const HEADS_AT_ONCE: usize = 8;
+
 /// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
 const CODE: u64 = 1_400_000;
+
+/// Bytes in use from which on memory counts as near its limit.
+fn near(limit: u64) -> u64 {
+    limit - (limit / 12).max(CODE.min(limit / 4))
+}
 
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +52,11 @@ impl Need {
 pub struct Keeper {
     worker: Rc<Worker>,
     limit: Option<u64>,
-    usage: Option<MemoryUse>,
+    usage: Option<Rc<MemoryUse>>,
     /// Who waited at the last look: for seats, places, memory, upstream connections.
     waiting: RefCell<[Option<(u64, Instant)>; 4]>,
+    /// Since when there was always one that waited for memory for a large response head.
+    head: Cell<Option<Instant>>,
     /// Most connections and exchanges at a look since memory was last given back.
     high: Cell<(usize, usize)>,
     /// How many had been admitted at the last look; at the first there is more to forget than to see.
@@ -65,11 +75,20 @@ impl Keeper {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
             _ => MemoryUse::of_process(),
         });
+        let (limit, usage) = (limit.map(|limit| limit.0), usage.map(Rc::new));
+        if let (Some(limit), Some(usage)) = (limit, &usage) {
+            let usage = Rc::clone(usage);
+            worker.budget.set_gauge(move || {
+                let used = usage.read().unwrap_or(0);
+                used > near(limit) && used.saturating_sub(usage.reclaimable()) > near(limit)
+            });
+        }
         Keeper {
             worker,
-            limit: limit.map(|limit| limit.0),
+            limit,
             usage,
             waiting: RefCell::default(),
+            head: Cell::new(None),
             high: Cell::default(),
             admitted: Cell::new(None),
             parked: Cell::new(0),
@@ -83,10 +102,30 @@ impl Keeper {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.park.now());
         self.relieve();
+        self.relieve_heads();
+        if self.worker.budget.queue.front().is_some() {
+            self.worker.evict_unsent(EVICTED_AT_ONCE);
+        }
         let is_near = self.weigh();
         let tidy = self.tidy(is_near);
         self.tell();
-        idle || tidy || worker.budget.is_pressed() || worker.park.room.len() > 0
+        self.tell_repeats();
+        !worker.repeats.is_empty()
+            || idle
+            || tidy
+            || worker.budget.is_pressed()
+            || worker.park.room.len() > 0
+    }
+
+    /// One line a second for all refusals of a kind beyond the first.
+    fn tell_repeats(&self) {
+        let worker = &self.worker;
+        while let Some((reason, count)) = worker.repeats.is_due(worker.park.now()) {
+            log::warn(
+                "no answer, as before",
+                &[("status", &503), ("reason", &reason), ("times", &count)],
+            );
+        }
     }
 
     /// After a reload: what it took is given back once all is quiet, as after any other work.
@@ -144,6 +183,19 @@ impl Keeper {
         }
     }
 
+    /// Where large response heads have waited for a second they get the memory of those that stand still.
+    fn relieve_heads(&self) {
+        let queue = &self.worker.budget.large_heads.queue;
+        if queue.len() == 0 {
+            return self.head.set(None);
+        }
+        let since = self.head.get().unwrap_or_else(Instant::now);
+        self.head.set(Some(since));
+        if since.elapsed() >= Need::Memory.patience() {
+            self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
+        }
+    }
+
     fn help(&self, need: Need, host: Option<u32>) {
         let worker = &self.worker;
         match need {
@@ -163,7 +215,7 @@ impl Keeper {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
             return false;
         };
-        let near = limit - (limit / 12).max(CODE.min(limit / 4));
+        let near = near(limit);
         let Some(used) = usage.read() else {
             return false;
         };

@@ -113,7 +113,7 @@ impl Write for Value<'_> {
             if self.room > 0 {
                 self.room = 0;
                 self.plain = false;
-                self.text.push('…');
+                self.text.push(MARK);
             }
             return Err(fmt::Error);
         }
@@ -162,6 +162,23 @@ fn is_format(char: char) -> bool {
         | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
+
+/// The beginning of a text that is kept for the log: at most [`KEPT`] bytes, with a mark where it was cut.
+pub fn beginning(text: &str) -> String {
+    let cut = text.floor_char_boundary(KEPT);
+    let mut kept = String::with_capacity(text.len().min(KEPT + MARK.len_utf8()));
+    kept.push_str(text.get(..cut).unwrap_or_default());
+    if cut < text.len() {
+        kept.push(MARK);
+    }
+    kept
+}
+
+/// Bytes of a method, a host or a path that are kept for the log while an exchange lasts: what a client sends must not
+/// be held for longer than it is needed.
+pub const KEPT: usize = 256;
+/// Stands where a text was cut.
+pub const MARK: char = '…';
 
 /// Bytes that should be text; what is not UTF-8 shows as U+FFFD.
 pub struct Lossy<'a>(pub &'a [u8]);
@@ -328,6 +345,20 @@ mod tests {
             let text = line(true, &fields);
             let value: serde_yaml::Value = serde_yaml::from_str(&text).expect(&text);
             assert_eq!(value["msg"], "listening", "{text}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_text_is_bounded_and_marked() {
+        for length in [0, 1, KEPT] {
+            let text = "x".repeat(length);
+            assert_eq!(beginning(&text), text);
+        }
+        for text in ["x".repeat(60_000), "ü".repeat(60_000), "€".repeat(300)] {
+            let kept = beginning(&text);
+            let start = kept.strip_suffix(MARK).expect("it is marked");
+            assert!(text.starts_with(start) && start.len() > KEPT - 4);
+            assert!(kept.capacity() <= KEPT + 3, "{}", kept.capacity());
         }
     }
 

@@ -10,14 +10,14 @@ use std::{
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
     config::{self, Level},
-    line::{LINE, Line, Lossy},
+    line::{LINE, Line, Lossy, beginning},
     outcome::Outcome,
     sys::Output,
 };
@@ -31,6 +31,11 @@ pub fn init(log: config::Log) {
     JSON.store(log.json, Relaxed);
     LEAST.store(log.level as u8, Relaxed);
     ACCESS.store(log.access, Relaxed);
+}
+
+/// Bounds what the kernel may hold of lines that nobody has read yet, where stdout is a socket; `None` leaves what it is.
+pub fn bound(bytes: Option<usize>) {
+    QUEUE.store(bytes.unwrap_or(0), Relaxed);
 }
 
 /// Whether events of this level are written: worth asking before a value is computed only for the log.
@@ -103,7 +108,7 @@ pub struct Access<'a> {
 pub struct Record {
     client: Option<IpAddr>,
     method: String,
-    host: Vec<u8>,
+    host: String,
     path: String,
     begun: Instant,
     first_byte: Option<Duration>,
@@ -122,20 +127,21 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins a record, where access lines are written at all. `begun` is when the request's head was whole.
+    /// Begins a record, where access lines are written at all. Of method, host and path the beginnings are kept. `begun` is
+    /// when the request's head was whole.
     pub fn begin(
         client: Option<IpAddr>,
         method: &str,
-        host: &[u8],
+        host: &str,
         path: &str,
         begun: Instant,
     ) -> Option<Box<Record>> {
         access_enabled().then(|| {
             Box::new(Record {
                 client,
-                method: method.to_owned(),
-                host: host.to_owned(),
-                path: path.to_owned(),
+                method: beginning(method),
+                host: beginning(host),
+                path: beginning(path),
                 begun,
                 first_byte: None,
                 status: 0,
@@ -169,7 +175,7 @@ impl Drop for Record {
         access(&Access {
             client: &client,
             method: &self.method,
-            host: (!self.host.is_empty()).then_some(self.host.as_slice()),
+            host: (!self.host.is_empty()).then_some(self.host.as_bytes()),
             path: &self.path,
             status: self.status,
             received: self.received,
@@ -271,7 +277,14 @@ impl Gate {
         write: impl Fn(&Output, &io::Stdout, &[u8]) -> io::Result<()>,
     ) {
         let stdout = io::stdout();
-        let output = self.output.get_or_insert_with(|| Output::of(&stdout));
+        let output = self.output.get_or_insert_with(|| {
+            let output = Output::of(&stdout);
+            match QUEUE.load(Relaxed) {
+                0 => {}
+                bytes => output.bound(&stdout, bytes),
+            }
+            output
+        });
         let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
         if self.untold > 0 && write(&notice(self.untold)) {
             self.untold = 0;
@@ -301,6 +314,8 @@ static GATE: Mutex<Gate> = Mutex::new(Gate {
     output: None,
     untold: 0,
 });
+/// `SO_SNDBUF` of stdout where that is a socket; 0 = as it is.
+static QUEUE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The last line's buffer, for the next.

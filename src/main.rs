@@ -34,6 +34,7 @@ mod line;
 mod location;
 mod outcome;
 mod policy;
+mod repeats;
 mod request;
 mod roots;
 mod route;
@@ -46,6 +47,7 @@ mod body;
 mod budget;
 mod context;
 mod dial;
+mod footprint;
 mod gate;
 mod log;
 mod metrics;
@@ -141,6 +143,19 @@ impl Origin {
         };
         config::load(source, &|name| env::var(name).ok())
     }
+
+    /// The same for a process that serves: only what can be read inside its memory limit.
+    fn load_to_serve(&self) -> Result<Arc<Config>, Vec<String>> {
+        let (name, len) = match self {
+            Origin::File(path) => (
+                path.display().to_string(),
+                path.metadata().map_or(0, |file| file.len()),
+            ),
+            Origin::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
+        };
+        footprint::check(len).map_err(|error| vec![format!("{name}: {error}")])?;
+        self.load()
+    }
 }
 
 /// The version, and the commit that the program was built from where the build knew it.
@@ -156,7 +171,7 @@ fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
     let Some(origin) = Origin::of(place) else {
         return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
-    let config = match origin.load() {
+    let config = match origin.load_to_serve() {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
@@ -166,7 +181,7 @@ fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
         source: &source,
         pid_file,
     };
-    let reread = Box::new(move || origin.load());
+    let reread = Box::new(move || origin.load_to_serve());
     match supervisor::caught(|| serve::serve(called, config, reread)) {
         Ok(()) => DONE,
         Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),

@@ -87,6 +87,8 @@ struct Entry {
     looks_back: Cell<bool>,
     /// The answer is on its way to the client.
     streams: Cell<bool>,
+    /// It holds memory for a large response head.
+    holds_head: Cell<bool>,
     /// Which upstream it asks, by its number in the pool; 0 = none.
     host: Cell<u32>,
     has_deadline: Cell<bool>,
@@ -203,6 +205,7 @@ impl Park {
             client_blocks: Cell::new(false),
             looks_back: Cell::new(false),
             streams: Cell::new(false),
+            holds_head: Cell::new(false),
             host: Cell::new(0),
             has_deadline: Cell::new(false),
             has_write_deadline: Cell::new(false),
@@ -321,6 +324,49 @@ impl Park {
         true
     }
 
+    /// Asks up to `many` exchanges to leave that hold memory for a large response head while the client has not moved a
+    /// byte for a moment, those first that have stood still longest: the client does not read it, or the upstream does not
+    /// end it. Says how many were asked.
+    pub fn evict_heads(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut holders: Vec<(u32, &Entry)> = entries
+            .iter()
+            .filter(|entry| entry.holds_head.get() && entry.order.get() != Order::Leave)
+            .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
+            .filter(|(still, _)| *still >= BLOCKED)
+            .collect();
+        holders.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
+        holders.truncate(many);
+        for (_, entry) in &holders {
+            entry.tell(Order::Leave);
+        }
+        holders.len()
+    }
+
+    /// Asks up to `many` connections to leave whose client has for a moment not acknowledged the end of its last answer:
+    /// what the kernel keeps of it is paid for. Those first that owe longest. Says how many were asked.
+    pub fn evict_unsent(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut owing: Vec<(u32, &Entry)> = entries
+            .iter()
+            .filter(|entry| {
+                matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
+                    && entry.looks_back.get()
+                    && entry.order.get() != Order::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= BLOCKED)
+            .collect();
+        owing.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        owing.truncate(many);
+        for (_, entry) in &owing {
+            entry.tell(Order::Leave);
+        }
+        owing.len()
+    }
+
     /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first.
     pub fn evict_waiting(&self, many: usize) {
         let now = self.now();
@@ -388,6 +434,7 @@ impl Park {
             }
             if entry.looks_back.get() {
                 entry.wake();
+                working = true;
             }
             working |= !matches!(phase, Phase::Fresh | Phase::Idle);
             if now.wrapping_sub(entry.mark.get()) >= 2 * STALLED {
@@ -526,6 +573,7 @@ impl Watch {
             entry.since.set(self.park.now());
             entry.looks_back.set(false);
             entry.streams.set(false);
+            entry.holds_head.set(false);
             entry.client_blocks.set(false);
             entry.host.set(0);
             entry.moved_at.set(entry.since.get());
@@ -610,9 +658,13 @@ impl Watch {
         });
     }
 
-    /// Whether the task is to be woken at every tick, to look for what wakes nobody.
-    pub fn look_back(&self, on: bool) {
-        self.with(|entry| entry.looks_back.set(on));
+    /// Whether the task is to be woken at every tick, to look for what wakes nobody. Gives what it was before.
+    pub fn look_back(&self, on: bool) -> bool {
+        let before = self.with(|entry| entry.looks_back.replace(on));
+        if on && !before {
+            self.park.rouse_sweep(None);
+        }
+        before
     }
 
     /// The exchange asks this upstream from now on.
@@ -635,6 +687,11 @@ impl Watch {
     /// The exchange waits for bytes from the client.
     pub fn client_blocks(&self) {
         self.with(|entry| entry.client_blocks.set(true));
+    }
+
+    /// Whether the exchange holds memory for a large response head.
+    pub fn holds_head(&self, on: bool) {
+        self.with(|entry| entry.holds_head.set(on));
     }
 
     /// What the sweep wants.

@@ -17,6 +17,7 @@ use crate::{
     dial::{Io, Way, Wide},
     metrics::{self, Metrics},
     route::Origin,
+    sys,
 };
 
 /// All upstream connections of a worker.
@@ -370,6 +371,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // a request that was given up must not stay in the kernel
+        if let Some(io) = &self.io
+            && self.host.pool.budget.plan().tight
+        {
+            sys::reset_unsent(&io.socket());
+        }
         if !self.kept {
             self.host.close();
         }

@@ -19,7 +19,7 @@ use http::{
 use crate::{
     answer::{Delimiter, Head},
     body::{Body, Ride, Tunnel},
-    budget::Queue,
+    budget::{Queue, in_step},
     client_address::real_client,
     config::Level,
     context::Subject,
@@ -164,7 +164,7 @@ fn ride<'a>(
             .unwrap_or(now)
     });
     let record = begun.and_then(|begun| {
-        let (method, host) = (subject.method.as_str(), subject.host().as_bytes());
+        let (method, host) = (subject.method.as_str(), subject.host());
         Record::begin(subject.client, method, host, subject.path(), begun)
     });
     Ride {
@@ -180,6 +180,9 @@ fn ride<'a>(
         status: Cell::new(0),
         received: Cell::new(0),
         sent: Cell::new(0),
+        head: RefCell::default(),
+        budget: &worker.budget,
+        rest: Cell::new(0),
         complete: Cell::new(false),
         outcome: Cell::new(None),
         cause: OnceCell::new(),
@@ -323,6 +326,12 @@ impl Exchange<'_> {
     #[cold]
     fn tell(&self, failure: &Failure) {
         let ride = self.client.ride;
+        let repeats = &self.worker.repeats;
+        if failure.blame() == Blame::Proxy
+            && !repeats.is_first(failure.outcome().word(), self.worker.park.now())
+        {
+            return;
+        }
         let level = if failure.blame() == Blame::Client {
             Level::Debug
         } else {
@@ -377,13 +386,14 @@ impl Exchange<'_> {
             {
                 return Err(Failure::BodyTooLarge);
             }
+            // before any wait: what waits is the text that the upstream gets, and not the client's fields as well
+            let mut upload = self.upload(route, target, &parts, &present);
+            self.is_https.set(self.is_sent_by_https(&parts, &present));
+            drop(parts);
             self.take_place().await?;
             let host = self.state.host(self.client.ride.route.get());
             let checkout = self.checkout(host).await?;
             self.client.ride.watch.asks(host.id);
-            let mut upload = self.upload(route, target, &parts, &present);
-            self.is_https.set(self.is_sent_by_https(&parts, &present));
-            drop(parts);
             // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
             let (mut lease, mut reused) = match checkout {
                 Checkout::Reused(lease) => (lease, true),
@@ -559,7 +569,7 @@ impl Exchange<'_> {
             held_back: self.client.awaits_word(),
             withheld,
         });
-        Upload::new(out, body)
+        Upload::new(in_step(out), body)
     }
 
     /// The host that was asked for, without looking for it again.
@@ -613,6 +623,7 @@ impl Exchange<'_> {
             method: &self.client.ride.subject.method,
             is_old: self.is_old,
             route,
+            queue_timeout: self.state.config.proxy.queue_timeout,
         };
         attempt.make(upload, upstream, reused).await
     }
@@ -649,7 +660,7 @@ impl Exchange<'_> {
             }
             (Body::Own(b""), Some(Box::new(upstream)))
         } else {
-            upstream.release();
+            self.client.ride.rest.set(upstream.shrink());
             let download = Download::new(
                 upstream,
                 (!upload.is_done()).then_some(upload),
@@ -698,6 +709,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         .get(header::CONTENT_LENGTH)
         .and_then(|value| screen::decimal(value.as_bytes()))
 }
+
 /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
 fn authority(parts: &RequestHead) -> &str {
     let host = || {

@@ -15,6 +15,7 @@ use http::{
 
 use crate::{
     body::{Body, Outbox, Turn},
+    budget::{LARGE_HEAD, in_step},
     gate::Client,
     headers,
     request::RequestHead,
@@ -121,15 +122,28 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
     if stays {
         client.promise_to_stay();
     }
-    let head = head(&answer, manner, framing, stays);
+    let mut head = head(&answer, manner, framing, stays);
+    // its fields are slices of what was read, and would be held as long as the client takes
+    let Answer {
+        headers,
+        reason,
+        body,
+        ..
+    } = answer;
+    drop((headers, reason));
+    let is_large = head.capacity() > LARGE_HEAD || client.ride.holds_head();
+    if is_large {
+        pay_for(client, &mut head);
+    }
     if framing == Framing::Close {
         client.ends_by_close(true);
     }
     let mut sending = Sending {
         client,
         outbox: Outbox::new(head),
-        body: answer.body,
+        body,
         framing,
+        is_large,
         ended: None,
     };
     poll_fn(|context| sending.poll(context)).await?;
@@ -165,6 +179,14 @@ async fn keep_word(client: &Client<'_>, read_timeout: Option<Duration>) -> bool 
     let is_whole = poll_fn(|context| client.poll_rest(context, read_timeout)).await;
     watch.set_deadline(None);
     is_whole
+}
+
+/// Lets a large head cost what it holds while it waits to be written, with what came of the body behind it.
+#[cold]
+fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
+    *head = in_step(std::mem::take(head));
+    let bytes = head.capacity() + client.ride.rest.get() as usize;
+    client.ride.resize_head(bytes);
 }
 
 fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {
@@ -223,6 +245,8 @@ struct Sending<'a> {
     outbox: Outbox,
     body: Body,
     framing: Framing,
+    /// The head is larger than the price of an exchange foresees.
+    is_large: bool,
     /// Nothing more comes; how the body went.
     ended: Option<io::Result<()>>,
 }
@@ -245,6 +269,10 @@ impl Sending<'_> {
                 let count = ready!(self.client.poll_write(context, &self.outbox.slices()))?;
                 let count = self.outbox.wrote(count);
                 self.client.ride.gave_out(count);
+                if self.is_large && self.outbox.forget_head() && !self.outbox.has_data() {
+                    self.is_large = false;
+                    self.client.ride.free_head();
+                }
             }
             self.outbox.forget_text();
             if let Some(result) = self.ended.take() {

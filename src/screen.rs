@@ -86,6 +86,9 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// More fields than any client of ours has; each costs memory in every parser on the way.
 const MAX_FIELDS: usize = 256;
 
+/// Bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
+const MAX_METHOD: usize = 64;
+
 /// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
 const MAX_TARGET: usize = 65_534;
 
@@ -349,7 +352,7 @@ impl<'a> Walk<'a> {
     /// Takes `METHOD SP target SP HTTP/1.x CRLF`.
     fn request_line(&mut self) -> Result<(bool, (usize, usize)), Refusal> {
         let method = self.take_while(is_token);
-        if method.is_empty() || !self.eat(b' ') {
+        if method.is_empty() || method.len() > MAX_METHOD || !self.eat(b' ') {
             return Err(Refusal::Malformed("a malformed method"));
         }
         let start = self.at;

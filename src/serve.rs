@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::{
     runtime::LocalRuntime,
     signal::unix::{Signal, SignalKind, signal},
@@ -26,7 +26,7 @@ use crate::{
     budget::{Budget, Plan},
     config::{Config, Listen, Memory},
     door::{Door, Frame, Listener, Porter},
-    exposition,
+    exposition, footprint,
     keeper::Keeper,
     log,
     metrics::{self, Metrics},
@@ -93,11 +93,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
     let limit = memory_limit(config.memory);
-    let plan = Plan::new(
-        limit.map(|limit| limit.0),
-        config.threads,
-        config.server.max_connections,
-    );
+    let plan = plan(&config, limit.map(|limit| limit.0))?;
+    log::bound(plan.log_queue());
     let frame = Frame {
         plan: &plan,
         inherited: &inherited,
@@ -185,6 +182,20 @@ fn await_end(threads: &[JoinHandle<()>]) {
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Divides the memory that the configuration leaves.
+fn plan(config: &Config, limit: Option<u64>) -> Result<Plan> {
+    let held = limit.map_or(0, |_| footprint::held(config.routes.len(), config.threads));
+    let most = config.server.max_connections;
+    let plan = Plan::beside(held, limit, config.threads, most);
+    plan.ok_or_else(|| {
+        anyhow!(
+            "the configuration holds {} of the memory limit of {}, and leaves nothing to serve with",
+            footprint::mebibytes(held),
+            footprint::mebibytes(limit.unwrap_or(0)),
+        )
+    })
 }
 
 fn open<'a>(
@@ -276,17 +287,12 @@ fn memory_plan(birth: &Birth) -> String {
     match (birth.limit, plan.pool, plan.exchanges()) {
         (Some((limit, _)), Some(pool), Some(exchanges)) => {
             let workers = config.threads as u64;
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "a figure for people, with one decimal"
-            )]
-            let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
             let base = limit.saturating_sub(pool * workers);
             let connections = plan.connections.saturating_mul(config.threads);
             format!(
                 "limit {}, base {}, up to {connections} connections, {} exchanges",
-                mebibytes(limit),
-                mebibytes(base),
+                footprint::mebibytes(limit),
+                footprint::mebibytes(base),
                 exchanges * workers
             )
         }

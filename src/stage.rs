@@ -37,6 +37,7 @@ pub struct Stage {
     park: Rc<Park>,
     pool: Rc<Pool>,
     buffers: Rc<Buffers>,
+    budget: Rc<Budget>,
     metrics: Arc<Metrics>,
     config: Arc<Config>,
 }
@@ -64,7 +65,7 @@ impl Stage {
     pub fn new() -> Stage {
         let yaml = "routes: [{path: /, target: 'http://h'}]";
         let config = config::load(Source::Text("stage", yaml), &|_| None).expect("it is sound");
-        let budget = Budget::new(Plan::new(None, 1, None));
+        let budget = Budget::new(Plan::beside(0, None, 1, None).expect("there is no limit"));
         let metrics = Arc::new(Metrics::new(UNIX_EPOCH));
         Stage {
             runtime: Builder::new_current_thread()
@@ -72,7 +73,13 @@ impl Stage {
                 .build_local(LocalOptions::default())
                 .expect("a runtime"),
             park: Park::new(Duration::from_secs(1), Rc::clone(&budget.room)),
-            pool: Pool::new(&config.transport, 1, budget, Arc::clone(&metrics)),
+            pool: Pool::new(
+                &config.transport,
+                1,
+                Rc::clone(&budget),
+                Arc::clone(&metrics),
+            ),
+            budget,
             buffers: Rc::default(),
             metrics,
             config,
@@ -182,6 +189,9 @@ impl Stage {
             status: Cell::new(0),
             received: Cell::new(0),
             sent: Cell::new(0),
+            head: RefCell::default(),
+            budget: &self.budget,
+            rest: Cell::new(0),
             complete: Cell::new(true),
             outcome: Cell::new(None),
             cause: OnceCell::new(),

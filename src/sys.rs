@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         linux::net::SocketAddrExt,
         unix::{
             fs::{FileExt, OpenOptionsExt as _},
@@ -135,15 +135,25 @@ pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
     }
 }
 
-/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)). One system call.
+/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)); none where the
+/// connection is over, though the kernel goes on counting those that a reset has thrown away. One system call, two where
+/// there are some.
 pub fn unsent(socket: &socket2::Socket) -> usize {
     let mut bytes: c_int = 0;
     // SAFETY: the request writes one `c_int`.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result < 0 {
+    if result < 0 || (bytes > 0 && socket.peer_addr().is_err()) {
         return 0;
     }
     usize::try_from(bytes).unwrap_or(0)
+}
+
+/// Lets the close of a connection be a reset where bytes are left that the other side has not taken: the kernel would keep
+/// them, and the socket, for minutes. A unix socket knows no reset.
+pub fn reset_unsent(socket: &socket2::Socket) {
+    if unsent(socket) > 0 {
+        drop(socket.set_linger(Some(Duration::ZERO)));
+    }
 }
 
 /// Whether the other side has closed, seen past bytes that wait to be read. One system call.
@@ -611,6 +621,13 @@ impl Output {
         }
     }
 
+    /// Bounds what may wait in a socket for its reader: systemd gives the journal's 8 MB, which a cgroup counts as ours.
+    pub fn bound(&self, descriptor: &impl AsFd, bytes: usize) {
+        if matches!(self, Output::Socket) {
+            drop(socket2::SockRef::from(descriptor).set_send_buffer_size(bytes));
+        }
+    }
+
     /// Takes all of `line` (at most 4096 bytes = `PIPE_BUF`), or nothing and an error. Pipes, sockets and terminals never
     /// block, as long as writers of this process come one at a time.
     pub fn write(&self, descriptor: &impl AsRawFd, line: &[u8]) -> io::Result<()> {
@@ -961,6 +978,36 @@ mod tests {
         let soft = raise_descriptor_limit();
         assert!(soft >= 256);
         assert_eq!(raise_descriptor_limit(), soft);
+    }
+
+    #[test]
+    fn a_socket_of_the_log_holds_no_more_than_it_may() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        Output::Socket.bound(&ours, 4096);
+        let line = [b'x'; 256];
+        let held = (0..10_000).take_while(|_| Output::Socket.write(&ours, &line).is_ok());
+        assert!((1..64).contains(&held.count()));
+        drop(theirs);
+        let (pipe, _other) = io::pipe().unwrap();
+        Output::Pipe.bound(&pipe, 4096);
+    }
+
+    #[test]
+    fn bytes_that_a_reset_threw_away_count_no_more() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        while io::Write::write(&mut server, &[0; 4096]).is_ok() {}
+        let socket = socket2::Socket::from(server);
+        assert!(unsent(&socket) > 0, "the client does not read");
+        // bytes are left unread: its close is a reset
+        drop(client);
+        let since = std::time::Instant::now();
+        while unsent(&socket) > 0 && since.elapsed() < Duration::from_secs(20) {
+            std::thread::yield_now();
+        }
+        assert_eq!(unsent(&socket), 0);
     }
 
     #[test]

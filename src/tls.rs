@@ -50,9 +50,21 @@ impl Connectors {
         let handshake = connector.connect_with(name, stream, |connection| {
             connection.set_buffer_limit(Some(SEND_BUFFER));
         });
-        handshake
+        let stream = handshake
             .await
-            .map_err(|error| Failure::TlsFailed(format!("{}: {error}", tls.server_name)))
+            .map_err(|error| Failure::TlsFailed(format!("{}: {error}", tls.server_name)))?;
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let bytes: usize = certificates
+            .iter()
+            .map(|certificate| certificate.len())
+            .sum();
+        if bytes > MAX_CHAIN {
+            return Err(Failure::TlsFailed(format!(
+                "{}: {bytes} bytes of certificates",
+                tls.server_name
+            )));
+        }
+        Ok(stream)
     }
 
     fn connector(&self, tls: &route::Tls) -> Result<(TlsConnector, ServerName<'static>), String> {
@@ -233,6 +245,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
+/// Bytes of an upstream's certificates: rustls keeps them as long as the connection. Chains have 2 to 6 kB.
+const MAX_CHAIN: usize = 16 * 1024;
 /// Bytes that may wait inside a connection for a socket that takes none: one record.
 const SEND_BUFFER: usize = 16 * 1024;
 /// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.

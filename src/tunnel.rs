@@ -50,7 +50,7 @@ enum Broken {
 pub async fn join(
     client: &mut Io,
     upstream: &mut Io,
-    first: (&[u8], &[u8]),
+    first: (Vec<u8>, Vec<u8>),
     room: Room,
     buffers: &Rc<Buffers>,
     ride: &Ride<'_>,
@@ -92,11 +92,12 @@ pub async fn join(
 }
 
 impl Flow {
-    fn new(first: &[u8], room: Room) -> Flow {
+    fn new(mut first: Vec<u8>, room: Room) -> Flow {
+        first.shrink_to_fit();
         Flow {
-            buffer: first.to_vec().into(),
             start: 0,
             end: first.len(),
+            buffer: first.into(),
             room,
             ended: false,
             closed: false,

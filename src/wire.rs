@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     answer::{self, Delimiter, Head, MAX_HEAD},
     body::{Outbox, Piece, Turn},
-    budget::{Buffer, Buffers, NARROW, Room},
+    budget::{Buffer, Buffers, LARGE_HEAD, NARROW, Room, step},
     dial::{Io, Way},
     gate::Client,
     headers,
@@ -280,6 +280,9 @@ impl Upstream {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         if self.start == self.end {
+            if self.buffer.has_grown() {
+                self.buffer = Buffer::default();
+            }
             ready!(io.poll_read_ready(context))?;
             self.start = 0;
             self.end = 0;
@@ -291,7 +294,12 @@ impl Upstream {
             self.end -= self.start;
             self.start = 0;
         } else if self.end == self.buffer.len() {
-            let larger = (self.buffer.len() * 2).min(MAX_HEAD.next_power_of_two());
+            // a head; the caller has paid for one beyond `LARGE_HEAD`
+            let larger = if self.end < LARGE_HEAD {
+                (2 * self.end).min(LARGE_HEAD)
+            } else {
+                step(self.end + 1).min(MAX_HEAD)
+            };
             self.buffer.grow(larger.max(self.end + 1));
         }
         let mut space = ReadBuf::new(self.buffer.get_mut(self.end..).unwrap_or_default());
@@ -316,6 +324,23 @@ impl Upstream {
             client.widen(theirs, self.lease.budget());
             self.lease.widen(way);
         }
+    }
+
+    /// Whether what is here of a head is more than the price of an exchange covers.
+    pub fn has_large_head(&self) -> bool {
+        self.end - self.start >= LARGE_HEAD
+    }
+
+    /// Behind a head: bytes that came with it do not keep the buffer that grew for it. Gives how many there are, in a
+    /// buffer of their own.
+    pub fn shrink(&mut self) -> u32 {
+        self.release();
+        if !self.buffer.has_grown() {
+            return 0;
+        }
+        self.buffer = self.unread().to_vec().into();
+        (self.start, self.end) = (0, self.buffer.len());
+        u32::try_from(self.end).unwrap_or(u32::MAX)
     }
 
     /// Gives the buffer back where nothing of use is in it.

@@ -15,6 +15,7 @@ use crate::{
     metrics::{self, Metrics, RouteCounters},
     park::Park,
     pool::{Host, Places, Pool},
+    repeats::Repeats,
     route::{Found, Route},
 };
 
@@ -40,6 +41,8 @@ pub struct Worker {
     pub scratch: Rc<RefCell<Box<[u8]>>>,
     /// Everybody's counters.
     pub metrics: Arc<Metrics>,
+    /// Answers that were refused for want of room, and that the log gets as one line a second.
+    pub repeats: Repeats,
     /// Health says 503, and clients are told to leave.
     pub draining: Cell<bool>,
     state: RefCell<Rc<State>>,
@@ -86,6 +89,7 @@ impl Worker {
             reserve: Places::new(Some(2), 1),
             buffers: Rc::default(),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
+            repeats: Repeats::default(),
             draining: Cell::new(false),
             state: RefCell::new(Rc::new(state)),
             budget,
@@ -139,6 +143,18 @@ impl Worker {
         )
     }
 
+    /// Asks holders of large response heads to give way; see [`Park::evict_heads`].
+    pub fn evict_heads(&self, many: usize) {
+        let evicted = self.park.evict_heads(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
+    /// Asks clients to give way that do not take the end of their answer; see [`Park::evict_unsent`].
+    pub fn evict_unsent(&self, many: usize) {
+        let evicted = self.park.evict_unsent(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> Room {
         Room::new(least, self.budget.is_short(), self.budget.plan().tight)
@@ -149,7 +165,7 @@ impl State {
     fn new(
         config: Arc<Config>,
         pool: &Rc<Pool>,
-        budget: &Budget,
+        budget: &Rc<Budget>,
         metrics: &Metrics,
         start: SystemTime,
     ) -> State {
@@ -160,7 +176,8 @@ impl State {
             send_buffer: plan.socket_buffer,
             bounded: plan.tight,
             notsent_lowat: Some(plan.unsent),
-        });
+        })
+        .paid_by(budget);
         let hosts = config
             .routes
             .iter()

@@ -49,6 +49,7 @@ mod vital;
 
 // the worst that may come, and what it costs
 mod abort;
+mod attacks;
 mod hardening;
 mod memory;
 mod smuggling;

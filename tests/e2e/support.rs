@@ -1099,6 +1099,14 @@ impl Peer {
         }
     }
 
+    /// Neither reads nor writes until the upstream ends, or every wait of a test would be over.
+    pub fn stand_still(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && !self.shared.stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Closes with a reset. There must be bytes on the way that this peer has not read: it waits for the first of them.
     pub fn reset(&mut self) -> io::Result<()> {
         if let Socket::Tcp(s) = &self.socket {

@@ -1,0 +1,83 @@
+//! Warnings that repeat: the first of a kind is told at once, the others of the same second are counted and told together.
+//!
+//! Pure. A proxy without room answers thousands of requests a second with 503; a line for each would fill the log's own
+//! queue and push out the lines that matter.
+
+use std::cell::RefCell;
+
+/// How long repetitions are counted before they are told, in milliseconds.
+const SPAN: u32 = 1_000;
+
+/// The kinds of warnings that were told of late. There are few kinds, so they stand in a list.
+#[derive(Debug, Default)]
+pub struct Repeats(RefCell<Vec<Repeat>>);
+
+#[derive(Debug)]
+struct Repeat {
+    kind: &'static str,
+    /// When the first was told, in milliseconds; wraps.
+    since: u32,
+    /// How many came after it.
+    count: u64,
+}
+
+impl Repeats {
+    /// Whether a warning of this kind is to be told; if not, it is counted. `now` is in milliseconds and may wrap.
+    pub fn is_first(&self, kind: &'static str, now: u32) -> bool {
+        let mut repeats = self.0.borrow_mut();
+        if let Some(repeat) = repeats.iter_mut().find(|repeat| repeat.kind == kind) {
+            repeat.count += 1;
+            return false;
+        }
+        repeats.push(Repeat {
+            kind,
+            since: now,
+            count: 0,
+        });
+        true
+    }
+
+    /// Whether [`is_due`](Self::is_due) has to be asked again.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// A kind whose second is over, and how many of it were counted (at least one). Ask until there is none. A kind that
+    /// goes on is counted on; one that has not come again is forgotten.
+    pub fn is_due(&self, now: u32) -> Option<(&'static str, u64)> {
+        let mut repeats = self.0.borrow_mut();
+        let is_over = |repeat: &Repeat| now.wrapping_sub(repeat.since) >= SPAN;
+        repeats.retain(|repeat| repeat.count > 0 || !is_over(repeat));
+        let repeat = repeats.iter_mut().find(|repeat| is_over(repeat))?;
+        repeat.since = now;
+        Some((repeat.kind, std::mem::take(&mut repeat.count)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_told_at_once_and_the_others_together() {
+        let repeats = Repeats::default();
+        let start = u32::MAX - 10;
+        assert!(repeats.is_empty() && repeats.is_first("a", start));
+        for _ in 0..1000 {
+            assert!(!repeats.is_first("a", start));
+        }
+        assert!(repeats.is_first("b", start), "another kind is its own");
+        assert_eq!(repeats.is_due(start.wrapping_add(SPAN - 1)), None);
+        let later = start.wrapping_add(SPAN);
+        assert_eq!(repeats.is_due(later), Some(("a", 1000)));
+        assert_eq!(repeats.is_due(later), None, "b came once");
+        assert!(
+            !repeats.is_first("a", later),
+            "it goes on, and is counted on"
+        );
+        let end = later.wrapping_add(SPAN);
+        assert_eq!(repeats.is_due(end), Some(("a", 1)));
+        assert_eq!(repeats.is_due(end.wrapping_add(SPAN)), None);
+        assert!(repeats.is_empty() && repeats.is_first("a", end));
+    }
+}
