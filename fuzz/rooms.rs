@@ -13,6 +13,8 @@ pub mod address;
 pub mod answer;
 #[path = "../src/chunked.rs"]
 pub mod chunked;
+#[path = "../src/client_group.rs"]
+pub mod client_group;
 #[path = "../src/config.rs"]
 pub mod config;
 #[path = "../src/cors.rs"]
@@ -23,6 +25,8 @@ pub mod date;
 pub mod document;
 #[path = "../src/entry.rs"]
 pub mod entry;
+#[path = "../src/eviction.rs"]
+pub mod eviction;
 #[path = "../src/failure.rs"]
 pub mod failure;
 #[path = "../src/headers.rs"]
@@ -46,6 +50,8 @@ pub mod yaml;
 pub mod body;
 #[path = "../src/budget.rs"]
 pub mod budget;
+#[path = "../src/deadline.rs"]
+pub mod deadline;
 #[path = "../src/dial.rs"]
 pub mod dial;
 #[path = "../src/gate.rs"]
@@ -58,6 +64,8 @@ pub mod metrics;
 pub mod park;
 #[path = "../src/pool.rs"]
 pub mod pool;
+#[path = "../src/queue.rs"]
+pub mod queue;
 #[path = "../src/sys.rs"]
 pub mod sys;
 #[path = "../src/tls.rs"]

@@ -18,14 +18,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::{Tunnel, Turn},
-    budget::{NARROW, Permit},
+    budget::{NARROW, Permit, SPARED},
+    client_group::{self, Group},
     dial::Io,
     gate::Gate,
     log::{self, Record},
     metrics,
-    park::{Order, Phase, Seat, Watch},
+    park::{Order, Phase, Seat, Slot, Watch},
     pool::Place,
     proxy::{self, End},
+    queue::Claim,
     screen::{Arrival, Head, Refusal},
     sys, tunnel,
     worker::Worker,
@@ -261,7 +263,8 @@ fn serve(
         let (worker, seat) = (&*worker, &seat);
         let began = seat.now();
         let brief = is_brief(worker, gate.get_mut(), &head);
-        let (permit, full) = admit(worker, seat, &head, brief).await?;
+        count_by_client(worker, gate.get_mut(), &head, seat);
+        let (permit, full) = admit(worker, gate.get_mut(), seat, &head, brief).await?;
         let parts = match gate.get_mut().open(&head) {
             Ok(parts) => parts,
             Err(refusal) => {
@@ -280,11 +283,13 @@ fn serve(
                 let is_cut = matches!(gate.poll_interim(context), Poll::Ready(Err(_)))
                     || seat.order() == Order::Leave
                     || (is_full && seat.is_overdue());
-                match end {
+                let end = match end {
                     Poll::Pending if is_cut => Poll::Ready(End::Broken),
                     Poll::Pending => gate.poll_gone(context, seat).map(|()| End::Broken),
                     end @ Poll::Ready(_) => end,
-                }
+                };
+                seat.has_looked();
+                end
             })
             .await
         };
@@ -354,8 +359,9 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
     let settled = poll_fn(|context| {
         // its next request is what most often tells that it has read this answer; else the sweep looks back
         let _ = io.poll_read_ready(context)?;
-        if let Some(error) = io.socket().take_error()? {
-            return Poll::Ready(Err(error));
+        // a queue does not get shorter any more once its connection is gone
+        if sys::is_dead(&io.socket()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let unsent = sys::unsent(&io.socket());
         if unsent < left {
@@ -365,11 +371,11 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch) -> io::Result<()> {
         if left <= NARROW {
             return Poll::Ready(Ok(()));
         }
-        if seat.is_write_overdue() || seat.order() == Order::Leave {
+        let is_stalled = seat.is_stalled(Slot::Client, limit, || sys::taken(&io.socket()));
+        seat.has_looked();
+        if is_stalled || seat.order() == Order::Leave {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        seat.write_blocked(limit);
-        seat.look_back(true);
         Poll::Pending
     })
     .await;
@@ -394,6 +400,7 @@ async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
 /// preflights and the word that there is no room are answered; then the second part holds a place of it.
 async fn admit(
     worker: &Worker,
+    gate: &mut Gate,
     seat: &Watch,
     head: &Head,
     is_brief: bool,
@@ -406,21 +413,68 @@ async fn admit(
     }
     // rare, and large: boxed, it costs the others nothing
     Box::pin(async move {
-        if !is_brief && let Some(_waiter) = budget.waiter(head.len) {
+        // of those that wait already one group may hold the most: it has no more than half of what is left for all, and
+        // that for requests that need no more of their client
+        let most = budget
+            .queue
+            .majority()
+            .filter(|most| most.count > SPARED / 2);
+        let spared = match most {
+            Some(most) if most.group != seat.group() => SPARED,
+            Some(_) if head.has_body() => 0,
+            Some(_) => SPARED / 2,
+            None => SPARED,
+        };
+        if !is_brief && let Some(_waiter) = budget.waiter(head.len, spared) {
             seat.enter(Phase::Waiting, None);
             let _waiting = metrics::Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
-            let line = budget.queue.until(|| budget.exchange(head.len));
-            if let Ok(permit) = seat.within(limit, line).await {
+            let claim = Claim {
+                group: seat.group(),
+                since: seat.now(),
+                is_whole: !head.has_body(),
+            };
+            let line = budget.queue.until(claim, || budget.exchange(head.len));
+            let mut waits = pin!(seat.within(limit, line));
+            let waited = poll_fn(|context| {
+                let waited = waits.as_mut().poll(context);
+                if waited.is_pending()
+                    && gate
+                        .poll_gone_before(context, seat, head.has_body())
+                        .is_ready()
+                {
+                    return Poll::Ready(None);
+                }
+                seat.has_looked();
+                waited.map(Some)
+            });
+            if let Ok(permit) = waited.await? {
                 return Some((Some(permit), None));
             }
         }
         seat.enter(Phase::Busy, None);
-        let line = worker.reserve.queue.until(|| worker.reserve.take());
+        let claim = Claim {
+            group: seat.group(),
+            since: seat.now(),
+            is_whole: true,
+        };
+        let line = worker.reserve.queue.until(claim, || worker.reserve.take());
         let place = seat.within(Some(2 * BRIEF), line).await.ok()?;
         Some((None, Some(place)))
     })
     .await
+}
+
+/// A request that a trusted proxy brings counts as its client's.
+fn count_by_client(worker: &Worker, gate: &Gate, head: &Head, seat: &Watch) {
+    let state = worker.state();
+    let trusted = &state.config.server.trusted_proxies;
+    if trusted.is_empty() {
+        return;
+    }
+    let fields = client_group::field_values(gate.head_text(head), b"x-forwarded-for");
+    let group = Group::forwarded(seat.client(), trusted, fields);
+    seat.set_group(group.unwrap_or_else(|| Group::of(seat.client())));
 }
 
 /// Whether an answer needs neither an upstream nor time: health, and preflights.
@@ -441,6 +495,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
     let Tunnel {
         mut upstream,
         record,
+        place,
     } = tunnel;
     let (mut client, first) = gate.into_parts();
     let unread = upstream.unread().to_vec();
@@ -454,9 +509,11 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         (&first, &unread),
         room,
         &worker.buffers,
+        worker.state().config.server.write_timeout,
         seat,
     )
     .await;
+    drop(place);
     if let Some(mut record) = record {
         (record.status, record.outcome) = (101, "ok");
         (record.received, record.sent) = (carried.received, carried.sent);

@@ -344,6 +344,8 @@ pub struct Tunnel {
     pub upstream: Upstream,
     /// Written when the tunnel has ended.
     pub record: Option<Box<Record>>,
+    /// Its place among `max_tunnels`.
+    pub place: Option<Place>,
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub enum Failure {
     NoMemory,
     /// No connection of `max_conns_per_host` came free in `queue_timeout`.
     NoConnection,
+    /// As many tunnels are open as `max_tunnels` allows.
+    NoTunnel,
     /// The name of the target could not be resolved.
     NameUnresolved(String),
     /// The connection could not be made: refused, unreachable, out of descriptors.
@@ -60,7 +62,7 @@ pub enum Blame {
 pub const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
 /// What [`Failure::outcome`] can say, in the order of the variants.
-pub const OUTCOMES: [&str; 17] = [
+pub const OUTCOMES: [&str; 18] = [
     "no-route",
     "dot-segment",
     "method-not-allowed",
@@ -70,6 +72,7 @@ pub const OUTCOMES: [&str; 17] = [
     "no-place",
     "no-memory",
     "no-connection",
+    "no-tunnel",
     "name-unresolved",
     "dial-failed",
     "dial-timed-out",
@@ -89,7 +92,7 @@ impl Failure {
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
-            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection => {
+            Failure::NoPlace | Failure::NoMemory | Failure::NoConnection | Failure::NoTunnel => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Failure::NameUnresolved(_)
@@ -124,6 +127,7 @@ impl Failure {
             Failure::NoPlace => "No place came free in time.\n",
             Failure::NoMemory => "There is no memory left for this request.\n",
             Failure::NoConnection => "No connection to the upstream came free in time.\n",
+            Failure::NoTunnel => "There are too many tunnels already.\n",
             Failure::NameUnresolved(_) => "The upstream's name is not known.\n",
             Failure::DialFailed(_) => "The upstream could not be reached.\n",
             Failure::DialTimedOut => "The upstream could not be reached in time.\n",
@@ -149,6 +153,7 @@ impl Failure {
             Failure::NoPlace => "no-place",
             Failure::NoMemory => "no-memory",
             Failure::NoConnection => "no-connection",
+            Failure::NoTunnel => "no-tunnel",
             Failure::NameUnresolved(_) => "name-unresolved",
             Failure::DialFailed(_) => "dial-failed",
             Failure::DialTimedOut => "dial-timed-out",
@@ -206,6 +211,7 @@ mod tests {
             (Failure::NoPlace, 503, Proxy),
             (Failure::NoMemory, 503, Proxy),
             (Failure::NoConnection, 503, Proxy),
+            (Failure::NoTunnel, 503, Proxy),
             (Failure::NameUnresolved(inner()), 502, Upstream),
             (Failure::DialFailed(inner()), 502, Upstream),
             (Failure::DialTimedOut, 504, Upstream),

@@ -6,14 +6,13 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http::{Method, StatusCode};
 
 use crate::{
     answer::{Head, read_head},
-    config::Server,
+    deadline::{Deadline, Limits, Wait},
     dial::Way,
     failure::Failure,
     gate::Client,
@@ -25,21 +24,17 @@ use crate::{
 /// Interim answers (1xx) of one exchange; 502 above.
 const MAX_INTERIM: u32 = 10;
 
-/// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// What an attempt must know of its exchange.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// Who asks.
     pub client: &'a Client<'a>,
-    /// Limits and time-outs towards the client.
-    pub server: &'a Server,
+    /// The time-outs of what it waits for.
+    pub limits: Limits,
     /// The request's method.
     pub method: &'a Method,
     /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
     pub is_old: bool,
-    /// From the request's end to the answer's head; `None` = no limit.
-    pub limit: Option<Duration>,
 }
 
 /// How an attempt failed.
@@ -64,35 +59,23 @@ impl Attempt<'_> {
     ) -> Result<Head, Miss> {
         let mut sending = Sending {
             attempt: self,
-            wait: Wait::Nothing,
+            deadline: Deadline::default(),
             interim: 0,
             broken: false,
             may_repeat: reused && is_idempotent(self.method),
         };
         let result = poll_fn(|context| sending.poll(context, upload, upstream)).await;
-        self.client.ride.watch.set_deadline(None);
+        let watch = self.client.ride.watch;
+        watch.uploads(!upload.is_done());
+        sending.deadline.end(watch);
         result
     }
-}
-
-/// What a request in flight waits for; each has its own time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    Nothing,
-    /// For the client's body: `read_timeout` since the last byte of it.
-    Client(u64),
-    /// For the upstream to take more: `write_timeout`.
-    Upstream,
-    /// For the upstream to ask for the body.
-    Continue,
-    /// For the answer: `response_header_timeout` since the request's end.
-    Answer,
 }
 
 /// A request in flight, until the head of its answer is there.
 struct Sending<'a> {
     attempt: Attempt<'a>,
-    wait: Wait,
+    deadline: Deadline,
     interim: u32,
     /// The upstream takes no more of the request; it may have answered early.
     broken: bool,
@@ -117,24 +100,43 @@ impl Sending<'_> {
         if watch.order() == Order::Leave {
             return Poll::Ready(Err(Miss::Failed(Failure::NoMemory)));
         }
-        self.arm(upload);
-        if !watch.is_overdue() {
+        let wait = self.wait(upload);
+        let moves = matches!(wait, Wait::Client(_) | Wait::Upstream(_));
+        watch.uploads(moves);
+        let io = upstream.lease.io.as_ref();
+        if !self.deadline.is_past(watch, wait, &self.attempt.limits, io) {
             return Poll::Pending;
         }
-        match self.wait {
+        match wait {
             Wait::Continue => {
-                upload.release();
-                watch.set_deadline(None);
-                self.wait = Wait::Nothing;
-                watch.wake();
+                self.release(upload);
                 Poll::Pending
             }
             Wait::Client(_) => Poll::Ready(Err(Miss::Failed(Failure::BodyTimedOut))),
-            Wait::Upstream => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
-            Wait::Nothing | Wait::Answer => {
-                Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut)))
-            }
+            Wait::Upstream(_) => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
+            Wait::Answer => Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut))),
         }
+    }
+
+    /// What is waited for now.
+    fn wait(&self, upload: &Upload) -> Wait {
+        if self.broken || upload.is_done() {
+            Wait::Answer
+        } else if upload.is_held_back() {
+            Wait::Continue
+        } else if upload.waits_for_client() {
+            Wait::Client(self.attempt.client.bytes_read())
+        } else {
+            Wait::Upstream(upload.sent)
+        }
+    }
+
+    /// The client may send its body now.
+    fn release(&mut self, upload: &mut Upload) {
+        upload.release();
+        let watch = self.attempt.client.ride.watch;
+        self.deadline.end(watch);
+        watch.wake();
     }
 
     fn send(
@@ -203,11 +205,7 @@ impl Sending<'_> {
                         }
                         if head.status == StatusCode::CONTINUE && upload.is_held_back() {
                             // the client hears of it when its body is asked for
-                            upload.release();
-                            self.wait = Wait::Nothing;
-                            let watch = self.attempt.client.ride.watch;
-                            watch.set_deadline(None);
-                            watch.wake();
+                            self.release(upload);
                         } else {
                             self.pass_interim(&head);
                         }
@@ -245,37 +243,8 @@ impl Sending<'_> {
         }
         Miss::Failed(Failure::UpstreamClosed(reason.to_owned()))
     }
-
-    /// Starts the clock of whatever is waited for now.
-    fn arm(&mut self, upload: &Upload) {
-        let server = self.attempt.server;
-        let wait = if self.broken || upload.is_done() {
-            Wait::Answer
-        } else if upload.is_held_back() {
-            Wait::Continue
-        } else if upload.waits_for_client() {
-            Wait::Client(upload.taken)
-        } else {
-            Wait::Upstream
-        };
-        if wait == self.wait {
-            return;
-        }
-        self.wait = wait;
-        let watch = self.attempt.client.ride.watch;
-        let limit = match wait {
-            Wait::Nothing => None,
-            Wait::Client(_) => {
-                watch.client_blocks();
-                server.read_timeout
-            }
-            Wait::Upstream => server.write_timeout,
-            Wait::Continue => Some(CONTINUE_WAIT),
-            Wait::Answer => self.attempt.limit,
-        };
-        watch.set_deadline(limit);
-    }
 }
+
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(

@@ -4,8 +4,9 @@
 //! connection from then on, at rest a bare socket; `gate` collects a whole head, which `screen` reads strictly; then
 //! `proxy` judges (`cors`), probes (`health`), routes (`route`), admits (`budget`, `pool`), connects (`dial`, `tls`) and
 //! lets `forward` send it by `wire`, where `answer` reads the head of what comes back; `respond` writes it on, or
-//! `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory
-//! and those who wait too long.
+//! `tunnel` joins the two sides. `body` is what moves meanwhile. `park` keeps every deadline (`deadline` lists what is
+//! waited for), requests wait in a `queue`, `keeper` looks after memory and those that wait too long, and `eviction`
+//! says who gives way to them; `client_group` tells whom a client counts as.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
 //! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates), and `serve` opens the doors. Beside
@@ -17,11 +18,13 @@ mod cli;
 mod address;
 mod answer;
 mod chunked;
+mod client_group;
 mod config;
 mod cors;
 mod date;
 mod document;
 mod entry;
+mod eviction;
 mod failure;
 mod headers;
 mod line;
@@ -35,12 +38,14 @@ mod yaml;
 // the world
 mod body;
 mod budget;
+mod deadline;
 mod dial;
 mod gate;
 mod log;
 mod metrics;
 mod park;
 mod pool;
+mod queue;
 mod sys;
 mod tls;
 mod tunnel;

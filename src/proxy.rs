@@ -18,9 +18,9 @@ use http::{
 use crate::{
     answer::Head,
     body::{Body, Ride, Tunnel},
-    budget::Queue,
     config::Level,
     cors::{Grant, Verdict},
+    deadline::Limits,
     failure::{Blame, Failure},
     forward::{Attempt, Miss},
     gate::{Client, Gate},
@@ -29,7 +29,8 @@ use crate::{
     log::{self, Record},
     metrics,
     park::{Order, Watch},
-    pool::{Checkout, Host, Lease},
+    pool::{Checkout, Host, Lease, Place},
+    queue::{Claim, Queue},
     respond::{self, Answer, Manner},
     route::{Address, Found, Origin, Route, holds_dot_segment},
     screen,
@@ -54,6 +55,8 @@ struct Exchange<'a> {
     takes_trailers: Cell<bool>,
     /// The client asked for a WebSocket.
     wants_websocket: Cell<bool>,
+    /// A place among `max_tunnels`, where it may become one.
+    tunnel: Cell<Option<Place>>,
 }
 
 /// How an exchange ended.
@@ -99,6 +102,7 @@ pub async fn handle(
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
+        tunnel: Cell::new(None),
     };
     let mut answer = exchange.judge(parts).await;
     manner.stays &= !worker.draining.get() && !is_full && !gate.borrow().receives_wide();
@@ -116,6 +120,7 @@ pub async fn handle(
             Some(upstream) => End::Tunnel(Box::new(Tunnel {
                 upstream: *upstream,
                 record: ride.record.take(),
+                place: exchange.tunnel.take(),
             })),
             None if stays => End::Stays,
             None => End::Closes,
@@ -260,6 +265,11 @@ impl Exchange<'_> {
         {
             return Err(Failure::BodyTooLarge);
         }
+        if present.upgrade && self.client.is_between() && headers::wants_websocket(&parts) {
+            self.wants_websocket.set(true);
+            let place = self.worker.tunnels.take().ok_or(Failure::NoTunnel)?;
+            self.tunnel.set(Some(place));
+        }
         self.take_place().await?;
         let host = self.state.host(route);
         let checkout = self.checkout(host).await?;
@@ -306,15 +316,26 @@ impl Exchange<'_> {
                 .ok_or(Failure::NoPlace)?,
         };
         *self.client.ride.place.borrow_mut() = Some(place);
+        self.client.ride.watch.has_place();
         Ok(())
     }
 
     /// Waits in a line, no longer than `queue_timeout` allows.
     async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
         let _waiting = metrics::Held::new(&self.worker.metrics.waiting);
-        let limit = Some(self.patience());
-        let watch = self.client.ride.watch;
-        watch.within(limit, queue.until(take)).await.ok()
+        let limit = Some(self.state.config.proxy.queue_timeout);
+        let ride = self.client.ride;
+        let watch = ride.watch;
+        let claim = Claim {
+            group: watch.group(),
+            since: ride.began,
+            is_whole: self.client.is_between(),
+        };
+        watch.queues(true);
+        let line = queue.until(claim, take);
+        let taken = watch.within_rest(Some(self.patience()), limit, line).await;
+        watch.queues(false);
+        taken.ok()
     }
 
     /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
@@ -413,8 +434,7 @@ impl Exchange<'_> {
                 headers::line(&mut out, b"trailer", names.as_bytes());
             }
         }
-        if present.upgrade && !has_body && headers::wants_websocket(parts) {
-            self.wants_websocket.set(true);
+        if self.wants_websocket.get() {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
         out.extend_from_slice(b"\r\n");
@@ -471,12 +491,15 @@ impl Exchange<'_> {
     ) -> Result<Head, Miss> {
         let attempt = Attempt {
             client: &self.client,
-            server: &self.state.config.server,
+            limits: self.limits(route),
             method: &self.method,
             is_old: self.is_old,
-            limit: route.response_header_timeout,
         };
         attempt.make(upload, upstream, reused).await
+    }
+
+    fn limits(&self, route: &Route) -> Limits {
+        Limits::of(&self.state.config.server, route.response_header_timeout)
     }
 
     /// Makes the answer out of the upstream's head, and lets the rest follow by itself.
@@ -496,6 +519,8 @@ impl Exchange<'_> {
             if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
+            upstream.lease.detach();
+            *self.client.ride.place.borrow_mut() = None;
             (Body::Own(b""), Some(Box::new(upstream)))
         } else {
             upstream.release();
@@ -504,7 +529,7 @@ impl Exchange<'_> {
                 (!upload.is_done()).then_some(upload),
                 head,
                 self.takes_trailers.get(),
-                self.state.config.server.read_timeout,
+                self.limits(route),
                 watch.now(),
             );
             (Body::Upstream(Box::new(download)), None)

@@ -40,6 +40,8 @@ pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 struct Birth {
     config: Arc<Config>,
     plan: Plan,
+    /// Connections to upstreams that this worker has descriptors for.
+    upstreams: usize,
     /// The process's memory limit, and whether a cgroup sets it.
     limit: Option<(u64, bool)>,
     metrics: Arc<Metrics>,
@@ -66,7 +68,7 @@ enum Word {
 /// What cannot be bound or started.
 pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
-    sys::raise_descriptor_limit();
+    let descriptors = sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
     let limit = memory_limit(config.memory);
     let plan = Plan::new(
@@ -74,6 +76,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
         config.threads,
         config.server.max_connections,
     );
+    let (plan, upstreams) = plan.within_descriptors(descriptors, config.threads);
     let frame = Frame {
         plan: &plan,
         inherited: &inherited,
@@ -89,6 +92,7 @@ pub fn serve(config: Arc<Config>, reread: Reread) -> Result<()> {
     let birth = Birth {
         config: Arc::clone(&config),
         plan,
+        upstreams,
         limit,
         metrics: Arc::new(Metrics::new(start)),
         start,
@@ -205,13 +209,29 @@ fn greet(birth: &Birth, doors: &[Door], exposed: Option<&Door>) {
         }
         _ => "no limit".to_owned(),
     };
-    log::info("memory", &[("budget", &budget)]);
+    let (proxy, transport) = (&config.proxy, &config.transport);
+    log::info(
+        "memory",
+        &[
+            ("budget", &budget),
+            ("requests", &bound(proxy.max_concurrent_requests)),
+            ("tunnels", &bound(proxy.max_tunnels)),
+            ("per_host", &bound(transport.max_conns_per_host)),
+            ("idle", &bound(transport.max_idle_conns)),
+            ("idle_per_host", &bound(transport.max_idle_conns_per_host)),
+        ],
+    );
     if !config.environment.is_empty() {
         log::info("environment", &[("changed", &config.environment)]);
     }
     for warning in &config.warnings {
         log::warn("config", &[("warning", warning)]);
     }
+}
+
+/// A bound as the log shows it.
+fn bound(limit: Option<usize>) -> String {
+    limit.map_or_else(|| "auto".to_owned(), |limit| limit.to_string())
 }
 
 fn runtime() -> Result<LocalRuntime> {
@@ -253,6 +273,7 @@ async fn labour(
     let worker = Worker::new(
         birth.config,
         Budget::new(birth.plan),
+        birth.upstreams,
         birth.metrics,
         birth.start,
     );

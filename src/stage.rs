@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::{Duration, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use http::{HeaderMap, Method};
@@ -21,6 +21,7 @@ use crate::{
     body::Ride,
     budget::{Budget, Buffers, Plan, Room},
     config::{self, Source},
+    deadline::Limits,
     dial::Io,
     gate::{Client, Gate},
     metrics::Metrics,
@@ -69,8 +70,14 @@ impl Stage {
                 .enable_all()
                 .build_local(LocalOptions::default())
                 .expect("a runtime"),
-            park: Park::new(Duration::from_secs(1), Rc::clone(&budget.room)),
-            pool: Pool::new(&config.transport, 1, budget, Arc::clone(&metrics)),
+            park: Park::new(Rc::clone(&budget.room)),
+            pool: Pool::new(
+                &config.transport,
+                1,
+                usize::MAX,
+                budget,
+                Arc::clone(&metrics),
+            ),
             buffers: Rc::default(),
             metrics,
         }
@@ -117,7 +124,7 @@ impl Stage {
             fields: flat(&head.headers),
             ..Reading::default()
         };
-        let download = Download::new(upstream, None, head, true, None, 0);
+        let download = Download::new(upstream, None, head, true, Limits::default(), 0);
         Some(self.body(download, reading, &mut feed).await)
     }
 

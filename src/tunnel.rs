@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,7 +18,8 @@ use crate::{
     body::Turn,
     budget::{Buffer, Buffers, Room},
     dial::Io,
-    park::{Order, Watch},
+    park::{Order, Slot, Watch},
+    sys,
 };
 
 /// One direction.
@@ -33,6 +35,10 @@ struct Flow {
     closed: bool,
     /// Bytes that went through.
     moved: u64,
+    /// How many they were when the sink was last asked how it gets on.
+    seen: u64,
+    /// Something waits for the sink.
+    waits: bool,
 }
 
 /// How a tunnel went: bytes from the client, bytes to it.
@@ -44,14 +50,15 @@ pub struct Carried {
     pub sent: u64,
 }
 
-/// Joins them until both directions have ended, one breaks, or the seat is told to leave. `first` are bytes that were
-/// read from each before: (from the client, from the upstream).
+/// Joins them until both directions have ended, one breaks, the seat is told to leave, or a side takes no byte of what
+/// waits for it for `limit`. `first` are bytes that were read from each before: (from the client, from the upstream).
 pub async fn join(
     client: &mut Io,
     upstream: &mut Io,
     first: (&[u8], &[u8]),
     room: Room,
     buffers: &Rc<Buffers>,
+    limit: Option<Duration>,
     watch: &Watch,
 ) -> Carried {
     let mut up = Flow::new(first.0, room);
@@ -65,6 +72,13 @@ pub async fn join(
         let downward = down.poll(context, upstream, client, buffers);
         if up.moved + down.moved > before {
             watch.moved(usize::try_from(up.moved + down.moved - before).unwrap_or(usize::MAX));
+        }
+        let is_over = is_stalled(watch, Slot::Work, &mut up, upstream, limit)
+            || is_stalled(watch, Slot::Client, &mut down, client, limit)
+            || (watch.is_to_look() && (is_dead(client) || is_dead(upstream)));
+        watch.has_looked();
+        if is_over {
+            return Poll::Ready(());
         }
         match (upward, downward) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(())))
@@ -80,6 +94,26 @@ pub async fn join(
     }
 }
 
+/// Whether a side has taken nothing of what waits for it for too long.
+fn is_stalled(
+    watch: &Watch,
+    slot: Slot,
+    flow: &mut Flow,
+    sink: &Io,
+    limit: Option<Duration>,
+) -> bool {
+    if !flow.waits || flow.seen != flow.moved {
+        flow.seen = flow.moved;
+        watch.goes_on(slot);
+    }
+    flow.waits && watch.is_stalled(slot, limit, || sys::taken(&sink.socket()))
+}
+
+/// Whether a side is gone, which a direction that is blocked by the other would not see.
+fn is_dead(io: &Io) -> bool {
+    sys::is_dead(&io.socket())
+}
+
 impl Flow {
     fn new(first: &[u8], room: Room) -> Flow {
         Flow {
@@ -90,6 +124,8 @@ impl Flow {
             ended: false,
             closed: false,
             moved: 0,
+            seen: 0,
+            waits: false,
         }
     }
 
@@ -102,6 +138,7 @@ impl Flow {
     ) -> Poll<io::Result<()>> {
         let mut turn = Turn::new();
         loop {
+            self.waits = true;
             while self.start < self.end {
                 let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
                 let count = ready!(Pin::new(&mut *sink).poll_write(context, bytes))?;
@@ -113,6 +150,7 @@ impl Flow {
             }
             self.buffer = Buffer::default();
             if self.closed {
+                self.waits = false;
                 return Poll::Ready(Ok(()));
             }
             ready!(Pin::new(&mut *sink).poll_flush(context))?;
@@ -121,6 +159,7 @@ impl Flow {
                 self.closed = true;
                 continue;
             }
+            self.waits = false;
             ready!(source.poll_read_ready(context))?;
             let mut buffer = buffers.take(self.room);
             let mut space = ReadBuf::new(&mut buffer);

@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http::HeaderMap;
@@ -19,6 +18,7 @@ use crate::{
     answer::{Delimiter, Head, MAX_HEAD},
     body::{Outbox, Piece, Turn},
     budget::{Buffer, Buffers, NARROW, Room},
+    deadline::{Deadline, Limits, Wait},
     dial::{Io, Way},
     gate::Client,
     headers,
@@ -46,6 +46,8 @@ pub struct Upload {
     limit: u64,
     /// Bytes of body that were taken from the client.
     pub taken: u64,
+    /// Bytes that were written, head and framing included.
+    pub sent: u64,
     /// The client is to be asked for its body first (`Expect: 100-continue`).
     held_back: bool,
 }
@@ -82,6 +84,7 @@ impl Upload {
             chunked: body.is_some_and(|body| body.chunked),
             limit: body.and_then(|body| body.limit).unwrap_or(u64::MAX),
             taken: 0,
+            sent: 0,
             held_back: body.is_some_and(|body| body.held_back),
         }
     }
@@ -144,6 +147,7 @@ impl Upload {
                 if count == 0 {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
+                self.sent += count as u64;
                 self.outbox.wrote(count);
                 self.unflushed = matches!(io, Io::Tls(_));
             }
@@ -313,10 +317,9 @@ pub struct Download {
     /// The trailers behind a chunked body, once it has ended.
     trailers: Option<HeaderMap>,
     passes_trailers: bool,
-    /// How long the client may give no byte of what it still owes.
-    read_timeout: Option<Duration>,
-    /// How much of the request's body had come when it was waited for last.
-    waits: Option<u64>,
+    /// The time-outs of what is left of the request.
+    limits: Limits,
+    deadline: Deadline,
 }
 
 /// What a body consists of.
@@ -335,7 +338,7 @@ impl Download {
         upload: Option<Upload>,
         head: Head,
         passes_trailers: bool,
-        read_timeout: Option<Duration>,
+        limits: Limits,
         now: u32,
     ) -> Download {
         let mut download = Download {
@@ -345,8 +348,8 @@ impl Download {
             persistent: head.persistent,
             trailers: None,
             passes_trailers,
-            read_timeout,
-            waits: None,
+            limits,
+            deadline: Deadline::default(),
         };
         if matches!(download.delimiter, Delimiter::Length(0)) {
             download.finish(now);
@@ -415,7 +418,8 @@ impl Download {
     /// Sends on what is left of the request. An upstream that takes no more may still answer.
     ///
     /// # Errors
-    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer.
+    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer. Nor goes it on where the
+    /// upstream takes no byte of the request, and gives none, for `write_timeout`.
     pub fn poll_upload(
         &mut self,
         context: &mut Context<'_>,
@@ -431,12 +435,12 @@ impl Download {
         let watch = client.ride.watch;
         let ended = match upload.poll(context, io, client) {
             Poll::Pending => {
-                let waits = upload.waits_for_client().then_some(upload.taken);
-                if self.waits != waits {
-                    self.waits = waits;
-                    watch.set_deadline(waits.and(self.read_timeout));
-                }
-                if watch.is_overdue() {
+                let wait = if upload.waits_for_client() {
+                    Wait::Client(client.bytes_read())
+                } else {
+                    Wait::Upstream(upload.sent.wrapping_add(client.ride.sent.get()))
+                };
+                if self.deadline.is_past(watch, wait, &self.limits, Some(io)) {
                     return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
                 return Ok(());
@@ -451,7 +455,8 @@ impl Download {
             }
         };
         self.upload = None;
-        watch.set_deadline(None);
+        watch.uploads(false);
+        self.deadline.end(watch);
         ended
     }
 

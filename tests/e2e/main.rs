@@ -31,6 +31,7 @@ mod health;
 mod metrics;
 
 // bounds
+mod fairness;
 mod limits;
 mod queues;
 mod timeouts;
