@@ -15,6 +15,8 @@ pub mod answer;
 pub mod chunked;
 #[path = "../src/client_address.rs"]
 pub mod client_address;
+#[path = "../src/client_group.rs"]
+pub mod client_group;
 #[path = "../src/config.rs"]
 pub mod config;
 #[path = "../src/cors.rs"]
@@ -27,6 +29,8 @@ pub mod direct;
 pub mod document;
 #[path = "../src/entry.rs"]
 pub mod entry;
+#[path = "../src/eviction.rs"]
+pub mod eviction;
 #[path = "../src/failure.rs"]
 pub mod failure;
 #[path = "../src/headers.rs"]
@@ -60,6 +64,8 @@ pub mod body;
 pub mod budget;
 #[path = "../src/context.rs"]
 pub mod context;
+#[path = "../src/deadline.rs"]
+pub mod deadline;
 #[path = "../src/dial.rs"]
 pub mod dial;
 #[path = "../src/gate.rs"]
@@ -72,6 +78,8 @@ pub mod metrics;
 pub mod park;
 #[path = "../src/pool.rs"]
 pub mod pool;
+#[path = "../src/queue.rs"]
+pub mod queue;
 #[path = "../src/sys.rs"]
 pub mod sys;
 #[path = "../src/tls.rs"]

@@ -23,7 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::{Ride, Tunnel, Turn},
-    budget::{CONNECTION, NARROW, Permit, UNSENT},
+    budget::{CONNECTION, NARROW, Permit, SPARED, UNSENT},
+    client_group::{self, Group},
     config::Level,
     cors::Verdict,
     dial::Io,
@@ -31,9 +32,10 @@ use crate::{
     log::{self, Record},
     metrics::{self, Held},
     outcome::Outcome,
-    park::{Order, Phase, Seat, Watch},
+    park::{Order, Phase, Seat, Slot, Watch},
     pool::Place,
     proxy::{self, End},
+    queue::Claim,
     screen::{self, Arrival, Head, Refusal},
     sys, tunnel,
     worker::Worker,
@@ -167,8 +169,11 @@ impl Attend {
             self.seat.took(0);
             return false;
         }
-        self.seat.write_blocked(limit);
-        self.seat.is_write_overdue()
+        let is_stalled = self
+            .seat
+            .is_stalled(Slot::Client, limit, || sys::taken(&gate.io.socket()));
+        self.seat.has_looked();
+        is_stalled
     }
 
     /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
@@ -401,8 +406,11 @@ fn serve(
     async move {
         let (worker, seat) = (&*worker, &seat);
         let brief = is_brief(worker, gate.get_mut(), &head);
+        count_by_client(worker, gate.get_mut(), &head, seat);
         let size = gate.get_mut().head_size();
-        let Some((permit, full, waited)) = admit(worker, seat, size, brief).await else {
+        let Some((permit, full, waited)) =
+            admit(worker, gate.get_mut(), seat, (&head, size), brief).await
+        else {
             tell_unanswered(worker, seat);
             return None;
         };
@@ -424,11 +432,13 @@ fn serve(
                 let is_cut = matches!(gate.poll_interim(context), Poll::Ready(Err(_)))
                     || seat.order() == Order::Leave
                     || (is_full && seat.is_overdue());
-                match end {
+                let end = match end {
                     Poll::Pending if is_cut => Poll::Ready(End::Broken),
                     Poll::Pending => gate.poll_gone(context, seat).map(|()| End::Broken),
                     end @ Poll::Ready(_) => end,
-                }
+                };
+                seat.has_looked();
+                end
             })
             .await
         };
@@ -503,8 +513,9 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::
     let settled = poll_fn(|context| {
         // its next request is what most often tells that it has read this answer; else the sweep looks back
         let _ = io.poll_read_ready(context)?;
-        if let Some(error) = io.socket().take_error()? {
-            return Poll::Ready(Err(error));
+        // a queue does not get shorter any more once its connection is gone
+        if sys::is_dead(&io.socket()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let unsent = sys::unsent(&io.socket());
         if unsent < left {
@@ -514,12 +525,12 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::
         if left <= most {
             return Poll::Ready(Ok(()));
         }
-        if seat.is_write_overdue() || seat.order() == Order::Leave {
-            tell_unread(worker, seat, unsent);
+        let is_stalled = seat.is_stalled(Slot::Client, limit, || sys::taken(&io.socket()));
+        seat.has_looked();
+        if is_stalled || seat.order() == Order::Leave {
+            tell_unread(worker, seat, unsent, is_stalled);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        seat.write_blocked(limit);
-        seat.look_back(true);
         Poll::Pending
     })
     .await;
@@ -533,8 +544,8 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::
 
 /// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
 #[cold]
-fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize) {
-    let outcome = if seat.is_write_overdue() {
+fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize, is_stalled: bool) {
+    let outcome = if is_stalled {
         Outcome::WriteTimedOut
     } else {
         seat.leave_outcome()
@@ -563,18 +574,19 @@ async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
     }
 }
 
-/// Pays for an exchange whose request head stands in a buffer of `head` bytes, or waits for its worth in line. Without
+/// Pays for an exchange whose request head stands in a buffer of `size` bytes, or waits for its worth in line. Without
 /// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
 /// the second part holds a place of it. The third is how many milliseconds it has waited.
 async fn admit(
     worker: &Worker,
+    gate: &mut Gate,
     seat: &Watch,
-    head: usize,
+    (head, size): (&Head, usize),
     is_brief: bool,
 ) -> Option<(Option<Permit>, Option<Place>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(head)
+        && let Some(permit) = budget.exchange(size)
     {
         return Some((Some(permit), None, 0));
     }
@@ -582,21 +594,68 @@ async fn admit(
     Box::pin(async move {
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        if !is_brief && let Some(_waiter) = budget.waiter(head) {
+        // of those that wait already one group may hold the most: it has no more than half of what is left for all, and
+        // that for requests that need no more of their client
+        let most = budget
+            .queue
+            .majority()
+            .filter(|most| most.count > SPARED / 2);
+        let spared = match most {
+            Some(most) if most.group != seat.group() => SPARED,
+            Some(_) if head.has_body() => 0,
+            Some(_) => SPARED / 2,
+            None => SPARED,
+        };
+        if !is_brief && let Some(_waiter) = budget.waiter(size, spared) {
             seat.enter(Phase::Waiting, None);
             let _waiting = Held::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
-            let line = budget.queue.until(|| budget.exchange(head));
-            if let Ok(permit) = seat.within(limit, line).await {
+            let claim = Claim {
+                group: seat.group(),
+                since: seat.now(),
+                is_whole: !head.has_body(),
+            };
+            let line = budget.queue.until(claim, || budget.exchange(size));
+            let mut waits = pin!(seat.within(limit, line));
+            let permit = poll_fn(|context| {
+                let polled = waits.as_mut().poll(context);
+                if polled.is_pending()
+                    && gate
+                        .poll_gone_before(context, seat, head.has_body())
+                        .is_ready()
+                {
+                    return Poll::Ready(None);
+                }
+                seat.has_looked();
+                polled.map(Some)
+            });
+            if let Ok(permit) = permit.await? {
                 return Some((Some(permit), None, waited()));
             }
         }
         seat.enter(Phase::Busy, None);
-        let line = worker.reserve.queue.until(|| worker.reserve.take());
+        let claim = Claim {
+            group: seat.group(),
+            since: seat.now(),
+            is_whole: true,
+        };
+        let line = worker.reserve.queue.until(claim, || worker.reserve.take());
         let place = seat.within(Some(2 * BRIEF), line).await.ok()?;
         Some((None, Some(place), waited()))
     })
     .await
+}
+
+/// A request that a trusted proxy brings counts as its client's.
+fn count_by_client(worker: &Worker, gate: &Gate, head: &Head, seat: &Watch) {
+    let state = worker.state();
+    let trusted = &state.config.server.trusted_proxies;
+    if trusted.is_empty() {
+        return;
+    }
+    let fields = client_group::field_values(gate.head_text(head), b"x-forwarded-for");
+    let group = Group::forwarded(seat.client(), trusted, fields);
+    seat.set_group(group.unwrap_or_else(|| Group::of(seat.client())));
 }
 
 /// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
@@ -619,6 +678,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         route,
         waited,
         record,
+        place,
     } = tunnel;
     metrics::count(&worker.metrics.tunnels);
     let ride = Ride {
@@ -658,10 +718,11 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         (first, unread),
         room,
         &worker.buffers,
+        config.server.write_timeout,
         &ride,
     )
     .await;
-    drop(ride);
+    drop((ride, place));
     drop(upstream);
     if worker.budget.plan().tight && sys::unsent(&client.socket()) > 0 {
         drop(Box::pin(settle(worker, &mut client, seat, 0)).await);
@@ -704,7 +765,13 @@ mod tests {
         );
         let budget = Budget::new(Plan::new(None, 1, None));
         let metrics = Arc::new(Metrics::default());
-        let worker = Worker::new(config, Rc::clone(&budget), metrics, SystemTime::now());
+        let worker = Worker::new(
+            config,
+            Rc::clone(&budget),
+            usize::MAX,
+            metrics,
+            SystemTime::now(),
+        );
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -369,7 +369,7 @@ impl Body {
     pub fn read_timeout(&self) -> Option<Duration> {
         match self {
             Body::Own(_) | Body::Made(_) => None,
-            Body::Upstream(download) => download.read_timeout,
+            Body::Upstream(download) => download.read_timeout(),
         }
     }
 
@@ -429,6 +429,8 @@ pub struct Tunnel {
     pub waited: u32,
     /// Written when the tunnel has ended.
     pub record: Option<Box<Record>>,
+    /// Its place among `max_tunnels`.
+    pub place: Option<Place>,
 }
 
 #[cfg(test)]

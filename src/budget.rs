@@ -6,13 +6,12 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     fmt,
-    future::poll_fn,
     ops::{Deref, DerefMut},
     rc::Rc,
-    task::{Poll, Waker},
 };
+
+use crate::queue::Queue;
 
 /// An open client connection at rest: 0.6 kB of ours, 3.8 kB of the kernel's.
 pub const CONNECTION: u64 = 4_400;
@@ -49,6 +48,9 @@ pub const UNSENT: u64 = 12_000;
 /// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
 /// more as it is read.
 const HANDSHAKE: u64 = 160_000;
+
+/// Requests that may wait for memory though there is none for waiting: 200 kB where sockets are narrow.
+pub const SPARED: usize = 16;
 
 /// An idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
@@ -157,6 +159,20 @@ impl Plan {
         self.tight.then_some(LOG_QUEUE)
     }
 
+    /// Bounds connections by the descriptors that the process may open, too: each may need a second one, of its upstream.
+    /// Gives also how many connections to upstreams this worker may have.
+    pub fn within_descriptors(self, descriptors: u64, workers: usize) -> (Plan, usize) {
+        // listeners, epoll, the log, look-ups, files that are read at a reload
+        let own = 16 + 4 * workers as u64 + (descriptors / 16).min(64);
+        let share = descriptors.saturating_sub(own) / (2 * workers as u64);
+        let share = usize::try_from(share).unwrap_or(usize::MAX).max(2);
+        let plan = Plan {
+            connections: self.connections.min(share),
+            ..self
+        };
+        (plan, share)
+    }
+
     /// How many exchanges fit beside a full house of connections.
     pub fn exchanges(&self) -> Option<u64> {
         let pool = self.pool?;
@@ -180,6 +196,10 @@ pub struct Budget {
     pub large_heads: Fund,
     /// TLS handshakes in progress.
     pub handshakes: Fund,
+    /// Waiters that hold more than was left.
+    spared: Cell<usize>,
+    /// Somebody was refused memory since the sweep asked.
+    refused: Cell<bool>,
     /// Memory was seen near the limit: nothing new is let in until it is not.
     pressed: Cell<bool>,
     /// Says whether memory is near the limit now; asked between two ticks where much is spent.
@@ -202,6 +222,7 @@ pub struct Permit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Head,
+    Spared,
     Exchange,
     Width,
     LargeHead,
@@ -229,6 +250,8 @@ impl Budget {
             widths: Cell::new(0),
             large_heads: Fund::default(),
             handshakes: Fund::default(),
+            spared: Cell::new(0),
+            refused: Cell::new(false),
             pressed: Cell::new(false),
             gauge: RefCell::default(),
             queue: Queue::default(),
@@ -256,7 +279,7 @@ impl Budget {
     }
 
     /// The same for those who are let in already: the last bytes are for those at the door, health among them.
-    fn take_inside(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
+    pub fn take_inside(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
         let spent = self.spent.get() + bytes + DOOR;
         if self.plan.pool.is_some_and(|pool| spent > pool) {
             return None;
@@ -281,16 +304,37 @@ impl Budget {
         if self.plan.pool.is_some_and(|pool| heads > pool / 5) {
             return None;
         }
-        let mut permit = self.take_inside(bytes)?;
+        let Some(mut permit) = self.take_inside(bytes) else {
+            self.refused.set(true);
+            return None;
+        };
         self.heads.set(heads);
         permit.purpose = Purpose::Head;
         Some(permit)
     }
 
     /// Takes what a whole request costs that waits for an exchange's worth: its head, and what follows it into the socket.
-    pub fn waiter(self: &Rc<Budget>, head: usize) -> Option<Permit> {
+    /// A few may always wait, whatever is left: else the door would be locked with nobody before it. This one may where
+    /// fewer than `spared` do ([`SPARED`] at most).
+    pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
         let queue = self.plan.socket_buffer.unwrap_or(0);
-        self.head((head + 2 * queue) as u64)
+        let price = (head + 2 * queue) as u64;
+        if let Some(permit) = self.head(price) {
+            return Some(permit);
+        }
+        if head > LARGE_HEAD || self.spared.get() >= spared {
+            self.refused.set(true);
+            return None;
+        }
+        self.spared.set(self.spared.get() + 1);
+        let mut permit = self.force(price);
+        permit.purpose = Purpose::Spared;
+        Some(permit)
+    }
+
+    /// Whether memory was refused to somebody since this was asked last.
+    pub fn was_refused(&self) -> bool {
+        self.refused.replace(false)
     }
 
     /// Takes what a wide buffer for a long body costs in one socket, where the plan has such. All of them together get a
@@ -507,6 +551,7 @@ impl Drop for Permit {
                 .budget
                 .widths
                 .set(self.budget.widths.get() - self.bytes),
+            Purpose::Spared => self.budget.spared.set(self.budget.spared.get() - 1),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
             Purpose::LargeHead | Purpose::Handshake => {
                 if let Some(fund) = self.budget.fund(self.purpose) {
@@ -517,88 +562,6 @@ impl Drop for Permit {
             Purpose::Other => {}
         }
         self.budget.wake();
-    }
-}
-
-/// A line of waiting tasks, served in their order.
-#[derive(Debug, Default)]
-pub struct Queue {
-    line: RefCell<VecDeque<(u64, Waker)>>,
-    next: Cell<u64>,
-}
-
-/// A place in a [`Queue`]; leaving it lets the next one try.
-struct Turn<'a> {
-    queue: &'a Queue,
-    ticket: u64,
-}
-
-impl Queue {
-    /// Waits in line until `take` gives something; asks it once at the start, and whenever [`Queue::wake`] is called
-    /// while at the front. Dropping the future leaves the line.
-    pub async fn until<T>(&self, mut take: impl FnMut() -> Option<T>) -> T {
-        let mut turn: Option<Turn<'_>> = None;
-        poll_fn(move |context| {
-            let my_turn = match &turn {
-                Some(turn) => self.front() == Some(turn.ticket),
-                None => self.line.borrow().is_empty(),
-            };
-            if my_turn && let Some(value) = take() {
-                turn = None;
-                return Poll::Ready(value);
-            }
-            match &turn {
-                Some(turn) => self.renew(turn.ticket, context.waker()),
-                None => turn = Some(self.join(context.waker().clone())),
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// Something came free: the first in line tries again.
-    pub fn wake(&self) {
-        if let Some((_, waker)) = self.line.borrow().front() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// The ticket of whoever waits longest; it stays the same as long as that one waits.
-    pub fn front(&self) -> Option<u64> {
-        self.line.borrow().front().map(|(ticket, _)| *ticket)
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.line.borrow().len()
-    }
-
-    fn join(&self, waker: Waker) -> Turn<'_> {
-        let ticket = self.next.get();
-        self.next.set(ticket + 1);
-        self.line.borrow_mut().push_back((ticket, waker));
-        Turn {
-            queue: self,
-            ticket,
-        }
-    }
-
-    fn renew(&self, ticket: u64, waker: &Waker) {
-        let mut line = self.line.borrow_mut();
-        if let Some((_, mine)) = line.iter_mut().find(|(other, _)| *other == ticket) {
-            mine.clone_from(waker);
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut line = self.queue.line.borrow_mut();
-        if let Ok(at) = line.binary_search_by_key(&self.ticket, |(ticket, _)| *ticket) {
-            line.remove(at);
-        }
-        drop(line);
-        self.queue.wake();
     }
 }
 
@@ -766,7 +729,18 @@ impl Buffers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{future::Future, pin::pin, task::Context};
+    use crate::{client_group::Group, queue::Claim};
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+
+    const CLAIM: Claim = Claim {
+        group: Group::UNIX,
+        since: 0,
+        is_whole: true,
+    };
 
     #[test]
     fn ten_megabytes_hold_what_is_promised() {
@@ -825,7 +799,7 @@ mod tests {
     #[test]
     fn who_waits_pays_for_head_and_queue_and_the_first_long_bodies_are_wide() {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
-        let waiter = budget.waiter(300).unwrap();
+        let waiter = budget.waiter(300, 0).unwrap();
         assert_eq!(waiter.bytes(), 300 + 2 * NARROW as u64);
         let wide: Vec<_> = std::iter::from_fn(|| budget.width()).collect();
         let pool = budget.plan().pool.unwrap();
@@ -891,8 +865,8 @@ mod tests {
         let first = budget.take(80).unwrap();
         assert!(budget.take(21).is_none());
         let mut context = Context::from_waker(Waker::noop());
-        let mut second = pin!(budget.queue.until(|| budget.take(60)));
-        let mut third = pin!(budget.queue.until(|| budget.take(20)));
+        let mut second = pin!(budget.queue.until(CLAIM, || budget.take(60)));
+        let mut third = pin!(budget.queue.until(CLAIM, || budget.take(20)));
         assert!(second.as_mut().poll(&mut context).is_pending());
         assert!(
             third.as_mut().poll(&mut context).is_pending(),
@@ -919,8 +893,8 @@ mod tests {
         });
         let _held = budget.take(80).unwrap();
         let mut context = Context::from_waker(Waker::noop());
-        let mut second = Box::pin(budget.queue.until(|| budget.take(60)));
-        let mut third = pin!(budget.queue.until(|| budget.take(20)));
+        let mut second = Box::pin(budget.queue.until(CLAIM, || budget.take(60)));
+        let mut third = pin!(budget.queue.until(CLAIM, || budget.take(20)));
         assert!(second.as_mut().poll(&mut context).is_pending());
         assert!(third.as_mut().poll(&mut context).is_pending());
         drop(second);
@@ -1021,7 +995,7 @@ mod tests {
         permit.resize(120);
         assert_eq!(budget.spent(), 120, "what cannot be refused is taken");
         let mut context = Context::from_waker(Waker::noop());
-        let mut next = pin!(budget.queue.until(|| budget.take(60)));
+        let mut next = pin!(budget.queue.until(Claim::plain(), || budget.take(60)));
         assert!(next.as_mut().poll(&mut context).is_pending());
         permit.resize(40);
         assert!(next.as_mut().poll(&mut context).is_ready());

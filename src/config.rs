@@ -66,11 +66,12 @@ pub struct Transport {
     /// TCP keep-alive probes: idle time and interval, 1 s to 32767 s as the kernel takes them.
     /// Default 30 s; 0 in the file = 15 s; negative = `None` = off.
     pub dial_keep_alive: Option<Duration>,
-    /// Idle connections over all hosts. Default 10; 0 in the file = `None`.
+    /// Idle connections over all hosts. Default, and 0 in the file: `None` = what memory allows.
     pub max_idle_conns: Option<usize>,
-    /// Idle connections to one host. Default 2 (0 in the file = 2 as Go means it).
-    pub max_idle_conns_per_host: usize,
-    /// Connections to one host: idle, dialling and busy together. Default 20; 0 = `None`.
+    /// Idle connections to one host. Default `auto`: `None` = what memory allows (0 in the file = 2 as Go means it).
+    pub max_idle_conns_per_host: Option<usize>,
+    /// Connections to one host: idle, dialling and busy together; tunnels are not counted. Default, and 0 in the file:
+    /// `None` = what memory allows.
     pub max_conns_per_host: Option<usize>,
     /// How long an idle connection is kept. Default 30 s; 0 = `None` = for ever.
     pub idle_conn_timeout: Option<Duration>,
@@ -83,8 +84,11 @@ pub struct Transport {
 /// `proxy:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
-    /// Exchanges at the same time, held until the last byte of the body is gone. Default 100; 0 = `None`.
+    /// Exchanges at the same time, held until the last byte of the body is gone. Default, and 0 in the file: `None` = what
+    /// memory allows.
     pub max_concurrent_requests: Option<usize>,
+    /// Upgraded connections at the same time. Default, and 0 in the file: `None` = what memory allows.
+    pub max_tunnels: Option<usize>,
     /// How long a request waits for a place or for a connection of `max_conns_per_host`. Default 10 s; 0 = not at all.
     pub queue_timeout: Duration,
 }
@@ -218,7 +222,8 @@ fn config(root: &Section<'_>) -> Config {
         metrics,
         cors: cors.cors,
         proxy: root.section("proxy", |s| Places {
-            max_concurrent_requests: at_most(s, "max_concurrent_requests", 100),
+            max_concurrent_requests: at_most(s, "max_concurrent_requests", 0),
+            max_tunnels: at_most(s, "max_tunnels", 0),
             queue_timeout: s.time("queue_timeout", 10.0).unwrap_or_default(),
         }),
         memory: root.section("limits", memory),
@@ -239,14 +244,26 @@ fn transport(s: &Section<'_>) -> (Transport, Option<Duration>) {
     let transport = Transport {
         dial_timeout: s.time("dial_timeout", 10.0),
         dial_keep_alive: dial_keep_alive(s),
-        max_idle_conns: at_most(s, "max_idle_conns", 10),
-        max_idle_conns_per_host: at_most(s, "max_idle_conns_per_host", 2).unwrap_or(2),
-        max_conns_per_host: at_most(s, "max_conns_per_host", 20),
+        max_idle_conns: at_most(s, "max_idle_conns", 0),
+        max_idle_conns_per_host: idle_per_host(s),
+        max_conns_per_host: at_most(s, "max_conns_per_host", 0),
         idle_conn_timeout: s.time("idle_conn_timeout", 30.0),
         read_buffer_size: buffer("read_buffer_size"),
         write_buffer_size: buffer("write_buffer_size"),
     };
     (transport, response_header_timeout)
+}
+
+/// As in Go's `net/http`, where 0 is 2; `auto` leaves it to memory.
+fn idle_per_host(s: &Section<'_>) -> Option<usize> {
+    let field = s.get("max_idle_conns_per_host")?;
+    if field.text().as_deref() == Some("auto") {
+        return None;
+    }
+    match field.whole(Unit::Plain, &(0..=MAX_COUNT))? {
+        0 => Some(2),
+        number => usize::try_from(number).ok(),
+    }
 }
 
 /// As Go's `net.Dialer.KeepAlive`; the kernel counts in whole seconds, 32767 at most.
@@ -390,6 +407,7 @@ fn most_threads(config: &Config) -> usize {
     let limits = [
         Some(64),
         config.proxy.max_concurrent_requests,
+        config.proxy.max_tunnels,
         config.transport.max_conns_per_host,
         config.server.max_connections,
     ];
@@ -673,16 +691,17 @@ proxy:
             Transport {
                 dial_timeout: seconds(10),
                 dial_keep_alive: seconds(30),
-                max_idle_conns: Some(10),
-                max_idle_conns_per_host: 2,
-                max_conns_per_host: Some(20),
+                max_idle_conns: None,
+                max_idle_conns_per_host: None,
+                max_conns_per_host: None,
                 idle_conn_timeout: seconds(30),
                 read_buffer_size: 4096,
                 write_buffer_size: 4096,
             }
         );
         let places = Places {
-            max_concurrent_requests: Some(100),
+            max_concurrent_requests: None,
+            max_tunnels: None,
             queue_timeout: Duration::from_secs(10),
         };
         assert_eq!(config.proxy, places);
@@ -773,7 +792,7 @@ proxy:
             dial_timeout: None,
             dial_keep_alive: Some(Duration::from_secs(15)),
             max_idle_conns: None,
-            max_idle_conns_per_host: 2,
+            max_idle_conns_per_host: Some(2),
             max_conns_per_host: None,
             idle_conn_timeout: None,
             read_buffer_size: 4096,

@@ -33,6 +33,7 @@ use tokio_rustls::client::TlsStream;
 use crate::{
     budget::{Budget, NARROW, Permit},
     failure::Failure,
+    queue::Claim,
     route::{Address, Origin},
     sys,
     tls::Connectors,
@@ -348,7 +349,11 @@ impl Dialer {
                 let _permit = match &self.budget {
                     Some(budget) => {
                         let fund = &budget.handshakes;
-                        Some(fund.queue.until(|| budget.handshake()).await)
+                        Some(
+                            fund.queue
+                                .until(Claim::plain(), || budget.handshake())
+                                .await,
+                        )
                     }
                     None => None,
                 };

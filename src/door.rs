@@ -4,12 +4,13 @@ use std::{
     cell::{Cell, RefCell},
     fs::Permissions,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
         fd::OwnedFd,
         unix::fs::{FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -19,16 +20,19 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinHandle,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
     attend::Attend,
-    budget::{CONNECTION, Plan},
+    budget::{CONNECTION, Permit, Plan},
+    client_group::Group,
     config::Listen,
     dial::Io,
+    eviction::{Reason, Scope},
     keeper::EVICTED_AT_ONCE,
     log, metrics,
+    queue::Claim,
     supervisor::Reporter,
     worker::Worker,
 };
@@ -39,7 +43,14 @@ const BACKLOG: i32 = 1024;
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
-/// How long accepting pauses when descriptors or memory have run out.
+/// How often others are asked to leave while a connection waits for its seat.
+const STEP: Duration = Duration::from_millis(20);
+
+/// When requests that wait for memory, and streams, are asked to leave for it; in milliseconds.
+const WAITERS_LEAVE: u32 = 100;
+const STREAMS_LEAVE: u32 = 250;
+
+/// How long accepting pauses when descriptors have run out and nobody leaves.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// So long must accepting go well before a shortage counts as over: at the edge every other accept fails.
@@ -344,18 +355,48 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
             .then(|| worker.budget.take(CONNECTION))
             .flatten()
     };
-    let permit = if let Some(permit) = take() {
-        permit
-    } else {
-        worker.evict_silent(EVICTED_AT_ONCE, true);
-        // those who are spared now must be looked at again, and with nobody at work the sweep sleeps
-        worker.park.rouse();
-        worker.park.room.until(take).await
+    let client = address.map(|address| address.ip());
+    let permit = match take() {
+        Some(permit) => permit,
+        None => Box::pin(await_seat(worker, client, take)).await,
     };
-    let seat = worker
-        .park
-        .seat(address.map(|address| address.ip().to_canonical()));
+    let seat = worker.park.seat(client);
     tokio::task::spawn_local(Attend::new(Rc::clone(worker), io, seat, permit));
+}
+
+/// Waits for a seat, and asks others to leave until there is one.
+async fn await_seat(
+    worker: &Worker,
+    client: Option<IpAddr>,
+    take: impl FnMut() -> Option<Permit>,
+) -> Permit {
+    let since = worker.park.now();
+    let claim = Claim {
+        group: Group::of(client),
+        since,
+        is_whole: true,
+    };
+    let mut seat = pin!(worker.park.room.until(claim, take));
+    loop {
+        make_room(worker, worker.park.now().wrapping_sub(since));
+        if let Ok(permit) = timeout(STEP, &mut seat).await {
+            return permit;
+        }
+    }
+}
+
+/// Asks some to leave for a connection that has waited for so many milliseconds: first those that are silent longest, then
+/// requests that wait for memory, then the stream that makes least progress. A share of all at a time, so that a crowd of
+/// newcomers has its turn within a second, and among them one that only wants to know whether we are well.
+fn make_room(worker: &Worker, waited: u32) {
+    let many = (worker.budget.plan().connections / 32).clamp(EVICTED_AT_ONCE, 1024);
+    if worker.evict_silent(many, true) > 0 || waited < WAITERS_LEAVE {
+        return;
+    }
+    let park = &worker.park;
+    if park.evict_waiting(many, None) == 0 && waited >= STREAMS_LEAVE {
+        worker.evict_least(Scope::Memory, Reason::Waited(1_000));
+    }
 }
 
 /// Accepts until the duty is over.
@@ -385,7 +426,7 @@ async fn accept(worker: &Rc<Worker>, duty: &Duty) -> Result<()> {
                     if shortage.replace(Instant::now()).is_none() {
                         log::warn("accept", &[("error", &error)]);
                     }
-                    make_room(worker).await;
+                    pause(worker).await;
                 }
                 Trouble::Listener => return Err(error).context("accept"),
             },
@@ -429,7 +470,7 @@ impl Trouble {
 
 /// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
 /// accepting pauses.
-async fn make_room(worker: &Worker) {
+async fn pause(worker: &Worker) {
     worker.evict_silent(EVICTED_AT_ONCE, false);
     worker.pool.clear();
     sleep(PAUSE).await;

@@ -37,6 +37,8 @@ pub enum Failure {
     Shutdown,
     /// No connection of `max_conns_per_host` came free in `queue_timeout`.
     NoConnection,
+    /// As many tunnels are open as `max_tunnels` allows.
+    NoTunnel,
     /// The name of the target could not be resolved.
     NameUnresolved(String),
     /// The connection could not be made: refused, unreachable, out of descriptors.
@@ -82,6 +84,7 @@ impl Failure {
             Failure::NoPlace
             | Failure::NoMemory
             | Failure::NoConnection
+            | Failure::NoTunnel
             | Failure::Evicted
             | Failure::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
             Failure::NameUnresolved(_)
@@ -116,6 +119,7 @@ impl Failure {
             Failure::Evicted => "The request had to give way to others.\n",
             Failure::Shutdown => "The proxy is stopping.\n",
             Failure::NoConnection => "No connection to the upstream came free in time.\n",
+            Failure::NoTunnel => "There are too many tunnels already.\n",
             Failure::NameUnresolved(_) => "The upstream's name is not known.\n",
             Failure::DialFailed(_) => "The upstream could not be reached.\n",
             Failure::DialTimedOut => "The upstream could not be reached in time.\n",
@@ -145,6 +149,7 @@ impl Failure {
             Failure::Evicted => Outcome::Evicted,
             Failure::Shutdown => Outcome::Shutdown,
             Failure::NoConnection => Outcome::NoConnection,
+            Failure::NoTunnel => Outcome::NoTunnel,
             Failure::NameUnresolved(_) => Outcome::NameUnresolved,
             Failure::DialFailed(_) => Outcome::DialFailed,
             Failure::DialTimedOut => Outcome::DialTimedOut,
@@ -207,6 +212,7 @@ mod tests {
             (Failure::NoConnection, 503, Proxy),
             (Failure::Evicted, 503, Proxy),
             (Failure::Shutdown, 503, Proxy),
+            (Failure::NoTunnel, 503, Proxy),
             (Failure::NameUnresolved(inner()), 502, Upstream),
             (Failure::DialFailed(inner()), 502, Upstream),
             (Failure::DialTimedOut, 504, Upstream),

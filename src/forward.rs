@@ -14,13 +14,14 @@ use http::{Method, StatusCode};
 use crate::{
     answer::{Head, MAX_HEAD},
     budget::LARGE_HEAD,
-    config::Server,
     cors,
+    deadline::{Deadline, Limits, Wait},
     dial::Way,
     failure::Failure,
     gate::Client,
     headers, metrics,
     park::Order,
+    queue::Claim,
     route::Route,
     wire::{Upload, UploadError, Upstream},
 };
@@ -31,15 +32,13 @@ const MAX_INTERIM: u32 = 10;
 /// Bytes of them; 502 above. A client that does not take them is not sent them, so they cost time alone.
 const MAX_INTERIM_BYTES: usize = MAX_HEAD;
 
-/// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// What an attempt must know of its exchange.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// Who asks.
     pub client: &'a Client<'a>,
-    /// Limits and time-outs towards the client.
-    pub server: &'a Server,
+    /// The time-outs of what it waits for.
+    pub limits: Limits,
     /// The request's method.
     pub method: &'a Method,
     /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
@@ -72,7 +71,7 @@ impl Attempt<'_> {
     ) -> Result<Head, Miss> {
         let mut sending = Sending {
             attempt: self,
-            wait: Wait::Nothing,
+            deadline: Deadline::default(),
             interim: 0,
             interim_bytes: 0,
             unread: false,
@@ -89,9 +88,11 @@ impl Attempt<'_> {
             if let Err(failure) = Box::pin(self.pay_for_large_head(upstream)).await {
                 break Err(Miss::Failed(failure));
             }
-            sending.wait = Wait::Nothing;
+            sending.deadline = Deadline::default();
         };
-        self.client.ride.watch.set_deadline(None);
+        let watch = self.client.ride.watch;
+        watch.uploads(!upload.is_done());
+        sending.deadline.end(watch);
         result
     }
 
@@ -104,31 +105,22 @@ impl Attempt<'_> {
         let (ride, budget) = (self.client.ride, upstream.lease.budget());
         let fund = &budget.large_heads;
         let _waiting = metrics::Held::new(&ride.metrics.waiting);
-        let line = fund.queue.until(|| budget.large_head());
+        let claim = Claim {
+            group: ride.watch.group(),
+            since: ride.watch.now(),
+            is_whole: true,
+        };
+        let line = fund.queue.until(claim, || budget.large_head());
         let permit = ride.watch.within(Some(self.queue_timeout), line).await;
         ride.hold_head(permit.map_err(|_| Failure::NoMemory)?);
         Ok(())
     }
 }
 
-/// What a request in flight waits for; each has its own time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    Nothing,
-    /// For the client's body: `read_timeout` since the last byte of it.
-    Client(u64),
-    /// For the upstream to take more: `write_timeout`.
-    Upstream,
-    /// For the upstream to ask for the body.
-    Continue,
-    /// For the answer: `response_header_timeout` since the request's end.
-    Answer,
-}
-
 /// A request in flight, until the head of its answer is there.
 struct Sending<'a> {
     attempt: Attempt<'a>,
-    wait: Wait,
+    deadline: Deadline,
     interim: u32,
     interim_bytes: usize,
     /// A part of a head is here that was not looked at.
@@ -158,24 +150,43 @@ impl Sending<'_> {
             let outcome = watch.leave_outcome();
             return Poll::Ready(Err(Miss::Failed(Failure::told_to_leave(outcome))));
         }
-        self.arm(upload);
-        if !watch.is_overdue() {
+        let wait = self.wait(upload);
+        let moves = matches!(wait, Wait::Client(_) | Wait::Upstream(_));
+        watch.uploads(moves);
+        let io = upstream.lease.io.as_ref();
+        if !self.deadline.is_past(watch, wait, &self.attempt.limits, io) {
             return Poll::Pending;
         }
-        match self.wait {
+        match wait {
             Wait::Continue => {
-                upload.release();
-                watch.set_deadline(None);
-                self.wait = Wait::Nothing;
-                watch.wake();
+                self.release(upload);
                 Poll::Pending
             }
             Wait::Client(_) => Poll::Ready(Err(Miss::Failed(Failure::BodyTimedOut))),
-            Wait::Upstream => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
-            Wait::Nothing | Wait::Answer => {
-                Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut)))
-            }
+            Wait::Upstream(_) => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
+            Wait::Answer => Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut))),
         }
+    }
+
+    /// What is waited for now.
+    fn wait(&self, upload: &Upload) -> Wait {
+        if self.broken || upload.is_done() {
+            Wait::Answer
+        } else if upload.is_held_back() {
+            Wait::Continue
+        } else if upload.waits_for_client() {
+            Wait::Client(self.attempt.client.bytes_read())
+        } else {
+            Wait::Upstream(upload.sent)
+        }
+    }
+
+    /// The client may send its body now.
+    fn release(&mut self, upload: &mut Upload) {
+        upload.release();
+        let watch = self.attempt.client.ride.watch;
+        self.deadline.end(watch);
+        watch.wake();
     }
 
     fn send(
@@ -270,11 +281,7 @@ impl Sending<'_> {
         }
         if head.status == StatusCode::CONTINUE && upload.is_held_back() {
             // the client hears of it when its body is asked for
-            upload.release();
-            self.wait = Wait::Nothing;
-            let watch = self.attempt.client.ride.watch;
-            watch.set_deadline(None);
-            watch.wake();
+            self.release(upload);
         } else {
             self.pass_interim(head);
         }
@@ -315,37 +322,8 @@ impl Sending<'_> {
         }
         Miss::Failed(Failure::UpstreamClosed(reason.to_owned()))
     }
-
-    /// Starts the clock of whatever is waited for now.
-    fn arm(&mut self, upload: &Upload) {
-        let server = self.attempt.server;
-        let wait = if self.broken || upload.is_done() {
-            Wait::Answer
-        } else if upload.is_held_back() {
-            Wait::Continue
-        } else if upload.waits_for_client() {
-            Wait::Client(upload.taken)
-        } else {
-            Wait::Upstream
-        };
-        if wait == self.wait {
-            return;
-        }
-        self.wait = wait;
-        let watch = self.attempt.client.ride.watch;
-        let limit = match wait {
-            Wait::Nothing => None,
-            Wait::Client(_) => {
-                watch.client_blocks();
-                server.read_timeout
-            }
-            Wait::Upstream => server.write_timeout,
-            Wait::Continue => Some(CONTINUE_WAIT),
-            Wait::Answer => self.attempt.route.response_header_timeout,
-        };
-        watch.set_deadline(limit);
-    }
 }
+
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(

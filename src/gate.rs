@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     chunked,
     dial::{Io, Way, Wide},
     outcome::Outcome,
-    park::Watch,
+    park::{Slot, Watch},
     request::RequestHead,
     screen::{self, Arrival, Framing, Head, Refusal},
     sys,
@@ -50,6 +51,8 @@ pub struct Gate {
     wide: Option<Box<Wide>>,
     /// The client was told that the connection stays.
     promised: bool,
+    /// Bytes of bodies that were read, framing included; wraps.
+    read: u32,
 }
 
 /// What is still to come of the last message.
@@ -76,6 +79,9 @@ const SHARED: usize = 1024;
 /// the place of the read buffer in the price of an exchange: it has none while it waits for its answer.
 const MAX_INTERIM: usize = 4 * 1024;
 
+/// Bytes that are looked at for the end of a body whose client has closed its half.
+const MAX_LOOK: usize = 256 * 1024;
+
 /// How much of a body that nobody wants is read all the same, where it is here already: then the connection can stay.
 const MAX_DRAIN: usize = 64 * 1024;
 
@@ -93,6 +99,7 @@ impl Gate {
             interim: Vec::new(),
             wide: None,
             promised: false,
+            read: 0,
         }
     }
 
@@ -159,6 +166,13 @@ impl Gate {
             .map_or(b"", |(_, value)| value.trim_ascii())
     }
 
+    /// The text of the head that is ready.
+    pub fn head_text(&self, head: &Head) -> &[u8] {
+        self.held
+            .get(head.skip..head.skip + head.len)
+            .unwrap_or_default()
+    }
+
     /// Whether the head that is ready begins with this method.
     pub fn has_method(&self, head: &Head, method: &[u8]) -> bool {
         self.held
@@ -172,10 +186,16 @@ impl Gate {
     }
 
     /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
-    /// bytes that must wait the end shows only when asked for, at every tick.
+    /// bytes that must wait the end shows only when asked for, at every tick; so it does while the rest of a body must.
     pub fn poll_gone(&mut self, context: &mut Context<'_>, watch: &Watch) -> Poll<()> {
         if !self.is_between() {
-            return Poll::Pending;
+            watch.look_back(true);
+            let is_lost = watch.is_to_look() && self.is_lost();
+            return if is_lost {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            };
         }
         if self.behind.is_empty() {
             match ready!(self.io.poll_peek(context)) {
@@ -188,6 +208,42 @@ impl Gate {
             Poll::Ready(())
         } else {
             Poll::Pending
+        }
+    }
+
+    /// While a whole head waits that is not opened yet: ready where the client has left. One that has only closed its half
+    /// may have sent its body before.
+    pub fn poll_gone_before(
+        &mut self,
+        context: &mut Context<'_>,
+        watch: &Watch,
+        has_body: bool,
+    ) -> Poll<()> {
+        if !has_body {
+            return self.poll_gone(context, watch);
+        }
+        watch.look_back(true);
+        if watch.is_to_look() && sys::is_dead(&self.io.socket()) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Whether the client has left in the middle of its body: its connection is broken, or it has closed its half and what
+    /// is here cannot be the whole rest.
+    fn is_lost(&self) -> bool {
+        let socket = self.io.socket();
+        if sys::is_dead(&socket) {
+            return true;
+        }
+        if matches!(self.io, Io::Tls(_)) || !sys::has_hung_up(&socket) {
+            return false;
+        }
+        let unread = sys::unread(&socket);
+        match &self.due {
+            Due::Length(left) => ((self.behind.len() + unread) as u64) < *left,
+            Due::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
+            Due::Broken => false,
         }
     }
 
@@ -318,6 +374,9 @@ impl Gate {
                 _ => room,
             };
             let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
+            #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+            let more = count as u32;
+            self.read = self.read.wrapping_add(more);
             let taken = match &mut self.due {
                 Due::Length(left) => {
                     *left -= count as u64;
@@ -398,6 +457,19 @@ impl Gate {
     }
 }
 
+/// Whether a chunked body may end within the bytes that a socket holds: there it has the empty line behind its last
+/// chunk, or the rest of it. Where they are too many for a look it may.
+fn may_end_within(socket: &SockRef<'_>, unread: usize) -> bool {
+    if unread > MAX_LOOK {
+        return true;
+    }
+    let bytes = sys::peek(socket, unread);
+    let is_rest = bytes
+        .first()
+        .is_some_and(|byte| matches!(byte, b'\r' | b'\n'));
+    is_rest || bytes.windows(4).any(|four| four == b"\r\n\r\n")
+}
+
 /// Reads once into a buffer that is taken only when bytes have come. The end is an error.
 fn read(
     io: &mut Io,
@@ -461,6 +533,11 @@ impl<'a> Client<'a> {
             Due::Chunked(_) | Due::Broken => 0,
         };
         self.ride.received.get().saturating_add(left)
+    }
+
+    /// Bytes of its body that were read, framing included; wraps.
+    pub fn bytes_read(&self) -> u64 {
+        self.gate.borrow().read.into()
     }
 
     /// Whether it may still wait to be asked for its body (`Expect: 100-continue`).
@@ -577,11 +654,13 @@ impl<'a> Client<'a> {
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(count)) => watch.took(*count),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending if watch.is_write_overdue() => {
-                self.ride.note(Outcome::WriteTimedOut);
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            Poll::Pending => {
+                let sign = || sys::taken(&gate.io.socket());
+                if watch.is_stalled(Slot::Client, self.write_timeout, sign) {
+                    self.ride.note(Outcome::WriteTimedOut);
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
             }
-            Poll::Pending => watch.write_blocked(self.write_timeout),
         }
         result
     }

@@ -1,20 +1,24 @@
 //! What is looked after at every tick besides deadlines: idle upstreams, memory, and those who wait too long.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use crate::{
     budget::{CONNECTION, EXCHANGE},
+    client_group::Group,
+    eviction::{Reason, Scope},
     log, metrics,
     park::Phase,
+    queue::Queue,
     sys::{self, MemoryUse},
     worker::Worker,
 };
 
-/// Connections that are asked to leave at a time when the door is full or memory is near its limit.
+/// Connections that are asked to leave at a time, at least, when the door is full or memory is near its limit; requests
+/// for which others are asked to leave at a look.
 pub const EVICTED_AT_ONCE: usize = 8;
 
 /// Exchanges that are asked to leave at a tick for the large heads of others.
@@ -28,33 +32,17 @@ fn near(limit: u64) -> u64 {
     limit - (limit / 12).max(CODE.min(limit / 4))
 }
 
-/// What somebody waits for.
-#[derive(Debug, Clone, Copy)]
-enum Need {
-    Seat,
-    Place,
-    Memory,
-    Upstream,
-}
+/// How long a request waits, in milliseconds, before others are asked to leave for it that make little progress.
+const PATIENCE: u32 = 1_000;
 
-impl Need {
-    /// How long somebody waits before others are asked to leave for it. Whoever waits at the door may only want to know
-    /// whether we are well, and is to hear it within a second.
-    fn patience(self) -> Duration {
-        match self {
-            Need::Seat => Duration::from_millis(250),
-            Need::Place | Need::Memory | Need::Upstream => Duration::from_secs(1),
-        }
-    }
-}
+/// The same where one group of clients holds more than half of what it waits for, and it belongs to another.
+const SHARE_PATIENCE: u32 = 400;
 
 /// One worker's keeper.
 pub struct Keeper {
     worker: Rc<Worker>,
     limit: Option<u64>,
     usage: Option<Rc<MemoryUse>>,
-    /// Who waited at the last look: for seats, places, memory, upstream connections.
-    waiting: RefCell<[Option<(u64, Instant)>; 4]>,
     /// Since when there was always one that waited for memory for a large response head.
     head: Cell<Option<Instant>>,
     /// Most connections and exchanges at a look since memory was last given back.
@@ -87,7 +75,6 @@ impl Keeper {
             worker,
             limit,
             usage,
-            waiting: RefCell::default(),
             head: Cell::new(None),
             high: Cell::default(),
             admitted: Cell::new(None),
@@ -101,9 +88,12 @@ impl Keeper {
     pub fn look(&self) -> bool {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.park.now());
+        if idle && let Some(limit) = worker.state().config.transport.idle_conn_timeout {
+            worker.park.keep_pace(limit);
+        }
         self.relieve();
         self.relieve_heads();
-        if self.worker.budget.queue.front().is_some() {
+        if self.worker.budget.queue.len() > 0 {
             self.worker.evict_unsent(EVICTED_AT_ONCE);
         }
         let is_near = self.weigh();
@@ -150,36 +140,16 @@ impl Keeper {
         metrics::set(&metrics.log_lines_dropped, log::dropped());
     }
 
-    /// Whoever has waited for a second is helped: the least progressing go.
+    /// Makes room for requests that have waited for long: for a place, for memory, and for each upstream.
     fn relieve(&self) {
         let worker = &self.worker;
-        let asked = worker.pool.waiting();
-        let fronts = [
-            worker.park.room.front(),
-            worker.places.queue.front(),
-            worker.budget.queue.front(),
-            asked.map(|(host, ticket)| ticket << 32 | u64::from(host)),
-        ];
-        let mut waiting = self.waiting.borrow_mut();
-        for (need, (front, seen)) in [Need::Seat, Need::Place, Need::Memory, Need::Upstream]
-            .into_iter()
-            .zip(fronts.into_iter().zip(waiting.iter_mut()))
-        {
-            let Some(ticket) = front else {
-                *seen = None;
-                continue;
-            };
-            match seen {
-                Some((before, since)) if *before == ticket => {
-                    if since.elapsed() >= need.patience() {
-                        self.help(need, asked.map(|(host, _)| host));
-                    }
-                }
-                _ => *seen = Some((ticket, Instant::now())),
-            }
-        }
-        if worker.park.room.front().is_some() {
-            worker.evict_silent(EVICTED_AT_ONCE, true);
+        self.help(Scope::Places, &worker.places.queue);
+        self.help(Scope::Memory, &worker.budget.queue);
+        worker
+            .pool
+            .each_waiting(|host| self.help(Scope::Host(host.id), &host.queue));
+        if worker.budget.was_refused() {
+            self.free_memory(1, Reason::Waited(PATIENCE));
         }
     }
 
@@ -191,23 +161,60 @@ impl Keeper {
         }
         let since = self.head.get().unwrap_or_else(Instant::now);
         self.head.set(Some(since));
-        if since.elapsed() >= Need::Memory.patience() {
+        if since.elapsed() >= Duration::from_millis(PATIENCE.into()) {
             self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
         }
     }
 
-    fn help(&self, need: Need, host: Option<u32>) {
-        let worker = &self.worker;
-        match need {
-            Need::Upstream => drop(worker.evict_stream(host, false)),
-            Need::Place => drop(worker.evict_stream(None, false)),
-            Need::Memory => drop(worker.evict_stream(None, true)),
-            Need::Seat => {
-                if !worker.evict_stream(None, true) {
-                    worker.park.evict_waiting(EVICTED_AT_ONCE * 8);
-                }
-            }
+    /// Asks as many to leave as have waited too long in this line, as far as there are some that have to.
+    fn help(&self, scope: Scope, queue: &Queue) {
+        if queue.len() == 0 {
+            queue.let_others_first(None);
+            return;
         }
+        let worker = &self.worker;
+        let holders = worker.park.majority(scope);
+        let group = holders.or_else(|| queue.majority()).map(|most| most.group);
+        queue.let_others_first(group);
+        let late = Late::of(queue, worker.park.now(), group);
+        let mut helped = 0;
+        if let Some(most) = holders {
+            let surplus = most.count - most.total / 2;
+            let many = late.others.min(surplus).min(EVICTED_AT_ONCE);
+            helped = self.free(scope, many, Reason::Share(most.group));
+        }
+        let many = late.all.min(EVICTED_AT_ONCE).saturating_sub(helped);
+        self.free(scope, many, Reason::Waited(late.longest));
+    }
+
+    /// Asks so many to leave; says how many were found.
+    fn free(&self, scope: Scope, many: usize, reason: Reason) -> usize {
+        if scope == Scope::Memory {
+            return self.free_memory(many, reason);
+        }
+        (0..many)
+            .take_while(|_| self.worker.evict_least(scope, reason))
+            .count()
+    }
+
+    /// The same for memory, which connections hold as well that do nothing.
+    fn free_memory(&self, many: usize, reason: Reason) -> usize {
+        let worker = &self.worker;
+        if many > 0 {
+            worker.pool.clear();
+        }
+        for found in 0..many {
+            if worker.evict_least(Scope::Memory, reason) {
+                continue;
+            }
+            if let Reason::Waited(_) = reason {
+                // that many are worth an exchange
+                let idle = usize::try_from(EXCHANGE / CONNECTION).unwrap_or(1) + 1;
+                worker.evict_silent(idle * (many - found), true);
+            }
+            return found;
+        }
+        many
     }
 
     /// Looks how near the limit is, and makes room where it is near; says whether it is.
@@ -234,7 +241,7 @@ impl Keeper {
             let many = usize::try_from(excess / (2 * CONNECTION)).unwrap_or(usize::MAX);
             worker.evict_silent(many.max(EVICTED_AT_ONCE * 2), false);
             for _ in 0..=excess / EXCHANGE {
-                if !worker.evict_blocked() {
+                if !worker.evict_least(Scope::Memory, Reason::Pressed) {
                     break;
                 }
             }
@@ -273,5 +280,33 @@ impl Keeper {
             sys::forget_code();
         }
         !self.rested.get()
+    }
+}
+
+/// How many in a line have waited too long.
+struct Late {
+    /// Those of other groups than the one that has the most.
+    others: usize,
+    /// All of them, by the longer patience.
+    all: usize,
+    /// Milliseconds that the first of them has waited.
+    longest: u32,
+}
+
+impl Late {
+    fn of(queue: &Queue, now: u32, group: Option<Group>) -> Late {
+        let mut late = Late {
+            others: 0,
+            all: 0,
+            longest: 0,
+        };
+        queue.each(|claim| {
+            let waited = now.wrapping_sub(claim.since);
+            let is_other = group.is_some_and(|group| claim.group != group);
+            late.others += usize::from(is_other && waited >= SHARE_PATIENCE);
+            late.all += usize::from(waited >= PATIENCE);
+            late.longest = late.longest.max(waited);
+        });
+        late
     }
 }

@@ -72,7 +72,10 @@ const SECTIONS: [(&str, &[&str]); 14] = [
             "write_buffer_size",
         ],
     ),
-    ("proxy", &["max_concurrent_requests", "queue_timeout"]),
+    (
+        "proxy",
+        &["max_concurrent_requests", "max_tunnels", "queue_timeout"],
+    ),
     (
         "server",
         &[

@@ -5,8 +5,9 @@
 //! `proxy` judges (`cors`), probes (`health`), routes (`route`; some routes answer by themselves, `direct`), admits
 //! (`budget`, `pool`), connects (`dial`, `tls`) and lets `forward` send it by `wire`, where `answer` reads the head of
 //! what comes back, whose redirects `location` leads to the client; `respond` writes it on, or `tunnel` joins the two
-//! sides. `body` is what moves meanwhile. `park` keeps every deadline, `keeper` looks after memory and those who wait
-//! too long.
+//! sides. `body` is what moves meanwhile. `park` keeps every deadline (`deadline` lists what is waited
+//! for), requests wait in a `queue`, `keeper` looks after memory and those that wait too long, and `eviction` says who
+//! gives way to them; `client_group` tells whom a client counts as.
 //!
 //! Before it: `cli` says what to do, `config` what is meant (`yaml` and `document` read, `units` and `address` take
 //! scalars apart, `entry`, `policy` and `roots` know routes, CORS and certificates, `keys` says which key belongs
@@ -21,12 +22,14 @@ mod address;
 mod answer;
 mod chunked;
 mod client_address;
+mod client_group;
 mod config;
 mod cors;
 mod date;
 mod direct;
 mod document;
 mod entry;
+mod eviction;
 mod failure;
 mod headers;
 mod keys;
@@ -46,6 +49,7 @@ mod yaml;
 mod body;
 mod budget;
 mod context;
+mod deadline;
 mod dial;
 mod footprint;
 mod gate;
@@ -53,6 +57,7 @@ mod log;
 mod metrics;
 mod park;
 mod pool;
+mod queue;
 mod sys;
 mod tls;
 mod tunnel;

@@ -16,6 +16,16 @@ use std::{
 
 use crate::outcome::Outcome;
 
+/// A counter for each outcome.
+#[derive(Debug)]
+struct Failures([AtomicU64; Outcome::ALL.len()]);
+
+impl Default for Failures {
+    fn default() -> Failures {
+        Failures([const { AtomicU64::new(0) }; Outcome::ALL.len()])
+    }
+}
+
 /// Declares [`Metrics`] and its page together: a field's name and its line of documentation are what Prometheus reads.
 macro_rules! metrics {
     ($(#[doc = $help:literal] $kind:ident $name:ident,)*) => {
@@ -26,7 +36,7 @@ macro_rules! metrics {
             /// Answers of 1xx to 5xx, in this order; see [`Metrics::answered`].
             answers: [AtomicU64; CLASSES.len()],
             /// Ends in the order of [`Outcome::ALL`]; see [`Metrics::failed`].
-            failures: [AtomicU64; Outcome::ALL.len()],
+            failures: Failures,
             /// How long exchanges took; see [`Metrics::took`].
             durations: Histogram,
             /// Whether the page is shown at all; see [`Metrics::is_exposed`].
@@ -49,7 +59,7 @@ macro_rules! metrics {
                     sample(out, "counter", "responses", &format!("{{class=\"{class}\"}}"), number);
                 }
                 head(out, "counter", "failures", "Exchanges that did not end well, by outcome.");
-                for (outcome, number) in Outcome::ALL.iter().zip(&self.failures) {
+                for (outcome, number) in Outcome::ALL.iter().zip(&self.failures.0) {
                     if *outcome != Outcome::Ok {
                         sample(out, "counter", "failures", &format!("{{outcome=\"{outcome}\"}}"), number);
                     }
@@ -139,14 +149,14 @@ impl Metrics {
 
     /// Counts an exchange that did not end well; [`Outcome::Ok`] is counted and never shown.
     pub fn failed(&self, outcome: Outcome) {
-        if let Some(failures) = self.failures.get(outcome as usize) {
+        if let Some(failures) = self.failures.0.get(outcome as usize) {
             count(failures);
         }
     }
 
     /// How many ended so.
     pub fn ended(&self, outcome: Outcome) -> u64 {
-        self.failures.get(outcome as usize).map_or(0, value)
+        self.failures.0.get(outcome as usize).map_or(0, value)
     }
 
     /// Counts how long an exchange took, from its whole head to the last byte of its answer.

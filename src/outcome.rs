@@ -87,6 +87,8 @@ outcomes! {
     NoMemory "no-memory" Proxy,
     /// `transport.max_conns_per_host` was full for `proxy.queue_timeout`.
     NoConnection "no-connection" Proxy,
+    /// As many tunnels are open as `proxy.max_tunnels` allows.
+    NoTunnel "no-tunnel" Proxy,
     /// Ended under pressure: it made no progress, and others needed what it held.
     Evicted "evicted" Proxy,
     /// Not done within `server.shutdown_timeout` of the program's end.

@@ -19,7 +19,12 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{budget::Queue, outcome::Outcome};
+use crate::{
+    client_group::{Group, Majority, majority},
+    eviction::{self, BLOCKED, Holder, Reason, Scope},
+    outcome::Outcome,
+    queue::Queue,
+};
 
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,10 @@ pub enum Order {
 /// Milliseconds since the park opened; wraps after 49 days, so it is only ever compared by difference.
 type Tick = u32;
 
+/// How often the sweep runs while something is going on: five times a second, and more often where a time-out is short.
+const SLOWEST: Duration = Duration::from_millis(200);
+const FASTEST: Duration = Duration::from_millis(10);
+
 /// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
 const LONGEST: u128 = 1 << 30;
 
@@ -67,39 +76,73 @@ const SPARED: u32 = 250;
 /// answered for its next; in milliseconds, of which up to a tick may be gone already.
 const AWAITED: (u32, u32) = (1_000, 500);
 
-/// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones.
-const STALLED: u32 = 5_000;
+/// The same for a connection that had its last answer and only reads on, in milliseconds: enough for an answer to arrive.
+const LINGERED: u32 = 50;
 
-/// The same for a client that does not read, or send, while memory is nearly spent.
-const BLOCKED: u32 = 400;
+/// How often a task that is blocked is woken to look at its sockets after the first second, in milliseconds.
+const LOOKS: u32 = 1_000;
 
-/// Bytes a second below which a stream counts as slow under pressure.
-const SLOW: u32 = 1_000;
+/// A sign of progress that is not known yet.
+const UNKNOWN: u32 = 0;
+
+/// What is true of an entry, as bits of [`Entry::flags`].
+mod flag {
+    /// Woken at every tick for a second, then once a second.
+    pub const LOOKS_BACK: u8 = 1;
+    /// Was woken to look, and has not looked yet.
+    pub const LOOK_DUE: u8 = 1 << 1;
+    /// The client, and not the upstream, is what the exchange waits for.
+    pub const CLIENT_BLOCKS: u8 = 1 << 2;
+    /// The request's body is on its way to the upstream.
+    pub const UPLOADS: u8 = 1 << 3;
+    /// The answer is on its way to the client.
+    pub const STREAMS: u8 = 1 << 4;
+    /// Waits in line for a place or an upstream connection.
+    pub const QUEUED: u8 = 1 << 5;
+    /// Holds one of `max_concurrent_requests`.
+    pub const PLACE: u8 = 1 << 6;
+    /// Holds memory for a large response head.
+    pub const HOLDS_HEAD: u8 = 1 << 7;
+}
+
+/// A time-out that runs, and the progress of what it is for.
+#[derive(Debug, Default)]
+struct Timer {
+    runs: Cell<bool>,
+    due: Cell<Tick>,
+    /// How far the other side's kernel had come at the last look; see [`Watch::is_stalled`].
+    sign: Cell<u32>,
+}
 
 #[derive(Debug)]
 struct Entry {
     waker: Option<Waker>,
     phase: Cell<Phase>,
     order: Cell<Order>,
-    /// Whether the client (and not the upstream) is what this exchange waits for.
-    client_blocks: Cell<bool>,
-    /// Woken at every tick.
-    looks_back: Cell<bool>,
-    /// The answer is on its way to the client.
-    streams: Cell<bool>,
-    /// It holds memory for a large response head.
-    holds_head: Cell<bool>,
-    /// Which upstream it asks, by its number in the pool; 0 = none.
+    flags: Cell<u8>,
+    /// Which upstream it holds a connection of, by its number in the pool; 0 = none.
     host: Cell<u32>,
-    has_deadline: Cell<bool>,
-    has_write_deadline: Cell<bool>,
+    /// Whom it counts as.
+    group: Cell<Group>,
     since: Cell<Tick>,
-    deadline: Cell<Tick>,
-    write_deadline: Cell<Tick>,
+    /// What the task waits for, and what the client takes: in the order of [`Slot`].
+    timers: [Timer; 2],
     moved_at: Cell<Tick>,
     bytes: Cell<u32>,
-    bytes_at_mark: Cell<u32>,
+    /// When the rate was measured last and before that, and the bytes by then.
     mark: Cell<Tick>,
+    bytes_at_mark: Cell<u32>,
+    older_mark: Cell<Tick>,
+    bytes_at_older: Cell<u32>,
+}
+
+/// The two time-outs that a connection may stand under at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// What its task waits for next.
+    Work,
+    /// That the client takes what waits for it.
+    Client,
 }
 
 /// The table of seats and its clock.
@@ -115,6 +158,8 @@ pub struct Park {
     /// The sweep runs at every tick, so that `now` is at most one tick old.
     ticking: Cell<bool>,
     tick: Cell<Duration>,
+    /// Looks so far; wraps.
+    looks: Cell<u32>,
     /// When a sleeping sweep will wake.
     next: Cell<Option<Tick>>,
     sweep: RefCell<Option<Waker>>,
@@ -140,8 +185,8 @@ pub struct Watch {
 pub struct Elapsed;
 
 impl Park {
-    /// An empty park with a tick of `tick`.
-    pub fn new(tick: Duration, room: Rc<Queue>) -> Rc<Park> {
+    /// An empty park.
+    pub fn new(room: Rc<Queue>) -> Rc<Park> {
         Rc::new(Park {
             entries: RefCell::default(),
             free: RefCell::default(),
@@ -150,16 +195,29 @@ impl Park {
             origin: Instant::now(),
             now: Cell::new(0),
             ticking: Cell::new(false),
-            tick: Cell::new(tick),
+            tick: Cell::new(SLOWEST),
+            looks: Cell::new(0),
             next: Cell::new(None),
             sweep: RefCell::default(),
             room,
         })
     }
 
-    /// How often the sweep runs while something is going on.
-    pub fn set_tick(&self, tick: Duration) {
-        self.tick.set(tick);
+    /// After a reload: the time-outs that are in force now set the pace again.
+    pub fn reset_pace(&self) {
+        self.tick.set(SLOWEST);
+    }
+
+    /// Lets the sweep run so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
+    /// started passes here, so none can be forgotten.
+    pub fn keep_pace(&self, limit: Duration) {
+        let tick = (limit / 10).clamp(FASTEST, SLOWEST);
+        if tick < self.tick.get() && !limit.is_zero() {
+            self.tick.set(tick);
+            // it may be in the middle of a longer sleep
+            self.ticking.set(false);
+            self.rouse_sweep(None);
+        }
     }
 
     /// Connections with a seat.
@@ -202,20 +260,17 @@ impl Park {
             waker: None,
             phase: Cell::new(Phase::Fresh),
             order: Cell::new(Order::None),
-            client_blocks: Cell::new(false),
-            looks_back: Cell::new(false),
-            streams: Cell::new(false),
-            holds_head: Cell::new(false),
+            flags: Cell::new(0),
             host: Cell::new(0),
-            has_deadline: Cell::new(false),
-            has_write_deadline: Cell::new(false),
+            group: Cell::new(Group::of(client)),
             since: Cell::new(now),
-            deadline: Cell::new(0),
-            write_deadline: Cell::new(0),
+            timers: Default::default(),
             moved_at: Cell::new(now),
             bytes: Cell::new(0),
-            bytes_at_mark: Cell::new(0),
             mark: Cell::new(now),
+            bytes_at_mark: Cell::new(0),
+            older_mark: Cell::new(now),
+            bytes_at_older: Cell::new(0),
         };
         let mut entries = self.entries.borrow_mut();
         let index = if let Some(index) = self.free.borrow_mut().pop() {
@@ -265,7 +320,12 @@ impl Park {
                 entry.phase.get(),
                 Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
             );
-            if !is_silent || entry.order.get() == Order::Leave || (spare && age < SPARED) {
+            let spared = if entry.phase.get() == Phase::Lingering {
+                LINGERED
+            } else {
+                SPARED
+            };
+            if !is_silent || entry.order.get() == Order::Leave || (spare && age < spared) {
                 continue;
             }
             let at = victims.partition_point(|(older, _)| *older >= age);
@@ -280,44 +340,17 @@ impl Park {
         victims.len()
     }
 
-    /// Asks the least progressing stream to leave: one whose client blocked it for five seconds, then one without a
-    /// byte for as long, then the slowest under 1 kB/s; last, where tunnels count, one that is silent. `host` narrows it
-    /// to the exchanges with one upstream. A request that waits for its answer is no stream. Says whether there was one.
-    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
-        self.evict_least(host, tunnels, STALLED)
-    }
-
-    /// The same where memory itself is nearly spent: then a client that blocks its stream may go after a moment.
-    pub fn evict_blocked(&self) -> bool {
-        self.evict_least(None, true, BLOCKED)
-    }
-
-    fn evict_least(&self, host: Option<u32>, tunnels: bool, blocked_for: u32) -> bool {
+    /// Asks the one to leave that [`eviction::rank`] puts first, of those that hold what `scope` says. Says whether there
+    /// was one.
+    pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
         let now = self.now();
         let entries = self.entries.borrow();
-        let worst = entries.iter().filter_map(|entry| {
-            if entry.order.get() == Order::Leave
-                || host.is_some_and(|host| entry.host.get() != host)
-            {
-                return None;
-            }
-            let still = now.wrapping_sub(entry.moved_at.get());
-            let span = now.wrapping_sub(entry.mark.get());
-            let moved = entry.bytes.get().wrapping_sub(entry.bytes_at_mark.get());
-            let rate =
-                u32::try_from(u64::from(moved) * 1000 / u64::from(span.max(1))).unwrap_or(u32::MAX);
-            let (blocked, streams) = (entry.client_blocks.get(), entry.streams.get());
-            match entry.phase.get() {
-                Phase::Busy if blocked && still >= blocked_for => Some((3_u8, still, entry)),
-                Phase::Busy if streams && still >= STALLED => Some((2, still, entry)),
-                Phase::Busy if streams && span >= STALLED && rate < SLOW => {
-                    Some((1, u32::MAX - rate, entry))
-                }
-                Phase::Tunnel if tunnels && still >= STALLED => Some((0, still, entry)),
-                _ => None,
-            }
-        });
-        let Some((_, _, entry)) = worst.max_by_key(|(class, key, _)| (*class, *key)) else {
+        let worst = entries
+            .iter()
+            .filter(|entry| entry.order.get() != Order::Leave && entry.holds(scope))
+            .filter_map(|entry| Some((eviction::rank(&entry.holder(now), scope, reason)?, entry)))
+            .max_by_key(|(rank, _)| *rank);
+        let Some((_, entry)) = worst else {
             return false;
         };
         entry.tell(Order::Leave);
@@ -332,7 +365,7 @@ impl Park {
         let entries = self.entries.borrow();
         let mut holders: Vec<(u32, &Entry)> = entries
             .iter()
-            .filter(|entry| entry.holds_head.get() && entry.order.get() != Order::Leave)
+            .filter(|entry| entry.has(flag::HOLDS_HEAD) && entry.order.get() != Order::Leave)
             .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
             .filter(|(still, _)| *still >= BLOCKED)
             .collect();
@@ -353,7 +386,7 @@ impl Park {
             .iter()
             .filter(|entry| {
                 matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
-                    && entry.looks_back.get()
+                    && entry.has(flag::LOOKS_BACK)
                     && entry.order.get() != Order::Leave
             })
             .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
@@ -367,18 +400,32 @@ impl Park {
         owing.len()
     }
 
-    /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first.
-    pub fn evict_waiting(&self, many: usize) {
+    /// The group that holds more than half of this.
+    pub fn majority(&self, scope: Scope) -> Option<Majority> {
+        let entries = self.entries.borrow();
+        let holders = entries
+            .iter()
+            .filter(|entry| entry.order.get() != Order::Leave && entry.holds(scope));
+        majority(holders.map(|entry| entry.group.get()))
+    }
+
+    /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first; `only` those of
+    /// one group. Says how many.
+    pub fn evict_waiting(&self, many: usize, only: Option<Group>) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
         let is_waiting = |entry: &&Entry| {
-            entry.phase.get() == Phase::Waiting && entry.order.get() != Order::Leave
+            entry.phase.get() == Phase::Waiting
+                && entry.order.get() != Order::Leave
+                && only.is_none_or(|group| entry.group.get() == group)
         };
         let mut waiting: Vec<&Entry> = entries.iter().filter(is_waiting).collect();
         waiting.sort_by_key(|entry| std::cmp::Reverse(now.wrapping_sub(entry.since.get())));
-        for entry in waiting.into_iter().take(many) {
+        waiting.truncate(many);
+        for entry in &waiting {
             entry.tell(Order::Leave);
         }
+        waiting.len()
     }
 
     /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. Whoever
@@ -427,32 +474,27 @@ impl Park {
         let tick = self.tick.get();
         let mut next: Option<Tick> = None;
         let mut working = false;
-        for entry in self.entries.borrow().iter() {
+        let looks = self.looks.get().wrapping_add(1);
+        self.looks.set(looks);
+        let millis = u32::try_from(tick.as_millis()).unwrap_or(u32::MAX).max(1);
+        let every = (LOOKS / millis).max(1);
+        for (index, entry) in (0_u32..).zip(self.entries.borrow().iter()) {
             let phase = entry.phase.get();
             if phase == Phase::Empty {
                 continue;
             }
-            if entry.looks_back.get() {
-                entry.wake();
-                working = true;
-            }
+            entry.look_back(now, looks.wrapping_add(index) % every == 0);
             working |= !matches!(phase, Phase::Fresh | Phase::Idle);
-            if now.wrapping_sub(entry.mark.get()) >= 2 * STALLED {
-                entry.mark.set(now);
-                entry.bytes_at_mark.set(entry.bytes.get());
-            }
-            for (has, due) in [
-                (&entry.has_deadline, &entry.deadline),
-                (&entry.has_write_deadline, &entry.write_deadline),
-            ] {
-                if !has.get() {
+            entry.measure(now);
+            for timer in &entry.timers {
+                if !timer.runs.get() {
                     continue;
                 }
-                if is_past(now, due.get()) {
+                if is_past(now, timer.due.get()) {
                     entry.wake();
                     working = true;
-                } else if next.is_none_or(|next| is_past(next, due.get())) {
-                    next = Some(due.get());
+                } else if next.is_none_or(|next| is_past(next, timer.due.get())) {
+                    next = Some(timer.due.get());
                 }
             }
         }
@@ -494,7 +536,7 @@ impl Park {
                 {
                     return Poll::Ready(());
                 }
-                // woken by hand: something is due sooner than the sleep
+                // woken by hand: something is due sooner than the sleep, or the pace is quicker now
                 if slept && !self.ticking.get() {
                     return Poll::Ready(());
                 }
@@ -511,10 +553,97 @@ fn is_past(now: Tick, due: Tick) -> bool {
     now.wrapping_sub(due) < u32::MAX / 2
 }
 
+impl Timer {
+    /// Runs until `due`, or not at all.
+    fn set(&self, due: Option<Tick>) {
+        self.runs.set(due.is_some());
+        self.due.set(due.unwrap_or(0));
+        self.sign.set(UNKNOWN);
+    }
+
+    fn is_past(&self, now: Tick) -> bool {
+        self.runs.get() && is_past(now, self.due.get())
+    }
+}
+
 impl Entry {
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
+        }
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    fn set(&self, flag: u8, on: bool) {
+        let flags = self.flags.get();
+        self.flags
+            .set(if on { flags | flag } else { flags & !flag });
+    }
+
+    /// Wakes a task that asked for it: at every tick for the first second, then in its turn.
+    fn look_back(&self, now: Tick, is_its_turn: bool) {
+        let is_recent = now.wrapping_sub(self.moved_at.get()) < LOOKS;
+        if self.has(flag::LOOKS_BACK) && (is_recent || is_its_turn) {
+            self.set(flag::LOOK_DUE, true);
+            self.wake();
+        }
+    }
+
+    /// Notes the bytes so far, so that a rate is always known over the last five to ten seconds.
+    fn measure(&self, now: Tick) {
+        if now.wrapping_sub(self.mark.get()) >= eviction::STALLED {
+            self.older_mark.set(self.mark.get());
+            self.bytes_at_older.set(self.bytes_at_mark.get());
+            self.mark.set(now);
+            self.bytes_at_mark.set(self.bytes.get());
+        }
+    }
+
+    /// The rate is measured from now on.
+    fn measure_anew(&self, now: Tick) {
+        self.moved_at.set(now);
+        for mark in [&self.mark, &self.older_mark] {
+            mark.set(now);
+        }
+        for bytes in [&self.bytes_at_mark, &self.bytes_at_older] {
+            bytes.set(self.bytes.get());
+        }
+    }
+
+    /// Whether it holds some of this.
+    fn holds(&self, scope: Scope) -> bool {
+        let phase = self.phase.get();
+        match scope {
+            Scope::Host(host) => self.host.get() == host,
+            Scope::Places => self.has(flag::PLACE),
+            Scope::Memory => matches!(phase, Phase::Busy | Phase::Tunnel),
+        }
+    }
+
+    /// How it does, for those who choose whom to evict.
+    fn holder(&self, now: Tick) -> Holder {
+        let span = now.wrapping_sub(self.older_mark.get());
+        let moved = self.bytes.get().wrapping_sub(self.bytes_at_older.get());
+        let rate = u64::from(moved) * 1000 / u64::from(span.max(1));
+        Holder {
+            phase: self.phase.get(),
+            group: self.group.get(),
+            is_queued: self.has(flag::QUEUED),
+            moves: self.has(flag::STREAMS) || self.has(flag::UPLOADS),
+            client_blocks: self.has(flag::CLIENT_BLOCKS),
+            still: now.wrapping_sub(self.moved_at.get()),
+            rate: (span >= eviction::STALLED).then(|| u32::try_from(rate).unwrap_or(u32::MAX)),
+        }
+    }
+
+    fn timer(&self, slot: Slot) -> &Timer {
+        let [work, client] = &self.timers;
+        match slot {
+            Slot::Work => work,
+            Slot::Client => client,
         }
     }
 
@@ -570,16 +699,12 @@ impl Watch {
     /// Goes over to another phase while the deadline stays what it is.
     pub fn enter_on_time(&self, phase: Phase) {
         self.with(|entry| {
-            entry.since.set(self.park.now());
-            entry.looks_back.set(false);
-            entry.streams.set(false);
-            entry.holds_head.set(false);
-            entry.client_blocks.set(false);
+            let now = self.park.now();
+            entry.since.set(now);
+            entry.flags.set(0);
             entry.host.set(0);
-            entry.moved_at.set(entry.since.get());
-            entry.mark.set(entry.since.get());
             entry.bytes.set(0);
-            entry.bytes_at_mark.set(0);
+            entry.measure_anew(now);
             entry.phase.set(phase);
         });
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
@@ -594,11 +719,18 @@ impl Watch {
 
     /// What the task waits for next must come within `limit`; `None` = it may take for ever.
     pub fn set_deadline(&self, limit: Option<Duration>) {
-        let due = limit.map(|limit| self.park.due(limit));
-        self.with(|entry| {
-            entry.has_deadline.set(due.is_some());
-            entry.deadline.set(due.unwrap_or(0));
-        });
+        self.start(limit, limit);
+    }
+
+    /// The same for the `rest` of a time-out of `limit`.
+    fn start(&self, rest: Option<Duration>, limit: Option<Duration>) {
+        if let Some(limit) = limit
+            && limit < 10 * self.park.tick.get()
+        {
+            self.park.keep_pace(limit);
+        }
+        let due = rest.map(|rest| self.park.due(rest));
+        self.with(|entry| entry.timer(Slot::Work).set(due));
         if due.is_some() {
             self.park.rouse_sweep(due);
         }
@@ -606,35 +738,63 @@ impl Watch {
 
     /// Whether the deadline has passed. The sweep wakes the task when it does.
     pub fn is_overdue(&self) -> bool {
-        self.with(|entry| {
-            entry.has_deadline.get() && is_past(self.park.now(), entry.deadline.get())
-        })
+        self.with(|entry| entry.timer(Slot::Work).is_past(self.park.now()))
     }
 
-    /// The client takes no more bytes at the moment: it has `limit` to go on. A deadline that runs keeps running.
-    pub fn write_blocked(&self, limit: Option<Duration>) {
-        self.with(|entry| {
-            entry.client_blocks.set(true);
-            if let Some(limit) = limit
-                && !entry.has_write_deadline.replace(true)
-            {
-                entry.write_deadline.set(self.park.due(limit));
+    /// The other side of a socket takes no bytes at the moment; says whether it has taken none for `limit`. `sign` is a
+    /// number that changes whenever it takes some ([`crate::sys::taken`]): a kernel that drains a large buffer slowly says
+    /// nothing for long, and yet gets on. It is asked once a tick at most.
+    pub fn is_stalled(
+        &self,
+        slot: Slot,
+        limit: Option<Duration>,
+        sign: impl FnOnce() -> u32,
+    ) -> bool {
+        let now = self.park.now();
+        let (starts, is_past) = self.with(|entry| {
+            let timer = entry.timer(slot);
+            entry.set(flag::LOOKS_BACK, true);
+            if slot == Slot::Client {
+                entry.set(flag::CLIENT_BLOCKS, true);
             }
+            if entry.has(flag::LOOK_DUE) || timer.is_past(now) {
+                let (sign, before) = (sign().max(UNKNOWN + 1), timer.sign.get());
+                timer.sign.set(sign);
+                if before != UNKNOWN && before != sign {
+                    entry.moved_at.set(now);
+                    timer.runs.set(false);
+                }
+            }
+            (!timer.runs.get(), timer.is_past(now))
         });
+        if starts && let Some(limit) = limit {
+            self.park.keep_pace(limit);
+            let due = self.park.due(limit);
+            self.with(|entry| {
+                let timer = entry.timer(slot);
+                timer.runs.set(true);
+                timer.due.set(due);
+            });
+            self.park.rouse_sweep(Some(due));
+        }
         self.park.rouse_sweep(None);
+        is_past
     }
 
-    /// Whether the client took no byte for too long.
+    /// Whether the client has taken no byte for too long.
     pub fn is_write_overdue(&self) -> bool {
-        self.with(|entry| {
-            entry.has_write_deadline.get() && is_past(self.park.now(), entry.write_deadline.get())
-        })
+        self.with(|entry| entry.timer(Slot::Client).is_past(self.park.now()))
+    }
+
+    /// It takes bytes again, or nothing is to be taken.
+    pub fn goes_on(&self, slot: Slot) {
+        self.with(|entry| entry.timer(slot).set(None));
     }
 
     /// The client took bytes: whatever it had to take them in starts anew.
     pub fn took(&self, bytes: usize) {
         self.moved(bytes);
-        self.with(|entry| entry.has_write_deadline.set(false));
+        self.goes_on(Slot::Client);
     }
 
     /// How many bytes it took and gave in this phase; wraps.
@@ -654,44 +814,89 @@ impl Watch {
                 .bytes
                 .set(entry.bytes.get().wrapping_add(bytes as u32));
             entry.moved_at.set(now);
-            entry.client_blocks.set(false);
+            entry.set(flag::CLIENT_BLOCKS, false);
         });
     }
 
-    /// Whether the task is to be woken at every tick, to look for what wakes nobody. Gives what it was before.
+    /// Whether the task is to be woken to look for what wakes nobody: at every tick at first, then once a second.
+    /// Gives what it was before.
     pub fn look_back(&self, on: bool) -> bool {
-        let before = self.with(|entry| entry.looks_back.replace(on));
+        let before = self.with(|entry| {
+            let before = entry.has(flag::LOOKS_BACK);
+            entry.set(flag::LOOKS_BACK, on);
+            before
+        });
         if on && !before {
             self.park.rouse_sweep(None);
         }
         before
     }
 
-    /// The exchange asks this upstream from now on.
+    /// Whether it was woken for that, and has not called [`has_looked`](Self::has_looked) since.
+    pub fn is_to_look(&self) -> bool {
+        self.with(|entry| entry.has(flag::LOOK_DUE))
+    }
+
+    /// It has.
+    pub fn has_looked(&self) {
+        self.with(|entry| entry.set(flag::LOOK_DUE, false));
+    }
+
+    /// Whom the client counts as.
+    pub fn group(&self) -> Group {
+        self.with(|entry| entry.group.get())
+    }
+
+    /// It counts as somebody else from now on: proxies bring the requests of many.
+    pub fn set_group(&self, group: Group) {
+        self.with(|entry| entry.group.set(group));
+    }
+
+    /// Waits in line for a place or a connection, or no longer does.
+    pub fn queues(&self, on: bool) {
+        self.with(|entry| entry.set(flag::QUEUED, on));
+    }
+
+    /// Has one of `max_concurrent_requests` from now on.
+    pub fn has_place(&self) {
+        self.with(|entry| entry.set(flag::PLACE, true));
+    }
+
+    /// The exchange has a connection of this upstream from now on, or the room for one.
     pub fn asks(&self, host: u32) {
-        self.with(|entry| entry.host.set(host));
+        let now = self.park.now();
+        self.with(|entry| {
+            entry.host.set(host);
+            entry.measure_anew(now);
+        });
+    }
+
+    /// The request's body is on its way to the upstream, or has arrived there.
+    pub fn uploads(&self, on: bool) {
+        self.with(|entry| entry.set(flag::UPLOADS, on));
     }
 
     /// The answer's head is there, the rest of it streams.
     pub fn streams(&self) {
         let now = self.park.now();
         self.with(|entry| {
-            entry.streams.set(true);
-            entry.client_blocks.set(false);
-            entry.moved_at.set(now);
-            entry.mark.set(now);
-            entry.bytes_at_mark.set(entry.bytes.get());
+            if !entry.has(flag::UPLOADS) {
+                // what the body's rate was says nothing of the answer's
+                entry.measure_anew(now);
+            }
+            entry.set(flag::STREAMS, true);
+            entry.set(flag::CLIENT_BLOCKS, false);
         });
     }
 
     /// The exchange waits for bytes from the client.
     pub fn client_blocks(&self) {
-        self.with(|entry| entry.client_blocks.set(true));
+        self.with(|entry| entry.set(flag::CLIENT_BLOCKS, true));
     }
 
     /// Whether the exchange holds memory for a large response head.
     pub fn holds_head(&self, on: bool) {
-        self.with(|entry| entry.holds_head.set(on));
+        self.with(|entry| entry.set(flag::HOLDS_HEAD, on));
     }
 
     /// What the sweep wants.
@@ -722,18 +927,31 @@ impl Watch {
         limit: Option<Duration>,
         work: impl Future<Output = T>,
     ) -> Result<T, Elapsed> {
+        self.within_rest(limit, limit, work).await
+    }
+
+    /// The same where only the `rest` of a time-out is left.
+    ///
+    /// # Errors
+    /// [`Elapsed`] when the time is over.
+    pub async fn within_rest<T>(
+        &self,
+        rest: Option<Duration>,
+        limit: Option<Duration>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Elapsed> {
         let mut work = pin!(work);
         let mut armed = false;
         let result = poll_fn(|context| {
             if let Poll::Ready(value) = work.as_mut().poll(context) {
                 return Poll::Ready(Ok(value));
             }
-            if limit == Some(Duration::ZERO) {
+            if rest == Some(Duration::ZERO) {
                 return Poll::Ready(Err(Elapsed));
             }
             if !armed {
                 armed = true;
-                self.set_deadline(limit);
+                self.start(rest, limit);
             }
             if self.is_overdue() || self.order() == Order::Leave {
                 Poll::Ready(Err(Elapsed))
@@ -758,8 +976,11 @@ impl Drop for Seat {
             .get_mut(*index as usize)
             .and_then(|entry| {
                 entry.phase.set(Phase::Empty);
-                entry.has_deadline.set(false);
-                entry.has_write_deadline.set(false);
+                entry.flags.set(0);
+                entry.host.set(0);
+                for timer in &entry.timers {
+                    timer.set(None);
+                }
                 entry.waker.take()
             });
         drop(waker);

@@ -12,10 +12,11 @@ use std::{
 };
 
 use crate::{
-    budget::{Budget, IDLE_UPSTREAM, Permit, Queue, TLS_SESSION},
+    budget::{Budget, IDLE_UPSTREAM, Permit, TLS_SESSION},
     config::Transport,
     dial::{Io, Way, Wide},
     metrics::{self, Metrics},
+    queue::Queue,
     route::Origin,
     sys,
 };
@@ -26,6 +27,9 @@ pub struct Pool {
     limits: RefCell<Limits>,
     hosts: RefCell<Vec<Weak<Host>>>,
     idle: Cell<usize>,
+    /// Connections to all upstreams, idle ones included, and how many there may be at most, by the process's descriptors.
+    open: Cell<usize>,
+    most: usize,
     next: Cell<u32>,
     /// Counts configurations: what was verified under an earlier one is not used under a later.
     trust: Cell<u32>,
@@ -56,6 +60,8 @@ pub struct Host {
     trust: u32,
     idle: RefCell<Vec<Idle>>,
     open: Cell<usize>,
+    /// Requests waited for one at the last look.
+    waited: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -87,14 +93,17 @@ pub struct Lease {
     host: Rc<Host>,
     /// It lies among the idle ones now, and its room with it.
     kept: bool,
+    /// It is a tunnel's, and counts no more against `max_conns_per_host`.
+    detached: bool,
     _tls: Option<Permit>,
 }
 
 impl Pool {
-    /// An empty pool; `workers` share the limits.
+    /// An empty pool of at most `most` connections; `workers` share the limits.
     pub fn new(
         transport: &Transport,
         workers: usize,
+        most: usize,
         budget: Rc<Budget>,
         metrics: Arc<Metrics>,
     ) -> Rc<Pool> {
@@ -103,6 +112,8 @@ impl Pool {
             limits,
             hosts: RefCell::default(),
             idle: Cell::new(0),
+            open: Cell::new(0),
+            most,
             next: Cell::new(1),
             trust: Cell::new(0),
             budget,
@@ -146,6 +157,7 @@ impl Pool {
             trust: self.trust.get(),
             idle: RefCell::default(),
             open: Cell::new(0),
+            waited: Cell::new(false),
         });
         hosts.push(Rc::downgrade(&host));
         host
@@ -172,13 +184,14 @@ impl Pool {
         }
     }
 
-    /// A host for one of whose connections somebody waits, and a ticket that stays the same as long as that one waits.
-    pub fn waiting(&self) -> Option<(u32, u64)> {
-        let hosts = self.hosts.borrow();
-        hosts
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find_map(|host| Some((host.id, host.queue.front()?)))
+    /// Shows every host for one of whose connections requests wait, or waited when this was called last.
+    pub fn each_waiting(&self, mut show: impl FnMut(&Host)) {
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            let waits = host.queue.len() > 0;
+            if host.waited.replace(waits) || waits {
+                show(&host);
+            }
+        }
     }
 
     /// Makes room among the idle ones by closing the one that is idle longest.
@@ -218,7 +231,7 @@ impl Limits {
             |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
         Limits {
             idle: share(transport.max_idle_conns),
-            idle_per_host: share(Some(transport.max_idle_conns_per_host)),
+            idle_per_host: share(transport.max_idle_conns_per_host),
             per_host: share(transport.max_conns_per_host),
             idle_millis: transport
                 .idle_conn_timeout
@@ -247,7 +260,12 @@ impl Host {
         if self.open.get() >= self.pool.limits.borrow().per_host {
             return None;
         }
+        if self.pool.open.get() >= self.pool.most {
+            // no descriptor for it: one that is idle, of whatever host, gives its own
+            self.pool.evict_oldest(0);
+        }
         self.open.set(self.open.get() + 1);
+        self.pool.open.set(self.pool.open.get() + 1);
         metrics::count(&self.pool.metrics.upstream_open);
         Some(self.lease())
     }
@@ -264,6 +282,7 @@ impl Host {
             wide_out: None,
             host: Rc::clone(self),
             kept: false,
+            detached: false,
             _tls: tls,
         }
     }
@@ -282,7 +301,8 @@ impl Host {
     fn put(&self, io: Io, wide: Option<Box<Wide>>, now: u32) -> Result<(), Io> {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
-        let is_dear = wide.is_some() && self.pool.budget.is_scarce();
+        let is_scarce = self.pool.budget.is_scarce();
+        let is_dear = is_scarce && (wide.is_some() || !waited_for);
         let is_of_use = !is_dear && self.is_trusted();
         if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || !is_of_use {
             return Err(io);
@@ -299,7 +319,7 @@ impl Host {
             0
         };
         let price = IDLE_UPSTREAM + tls;
-        let Some(permit) = self.pool.budget.take(price) else {
+        let Some(permit) = self.pool.budget.take_inside(price) else {
             return Err(io);
         };
         self.idle.borrow_mut().push(Idle {
@@ -314,8 +334,19 @@ impl Host {
     }
 
     fn close(&self) {
-        self.open.set(self.open.get() - 1);
+        self.vanish();
+        self.make_room();
+    }
+
+    /// A connection is closed.
+    fn vanish(&self) {
+        self.pool.open.set(self.pool.open.get() - 1);
         metrics::gone(&self.pool.metrics.upstream_open);
+    }
+
+    /// One less counts against `max_conns_per_host`.
+    fn make_room(&self) {
+        self.open.set(self.open.get() - 1);
         self.queue.wake();
     }
 
@@ -358,6 +389,13 @@ impl Lease {
         }
     }
 
+    /// It is a tunnel from now on: as many as memory allows, and none of `max_conns_per_host`.
+    pub fn detach(&mut self) {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.host.make_room();
+        }
+    }
+
     /// Who pays for it.
     pub fn budget(&self) -> &Rc<Budget> {
         &self.host.pool.budget
@@ -377,8 +415,10 @@ impl Drop for Lease {
         {
             sys::reset_unsent(&io.socket());
         }
-        if !self.kept {
-            self.host.close();
+        match (self.kept, self.detached) {
+            (true, _) => {}
+            (false, true) => self.host.vanish(),
+            (false, false) => self.host.close(),
         }
     }
 }
@@ -452,7 +492,15 @@ mod tests {
 
     use crate::{
         budget::Plan,
+        client_group::Group,
+        queue::Claim,
         route::{Address, Tls},
+    };
+
+    const CLAIM: Claim = Claim {
+        group: Group::UNIX,
+        since: 0,
+        is_whole: true,
     };
 
     const WIDE: Limits = Limits {
@@ -467,6 +515,8 @@ mod tests {
             limits: RefCell::new(limits),
             hosts: RefCell::default(),
             idle: Cell::new(0),
+            open: Cell::new(0),
+            most: usize::MAX,
             next: Cell::new(1),
             trust: Cell::new(0),
             budget: Budget::new(Plan::new(None, 1, None)),
@@ -631,11 +681,16 @@ mod tests {
             });
             let host = pool.host(&origin("a"));
             let (lease, _theirs) = dialled(&host);
-            assert!(host.room().is_none() && pool.waiting().is_none());
+            let waiting = || {
+                let mut found = Vec::new();
+                pool.each_waiting(|host| found.push(host.id));
+                found
+            };
+            assert!(host.room().is_none() && waiting().is_empty());
             let mut context = Context::from_waker(Waker::noop());
-            let mut next = pin!(host.queue.until(|| host.checkout()));
+            let mut next = pin!(host.queue.until(CLAIM, || host.checkout()));
             assert!(next.as_mut().poll(&mut context).is_pending());
-            assert_eq!(pool.waiting().map(|(id, _)| id), Some(host.id));
+            assert_eq!(waiting(), [host.id]);
             let same = descriptor(&lease);
             lease.give_back(0);
             let Poll::Ready(Checkout::Reused(lease)) = next.as_mut().poll(&mut context) else {

@@ -19,11 +19,12 @@ use http::{
 use crate::{
     answer::{Delimiter, Head},
     body::{Body, Ride, Tunnel},
-    budget::{Queue, in_step},
+    budget::in_step,
     client_address::real_client,
     config::Level,
     context::Subject,
     cors::{Cors, Grant, Verdict},
+    deadline::Limits,
     direct::{Redirect, Response},
     failure::Failure,
     forward::{Attempt, Miss},
@@ -35,7 +36,8 @@ use crate::{
     metrics::{self, Held},
     outcome::Blame,
     park::{Order, Watch},
-    pool::{Checkout, Host, Lease},
+    pool::{Checkout, Host, Lease, Place},
+    queue::{Claim, Queue},
     request::RequestHead,
     respond::{self, Answer, Manner},
     route::{Action, Found, Route, Target, holds_parent_segment},
@@ -60,6 +62,8 @@ struct Exchange<'a> {
     takes_trailers: Cell<bool>,
     /// The client asked for a WebSocket.
     wants_websocket: Cell<bool>,
+    /// A place among `max_tunnels`, where it may become one.
+    tunnel: Cell<Option<Place>>,
 }
 
 /// How an exchange ended.
@@ -105,6 +109,7 @@ pub async fn handle(
         is_full,
         takes_trailers: Cell::new(false),
         wants_websocket: Cell::new(false),
+        tunnel: Cell::new(None),
     };
     let (status, tunnel, answer) = part(exchange.judge(parts).await);
     manner.stays &= !worker.draining.get() && !is_full && !gate.borrow().receives_wide();
@@ -115,6 +120,7 @@ pub async fn handle(
             Some(upstream) => {
                 let (record, route, waited) =
                     (ride.record.take(), ride.route.get(), ride.waited.get());
+                let place = exchange.tunnel.take();
                 drop(ride);
                 End::Tunnel(Box::new(Tunnel {
                     upstream: *upstream,
@@ -124,6 +130,7 @@ pub async fn handle(
                     route,
                     waited,
                     record,
+                    place,
                 }))
             }
             None if stays => End::Stays,
@@ -390,6 +397,10 @@ impl Exchange<'_> {
             let mut upload = self.upload(route, target, &parts, &present);
             self.is_https.set(self.is_sent_by_https(&parts, &present));
             drop(parts);
+            if self.wants_websocket.get() {
+                let place = self.worker.tunnels.take().ok_or(Failure::NoTunnel)?;
+                self.tunnel.set(Some(place));
+            }
             self.take_place().await?;
             let host = self.state.host(self.client.ride.route.get());
             let checkout = self.checkout(host).await?;
@@ -436,18 +447,28 @@ impl Exchange<'_> {
                 .ok_or(Failure::NoPlace)?,
         };
         *self.client.ride.place.borrow_mut() = Some(place);
+        self.client.ride.watch.has_place();
         Ok(())
     }
 
     /// Waits in a line, no longer than `queue_timeout` allows.
     async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
         let _waiting = Held::new(&self.worker.metrics.waiting);
-        let limit = Some(self.patience());
+        let limit = Some(self.state.config.proxy.queue_timeout);
         let ride = self.client.ride;
+        let watch = ride.watch;
+        let claim = Claim {
+            group: watch.group(),
+            since: watch.now().wrapping_sub(ride.waited.get()),
+            is_whole: self.client.is_between(),
+        };
+        watch.queues(true);
         let since = Instant::now();
-        let taken = ride.watch.within(limit, queue.until(take)).await.ok();
+        let line = queue.until(claim, take);
+        let taken = watch.within_rest(Some(self.patience()), limit, line).await;
+        watch.queues(false);
         ride.note_wait(since.elapsed());
-        taken
+        taken.ok()
     }
 
     /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
@@ -619,13 +640,17 @@ impl Exchange<'_> {
     ) -> Result<Head, Miss> {
         let attempt = Attempt {
             client: &self.client,
-            server: &self.state.config.server,
+            limits: self.limits(route),
             method: &self.client.ride.subject.method,
             is_old: self.is_old,
             route,
             queue_timeout: self.state.config.proxy.queue_timeout,
         };
         attempt.make(upload, upstream, reused).await
+    }
+
+    fn limits(&self, route: &Route) -> Limits {
+        Limits::of(&self.state.config.server, route.response_header_timeout)
     }
 
     /// Makes the answer out of the upstream's head, and lets the rest follow by itself.
@@ -658,6 +683,8 @@ impl Exchange<'_> {
             if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
+            upstream.lease.detach();
+            *self.client.ride.place.borrow_mut() = None;
             (Body::Own(b""), Some(Box::new(upstream)))
         } else {
             self.client.ride.rest.set(upstream.shrink());
@@ -666,7 +693,7 @@ impl Exchange<'_> {
                 (!upload.is_done()).then_some(upload),
                 head,
                 self.takes_trailers.get(),
-                self.state.config.server.read_timeout,
+                self.limits(route),
                 watch.now(),
             );
             (Body::Upstream(Box::new(download)), None)

@@ -39,6 +39,13 @@ pub struct Head {
     pub expects: bool,
 }
 
+impl Head {
+    /// Whether a body follows it.
+    pub fn has_body(&self) -> bool {
+        self.framing != Framing::Length(0)
+    }
+}
+
 /// What a connection's next bytes came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {

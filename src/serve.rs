@@ -48,6 +48,8 @@ struct Birth {
     pulse: Option<Arc<Pulse>>,
     config: Arc<Config>,
     plan: Plan,
+    /// Connections to upstreams that this worker has descriptors for.
+    upstreams: usize,
     /// The process's memory limit, and whether a cgroup sets it.
     limit: Option<(u64, bool)>,
     metrics: Arc<Metrics>,
@@ -90,10 +92,11 @@ pub struct Invocation<'a> {
 pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
     sys::ignore_signals();
-    sys::raise_descriptor_limit();
+    let descriptors = sys::raise_descriptor_limit();
     let inherited = sys::inherited_sockets();
     let limit = memory_limit(config.memory);
     let plan = plan(&config, limit.map(|limit| limit.0))?;
+    let (plan, upstreams) = plan.within_descriptors(descriptors, config.threads);
     log::bound(plan.log_queue());
     let frame = Frame {
         plan: &plan,
@@ -115,6 +118,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         pulse: pulse.map(Arc::new),
         config: Arc::clone(&config),
         plan,
+        upstreams,
         limit,
         metrics: Arc::clone(&metrics),
         start,
@@ -263,7 +267,18 @@ fn greet(source: &str, config: &Config, memory: &str, doors: &[Door], exposed: O
     if let Some(door) = exposed {
         log::info("metrics", &[("address", &door.name)]);
     }
-    log::info("memory", &[("budget", &memory)]);
+    let (proxy, transport) = (&config.proxy, &config.transport);
+    log::info(
+        "memory",
+        &[
+            ("budget", &memory),
+            ("requests", &bound(proxy.max_concurrent_requests)),
+            ("tunnels", &bound(proxy.max_tunnels)),
+            ("per_host", &bound(transport.max_conns_per_host)),
+            ("idle", &bound(transport.max_idle_conns)),
+            ("idle_per_host", &bound(transport.max_idle_conns_per_host)),
+        ],
+    );
     if !config.environment.is_empty() {
         log::info("environment", &[("changed", &config.environment)]);
     }
@@ -298,6 +313,11 @@ fn memory_plan(birth: &Birth) -> String {
         }
         _ => "no limit".to_owned(),
     }
+}
+
+/// A bound as the log shows it.
+fn bound(limit: Option<usize>) -> String {
+    limit.map_or_else(|| "auto".to_owned(), |limit| limit.to_string())
 }
 
 fn runtime() -> Result<LocalRuntime> {
@@ -360,6 +380,7 @@ async fn labour(
     let worker = Worker::new(
         birth.config,
         Budget::new(birth.plan),
+        birth.upstreams,
         birth.metrics,
         birth.start,
     );

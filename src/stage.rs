@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::{Duration, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use http::{HeaderMap, Method};
@@ -22,6 +22,7 @@ use crate::{
     budget::{Budget, Buffers, Plan, Room},
     config::{self, Config, Source},
     context::Subject,
+    deadline::Limits,
     dial::Io,
     gate::{Client, Gate},
     metrics::{self, Metrics},
@@ -72,10 +73,11 @@ impl Stage {
                 .enable_all()
                 .build_local(LocalOptions::default())
                 .expect("a runtime"),
-            park: Park::new(Duration::from_secs(1), Rc::clone(&budget.room)),
+            park: Park::new(Rc::clone(&budget.room)),
             pool: Pool::new(
                 &config.transport,
                 1,
+                usize::MAX,
                 Rc::clone(&budget),
                 Arc::clone(&metrics),
             ),
@@ -127,7 +129,7 @@ impl Stage {
             fields: flat(&head.headers),
             ..Reading::default()
         };
-        let download = Download::new(upstream, None, head, true, None, 0);
+        let download = Download::new(upstream, None, head, true, Limits::default(), 0);
         Some(self.body(download, reading, &mut feed).await)
     }
 

@@ -158,7 +158,11 @@ pub fn reset_unsent(socket: &socket2::Socket) {
 
 /// Whether the other side has closed, seen past bytes that wait to be read. One system call.
 pub fn has_hung_up(socket: &socket2::Socket) -> bool {
-    let events = libc::POLLRDHUP;
+    poll_now(socket, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// What poll(2) says of a socket now.
+fn poll_now(socket: &socket2::Socket, events: libc::c_short) -> libc::c_short {
     let mut asked = libc::pollfd {
         fd: socket.as_raw_fd(),
         events,
@@ -166,7 +170,63 @@ pub fn has_hung_up(socket: &socket2::Socket) -> bool {
     };
     // SAFETY: one `pollfd`, and no time to wait.
     let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
-    count > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    if count > 0 { asked.revents } else { 0 }
+}
+
+/// Whether the connection is over in both directions, or broken: nothing that waits in it will ever be taken. One system
+/// call.
+pub fn is_dead(socket: &socket2::Socket) -> bool {
+    poll_now(socket, 0) & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// Bytes that have come and were not read (`FIONREAD`). One system call.
+pub fn unread(socket: &socket2::Socket) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one `c_int`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result < 0 {
+        return 0;
+    }
+    usize::try_from(bytes).unwrap_or(0)
+}
+
+/// The next bytes of a socket, at most so many, which stay where they are. One system call.
+pub fn peek(socket: &socket2::Socket, most: usize) -> Vec<u8> {
+    let mut bytes = vec![0_u8; most];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most `most` bytes to a live buffer of that size.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), most, flags) };
+    bytes.truncate(usize::try_from(count).unwrap_or(0));
+    bytes
+}
+
+/// A number that changes whenever the other side's kernel takes bytes: of TCP all that it ever acknowledged
+/// (`tcpi_bytes_acked`, Linux 4.1), else what it has not taken yet. It wraps. One or two system calls.
+pub fn taken(socket: &socket2::Socket) -> u32 {
+    /// Where `tcpi_bytes_acked` stands in `struct tcp_info`, as eight bytes.
+    const ACKED: usize = 120;
+    let mut info = [0_u64; ACKED / 8 + 1];
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to a live array of that size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let acked = info.last().copied().unwrap_or(0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is only asked whether it changes"
+    )]
+    if result == 0 && len as usize == size_of_val(&info) && acked > 0 {
+        acked as u32
+    } else {
+        unsent(socket) as u32
+    }
 }
 
 /// Takes the program's code and constants out of our address space; what is used again comes back from the page cache,

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +19,8 @@ use crate::{
     budget::{Buffer, Buffers, Room},
     dial::Io,
     outcome::Outcome,
-    park::Order,
+    park::{Order, Slot, Watch},
+    sys,
 };
 
 /// One direction.
@@ -32,8 +34,14 @@ struct Flow {
     ended: bool,
     /// The sink has been told.
     closed: bool,
-    /// Bytes that went through since they were last counted.
-    moved: usize,
+    /// Bytes that went through.
+    moved: u64,
+    /// How many of them were counted.
+    counted: u64,
+    /// How many they were when the sink was last asked how it gets on.
+    seen: u64,
+    /// Something waits for the sink.
+    waits: bool,
 }
 
 /// Which side of a direction broke.
@@ -45,14 +53,16 @@ enum Broken {
     Sink(io::Error),
 }
 
-/// Joins them until both directions have ended, one breaks, or the seat is told to leave. `first` are bytes that were
-/// read from each before: (from the client, from the upstream). Bytes are counted in `ride` as they pass.
+/// Joins them until both directions have ended, one breaks, the seat is told to leave, or a side takes no byte of what
+/// waits for it for `limit`. `first` are bytes that were read from each before: (from the client, from the upstream).
+/// Bytes are counted in `ride` as they pass.
 pub async fn join(
     client: &mut Io,
     upstream: &mut Io,
     first: (Vec<u8>, Vec<u8>),
     room: Room,
     buffers: &Rc<Buffers>,
+    limit: Option<Duration>,
     ride: &Ride<'_>,
 ) {
     let watch = ride.watch;
@@ -69,6 +79,19 @@ pub async fn join(
             ride.took_in(received);
             ride.gave_out(sent);
             watch.moved(received + sent);
+        }
+        let is_stuck = is_stalled(watch, Slot::Work, &mut up, upstream, limit)
+            || is_stalled(watch, Slot::Client, &mut down, client, limit);
+        let looks = watch.is_to_look();
+        watch.has_looked();
+        if is_stuck {
+            return Poll::Ready(Outcome::WriteTimedOut);
+        }
+        if looks && is_dead(client) {
+            return Poll::Ready(Outcome::ClientGone);
+        }
+        if looks && is_dead(upstream) {
+            return Poll::Ready(Outcome::UpstreamCut);
         }
         match (upward, downward) {
             (Poll::Ready(Err(Broken::Source(_))), _) | (_, Poll::Ready(Err(Broken::Sink(_)))) => {
@@ -91,6 +114,26 @@ pub async fn join(
     ride.note(outcome);
 }
 
+/// Whether a side has taken nothing of what waits for it for too long.
+fn is_stalled(
+    watch: &Watch,
+    slot: Slot,
+    flow: &mut Flow,
+    sink: &Io,
+    limit: Option<Duration>,
+) -> bool {
+    if !flow.waits || flow.seen != flow.moved {
+        flow.seen = flow.moved;
+        watch.goes_on(slot);
+    }
+    flow.waits && watch.is_stalled(slot, limit, || sys::taken(&sink.socket()))
+}
+
+/// Whether a side is gone, which a direction that is blocked by the other would not see.
+fn is_dead(io: &Io) -> bool {
+    sys::is_dead(&io.socket())
+}
+
 impl Flow {
     fn new(mut first: Vec<u8>, room: Room) -> Flow {
         first.shrink_to_fit();
@@ -102,12 +145,17 @@ impl Flow {
             ended: false,
             closed: false,
             moved: 0,
+            counted: 0,
+            seen: 0,
+            waits: false,
         }
     }
 
     /// Bytes that went through since the last call.
     fn passed(&mut self) -> usize {
-        std::mem::take(&mut self.moved)
+        let passed = self.moved - self.counted;
+        self.counted = self.moved;
+        usize::try_from(passed).unwrap_or(usize::MAX)
     }
 
     fn poll(
@@ -119,6 +167,7 @@ impl Flow {
     ) -> Poll<Result<(), Broken>> {
         let mut turn = Turn::new();
         loop {
+            self.waits = true;
             while self.start < self.end {
                 let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
                 let count = ready!(Pin::new(&mut *sink).poll_write(context, bytes))
@@ -127,10 +176,11 @@ impl Flow {
                     return Poll::Ready(Err(Broken::Sink(io::ErrorKind::WriteZero.into())));
                 }
                 self.start += count;
-                self.moved += count;
+                self.moved += count as u64;
             }
             self.buffer = Buffer::default();
             if self.closed {
+                self.waits = false;
                 return Poll::Ready(Ok(()));
             }
             ready!(Pin::new(&mut *sink).poll_flush(context)).map_err(Broken::Sink)?;
@@ -139,6 +189,7 @@ impl Flow {
                 self.closed = true;
                 continue;
             }
+            self.waits = false;
             ready!(source.poll_read_ready(context)).map_err(Broken::Source)?;
             let mut buffer = buffers.take(self.room);
             let mut space = ReadBuf::new(&mut buffer);

@@ -19,6 +19,7 @@ use crate::{
     answer::{self, Delimiter, Head, MAX_HEAD},
     body::{Outbox, Piece, Turn},
     budget::{Buffer, Buffers, LARGE_HEAD, NARROW, Room, step},
+    deadline::{Deadline, Limits, Wait},
     dial::{Io, Way},
     gate::Client,
     headers,
@@ -47,6 +48,8 @@ pub struct Upload {
     limit: u64,
     /// Bytes of body that were taken from the client.
     pub taken: u64,
+    /// Bytes that were written, head and framing included.
+    pub sent: u64,
     /// The client is to be asked for its body first (`Expect: 100-continue`).
     held_back: bool,
     withheld: Vec<HeaderName>,
@@ -88,6 +91,7 @@ impl Upload {
             chunked: body.chunked,
             limit: body.limit.unwrap_or(u64::MAX),
             taken: 0,
+            sent: 0,
             held_back: body.held_back,
             withheld: body.withheld,
         }
@@ -151,6 +155,7 @@ impl Upload {
                 if count == 0 {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
+                self.sent += count as u64;
                 self.outbox.wrote(count);
                 self.unflushed = matches!(io, Io::Tls(_));
             }
@@ -366,10 +371,9 @@ pub struct Download {
     passes_trailers: bool,
     /// Fields that do not pass behind it.
     withheld: Vec<HeaderName>,
-    /// How long the client may give no byte of what it still owes; `None` = no limit.
-    pub read_timeout: Option<Duration>,
-    /// How much of the request's body had come when it was waited for last.
-    waits: Option<u64>,
+    /// The time-outs of what is left of the request.
+    limits: Limits,
+    deadline: Deadline,
 }
 
 /// What a body consists of.
@@ -382,13 +386,18 @@ pub enum Got {
 }
 
 impl Download {
+    /// How long the client may give no byte of what it still owes; `None` = no limit.
+    pub fn read_timeout(&self) -> Option<Duration> {
+        self.limits.read()
+    }
+
     /// The rest of an answer; `upload` is the request where it is not sent to its end yet, `now` the park's time.
     pub fn new(
         upstream: Upstream,
         upload: Option<Upload>,
         head: Head,
         passes_trailers: bool,
-        read_timeout: Option<Duration>,
+        limits: Limits,
         now: u32,
     ) -> Download {
         let mut download = Download {
@@ -399,8 +408,8 @@ impl Download {
             trailers: None,
             passes_trailers,
             withheld: head.withheld,
-            read_timeout,
-            waits: None,
+            limits,
+            deadline: Deadline::default(),
         };
         if matches!(download.delimiter, Delimiter::Length(0)) {
             download.finish(now);
@@ -469,7 +478,8 @@ impl Download {
     /// Sends on what is left of the request. An upstream that takes no more may still answer.
     ///
     /// # Errors
-    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer.
+    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer. Nor goes it on where the
+    /// upstream takes no byte of the request, and gives none, for `write_timeout`.
     pub fn poll_upload(
         &mut self,
         context: &mut Context<'_>,
@@ -485,12 +495,12 @@ impl Download {
         let watch = client.ride.watch;
         let ended = match upload.poll(context, io, client) {
             Poll::Pending => {
-                let waits = upload.waits_for_client().then_some(upload.taken);
-                if self.waits != waits {
-                    self.waits = waits;
-                    watch.set_deadline(waits.and(self.read_timeout));
-                }
-                if watch.is_overdue() {
+                let wait = if upload.waits_for_client() {
+                    Wait::Client(client.bytes_read())
+                } else {
+                    Wait::Upstream(upload.sent.wrapping_add(client.ride.sent.get()))
+                };
+                if self.deadline.is_past(watch, wait, &self.limits, Some(io)) {
                     client.ride.note(Outcome::BodyTimedOut);
                     return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
@@ -510,7 +520,8 @@ impl Download {
             }
         };
         self.upload = None;
-        watch.set_deadline(None);
+        watch.uploads(false);
+        self.deadline.end(watch);
         ended
     }
 

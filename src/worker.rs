@@ -4,13 +4,14 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use crate::{
     budget::{Budget, Buffers, Room},
     config::Config,
     dial::{Dialer, SocketOptions},
+    eviction::{Reason, Scope},
     health::Report,
     metrics::{self, Metrics, RouteCounters},
     park::Park,
@@ -33,6 +34,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Its share of `max_concurrent_requests`.
     pub places: Rc<Places>,
+    /// Its share of `max_tunnels`.
+    pub tunnels: Rc<Places>,
     /// Places for answers that need no upstream when memory is spent.
     pub reserve: Rc<Places>,
     /// Read buffers.
@@ -68,10 +71,11 @@ pub struct State {
     pub dialer: Dialer,
 }
 impl Worker {
-    /// One of `config.threads` workers.
+    /// One of `config.threads` workers; it has descriptors for so many connections to `upstreams`.
     pub fn new(
         config: Arc<Config>,
         budget: Rc<Budget>,
+        upstreams: usize,
         metrics: Arc<Metrics>,
         start: SystemTime,
     ) -> Rc<Worker> {
@@ -79,13 +83,15 @@ impl Worker {
         let pool = Pool::new(
             &config.transport,
             workers,
+            upstreams,
             Rc::clone(&budget),
             Arc::clone(&metrics),
         );
         let state = State::new(config, &pool, &budget, &metrics, start);
         Rc::new(Worker {
-            park: Park::new(tick(&state.config), Rc::clone(&budget.room)),
+            park: Park::new(Rc::clone(&budget.room)),
             places: Places::new(state.config.proxy.max_concurrent_requests, workers),
+            tunnels: Places::new(state.config.proxy.max_tunnels, workers),
             reserve: Places::new(Some(2), 1),
             buffers: Rc::default(),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
@@ -111,26 +117,23 @@ impl Worker {
         self.pool.renew_trust();
         self.places
             .set_limit(config.proxy.max_concurrent_requests, self.workers);
-        self.park.set_tick(tick(&config));
+        self.tunnels
+            .set_limit(config.proxy.max_tunnels, self.workers);
+        self.park.reset_pace();
         let state = State::new(config, &self.pool, &self.budget, &self.metrics, self.start);
         *self.state.borrow_mut() = Rc::new(state);
     }
+
     /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
-    pub fn evict_silent(&self, many: usize, spare: bool) {
+    pub fn evict_silent(&self, many: usize, spare: bool) -> usize {
         let evicted = self.park.evict_silent(many, spare);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
-    }
-
-    /// Asks a stream to give way; see [`Park::evict_stream`].
-    pub fn evict_stream(&self, host: Option<u32>, tunnels: bool) -> bool {
-        let evicted = self.park.evict_stream(host, tunnels);
-        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
         evicted
     }
 
-    /// Asks a stream to give way that its client blocks; see [`Park::evict_blocked`].
-    pub fn evict_blocked(&self) -> bool {
-        let evicted = self.park.evict_blocked();
+    /// Asks the least progressing to give way; see [`Park::evict_least`].
+    pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
+        let evicted = self.park.evict_least(scope, reason);
         metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
         evicted
     }
@@ -226,28 +229,4 @@ impl State {
             .and_then(|index| self.hosts.get(index as usize)?.as_ref())
             .expect("every route of this configuration that has a target has its host")
     }
-}
-/// How often the sweep must look so that no time-out is late by much: a tenth of the shortest, and five times a second at least.
-fn tick(config: &Config) -> Duration {
-    let limits = [
-        config.server.header_timeout,
-        config.server.read_timeout,
-        config.server.write_timeout,
-        config.server.idle_timeout,
-        config.transport.dial_timeout,
-        config.transport.idle_conn_timeout,
-        Some(config.proxy.queue_timeout),
-    ];
-    let routes = config
-        .routes
-        .iter()
-        .map(|route| route.response_header_timeout);
-    let shortest = limits
-        .into_iter()
-        .chain(routes)
-        .flatten()
-        .filter(|limit| !limit.is_zero())
-        .min();
-    (shortest.unwrap_or(Duration::MAX) / 10)
-        .clamp(Duration::from_millis(10), Duration::from_millis(200))
 }

@@ -37,6 +37,7 @@ mod metrics;
 mod outcomes;
 
 // bounds
+mod fairness;
 mod limits;
 mod queues;
 mod timeouts;

@@ -17,7 +17,11 @@ const WIDE: u64 = 2 * 16 * 1024;
 const SIZES: std::ops::Range<usize> = 10..34;
 
 fn tight(upstream: &Upstream, more: &str) -> Proxy {
-    Setup::new(&format!("{ALL}{more}metrics: {{listen: '127.0.0.1:0'}}\n"))
+    // few idle connections, for they hold their price as well
+    let yaml = format!(
+        "{ALL}{more}metrics: {{listen: '127.0.0.1:0'}}\ntransport: {{max_idle_conns_per_host: 2}}\n"
+    );
+    Setup::new(&yaml)
         .upstream("UP", upstream)
         .env("LEAN_PROXY_MEMORY", "10MiB")
         .start()

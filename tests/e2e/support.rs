@@ -10,7 +10,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Type};
+use socket2::{Domain, SockRef, Type};
 
 use crate::strict::{self, Fields, Framing, Reader, Request, Response};
 
@@ -655,6 +655,19 @@ impl Socket {
         };
     }
 
+    /// Ends it in both directions, for every hand that holds it.
+    pub fn end(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    /// Its close will be a reset.
+    pub fn reset_on_close(&self) {
+        let _ = match self {
+            Socket::Tcp(s) => SockRef::from(s).set_linger(Some(Duration::ZERO)),
+            Socket::Unix(_) => Ok(()),
+        };
+    }
+
     fn shut(&self, how: Shutdown) {
         let _ = match self {
             Socket::Tcp(s) => s.shutdown(how),
@@ -1118,7 +1131,7 @@ impl Peer {
     /// Closes with a reset, whatever was read.
     pub fn cut(&mut self) -> io::Result<()> {
         match &self.socket {
-            Socket::Tcp(s) => socket2::SockRef::from(s).set_linger(Some(Duration::ZERO)),
+            Socket::Tcp(s) => SockRef::from(s).set_linger(Some(Duration::ZERO)),
             Socket::Unix(_) => Ok(()),
         }
     }
@@ -1193,6 +1206,17 @@ impl Client {
         socket
             .connect_timeout(&address.into(), PATIENCE)
             .unwrap_or_else(|e| panic!("{address}: {e}"));
+        Client::over(Socket::Tcp(socket.into()))
+    }
+
+    /// Calls a TCP address from another one of this machine's.
+    pub fn calling_from(source: IpAddr, address: SocketAddr) -> Client {
+        let socket =
+            socket2::Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+        socket
+            .connect_timeout(&address.into(), PATIENCE)
+            .unwrap_or_else(|e| panic!("{address} from {source}: {e}"));
         Client::over(Socket::Tcp(socket.into()))
     }
 

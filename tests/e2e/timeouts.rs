@@ -3,13 +3,21 @@
 //! The upper bounds are generous: a deadline is swept for once a second, and machines are slow.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::support::{
-    ALL, Client, End, OK, Proxy, Setup, Upstream, all_served, get, let_pass, pattern, skip, with,
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    metrics::metric,
+    support::{
+        ALL, Client, End, OK, Proxy, Setup, Upstream, all_served, eventually, get, let_pass,
+        pattern, skip, with,
+    },
 };
 
 const SET: Duration = Duration::from_millis(400);
@@ -143,7 +151,7 @@ fn an_upload_that_stops_is_a_408_or_breaks_off() {
         in_time(since);
         client.until_end();
     }
-    crate::support::eventually("both uploads broke off", || {
+    eventually("both uploads broke off", || {
         upstream.notes().iter().filter(|n| *n == "closed").count() == 2
     });
 }
@@ -198,7 +206,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let proxy = Proxy::before(&upstream, &format!("{ALL}server: {{write_timeout: 0.4}}\n"));
     let mut client = proxy.client();
     client.send(get("/"));
-    crate::support::eventually("the upstream is rid of it", || !upstream.notes().is_empty());
+    eventually("the upstream is rid of it", || !upstream.notes().is_empty());
     assert_eq!(upstream.notes()[0], "cut");
     assert!(client.try_receive().is_err(), "taken for whole");
 }
@@ -392,4 +400,189 @@ fn zero_means_no_time_out() {
     slow[1].send("bc");
     slow[3].send(get("/"));
     all_served(&mut slow);
+}
+
+// ---- progress ----
+
+/// Where bytes go slowly but steadily, or stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The client sends its body.
+    Sends,
+    /// The same in chunks.
+    SendsChunks,
+    /// The client sends one chunk whose end never comes.
+    SendsOneChunk,
+    /// The upstream takes the body.
+    Takes,
+    /// The upstream takes the body of a request that it has answered.
+    TakesAfterTheHead,
+    /// The client takes the answer.
+    Reads,
+    /// The same in chunks.
+    ReadsChunks,
+    /// The client takes what comes through a tunnel.
+    ReadsTunnel,
+    /// The upstream takes what comes through a tunnel.
+    TakesTunnel,
+}
+
+const PHASES: [Phase; 9] = [
+    Phase::Sends,
+    Phase::SendsChunks,
+    Phase::SendsOneChunk,
+    Phase::Takes,
+    Phase::TakesAfterTheHead,
+    Phase::Reads,
+    Phase::ReadsChunks,
+    Phase::ReadsTunnel,
+    Phase::TakesTunnel,
+];
+
+/// Bytes of a body that no kernel takes in at once.
+const LONG: usize = 40_000_000;
+
+/// The steps of a slow side; the time-out is many times as long, and what is watched three times that.
+const STEP: Duration = Duration::from_millis(200);
+const STRIKES: &str = "read_timeout: 1.5, write_timeout: 1.5";
+const WATCHED: Duration = Duration::from_millis(4_500);
+
+/// Reads a little at each step, or nothing, until it is over.
+fn sip(mut socket: impl Read, is_steady: bool, is_over: &AtomicBool) {
+    let mut buffer = [0; 8 * 1024];
+    while !is_over.load(Ordering::Relaxed) {
+        let_pass(STEP);
+        if is_steady && matches!(socket.read(&mut buffer), Ok(0) | Err(_)) {
+            return;
+        }
+    }
+}
+
+/// Writes a little at each step, or nothing, until it is over.
+fn drip(mut socket: impl Write, piece: &[u8], is_steady: bool, is_over: &AtomicBool) {
+    while !is_over.load(Ordering::Relaxed) {
+        let_pass(STEP);
+        if is_steady && socket.write_all(piece).is_err() {
+            return;
+        }
+    }
+}
+
+/// What an upstream does in a phase.
+fn answer(mut stream: TcpStream, phase: Phase, is_steady: bool, is_over: &AtomicBool) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count > 0) {
+        head.push(byte[0]);
+    }
+    let begun = match phase {
+        Phase::Reads => "HTTP/1.1 200 OK\r\nContent-Length: 40000000\r\n\r\n",
+        Phase::ReadsChunks => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2625a00\r\n",
+        Phase::ReadsTunnel | Phase::TakesTunnel => {
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        }
+        Phase::TakesAfterTheHead => "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
+        _ => "",
+    };
+    let _ = stream.write_all(begun.as_bytes());
+    match phase {
+        Phase::Reads | Phase::ReadsChunks | Phase::ReadsTunnel => {
+            let _ = stream.write_all(&pattern(0, LONG));
+        }
+        Phase::Takes | Phase::TakesAfterTheHead | Phase::TakesTunnel => {
+            sip(&stream, is_steady, is_over);
+        }
+        _ => drop(stream.read_to_end(&mut head)),
+    }
+}
+
+/// A listener whose connections take in little at a time.
+fn narrow_listener() -> TcpListener {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(8).unwrap();
+    socket.into()
+}
+
+/// What a client does in a phase.
+fn call(mut client: Client, phase: Phase, is_steady: bool, is_over: &AtomicBool) {
+    let request = match phase {
+        Phase::Sends => with("POST /", &["Content-Length: 1000"]),
+        Phase::SendsChunks => with("POST /", &["Transfer-Encoding: chunked"]),
+        Phase::SendsOneChunk => with("POST /", &["Transfer-Encoding: chunked"]) + "1000\r\n",
+        Phase::Takes | Phase::TakesAfterTheHead => with("POST /", &["Content-Length: 40000000"]),
+        Phase::Reads | Phase::ReadsChunks => get("/"),
+        Phase::ReadsTunnel | Phase::TakesTunnel => {
+            with("GET /", &["Connection: Upgrade", "Upgrade: websocket"])
+        }
+    };
+    client.send(request);
+    let mut socket = client.writer();
+    match phase {
+        Phase::Sends | Phase::SendsOneChunk => drip(socket, b"a", is_steady, is_over),
+        Phase::SendsChunks => drip(socket, b"1\r\na\r\n", is_steady, is_over),
+        Phase::Takes | Phase::TakesAfterTheHead | Phase::TakesTunnel => {
+            let _ = socket.write_all(&pattern(0, LONG));
+        }
+        Phase::Reads | Phase::ReadsChunks | Phase::ReadsTunnel => sip(socket, is_steady, is_over),
+    }
+}
+
+/// Lets both sides of a phase live until `watch` is done with the proxy.
+fn lives(phase: Phase, is_steady: bool, memory: &str, watch: impl FnOnce(&Proxy)) {
+    let is_over = AtomicBool::new(false);
+    let listener = narrow_listener();
+    let target = listener.local_addr().unwrap();
+    let proxy = Setup::new(&format!(
+        "routes: [{{path: /, target: 'http://{target}'}}]\nserver: {{{STRIKES}}}\n\
+        metrics: {{listen: '127.0.0.1:0'}}\nlimits: {{memory: {memory}}}\n"
+    ))
+    .start();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (stream, _) = listener.accept().unwrap();
+            answer(stream, phase, is_steady, &is_over);
+        });
+        let client = Client::narrow(proxy.address());
+        let ends = client.writer();
+        scope.spawn(|| call(client, phase, is_steady, &is_over));
+        eventually("the client is there", || open(&proxy) == 1);
+        watch(&proxy);
+        is_over.store(true, Ordering::Relaxed);
+        ends.end();
+        drop(proxy);
+    });
+}
+
+fn open(proxy: &Proxy) -> u64 {
+    metric(proxy, "lean_proxy_connections_open")
+}
+
+fn each_phase(is_steady: bool, watch: fn(Phase, &Proxy)) {
+    thread::scope(|scope| {
+        for memory in ["off", "10485760"] {
+            for phase in PHASES {
+                scope.spawn(move || {
+                    lives(phase, is_steady, memory, |proxy| watch(phase, proxy));
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_slow_side_that_goes_on_is_never_cut_off() {
+    each_phase(true, |phase, proxy| {
+        let_pass(WATCHED);
+        assert_eq!(open(proxy), 1, "{phase:?}: cut off");
+    });
+}
+
+#[test]
+fn a_side_that_stops_is_cut_off_in_every_phase() {
+    each_phase(false, |phase, proxy| {
+        eventually(&format!("{phase:?}: it is cut off"), || open(proxy) == 0);
+    });
 }
