@@ -115,6 +115,8 @@ missing=()
 for tool in gcc:gcc musl-gcc:musl-tools readelf:binutils; do
   command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
 done
+# Debian's gcc comes without the C library's own files
+case $(gcc -print-file-name=Scrt1.o 2> /dev/null || true) in /*) ;; *) missing+=(libc6-dev) ;; esac
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get > /dev/null || cannot "needs gcc, musl-gcc and readelf (${missing[*]} by Debian's names): install them as this system does"
   root apt-get update -qq
