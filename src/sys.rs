@@ -825,8 +825,7 @@ mod tests {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
             // SAFETY: a new mapping, at an address of the kernel's choice.
-            let address =
-                unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+            let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
             assert_ne!(address, libc::MAP_FAILED);
             PopulatedPages(address, bytes)
         }
