@@ -113,8 +113,9 @@ with subtest("more clients than there is room for"):
 with subtest("the memory comes back"):
     seen = json.loads(upstream.succeed(f"{CLIENT} load proxy 8080 /echo 10 5", timeout=120))
     check.assertEqual(seen, {"200": 50})
-    # without the page cache, which goes by itself: anonymous memory, sockets and the kernel's own
-    slack = 512 << 10
+    # Without the page cache, which goes by itself. The first requests leave 0.3 MB and the floods another 0.4 MB (page
+    # tables, the allocator, the kernel's caches), once.
+    slack = 1 << 20
     group = "/sys/fs/cgroup" + proxy.get_unit_property("lean-proxy.service", "ControlGroup")
     held_now = f"$(cat {group}/memory.current) - $(sed -n 's/^file //p' {group}/memory.stat)"
     proxy.wait_until_succeeds(f"test $(( {held_now} )) -lt {at_rest + slack}", timeout=60)
