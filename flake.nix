@@ -1,5 +1,5 @@
 {
-  description = "A reverse proxy in one static binary that stays inside ten megabytes whatever its clients do";
+  description = "Reverse proxy in one static binary that stays inside ten megabytes whatever its clients do";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
@@ -17,8 +17,15 @@
     {
       packages = eachOf servers (pkgs: rec {
         default = lean-proxy;
-        lean-proxy = pkgs.pkgsStatic.callPackage ./nix/package.nix { };
-        dockerImage = pkgs.callPackage ./nix/image.nix { inherit lean-proxy; };
+        lean-proxy = pkgs.pkgsStatic.callPackage ./nix/package.nix {
+          tests = self.checks.${pkgs.stdenv.hostPlatform.system};
+        };
+        # Linked to glibc, with the Rust of the binary cache as it is: ready in a minute or two.
+        glibc = pkgs.callPackage ./nix/package.nix { };
+        dockerImage = pkgs.callPackage ./nix/image.nix {
+          inherit lean-proxy;
+          revision = self.rev or self.dirtyRev or "unknown";
+        };
         sbom = pkgs.callPackage ./nix/sbom.nix { };
       });
 

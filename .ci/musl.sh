@@ -3,10 +3,12 @@
 #
 #   .ci/musl.sh FOLDER
 #
-# With rustup's musl target where it is installed. Elsewhere with a toolchain made once (some minutes,
-# half a gigabyte) and kept in MUSL_TOOLCHAIN, default lean-musl-toolchain in the user's cache folder:
-# Debian's rustc-web and, compiled here from rust-web-src of the same version, std for musl. The packages
-# are unpacked there and not installed, so nothing of this machine's own Rust changes.
+# On Debian or Ubuntu, as any user, with rustup; elsewhere on Linux where gcc, musl-gcc and readelf are installed.
+# With rustup's musl target, which is added where it is to be had. Where it is not, on Debian: with a toolchain
+# made once (some minutes, half a gigabyte) and kept in MUSL_TOOLCHAIN, default lean-musl-toolchain in the
+# user's cache folder: Debian's rustc-web and, compiled here from rust-web-src of the same version, std for musl.
+# The packages are unpacked there and not installed, so nothing of this machine's own Rust changes.
+# Exit code 3: what it needs is not to be had here; the message says what.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "${1:?folder for the binary}" && cd "$1" && pwd)
@@ -18,24 +20,39 @@ toolchain=${MUSL_TOOLCHAIN:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-musl-toolchain}
 
 say() { echo "musl: $*" >&2; }
 
-root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+cannot() { say "$*"; exit 3; }
+
+root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+  command -v sudo > /dev/null || cannot "needs root, or sudo, for: $*"
+  sudo "$@"
+}
 
 # rustc of the toolchain: its libraries and its sysroot are where it was unpacked
 wrap() {
   printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q --sysroot %q "$@"\n' \
-    "$toolchain/usr/lib/$arch-linux-gnu" "$toolchain/usr/bin/rustc" "$toolchain/usr" > "$toolchain/rustc"
+    "$toolchain/usr/lib/$arch-linux-gnu:$toolchain/lib/$arch-linux-gnu" "$toolchain/usr/bin/rustc" "$toolchain/usr" > "$toolchain/rustc"
   chmod +x "$toolchain/rustc"
 }
 
+# What a package needs, itself included, that is not installed here.
+lacking() {
+  apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$1" |
+    grep '^[a-z0-9]' | sort -u | while read -r name; do
+    dpkg-query -W -f '${Status}' "$name" 2> /dev/null | grep -q 'ok installed' || echo "$name"
+  done
+}
+
 unpack() {
-  local debs=$work/debs version llvm deb
+  local debs=$work/debs version llvm deb needs
   mkdir "$debs"
   root apt-get update -qq
   version=$(apt-cache show --no-all-versions rustc-web 2> /dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\)\..*/\1/p')
-  [ -n "$version" ] || { say "neither rustup's target $target nor Debian's rustc-web is to be had"; exit 3; }
+  [ -n "$version" ] || cannot "neither rustup's target $target nor Debian's rustc-web is to be had"
   llvm=$(apt-cache depends "libstd-rust-web-$version" | sed -n 's/.*Depends: \(libllvm[0-9.]*\)$/\1/p' | head -1)
-  say "unpacking rustc-web $version and $llvm"
-  (cd "$debs" && apt-get download -qq rustc-web rust-web-src "libstd-rust-web-$version" libstd-rust-web-dev "$llvm" >&2)
+  mapfile -t needs < <(lacking "$llvm")
+  say "unpacking rustc-web $version and ${needs[*]}"
+  (cd "$debs" && apt-get download -qq rustc-web rust-web-src "libstd-rust-web-$version" libstd-rust-web-dev "${needs[@]}" >&2)
   for deb in "$debs"/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" |
       tar -x -C "$toolchain" --no-wildcards-match-slash --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # of the source: library/
@@ -64,6 +81,7 @@ compile_std() {
   local to=$1 source
   source=$(echo "$toolchain"/usr/src/rustc-*/library)
   say "compiling std for $target"
+  # shellcheck disable=SC2030 # meant for this build alone
   # std's few dependencies come from the registry, at the versions and sums of its own Cargo.lock
   (
     cd "$work"
@@ -91,11 +109,16 @@ make_toolchain() {
   "$toolchain/rustc" -V > "$toolchain/.complete" # last: without it, all is made anew
 }
 
+[ "$(uname -s)" = Linux ] || cannot "makes a Linux binary, on Linux. Elsewhere: docker build, see the Dockerfile"
+command -v cargo > /dev/null || cannot "needs cargo, from rustup"
 missing=()
 for tool in gcc:gcc musl-gcc:musl-tools readelf:binutils; do
   command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
 done
+# Debian's gcc comes without the C library's own files
+case $(gcc -print-file-name=Scrt1.o 2> /dev/null || true) in /*) ;; *) missing+=(libc6-dev) ;; esac
 if [ ${#missing[@]} -gt 0 ]; then
+  command -v apt-get > /dev/null || cannot "needs gcc, musl-gcc and readelf (${missing[*]} by Debian's names): install them as this system does"
   root apt-get update -qq
   DEBIAN_FRONTEND=noninteractive root apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
 fi
@@ -105,10 +128,15 @@ folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to 
 # C code that crates bring goes through musl-gcc. The linker stays plain cc: rustc then links its own
 # start files statically, whereas musl-gcc as the linker quietly makes a dynamic program.
 export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
-if rustup target list --installed 2> /dev/null | grep -qx "$target"; then
+has_target() { rustup target list --installed 2> /dev/null | grep -qx "$target"; }
+# a toolchain that was made before is not left for another one
+if has_target || { [ ! -e "$toolchain/.complete" ] && rustup target add "$target" > /dev/null 2>&1 && has_target; }; then
   say "rustup's own target"
 else
-  [ -e "$toolchain/.complete" ] || make_toolchain
+  if [ ! -e "$toolchain/.complete" ]; then
+    command -v apt-get > /dev/null || cannot "rustup target add $target failed, and only Debian has another Rust for it"
+    make_toolchain
+  fi
   say "$(cat "$toolchain/.complete")"
   # shellcheck source=/dev/null
   . "$toolchain/env.sh"
@@ -118,6 +146,11 @@ CARGO_TARGET_DIR=$folder cargo build --locked --release --target "$target" --man
 binary=$folder/$target/release/lean-proxy
 if readelf -lW "$binary" | grep -q INTERP || readelf -dW "$binary" | grep -q NEEDED; then
   say "$binary is not static"
+  exit 1
+fi
+# layout.ld works by names: at least 64 kB of code stand where it puts what is often used
+if ! readelf -SW "$binary" | grep -qE '\.text_busy +PROGBITS( +[0-9a-f]+){2} 0*[1-9a-f][0-9a-f]{4,} '; then
+  say "layout.ld moved nothing: .text_busy is missing or empty"
   exit 1
 fi
 cp "$binary" "$out/"

@@ -6,9 +6,19 @@ let
   packages = self.packages.${pkgs.stdenv.hostPlatform.system};
 in
 {
-  # The static binary, with all its tests: the end-to-end ones start it as it ships. They speak over
-  # loopback only, which the sandbox has.
-  package = packages.lean-proxy.overrideAttrs { cargoTestFlags = [ ]; };
+  # The static binary, with all its tests: the end-to-end ones start it as it was built for release. They
+  # speak over loopback only, which the sandbox has, and wait a bounded time for each answer: as many at a
+  # time as there are cores starve each other on a busy machine with many.
+  package = packages.lean-proxy.overrideAttrs (package: {
+    cargoTestFlags = [ ];
+    preCheck = ''
+      export LEAN_PROXY_BIN=$PWD/target/${package.passthru.target}/release/lean-proxy
+      NIX_BUILD_CORES=$((NIX_BUILD_CORES < 8 ? NIX_BUILD_CORES : 8))
+    '';
+  });
+
+  # services.leanProxy, case by case.
+  module = import ./module-test.nix { inherit self pkgs; };
 
   # The house's lints, every warning an error; on glibc, for clippy needs no musl.
   lint = (pkgs.callPackage ./package.nix { }).overrideAttrs (package: {
@@ -38,14 +48,30 @@ in
   '';
 
   # Exactly one file, and the settings that a `docker run` relies on.
-  image = pkgs.runCommand "lean-proxy-image" { nativeBuildInputs = [ pkgs.jq ]; } ''
-    tar -xf ${packages.dockerImage}
-    test "$(tar -tf */layer.tar | sed 's,^\./,,' | grep -v '/$' | grep .)" = lean-proxy
-    jq -e '.config | .Entrypoint == ["/lean-proxy"] and .Cmd == ["/config.yaml"]
-      and .User == "65532:65532" and .Env == ["PORT=80"]
-      and .Healthcheck.Test == ["CMD", "/lean-proxy", "--health"]' "$(jq -r '.[0].Config' manifest.json)"
-    touch $out
-  '';
+  image =
+    pkgs.runCommand "lean-proxy-image"
+      {
+        nativeBuildInputs = [
+          pkgs.jq
+          pkgs.python3
+        ];
+        src = lib.fileset.toSource {
+          root = ../.;
+          fileset = lib.fileset.unions [
+            ../.ci/image.py
+            ../Cargo.toml
+            ../Dockerfile
+            ./image.toml
+          ];
+        };
+      }
+      ''
+        tar -xf ${packages.dockerImage}
+        test "$(tar -tf */layer.tar | sed 's,^\./,,' | grep -v '/$' | grep .)" = lean-proxy
+        python3 $src/.ci/image.py
+        python3 $src/.ci/image.py "$(jq -r '.[0].Config' manifest.json)"
+        touch $out
+      '';
 
   # All that the program is made of and nothing of the tests, each with its checksum, and no edge into the void.
   bill = pkgs.runCommand "lean-proxy-bill" { nativeBuildInputs = [ pkgs.jq ]; } ''

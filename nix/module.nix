@@ -14,22 +14,65 @@ let
   yaml = pkgs.formats.yaml { };
   unit = lib.importTOML ./service.toml;
 
+  # `${NAME}` and `${NAME:-default}`, with the values that `environment` gives; null where one is missing.
+  variable =
+    piece:
+    let
+      value = cfg.environment.${lib.head piece} or null;
+      default = lib.elemAt piece 2;
+    in
+    if value == null || (value == "" && default != null) then default else value;
+  resolve =
+    text:
+    let
+      pieces = map (piece: if lib.isString piece then piece else variable piece) (
+        builtins.split "[$][{]([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?}" text
+      );
+    in
+    if lib.elem null pieces then null else lib.concatStrings pieces;
+
   # Where it listens, as far as it can be known here.
-  addresses = lib.toList cfg.settings.listen;
   isUnix = lib.hasPrefix "unix:";
   isHandedOver = lib.hasPrefix "fd:";
-  portOf = address: lib.toInt (lib.last (lib.splitString ":" address));
-  ports = map portOf (lib.filter (a: !isUnix a && !isHandedOver a) addresses);
-  metricsPorts = map portOf (lib.filter (a: a != null && a != "") [ cfg.settings.metrics.listen ]);
-  # A config file of the user's own is not read here; its `listen` is ":80" unless it says otherwise.
-  bindsLowPort =
-    lib.any (port: port < 1024) (lib.optionals (!cfg.socketActivation) ports ++ metricsPorts)
-    || cfg.configFile != null;
+  isTcp = address: !isUnix address && !isHandedOver address;
+  isLoopback = address: builtins.match "(127[.].*|localhost|\\[::1]):[0-9]+" address != null;
+  portOf = address: lib.toIntBase10 (lib.last (lib.splitString ":" address));
+  written = lib.toList cfg.settings.listen;
+  addresses = lib.remove null (map resolve written);
+  metrics = if cfg.settings.metrics.listen == null then "" else cfg.settings.metrics.listen;
+  metricsAddresses = lib.filter (a: a != null && a != "") [ (resolve metrics) ];
+  isKnown = lib.all (a: resolve a != null) (written ++ [ metrics ]);
 
-  # systemd's own way to write them: ":80" is a port alone, "unix:/x" a path alone. It hands them
-  # over in this order, as descriptors from 3 on.
-  socketOf = address: lib.removePrefix "unix:" (lib.removePrefix ":" address);
-  handedOver = lib.imap0 (index: _: "fd:${toString (3 + index)}") addresses;
+  # The addresses that the program itself binds.
+  bound = lib.optionals (!cfg.socketActivation) addresses ++ metricsAddresses;
+  # What cannot be known here may be a low port: in a configuration file `listen` is ":80" unless it says otherwise.
+  bindsLowPort = cfg.configFile != null || !isKnown || lib.any (a: isTcp a && portOf a < 1024) bound;
+  # The one place where the service may make files.
+  inRuntimeDirectory = lib.hasPrefix "unix:/run/lean-proxy/";
+
+  # A socket unit for each address, with address and mode in its name: a changed address is another unit, so that
+  # a switch stops the old socket, starts the new one and leaves all others alone. (Of a changed socket unit it
+  # takes no notice.) The program finds its sockets by these names.
+  mode = cfg.settings.server.unix_socket_mode;
+  socketName =
+    address:
+    "lean-proxy-"
+    + lib.replaceStrings [ ":" "/" "[" "]" "%" "@" ] [ "-" "-" "" "" "-" "-" ] (
+      lib.removePrefix ":" address
+    )
+    + lib.optionalString (isUnix address && mode != null) "-${mode}";
+  socketOf = address: {
+    description = "lean-proxy's socket at ${address}";
+    wantedBy = [ "sockets.target" ];
+    # systemd's own way to write it: ":80" is a port alone, "unix:/x" a path alone
+    listenStreams = [ (lib.removePrefix "unix:" (lib.removePrefix ":" address)) ];
+    socketConfig = {
+      Service = "lean-proxy.service";
+      FileDescriptorName = socketName address;
+    }
+    // lib.optionalAttrs (isUnix address && mode != null) { SocketMode = mode; };
+  };
+  socketNames = map socketName addresses;
 
   withoutNulls =
     value:
@@ -40,23 +83,27 @@ let
     else
       value;
   settings = withoutNulls (
-    cfg.settings // lib.optionalAttrs cfg.socketActivation { listen = handedOver; }
+    cfg.settings
+    // lib.optionalAttrs cfg.socketActivation { listen = map (name: "fd:${name}") socketNames; }
   );
-  written = yaml.generate "lean-proxy.yaml" settings;
+  generated = yaml.generate "lean-proxy.yaml" settings;
 
   # The program itself says whether it can serve this: a mistake ends the build, not the service.
   runsHere = pkgs.stdenv.buildPlatform.canExecute (cfg.package.stdenv or pkgs.stdenv).hostPlatform;
   variables = lib.mapAttrsToList (name: value: "${name}=${value}") cfg.environment;
   checked = pkgs.runCommand "lean-proxy.yaml" { } ''
-    env ${lib.escapeShellArgs variables} ${lib.getExe cfg.package} --check ${written}
-    cp ${written} $out
+    env ${lib.escapeShellArgs variables} ${lib.getExe cfg.package} --check ${generated}
+    cp ${generated} $out
   '';
-  fromSettings = if cfg.checkConfig && runsHere then checked else written;
+  fromSettings = if cfg.checkConfig && runsHere then checked else generated;
 
   configPath =
     if cfg.configFile == null then "/etc/lean-proxy/config.yaml" else toString cfg.configFile;
 in
 {
+  # Imported twice, by two ways, it is one module.
+  key = "lean-proxy#nixosModules.default";
+
   options.services.leanProxy = {
     enable = lib.mkEnableOption "lean-proxy, an HTTP reverse proxy in a few megabytes";
 
@@ -92,7 +139,7 @@ in
     };
 
     configFile = mkOption {
-      type = types.nullOr types.path;
+      type = types.nullOr types.externalPath;
       default = null;
       example = "/var/lib/secrets/lean-proxy.yaml";
       description = ''
@@ -124,7 +171,7 @@ in
     };
 
     environmentFile = mkOption {
-      type = types.nullOr types.path;
+      type = types.nullOr types.externalPath;
       default = null;
       example = "/run/secrets/lean-proxy.env";
       description = "A file of `NAME=value` lines, readable by root alone if you like, for secrets in the settings.";
@@ -143,7 +190,10 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether the ports of {option}`services.leanProxy.settings.listen` are opened in the firewall.";
+      description = ''
+        Whether the ports of {option}`services.leanProxy.settings.listen` are opened in the firewall, those of
+        loopback addresses excepted.
+      '';
     };
 
     socketActivation = mkOption {
@@ -151,8 +201,9 @@ in
       default = false;
       description = ''
         Whether systemd listens on {option}`services.leanProxy.settings.listen` and hands the sockets over.
-        The service then needs no capability for a port below 1024, and a restart refuses nobody: who comes
-        meanwhile waits. A changed `listen` restarts the socket.
+        The service then needs no capability for a port below 1024, and no connection is refused while it restarts,
+        as it does when it is upgraded: those that come meanwhile wait. Each address is a socket unit of its own,
+        so that an address can be added or taken away without touching the others.
       '';
     };
   };
@@ -176,8 +227,16 @@ in
         message = "services.leanProxy.socketActivation makes the sockets itself: services.leanProxy.settings.listen must not name one by \"fd:\".";
       }
       {
-        assertion = lib.any isUnix addresses -> cfg.socketActivation;
-        message = "services.leanProxy.settings.listen: the service cannot write to the file system, so a unix socket needs services.leanProxy.socketActivation.";
+        assertion = lib.all inRuntimeDirectory (lib.filter isUnix bound);
+        message = "services.leanProxy.settings: the service makes unix sockets below /run/lean-proxy/ only; for another place in services.leanProxy.settings.listen use services.leanProxy.socketActivation.";
+      }
+      {
+        assertion = (cfg.socketActivation || cfg.openFirewall) -> lib.all (a: resolve a != null) written;
+        message = "services.leanProxy.settings.listen names a variable that services.leanProxy.environment does not have: services.leanProxy.openFirewall and services.leanProxy.socketActivation need the address while the system is built.";
+      }
+      {
+        assertion = cfg.socketActivation -> lib.allUnique socketNames;
+        message = "services.leanProxy.settings.listen: two addresses have the same socket unit: ${toString socketNames}.";
       }
     ];
 
@@ -185,17 +244,13 @@ in
       "lean-proxy/config.yaml".source = fromSettings;
     };
 
-    networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
+    networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall (
+      map portOf (lib.filter (a: isTcp a && !isLoopback a) addresses)
+    );
 
-    systemd.sockets.lean-proxy = lib.mkIf cfg.socketActivation {
-      description = "lean-proxy's listening sockets";
-      wantedBy = [ "sockets.target" ];
-      listenStreams = map socketOf addresses;
-      # systemd makes the files then
-      socketConfig = lib.optionalAttrs (cfg.settings.server.unix_socket_mode != null) {
-        SocketMode = cfg.settings.server.unix_socket_mode;
-      };
-    };
+    systemd.sockets = lib.mkIf cfg.socketActivation (
+      lib.listToAttrs (map (a: lib.nameValuePair (socketName a) (socketOf a)) addresses)
+    );
 
     systemd.services.lean-proxy = {
       description = "lean-proxy, an HTTP reverse proxy";
@@ -203,8 +258,10 @@ in
       # Names are looked up at each request's dial, so the network need not be up yet. An address
       # to bind may be late: then it is tried again, without an end.
       after = [ "network.target" ];
-      requires = lib.mkIf cfg.socketActivation [ "lean-proxy.socket" ];
       startLimitIntervalSec = 0;
+      # A switch restarts a changed service after the new system is in place. Stopped before and started after it,
+      # it would serve nobody in between, and its sockets would be closed with it.
+      stopIfChanged = false;
       inherit (cfg) environment;
       reloadTriggers = lib.optional (cfg.configFile == null) fromSettings;
       serviceConfig =
@@ -213,6 +270,10 @@ in
         // {
           ExecStart = "${lib.getExe cfg.package} ${utils.escapeSystemdExecArg configPath}";
         }
+        // lib.optionalAttrs cfg.socketActivation {
+          Sockets = map (name: "${name}.socket") socketNames;
+        }
+        // lib.optionalAttrs (lib.any inRuntimeDirectory bound) { RuntimeDirectory = "lean-proxy"; }
         // lib.optionalAttrs (cfg.memoryMax != null) { MemoryMax = cfg.memoryMax; }
         // lib.optionalAttrs (cfg.environmentFile != null) {
           EnvironmentFile = toString cfg.environmentFile;

@@ -48,9 +48,12 @@ let
   target = types.strMatching "(https?://[^/?# ]+[^?# ]*|unix:/.+)" // {
     description = ''"http://", "https://" or "unix:/" address without query'';
   };
-  address = types.strMatching "(.*:[0-9]+|unix:/.+|fd:.+)" // {
-    description = ''address (":80", "127.0.0.1:80", "[::1]:80", "unix:/run/x.sock" or "fd:NAME")'';
-  };
+  # Where a part of it comes from the environment, the program has the last word on the rest.
+  address =
+    types.strMatching "(.*:[0-9]+|unix:/.+|fd:.+|.*[$][{][A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?}.*)"
+    // {
+      description = ''address (":80", "127.0.0.1:80", "[::1]:80", ":''${PORT:-80}", "unix:/run/x.sock" or "fd:NAME")'';
+    };
 
   cors = {
     allowed_origins = key (types.listOf origin) "Whose pages may read the answers. Empty: CORS is off.";
@@ -192,6 +195,6 @@ section {
   };
 
   metrics = part "Prometheus metrics." {
-    listen = key types.str "An address of its own; empty: off.";
+    listen = key (types.either (types.enum [ "" ]) address) "An address of its own; empty: off.";
   };
 }

@@ -1,11 +1,16 @@
 # What one needs to work on lean-proxy: `nix develop`.
 {
+  lib,
+  stdenv,
   mkShell,
   cargo,
+  cargo-deny,
   clippy,
   rust-analyzer,
   rustc,
   rustfmt,
+  strace,
+  valgrind,
   nixfmt-tree,
   python3,
   rustPlatform,
@@ -14,6 +19,7 @@
 mkShell {
   packages = [
     cargo
+    cargo-deny
     clippy
     rust-analyzer
     rustc
@@ -23,6 +29,11 @@ mkShell {
       python.mypy
       python.pyflakes
     ]))
+  ]
+  # what bench/guard.py counts with; not to be had on a Mac
+  ++ lib.filter (lib.meta.availableOn stdenv.hostPlatform) [
+    strace
+    valgrind
   ];
   RUST_SRC_PATH = "${rustPlatform.rustLibSrc}";
 }

@@ -47,3 +47,10 @@ with subtest("a crash is made good"):
     proxy.succeed(f"kill -KILL {pid}")
     upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy/echo", timeout=30)
     check.assertEqual(proxy.get_unit_property("lean-proxy.service", "NRestarts"), "1")
+
+with subtest("a process that hangs is replaced"):
+    hung = proxy.get_unit_property("lean-proxy.service", "MainPID")
+    proxy.succeed(f"kill -STOP {hung}")
+    proxy.wait_until_succeeds("test $(systemctl show -P NRestarts lean-proxy) = 2", timeout=90)
+    upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy/echo", timeout=30)
+    check.assertNotEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), hung)

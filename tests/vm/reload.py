@@ -48,7 +48,7 @@ with subtest("a bad config is reported and changes nothing"):
     proxy.succeed(f"install -m 644 /run/good.yaml {CONFIG}")
 
 with subtest("listen may change"):
-    change("s/:8080\\([^/]\\)/:8081\\1/; s/the-second/the-third/")
+    change("s/^listen: .*/listen: :8081/; s/the-second/the-third/")
     upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy:8081/health", timeout=10)
     check.assertEqual((version(8081), target(8081)), ("the-third", "/a-new-base/x"))
     upstream.fail("curl -sf --max-time 2 http://proxy:8080/health")

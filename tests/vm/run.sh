@@ -17,7 +17,8 @@ systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\)
 names=("$@")
 [ $# -gt 0 ] || for file in "$here"/*.toml; do names+=("$(basename "$file" .toml)"); done
 
-"$rig/vm-image.sh" "$base" >&2
+# iptables for the firewall that NixOS has
+VM_PKGS=${VM_PKGS:+$VM_PKGS,}iptables "$rig/vm-image.sh" "$base" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=()

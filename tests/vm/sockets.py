@@ -4,7 +4,8 @@ import unittest
 check = unittest.TestCase()
 
 start_all()
-proxy.wait_for_unit("lean-proxy.socket")
+proxy.wait_for_unit("lean-proxy-80.socket")
+proxy.wait_for_unit("lean-proxy-unix--run-lean-proxy.sock.socket")
 proxy.wait_for_unit("lean-proxy.service")
 upstream.wait_for_unit("upstream.service")
 upstream.wait_for_open_port(8080)
@@ -23,7 +24,7 @@ with subtest("the unix socket beside it"):
 
 with subtest("a restart refuses nobody"):
     upstream.succeed(
-        "systemd-run --unit=asking -p StandardOutput=file:/tmp/asked -p RemainAfterExit=yes "
+        'systemd-run --unit=asking -E PATH="$PATH" -p StandardOutput=file:/tmp/asked -p RemainAfterExit=yes '
         "bash -c 'for i in $(seq 20); do curl -s -o /dev/null -w \"%{http_code}\\n\" --max-time 20 http://proxy/echo; sleep 0.2; done; echo done'"
     )
     upstream.succeed("sleep 1")

@@ -4,6 +4,8 @@
 client.py raw HOST PORT                        sends stdin as it is, shows what comes back
 client.py sse HOST PORT TARGET                 shows when each event came, in seconds
 client.py websocket HOST PORT TARGET [HOLD]    speaks every second for HOLD seconds; all of it must come back
+client.py probe HOST PORT TARGET --until FILE   asks on a new connection each 0.2 s until the file is there; a line at the
+                                               first answer, and one at the end: how many of each, how long the slowest took
 client.py load HOST PORT TARGET CLIENTS EACH   so many clients with so many requests each; counts the answers by status
 client.py hold KIND HOST PORT COUNT SECONDS    so many clients that hold on to what they can get:
      idle     a request, and then nothing
@@ -66,6 +68,32 @@ async def websocket(host: str, port: int, target: str, hold: float) -> None:
     writer.write_eof()
     assert await asyncio.wait_for(reader.read(), 20) == b""
     print("all of it came back")
+
+
+async def probe(host: str, port: int, target: str, until: str) -> None:
+    answers: collections.Counter[str] = collections.Counter()
+    slowest = 0.0
+    while not os.path.exists(until):
+        start = time.monotonic()
+        answers[await status_of(host, port, target)] += 1
+        slowest = max(slowest, time.monotonic() - start)
+        if answers.total() == 1:
+            print("begun", flush=True)
+        await asyncio.sleep(0.2)
+    print(json.dumps({"answers": answers, "slowest": round(slowest, 2)}))
+
+
+async def status_of(host: str, port: int, target: str) -> str:
+    """The status of one request on a connection of its own, or what went wrong."""
+    try:
+        async with asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            return answer[9:12].decode() or "nothing"
+    except (OSError, asyncio.TimeoutError) as e:
+        return type(e).__name__
 
 
 async def load(host: str, port: int, target: str, clients: int, each: int) -> None:
@@ -153,9 +181,10 @@ async def hold(kind: str, host: str, port: int, count: int, seconds: float, read
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["raw", "sse", "websocket", "load", "hold"])
+    p.add_argument("what", choices=["raw", "sse", "websocket", "probe", "load", "hold"])
     p.add_argument("rest", nargs="*")
     p.add_argument("--ready", default="")
+    p.add_argument("--until", default="")
     a = p.parse_args()
     r = a.rest
     if a.what == "raw":
@@ -164,6 +193,8 @@ def main() -> None:
         asyncio.run(sse(r[0], int(r[1]), r[2]))
     elif a.what == "websocket":
         asyncio.run(websocket(r[0], int(r[1]), r[2], float(r[3]) if len(r) > 3 else 0))
+    elif a.what == "probe":
+        asyncio.run(probe(r[0], int(r[1]), r[2], a.until))
     elif a.what == "load":
         asyncio.run(load(r[0], int(r[1]), r[2], int(r[3]), int(r[4])))
     else:

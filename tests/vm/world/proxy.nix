@@ -1,5 +1,7 @@
-# The machine with the proxy: `services.leanProxy` as NAME.toml has it, which rig.py reads too.
-options:
+# The machine with the proxy: `services.leanProxy` as NAME.toml has it, which rig.py reads too. Two tables of that
+# file are not options of the module: `machine` (firewall = false; ports = [...] to open beside those of `listen`)
+# and `specialisation`, systems that differ in the options and settings given there.
+file:
 {
   config,
   lib,
@@ -7,12 +9,30 @@ options:
   ...
 }:
 
+let
+  given = lib.importTOML file;
+  machine = given.machine or { };
+  specialisations = given.specialisation or { };
+  override = lib.mapAttrs (_: lib.mkForce);
+in
 {
   services.leanProxy = {
     enable = true;
     openFirewall = true;
   }
-  // lib.importTOML options;
+  // removeAttrs given [
+    "machine"
+    "specialisation"
+  ];
+  networking.firewall.enable = machine.firewall or true;
+  networking.firewall.allowedTCPPorts = machine.ports or [ ];
+
+  system.switch.enable = lib.mkIf (specialisations != { }) true;
+  specialisation = lib.mapAttrs (_: change: {
+    configuration.services.leanProxy =
+      override (removeAttrs change [ "settings" ])
+      // lib.optionalAttrs (change ? settings) { settings = override change.settings; };
+  }) specialisations;
 
   environment.systemPackages = [
     config.services.leanProxy.package

@@ -7,6 +7,7 @@ The last word of the path says what is done, whatever stands before it:
   sse?count=5&pause=0.5    so many server-sent events, so far apart
   bytes?size=N             N bytes with a Content-Length
   slow?seconds=S           an answer after S seconds
+  sent                     how many bytes of such answers were written so far, all together
   cors                     an answer with CORS headers of the upstream's own
   ws                       101, and then every byte comes back
   anything else            what was asked for, as JSON: method, target, headers, size and SHA-256 of the body
@@ -23,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 Headers = list[tuple[str, str]]
 PIECE = 16384
+sent = 0
 
 
 class Request:
@@ -59,6 +61,7 @@ class Request:
 
 async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
     """Answers one request; false where the connection is used up."""
+    global sent
     url = urlsplit(request.target)
     query = {k: v[0] for k, v in parse_qs(url.query).items()}
     word = url.path.rsplit("/", 1)[-1]
@@ -85,6 +88,13 @@ async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
             left -= len(piece)
             writer.write(piece)
             await writer.drain()
+            sent += len(piece)
+        return True
+
+    if word == "sent":
+        text = str(sent).encode()
+        head(writer, 200, [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
+        writer.write(text)
         return True
 
     if word == "slow":

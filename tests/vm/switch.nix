@@ -1,0 +1,4 @@
+{
+  nodes.proxy = import ./world/proxy.nix ./switch.toml;
+  nodes.upstream = ./world/upstream.nix;
+}
