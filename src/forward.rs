@@ -246,6 +246,9 @@ impl Sending<'_> {
                     Err(_) => false,
                 };
                 if is_large && !ride.holds_head() {
+                    if let Ok(Some(head)) = &read {
+                        upstream.put_back_head(head.len);
+                    }
                     self.unread = true;
                     return Poll::Ready(Ok(None));
                 }
@@ -256,7 +259,6 @@ impl Sending<'_> {
                     Ok(None) => break,
                     Ok(Some(head)) => head,
                 };
-                upstream.start += head.len;
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
                 {
                     return Poll::Ready(Ok(Some(head)));

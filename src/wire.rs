@@ -270,6 +270,12 @@ impl Upstream {
         Ok(head)
     }
 
+    /// Lets a head of `len` bytes that was taken out be read once more.
+    pub fn put_back_head(&mut self, len: usize) {
+        self.start -= len;
+        self.scanned = 0;
+    }
+
     /// Bytes that were read and not used.
     pub fn unread(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
