@@ -298,7 +298,9 @@ fn what_is_refused_before_it_is_read_has_an_outcome_of_its_own() {
         counted(&proxy, outcome);
     }
     proxy.await_log("the preflight", |line| {
-        line.contains("level=debug msg=\"preflight refused\"") && line.contains("route=/")
+        line.contains("level=debug msg=\"no answer\"")
+            && line.contains("route=/")
+            && line.contains("origin https://evil.example is not among https://app.example")
     });
 }
 
