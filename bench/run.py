@@ -29,8 +29,8 @@ from report import Course, Results, markdown, picture
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Between these two lines the README holds what was measured.
-FIRST_MARK = "<!-- bench/run.py --readme -->"
+# Between these two lines docs/benchmark.md holds what was measured, and the README some rows of it.
+FIRST_MARK = "<!-- bench/run.py --page -->"
 LAST_MARK = "<!-- end -->"
 
 
@@ -133,11 +133,22 @@ def setting(lab: Lab, contenders: list[Contender], quick: bool) -> list[str]:
     ]
 
 
-def put_into_readme(text: str) -> None:
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(FIRST_MARK)
-    after = rest.split(LAST_MARK)[1]
-    readme.write_text(f"{before}{FIRST_MARK}\n{text}{LAST_MARK}{after}")
+def replace_between_marks(page: Path, change: Callable[[str], str]) -> None:
+    before, rest = page.read_text().split(FIRST_MARK + "\n")
+    old, after = rest.split(LAST_MARK)
+    page.write_text(f"{before}{FIRST_MARK}\n{change(old)}{LAST_MARK}{after}")
+
+
+def put_into_pages(text: str) -> None:
+    """The whole text into docs/benchmark.md; the rows that the README shows get their new figures."""
+    replace_between_marks(ROOT / "docs" / "benchmark.md", lambda _: text)
+    rows = {line.split("|")[1]: line for line in text.splitlines() if line.startswith("|")}
+
+    def refresh(old: str) -> str:
+        lines = [rows.get(line.split("|")[1], line) if line.startswith("|") else line for line in old.splitlines()]
+        return "\n".join(lines) + "\n"
+
+    replace_between_marks(ROOT / "README.md", refresh)
 
 
 def main() -> int:
@@ -146,7 +157,7 @@ def main() -> int:
     arguments.add_argument("--binary", help="the lean-proxy to measure; default: cargo builds it")
     arguments.add_argument("--peer", action="append", default=[], choices=list(PEERS), help="only this peer (may be repeated)")
     arguments.add_argument("--out", type=Path, default=ROOT / "target" / "bench", help="folder for bench.md, bench.json and memory.svg")
-    arguments.add_argument("--readme", action="store_true", help="put the table and the picture into the README")
+    arguments.add_argument("--page", action="store_true", help="put the tables into docs/benchmark.md and the README, and the picture beside them")
     asked = arguments.parse_args()
     prepare()
     traffic = build("--release", "--example=traffic")["traffic"]
@@ -170,9 +181,9 @@ def main() -> int:
     counted = "socket buffers included" if bench.verdicts else "PSS"
     drawn = picture(bench.courses, LIMIT, counted)
     (asked.out / "memory.svg").write_text(drawn)
-    if asked.readme:
+    if asked.page:
         (ROOT / "bench" / "memory.svg").write_text(drawn)
-        put_into_readme(text)
+        put_into_pages(text)
     print(text)
     say("written to", asked.out)
     return 0

@@ -130,7 +130,7 @@ in
         }
       '';
       description = ''
-        The configuration, key by key as in the YAML file that the README describes.
+        The configuration, key by key as in the YAML file that docs/configuration.md describes.
         It is checked while the system is built.
         A changed configuration is taken over without a restart: connections live on.
         Secrets do not belong here, for the store is readable by all: write `''${NAME}` and give

@@ -1,10 +1,11 @@
-//! The README keeps its word: its configurations pass `--check`, its tables know every key and default.
+//! The pages keep their word: the configurations in `README.md` and `docs/` pass `--check`, the tables know every key and
+//! its default, every metric and every outcome, and every link between the pages leads somewhere.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::support::{Setup, skip};
 
-/// What stands beside the manifest; `None` where only the sources were copied, as a package build does.
+/// A file beside the manifest; `None` where only the sources were copied, as a package build does.
 fn beside_the_manifest(name: &str) -> Option<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let text = fs::read_to_string(&path).ok();
@@ -12,6 +13,79 @@ fn beside_the_manifest(name: &str) -> Option<String> {
         skip(&format!("there is no {}", path.display()));
     }
     text
+}
+
+/// A page for readers: its path from the manifest, and its text.
+struct Page {
+    name: String,
+    text: String,
+}
+
+/// `README.md` and every page in `docs/`, in the order of their names; `None` where only the sources were copied. Where the
+/// README is, `docs/` must be too.
+fn pages() -> Option<Vec<Page>> {
+    let readme = Page {
+        name: "README.md".to_owned(),
+        text: beside_the_manifest("README.md")?,
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let mut pages = vec![readme];
+    for entry in fs::read_dir(&folder).expect("docs/ is beside README.md") {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            pages.push(Page {
+                name: format!("docs/{name}"),
+                text: fs::read_to_string(&path).unwrap(),
+            });
+        }
+    }
+    pages.sort_by(|one, other| one.name.cmp(&other.name));
+    Some(pages)
+}
+
+/// The text of the section with this heading, to the next heading of its level or above, on whichever page has it.
+fn section<'a>(pages: &'a [Page], heading: &str) -> &'a str {
+    let mut found = pages
+        .iter()
+        .filter_map(|page| page.text.split_once(&format!("\n{heading}\n")));
+    let (_, rest) = found
+        .next()
+        .unwrap_or_else(|| panic!("no page has the section {heading}"));
+    assert!(found.next().is_none(), "two pages have {heading}");
+    let level = heading.bytes().take_while(|byte| *byte == b'#').count();
+    let ends = (1..=level).filter_map(|level| rest.find(&format!("\n{} ", "#".repeat(level))));
+    &rest[..ends.min().unwrap_or(rest.len())]
+}
+
+/// The cells of a row of a table, without the white space around them.
+fn cells(line: &str) -> Vec<&str> {
+    let inner = line
+        .strip_prefix('|')
+        .and_then(|line| line.strip_suffix('|'));
+    inner.map_or_else(Vec::new, |inner| inner.split('|').map(str::trim).collect())
+}
+
+/// What stands in back-ticks.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// What stands in back-ticks in the column of this name, in all tables of a text that have one.
+fn column<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let mut index = None;
+    let mut words = Vec::new();
+    for line in text.lines() {
+        let cells = cells(line);
+        if cells.is_empty() {
+            index = None;
+        } else if let Some(index) = index {
+            words.extend(cells.get(index).copied().into_iter().flat_map(quoted));
+        } else {
+            index = cells.iter().position(|cell| *cell == name);
+        }
+    }
+    words
 }
 
 /// Every fenced block of this language, with the number of its first line.
@@ -60,76 +134,63 @@ fn rows(text: &str) -> Vec<Row> {
 }
 
 #[test]
-fn every_configuration_of_the_readme_passes_the_check() {
-    let Some(readme) = beside_the_manifest("README.md") else {
+fn every_configuration_of_the_pages_passes_the_check() {
+    let Some(pages) = pages() else {
         return;
     };
     let mut count = 0;
-    for (line, yaml) in blocks(&readme, "yaml") {
-        if !yaml.lines().any(|line| line.starts_with("routes:")) {
-            continue;
+    for page in &pages {
+        for (line, yaml) in blocks(&page.text, "yaml") {
+            if !yaml.lines().any(|line| line.starts_with("routes:")) {
+                continue;
+            }
+            let run = Setup::new(&yaml).args(&["--check", "CONFIG"]).run();
+            let at = format!("the block at {}:{line}", page.name);
+            assert_eq!(run.code, Some(0), "{at}\n{}", run.err);
+            count += 1;
         }
-        let run = Setup::new(&yaml).args(&["--check", "CONFIG"]).run();
-        assert_eq!(
-            run.code,
-            Some(0),
-            "the block at README.md:{line}\n{}",
-            run.err
-        );
-        count += 1;
     }
-    assert!(count >= 6, "only {count} blocks were found");
+    assert!(count >= 9, "only {count} blocks were found");
 }
 
 #[test]
-fn the_readme_knows_every_metric_and_every_outcome_and_no_other_metric() {
-    let Some(readme) = beside_the_manifest("README.md") else {
+fn the_pages_know_every_metric_and_every_outcome_and_no_other() {
+    let Some(pages) = pages() else {
         return;
     };
     let proxy = Setup::new(
         "routes: [{path: /, target: 'unix:DIR/none'}]\nmetrics: {listen: '127.0.0.1:0'}\n",
     )
     .start();
-    let page = crate::metrics::page(&proxy);
-    let mut shown = Vec::new();
-    for line in page.lines() {
-        if let Some(rest) = line.strip_prefix("# TYPE lean_proxy_") {
-            shown.push(rest.split(' ').next().unwrap().to_owned());
-        }
-        if let Some(rest) = line.strip_prefix("lean_proxy_failures_total{outcome=\"") {
-            let word = rest.split('"').next().unwrap();
-            assert!(readme.contains(&format!("`{word}`")), "{word} is not told");
-        }
-    }
-    let (_, section) = readme.split_once("### Metrics\n").unwrap();
-    let section = section.split("\n### ").next().unwrap();
-    let mut told: Vec<String> = section
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-        .flat_map(|line| {
-            line.split('|')
-                .nth(1)
-                .unwrap()
-                .split('`')
-                .skip(1)
-                .step_by(2)
-        })
-        .map(|name| name.split('{').next().unwrap().to_owned())
+    let shown = crate::metrics::page(&proxy);
+    let after = |prefix: &'static str, end: char| {
+        let rest = shown
+            .lines()
+            .filter_map(move |line| line.strip_prefix(prefix));
+        rest.map(move |rest| rest.split(end).next().unwrap())
+            .collect::<BTreeSet<_>>()
+    };
+
+    let metrics = section(&pages, "## Metrics");
+    let first_cells = metrics.lines().map(cells).filter(|row| row.len() > 1);
+    let told: BTreeSet<&str> = first_cells
+        .flat_map(|row| quoted(row[0]))
+        .map(|name| name.split('{').next().unwrap())
         .collect();
-    shown.sort();
-    told.sort();
-    assert_eq!(told, shown);
+    assert_eq!(told, after("# TYPE lean_proxy_", ' '));
+
+    let outcomes = column(section(&pages, "## Outcomes"), "outcome");
+    let mut told: BTreeSet<&str> = outcomes.into_iter().collect();
+    assert!(told.remove("ok"), "`ok` is not told");
+    assert_eq!(told, after("lean_proxy_failures_total{outcome=\"", '"'));
 }
 
 #[test]
-fn the_tables_of_the_readme_know_every_key_and_its_default() {
-    let (Some(readme), Some(sample)) = (
-        beside_the_manifest("README.md"),
-        beside_the_manifest("config.yaml"),
-    ) else {
+fn the_tables_of_the_pages_know_every_key_and_its_default() {
+    let (Some(pages), Some(sample)) = (pages(), beside_the_manifest("config.yaml")) else {
         return;
     };
-    let rows = rows(&readme);
+    let rows: Vec<Row> = pages.iter().flat_map(|page| rows(&page.text)).collect();
     let mut section = String::new();
     for line in sample.lines() {
         let text = line.trim_start_matches([' ', '-']).trim_start_matches("# ");
@@ -157,10 +218,112 @@ fn the_tables_of_the_readme_know_every_key_and_its_default() {
                 .unwrap_or(&row.key);
             is_here && (name == key || name.starts_with(&below))
         });
-        let row = row.unwrap_or_else(|| panic!("README.md has no row for {section}.{key}"));
+        let row = row.unwrap_or_else(|| panic!("no page has a row for {section}.{key}"));
         // a route's keys, and `listen`, have words for what they fall back on
         if !["routes", "listen"].contains(&section.as_str()) {
             assert_eq!(row.default, value.trim(), "the default of {section}.{key}");
         }
+    }
+}
+
+#[test]
+fn the_pages_know_every_option_and_every_variable_of_the_help() {
+    let Some(pages) = pages() else {
+        return;
+    };
+    let help = Setup::new("").args(&["--help"]).run().out;
+    let (usage, rest) = help.split_once("environment:").unwrap();
+    let (variables, _) = rest.split_once("exit codes:").unwrap();
+    let command_line = section(&pages, "## Command line");
+    let mut count = 0;
+    for option in usage.split_whitespace().filter(|it| it.starts_with("--")) {
+        let option = option.trim_end_matches([',', ';', ':']);
+        assert!(command_line.contains(option), "{option} is not told");
+        count += 1;
+    }
+    let told = column(section(&pages, "## Environment"), "variable");
+    let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    for line in variables.lines() {
+        let (names, _) = line.trim().split_once("  ").unwrap_or_default();
+        for name in names.split(", ") {
+            let name = name.split('=').next().unwrap();
+            assert!(name.bytes().all(is_upper), "no name: {name}");
+            assert!(
+                name.is_empty() || told.contains(&name),
+                "{name} is not told"
+            );
+            count += usize::from(!name.is_empty());
+        }
+    }
+    assert!(count >= 14, "only {count} were found");
+}
+
+/// What GitHub calls a heading in a link: lower case, hyphens for spaces, other punctuation left out.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept
+        .chars()
+        .filter(|char| char.is_alphanumeric() || [' ', '-', '_'].contains(char));
+    kept.map(|char| if char == ' ' { '-' } else { char })
+        .collect()
+}
+
+/// The targets of the links and pictures of a text, outside fenced blocks.
+fn links(text: &str) -> Vec<&str> {
+    let mut links = Vec::new();
+    for (index, prose) in text.split("\n```").enumerate() {
+        if index % 2 == 0 {
+            let ends = prose.split("](").skip(1);
+            links.extend(ends.map(|rest| rest.split(')').next().unwrap_or(rest)));
+        }
+    }
+    links
+}
+
+#[test]
+fn every_link_of_the_pages_leads_somewhere() {
+    let Some(pages) = pages() else {
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for page in &pages {
+        let file = root.join(&page.name);
+        for link in links(&page.text) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let to = if path.is_empty() {
+                file.clone()
+            } else {
+                file.parent().unwrap().join(path)
+            };
+            assert!(to.exists(), "{}: {link}", page.name);
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&to).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let is_there = headings.any(|line| anchor(line) == heading);
+                assert!(is_there, "{}: {link}", page.name);
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 40, "only {count} links were found");
+}
+
+#[test]
+fn the_figures_of_the_readme_are_those_of_the_benchmark() {
+    let Some(pages) = pages() else {
+        return;
+    };
+    let page = |name: &str| pages.iter().find(|page| page.name == name);
+    let text = |name: &str| &page(name).unwrap_or_else(|| panic!("no {name}")).text;
+    let benchmark: BTreeSet<&str> = text("docs/benchmark.md").lines().collect();
+    let rows = section(&pages, "## Memory and speed").lines();
+    let rows: Vec<&str> = rows.filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() >= 8, "only {} rows were found", rows.len());
+    for row in rows {
+        assert!(benchmark.contains(row), "not in docs/benchmark.md: {row}");
     }
 }
