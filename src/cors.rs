@@ -5,6 +5,7 @@
 
 use std::{fmt::Write as _, net::Ipv6Addr};
 
+use crate::http1::chunked;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
@@ -14,8 +15,6 @@ use http::{
         Entry, HeaderName, ORIGIN, VARY,
     },
 };
-
-use crate::chunked;
 
 /// `cors:` with its defaults filled in, not yet validated.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,167 @@
+//! One thread of the program: its runtime, its listeners and its exchanges.
+
+use crate::{
+    config::{Config, Listen},
+    exchange::worker::Worker,
+    memory::budget::{Budget, Plan},
+    observe::metrics::Metrics,
+    server::{
+        close,
+        listener::{Door, Listener, Porter},
+        metrics_endpoint,
+        pressure::Keeper,
+        sockets,
+        supervisor::{Pulse, Reporter},
+    },
+    sys::systemd,
+};
+use anyhow::{Context as _, Result};
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Instant, SystemTime},
+};
+use tokio::{runtime::LocalRuntime, sync::mpsc};
+/// What every worker is born with.
+#[derive(Clone)]
+pub struct Birth {
+    pub reporter: Reporter,
+    /// Where systemd watches us.
+    pub pulse: Option<Arc<Pulse>>,
+    pub config: Arc<Config>,
+    pub plan: Plan,
+    /// Connections to upstreams that this worker has descriptors for.
+    pub upstreams: usize,
+    /// The process's memory limit, and whether a cgroup sets it.
+    pub limit: Option<(u64, bool)>,
+    pub metrics: Arc<Metrics>,
+    pub start: SystemTime,
+}
+
+/// What a worker is told.
+pub enum Word {
+    /// Serve this from now on: open these doors, keep those, close the others.
+    Reload {
+        config: Arc<Config>,
+        opened: Vec<(Listen, OwnedFd)>,
+        kept: Vec<Listen>,
+    },
+    /// Health says 503, clients are told to leave.
+    Drain,
+    /// Close the doors; be gone by then. A second one may only bring the end nearer.
+    Close(Instant),
+}
+
+/// Starts a worker on a thread of its own.
+pub fn hire(
+    index: usize,
+    birth: Birth,
+    doors: &[Door],
+) -> Result<(mpsc::UnboundedSender<Word>, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let sockets = sockets(doors, index)?;
+    let reporter = birth.reporter.clone();
+    let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
+    let thread = thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .stack_size(512 * 1024)
+        .spawn(move || reporter.run(work))
+        .context("starting a worker")?;
+    Ok((sender, thread))
+}
+
+pub fn runtime() -> Result<LocalRuntime> {
+    // tokio panics where it lacks some of its six descriptors; an error is what is to be heard
+    let probe = [(); 3].map(|()| UnixStream::pair());
+    for pair in probe {
+        pair.context("starting the runtime")?;
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .context("starting the runtime")
+}
+
+/// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
+pub async fn labour(
+    birth: Birth,
+    sockets: Vec<(Listen, OwnedFd)>,
+    exposed: Option<OwnedFd>,
+    mut words: mpsc::UnboundedReceiver<Word>,
+) -> Result<()> {
+    let reporter = birth.reporter;
+    let worker = Worker::new(
+        birth.config,
+        Budget::new(birth.plan),
+        birth.upstreams,
+        birth.metrics,
+        birth.start,
+    );
+    let mut porters: Vec<(Listen, Porter)> = Vec::new();
+    for (listen, socket) in sockets {
+        porters.push((listen, Porter::new(&worker, socket, &reporter)?));
+    }
+    let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
+    reporter.spawn(
+        "timer",
+        sweep(&worker, &keeper, birth.pulse, reporter.worker()),
+    );
+    if let Some(socket) = exposed {
+        let listener = Listener::new(socket)?;
+        let answer = metrics_endpoint::answer(Rc::clone(&worker), listener);
+        reporter.spawn("metrics listener", answer);
+    }
+    reporter.accepts();
+    while let Some(word) = words.recv().await {
+        match word {
+            Word::Reload {
+                config,
+                opened,
+                kept,
+            } => {
+                worker.reload(config);
+                keeper.tidy_again();
+                for (_, porter) in porters.extract_if(.., |(listen, _)| !kept.contains(listen)) {
+                    porter.end();
+                }
+                for (listen, socket) in opened {
+                    porters.push((listen, Porter::new(&worker, socket, &reporter)?));
+                }
+            }
+            Word::Drain => worker.draining.set(true),
+            Word::Close(end) => {
+                for (_, porter) in porters.drain(..) {
+                    porter.end();
+                }
+                close(&worker, end, &mut words).await;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.
+pub fn sweep(
+    worker: &Rc<Worker>,
+    keeper: &Rc<Keeper>,
+    pulse: Option<Arc<Pulse>>,
+    index: usize,
+) -> impl Future<Output = Result<()>> + use<> {
+    let (park, keeper) = (Rc::clone(&worker.park), Rc::clone(keeper));
+    let longest = pulse.as_ref().map(|pulse| pulse.longest_sleep());
+    async move {
+        let look = move || {
+            if pulse
+                .as_ref()
+                .is_some_and(|pulse| pulse.beat(index, Instant::now()))
+            {
+                systemd::notify("WATCHDOG=1");
+            }
+            keeper.look()
+        };
+        match park.sweep(longest, look).await {}
+    }
+}
