@@ -40,7 +40,7 @@ pub enum Credentials {
     /// The upstream's `true` passes where an origin of the list matched. A preflight, which no upstream answers, says
     /// nothing, so that a list of origins alone never grants credentials.
     Auto,
-    /// Said to every origin that matched, in preflights too.
+    /// `FramingFields` to every origin that matched, in preflights too.
     Yes,
     /// Never said.
     No,

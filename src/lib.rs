@@ -65,7 +65,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::cli::{Asked, Command, Place};
+use crate::cli::{Asked, Command, ConfigArgument};
 use config::{Config, Source};
 
 /// Stopped as asked.
@@ -83,8 +83,8 @@ const FAILED: u8 = 3;
 /// failure while running.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     match cli::parse(arguments) {
-        Ok(Command::Serve(place, pid_file)) => serve(place, pid_file.as_deref()),
-        Ok(Command::Check(place)) => check(place),
+        Ok(Command::Serve(argument, pid_file)) => serve(argument, pid_file.as_deref()),
+        Ok(Command::Check(argument)) => check(argument),
         Ok(Command::Health(asked)) => health(asked),
         Ok(Command::Reload(pid_file)) => reload(pid_file.as_deref()),
         Ok(Command::Version) => cli::say(&version()),
@@ -94,21 +94,21 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
 }
 
 /// Where a configuration comes from, once the environment was asked.
-enum Origin {
+enum ConfigSource {
     File(PathBuf),
     Inline(String),
 }
 
-impl Origin {
+impl ConfigSource {
     /// `None`: nothing was named, and there is nothing where one would look.
-    fn of(place: Place) -> Option<Origin> {
-        match place {
-            Place::File(path) => Some(Origin::File(path)),
-            Place::Default => match env::var("LEAN_PROXY_CONFIG") {
-                Ok(text) if !text.is_empty() => Some(Origin::Inline(text)),
+    fn of(argument: ConfigArgument) -> Option<ConfigSource> {
+        match argument {
+            ConfigArgument::File(path) => Some(ConfigSource::File(path)),
+            ConfigArgument::Default => match env::var("LEAN_PROXY_CONFIG") {
+                Ok(text) if !text.is_empty() => Some(ConfigSource::Inline(text)),
                 _ => Path::new(cli::DEFAULT_CONFIG)
                     .exists()
-                    .then(|| Origin::File(cli::DEFAULT_CONFIG.into())),
+                    .then(|| ConfigSource::File(cli::DEFAULT_CONFIG.into())),
             },
         }
     }
@@ -116,15 +116,15 @@ impl Origin {
     /// What the log calls it.
     fn name(&self) -> String {
         match self {
-            Origin::File(path) => path.display().to_string(),
-            Origin::Inline(_) => "LEAN_PROXY_CONFIG".to_owned(),
+            ConfigSource::File(path) => path.display().to_string(),
+            ConfigSource::Inline(_) => "LEAN_PROXY_CONFIG".to_owned(),
         }
     }
 
     fn load(&self) -> Result<Arc<Config>, Vec<String>> {
         let source = match self {
-            Origin::File(path) => Source::File(path),
-            Origin::Inline(text) => Source::Text("LEAN_PROXY_CONFIG", text),
+            ConfigSource::File(path) => Source::File(path),
+            ConfigSource::Inline(text) => Source::Text("LEAN_PROXY_CONFIG", text),
         };
         config::load(source, &|name| env::var(name).ok())
     }
@@ -132,11 +132,11 @@ impl Origin {
     /// The same for a process that serves: only what can be read inside its memory limit.
     fn load_to_serve(&self) -> Result<Arc<Config>, Vec<String>> {
         let (name, len) = match self {
-            Origin::File(path) => (
+            ConfigSource::File(path) => (
                 path.display().to_string(),
                 path.metadata().map_or(0, |file| file.len()),
             ),
-            Origin::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
+            ConfigSource::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
         };
         footprint::check(len).map_err(|error| vec![format!("{name}: {error}")])?;
         self.load()
@@ -152,8 +152,8 @@ fn version() -> String {
     }
 }
 
-fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
-    let Some(origin) = Origin::of(place) else {
+fn serve(argument: ConfigArgument, pid_file: Option<&Path>) -> u8 {
+    let Some(origin) = ConfigSource::of(argument) else {
         return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     let config = match origin.load_to_serve() {
@@ -173,8 +173,8 @@ fn serve(place: Place, pid_file: Option<&Path>) -> u8 {
     }
 }
 
-fn check(place: Place) -> u8 {
-    let Some(origin) = Origin::of(place) else {
+fn check(argument: ConfigArgument) -> u8 {
+    let Some(origin) = ConfigSource::of(argument) else {
         return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
     match origin.load() {
@@ -192,12 +192,12 @@ fn check(place: Place) -> u8 {
 
 /// Where nothing is named and process 1 is a lean-proxy, that one is meant: a container's health check is the same
 /// command whatever the container was started with.
-fn running(place: Place) -> Place {
-    let (Place::Default, Some(own)) = (&place, env::args_os().next()) else {
-        return place;
+fn running(argument: ConfigArgument) -> ConfigArgument {
+    let (ConfigArgument::Default, Some(own)) = (&argument, env::args_os().next()) else {
+        return argument;
     };
     let first = std::fs::read("/proc/1/cmdline").unwrap_or_default();
-    cli::served(&first, &own).unwrap_or(place)
+    cli::served(&first, &own).unwrap_or(argument)
 }
 
 fn reload(pid_file: Option<&Path>) -> u8 {
@@ -213,11 +213,13 @@ fn reload(pid_file: Option<&Path>) -> u8 {
 fn health(asked: Asked) -> u8 {
     let result = match asked {
         Asked::Url(url) => observe::health::ask_url(&url),
-        Asked::Config(place) => match Origin::of(running(place)).map(|origin| origin.load()) {
-            None => return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]),
-            Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
-            Some(Ok(config)) => observe::health::ask(&config),
-        },
+        Asked::Config(argument) => {
+            match ConfigSource::of(running(argument)).map(|origin| origin.load()) {
+                None => return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]),
+                Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
+                Some(Ok(config)) => observe::health::ask(&config),
+            }
+        }
     };
     match result {
         Ok(line) => cli::say(&line),

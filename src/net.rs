@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 /// A connection to an upstream.
 #[derive(Debug)]
-pub enum Io {
+pub enum Stream {
     /// `http://`.
     Tcp(TcpStream),
     /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
@@ -32,7 +32,7 @@ pub enum Io {
 
 /// Which way bytes go through a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// They are read from it.
     In,
     /// They are written to it.
@@ -41,20 +41,20 @@ pub enum Way {
 
 /// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
 #[derive(Debug)]
-pub struct Wide {
+pub struct WideBuffer {
     /// Which way.
-    pub way: Way,
+    pub direction: Direction,
     _permit: Permit,
 }
 
-impl Io {
+impl Stream {
     /// Ready when there is something to read, or the end, or an error. It may be ready though nothing is there: after a
     /// read that filled its buffer exactly, and with TLS for a record that carries no data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Io::Tcp(stream) | Io::Bounded(stream) => stream.poll_read_ready(cx),
-            Io::Unix(stream) => stream.poll_read_ready(cx),
-            Io::Tls(stream) => {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
+            Stream::Unix(stream) => stream.poll_read_ready(cx),
+            Stream::Tls(stream) => {
                 let (socket, session) = stream.get_mut();
                 match io::BufRead::fill_buf(&mut session.reader()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -71,10 +71,10 @@ impl Io {
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
-            Io::Tcp(stream) | Io::Bounded(stream) => {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => {
                 stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
             }
-            Io::Unix(stream) => loop {
+            Stream::Unix(stream) => loop {
                 ready!(stream.poll_read_ready(cx))?;
                 match stream.try_io(Interest::READABLE, || {
                     SockRef::from(&*stream).peek(&mut byte)
@@ -83,7 +83,7 @@ impl Io {
                     result => return Poll::Ready(result),
                 }
             },
-            Io::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
+            Stream::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
         }
     }
 
@@ -100,88 +100,88 @@ impl Io {
 
     /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
     /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
-    pub fn unix(stream: UnixStream, send_buffer: Option<usize>) -> Io {
-        let io = Io::Unix(stream);
+    pub fn unix(stream: UnixStream, send_buffer: Option<usize>) -> Stream {
+        let io = Stream::Unix(stream);
         if let Some(size) = send_buffer {
-            io.set_buffer(Way::Out, size);
+            io.set_buffer(Direction::Out, size);
         }
         io
     }
 
     /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
-    pub fn tcp(stream: TcpStream, bounded: bool) -> Io {
+    pub fn tcp(stream: TcpStream, bounded: bool) -> Stream {
         if bounded {
-            Io::Bounded(stream)
+            Stream::Bounded(stream)
         } else {
-            Io::Tcp(stream)
+            Stream::Tcp(stream)
         }
     }
 
     /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
-    pub fn widen(&self, way: Way, budget: &Rc<Budget>) -> Option<Box<Wide>> {
-        if matches!((self, way), (Io::Unix(_), Way::In)) {
+    pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
+        if matches!((self, direction), (Stream::Unix(_), Direction::In)) {
             // what a unix socket receives stands in the sender's buffer
             return None;
         }
         let (size, permit) = budget.width()?;
-        self.set_buffer(way, size);
-        Some(Box::new(Wide {
-            way,
+        self.set_buffer(direction, size);
+        Some(Box::new(WideBuffer {
+            direction,
             _permit: permit,
         }))
     }
 
     /// Takes that back, before the next message. What is received never gets narrower: of what was offered to the other
     /// side already the kernel would drop segments for ever that are larger than the buffer.
-    pub fn narrow(&self, wide: &Wide) {
-        if wide.way == Way::Out {
-            self.set_buffer(Way::Out, NARROW);
+    pub fn narrow(&self, wide: &WideBuffer) {
+        if wide.direction == Direction::Out {
+            self.set_buffer(Direction::Out, NARROW);
         }
     }
 
-    fn set_buffer(&self, way: Way, size: usize) {
+    fn set_buffer(&self, direction: Direction, size: usize) {
         let socket = self.socket();
-        match way {
-            Way::Out => drop(socket.set_send_buffer_size(size)),
-            Way::In => socket::set_receive_buffer(&socket, size),
+        match direction {
+            Direction::Out => drop(socket.set_send_buffer_size(size)),
+            Direction::In => socket::set_receive_buffer(&socket, size),
         }
     }
 
     /// The socket, for its options.
     pub fn socket(&self) -> SockRef<'_> {
         match self {
-            Io::Tcp(stream) | Io::Bounded(stream) => SockRef::from(stream),
-            Io::Unix(stream) => SockRef::from(stream),
-            Io::Tls(stream) => SockRef::from(stream.get_ref().0),
+            Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
+            Stream::Unix(stream) => SockRef::from(stream),
+            Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
         }
     }
 }
 
-impl AsyncRead for Io {
+impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for Stream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Io::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
-            Io::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Io::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -191,10 +191,10 @@ impl AsyncWrite for Io {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-            Io::Bounded(stream) => send_apart(stream, cx, pieces),
-            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Bounded(stream) => send_apart(stream, cx, pieces),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
         }
     }
 
@@ -204,17 +204,17 @@ impl AsyncWrite for Io {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Io::Tcp(stream) | Io::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

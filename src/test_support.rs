@@ -18,20 +18,20 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{
     config::{self, Config, Source},
-    connection_table::Park,
+    connection_table::ConnectionTable,
     exchange::{
         client::Client,
-        context::Ride,
+        context::ExchangeContext,
         deadline::Limits,
-        download::{Download, Got},
+        download::{BodyFrame, Download},
         subject::Subject,
     },
-    http1::{client::Upstream, response_head::Head, server::Gate},
+    http1::{client::Upstream, response_head::Head, server::ServerCodec},
     memory::{
         budget::{Budget, Plan},
-        buffers::{Buffers, Room},
+        buffers::{Buffers, ReadSize},
     },
-    net::Io,
+    net::Stream,
     observe::metrics::{self, Metrics},
     route::{Address, Origin},
     upstream::pool::{Checkout, Host, Pool},
@@ -40,7 +40,7 @@ use crate::{
 /// What an upstream connection needs around it.
 pub struct Stage {
     runtime: LocalRuntime,
-    park: Rc<Park>,
+    table: Rc<ConnectionTable>,
     pool: Rc<Pool>,
     buffers: Rc<Buffers>,
     budget: Rc<Budget>,
@@ -78,7 +78,7 @@ impl Stage {
                 .enable_all()
                 .build_local(LocalOptions::default())
                 .expect("a runtime"),
-            park: Park::new(Rc::clone(&budget.room)),
+            table: ConnectionTable::new(Rc::clone(&budget.room)),
             pool: Pool::new(
                 &config.transport,
                 1,
@@ -119,8 +119,8 @@ impl Stage {
         ours.set_nonblocking(true).expect("it can be nonblocking");
         let ours = tokio::net::UnixStream::from_std(ours).expect("a runtime");
         let mut lease = host.room().expect("there is room");
-        lease.io = Some(Io::Unix(ours));
-        let mut upstream = Upstream::new(lease, Room::new(size, true, true));
+        lease.io = Some(Stream::Unix(ours));
+        let mut upstream = Upstream::new(lease, ReadSize::new(size, true, true));
         let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
         let mut theirs = Some(theirs);
         let mut feed = || match (pieces.next(), &mut theirs) {
@@ -177,14 +177,14 @@ impl Stage {
         mut reading: Reading,
         feed: &mut impl FnMut(),
     ) -> Reading {
-        let seat = self.park.seat(None);
+        let slot = self.table.slot(None);
         let (client, _other) = tokio::net::UnixStream::pair().expect("a pair of sockets");
-        let gate = RefCell::new(Gate::new(Io::Unix(client)));
+        let codec = RefCell::new(ServerCodec::new(Stream::Unix(client)));
         let subject = Subject::new(None, Method::GET, "", "/");
         let counters = Rc::default();
-        metrics::count(&self.metrics.exchanges);
-        let ride = Ride {
-            watch: &seat,
+        metrics::inc(&self.metrics.exchanges);
+        let exchange_context = ExchangeContext {
+            slot: &slot,
             waited: Cell::new(0),
             subject: &subject,
             config: &self.config,
@@ -206,8 +206,8 @@ impl Stage {
             is_tunnel: false,
             metrics: &self.metrics,
         };
-        let room = Room::new(4096, true, true);
-        let client = Client::new(&gate, &ride, &self.buffers, room, None);
+        let room = ReadSize::new(4096, true, true);
+        let client = Client::new(&codec, &exchange_context, &self.buffers, room, None);
         loop {
             let got = poll_fn(|context| {
                 let got = download.poll(context, &client);
@@ -217,11 +217,11 @@ impl Stage {
                 got
             });
             match got.await {
-                Some(Ok(Got::Data(piece))) => {
+                Some(Ok(BodyFrame::Data(piece))) => {
                     assert!(!piece.is_empty(), "an empty piece");
                     reading.body.extend_from_slice(piece.bytes());
                 }
-                Some(Ok(Got::Trailers(trailers))) => reading.trailers = flat(&trailers),
+                Some(Ok(BodyFrame::Trailers(trailers))) => reading.trailers = flat(&trailers),
                 Some(Err(_)) => return reading,
                 None => {
                     assert!(download.is_end(), "it ends and has not ended");

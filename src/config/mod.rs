@@ -48,8 +48,8 @@ pub struct Config {
     pub cors: Option<Cors>,
     /// Limits and time-outs towards upstreams.
     pub transport: Transport,
-    /// Places for exchanges.
-    pub proxy: Places,
+    /// Proxy for exchanges.
+    pub proxy: Proxy,
     /// Limits and time-outs towards clients.
     pub server: Server,
     /// What the configuration and the environment say of memory.
@@ -94,7 +94,7 @@ pub struct Transport {
 
 /// `proxy:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct Proxy {
     /// Exchanges at the same time, held until the last byte of the body is gone. Default, and 0 in the file: `None` = what
     /// memory allows.
     pub max_concurrent_requests: Option<usize>,
@@ -232,7 +232,7 @@ fn config(root: &Section<'_>) -> Config {
         health_path,
         metrics,
         cors: cors.cors,
-        proxy: root.section("proxy", |s| Places {
+        proxy: root.section("proxy", |s| Proxy {
             max_concurrent_requests: at_most(s, "max_concurrent_requests", 0),
             max_tunnels: at_most(s, "max_tunnels", 0),
             queue_timeout: s.time("queue_timeout", 10.0).unwrap_or_default(),
@@ -710,7 +710,7 @@ proxy:
                 write_buffer_size: 4096,
             }
         );
-        let places = Places {
+        let places = Proxy {
             max_concurrent_requests: None,
             max_tunnels: None,
             queue_timeout: Duration::from_secs(10),

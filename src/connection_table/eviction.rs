@@ -12,7 +12,7 @@ pub enum Scope {
     /// A connection to this upstream, by its number in the pool.
     Host(u32),
     /// One of `max_concurrent_requests`.
-    Places,
+    ConcurrencyLimit,
     /// The memory of an exchange, or of a tunnel.
     Memory,
 }
@@ -196,7 +196,13 @@ mod tests {
             ("who has just begun", young, HOST, 9_900, false),
             ("who waits for an answer", unanswered, HOST, 9_900, false),
             ("a tunnel, for memory", tunnel, Scope::Memory, 1_000, true),
-            ("a tunnel, for a place", tunnel, Scope::Places, 9_900, false),
+            (
+                "a tunnel, for a place",
+                tunnel,
+                Scope::ConcurrencyLimit,
+                9_900,
+                false,
+            ),
         ] {
             let rank = rank(&holder, scope, Reason::Waited(waited));
             assert_eq!(rank.is_some(), goes, "{name}");

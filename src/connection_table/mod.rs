@@ -45,13 +45,13 @@ pub enum Phase {
     Busy,
     /// Two upgraded connections joined.
     Tunnel,
-    /// Said its last word, reads on a little.
+    /// `FramingFields` its last word, reads on a little.
     Lingering,
 }
 
 /// What the sweep wants of a connection's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum Directive {
     /// Carry on.
     None,
     /// Others need the room more.
@@ -87,7 +87,7 @@ const LOOKS: u32 = 1_000;
 /// A sign of progress that is not known yet.
 const UNKNOWN: u32 = 0;
 
-/// What is true of an entry, as bits of [`Entry::flags`].
+/// What is true of an entry, as bits of [`SlotState::flags`].
 mod flag {
     /// Woken at every tick for a second, then once a second.
     pub const LOOKS_BACK: u8 = 1;
@@ -112,22 +112,22 @@ mod flag {
 struct Timer {
     runs: Cell<bool>,
     due: Cell<Tick>,
-    /// How far the other side's kernel had come at the last look; see [`Watch::is_stalled`].
+    /// How far the other side's kernel had come at the last look; see [`SlotRef::is_stalled`].
     sign: Cell<u32>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct SlotState {
     waker: Option<Waker>,
     phase: Cell<Phase>,
-    order: Cell<Order>,
+    order: Cell<Directive>,
     flags: Cell<u8>,
     /// Which upstream it holds a connection of, by its number in the pool; 0 = none.
     host: Cell<u32>,
     /// Whom it counts as.
     group: Cell<Group>,
     since: Cell<Tick>,
-    /// What the task waits for, and what the client takes: in the order of [`Slot`].
+    /// What the task waits for, and what the client takes: in the order of [`TimerKind`].
     timers: [Timer; 2],
     moved_at: Cell<Tick>,
     bytes: Cell<u32>,
@@ -140,7 +140,7 @@ struct Entry {
 
 /// The two time-outs that a connection may stand under at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot {
+pub enum TimerKind {
     /// What its task waits for next.
     Work,
     /// That the client takes what waits for it.
@@ -149,8 +149,8 @@ pub enum Slot {
 
 /// The table of seats and its clock.
 #[derive(Debug)]
-pub struct Park {
-    entries: RefCell<Vec<Entry>>,
+pub struct ConnectionTable {
+    entries: RefCell<Vec<SlotState>>,
     free: RefCell<Vec<u32>>,
     open: Cell<usize>,
     /// The program's time is over: whatever is told to leave is told so for that.
@@ -171,12 +171,12 @@ pub struct Park {
 
 /// One connection's place in the park; given up on drop.
 #[derive(Debug)]
-pub struct Seat(Watch);
+pub struct Slot(SlotRef);
 
-/// A look at a seat, for those who work for the connection that sits there. Must not outlive the [`Seat`].
+/// A look at a seat, for those who work for the connection that sits there. Must not outlive the [`Slot`].
 #[derive(Debug, Clone)]
-pub struct Watch {
-    park: Rc<Park>,
+pub struct SlotRef {
+    table: Rc<ConnectionTable>,
     index: u32,
     /// Here and not in the table: the task that sits there has room to spare in its allocation.
     client: Option<IpAddr>,
@@ -186,10 +186,10 @@ pub struct Watch {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
-impl Park {
+impl ConnectionTable {
     /// An empty park.
-    pub fn new(room: Rc<Queue>) -> Rc<Park> {
-        Rc::new(Park {
+    pub fn new(room: Rc<Queue>) -> Rc<ConnectionTable> {
+        Rc::new(ConnectionTable {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
@@ -256,12 +256,12 @@ impl Park {
     }
 
     /// A seat for a connection that was just accepted.
-    pub fn seat(self: &Rc<Park>, client: Option<IpAddr>) -> Seat {
+    pub fn slot(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> Slot {
         let now = self.now();
-        let entry = Entry {
+        let entry = SlotState {
             waker: None,
             phase: Cell::new(Phase::Fresh),
-            order: Cell::new(Order::None),
+            order: Cell::new(Directive::None),
             flags: Cell::new(0),
             host: Cell::new(0),
             group: Cell::new(Group::of(client)),
@@ -285,8 +285,8 @@ impl Park {
             u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
         };
         self.open.set(self.open.get() + 1);
-        Seat(Watch {
-            park: Rc::clone(self),
+        Slot(SlotRef {
+            table: Rc::clone(self),
             index,
             client,
         })
@@ -312,10 +312,10 @@ impl Park {
 
     /// Asks up to `many` connections to leave that do nothing, or are not done with a request head: those who are at it
     /// longest first. Says how many were asked. `spare` keeps those that have only just come, or just said something.
-    pub fn evict_silent(&self, many: usize, spare: bool) -> usize {
+    pub fn evict_idle(&self, many: usize, spare: bool) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut victims: Vec<(u32, &Entry)> = Vec::with_capacity(many + 1);
+        let mut victims: Vec<(u32, &SlotState)> = Vec::with_capacity(many + 1);
         for entry in entries.iter() {
             let age = now.wrapping_sub(entry.since.get());
             let is_silent = matches!(
@@ -327,7 +327,7 @@ impl Park {
             } else {
                 SPARED
             };
-            if !is_silent || entry.order.get() == Order::Leave || (spare && age < spared) {
+            if !is_silent || entry.order.get() == Directive::Leave || (spare && age < spared) {
                 continue;
             }
             let at = victims.partition_point(|(older, _)| *older >= age);
@@ -337,7 +337,7 @@ impl Park {
             }
         }
         for (_, entry) in &victims {
-            entry.tell(Order::Leave);
+            entry.tell(Directive::Leave);
         }
         victims.len()
     }
@@ -349,13 +349,13 @@ impl Park {
         let entries = self.entries.borrow();
         let worst = entries
             .iter()
-            .filter(|entry| entry.order.get() != Order::Leave && entry.holds(scope))
+            .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope))
             .filter_map(|entry| Some((eviction::rank(&entry.holder(now), scope, reason)?, entry)))
             .max_by_key(|(rank, _)| *rank);
         let Some((_, entry)) = worst else {
             return false;
         };
-        entry.tell(Order::Leave);
+        entry.tell(Directive::Leave);
         true
     }
 
@@ -365,16 +365,16 @@ impl Park {
     pub fn evict_heads(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut holders: Vec<(u32, &Entry)> = entries
+        let mut holders: Vec<(u32, &SlotState)> = entries
             .iter()
-            .filter(|entry| entry.has(flag::HOLDS_HEAD) && entry.order.get() != Order::Leave)
+            .filter(|entry| entry.has(flag::HOLDS_HEAD) && entry.order.get() != Directive::Leave)
             .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
             .filter(|(still, _)| *still >= BLOCKED)
             .collect();
         holders.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
         holders.truncate(many);
         for (_, entry) in &holders {
-            entry.tell(Order::Leave);
+            entry.tell(Directive::Leave);
         }
         holders.len()
     }
@@ -384,12 +384,12 @@ impl Park {
     pub fn evict_unsent(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut owing: Vec<(u32, &Entry)> = entries
+        let mut owing: Vec<(u32, &SlotState)> = entries
             .iter()
             .filter(|entry| {
                 matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
                     && entry.has(flag::LOOKS_BACK)
-                    && entry.order.get() != Order::Leave
+                    && entry.order.get() != Directive::Leave
             })
             .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
             .filter(|(age, _)| *age >= BLOCKED)
@@ -397,7 +397,7 @@ impl Park {
         owing.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
         owing.truncate(many);
         for (_, entry) in &owing {
-            entry.tell(Order::Leave);
+            entry.tell(Directive::Leave);
         }
         owing.len()
     }
@@ -407,7 +407,7 @@ impl Park {
         let entries = self.entries.borrow();
         let holders = entries
             .iter()
-            .filter(|entry| entry.order.get() != Order::Leave && entry.holds(scope));
+            .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope));
         majority(holders.map(|entry| entry.group.get()))
     }
 
@@ -416,16 +416,16 @@ impl Park {
     pub fn evict_waiting(&self, many: usize, only: Option<Group>) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let is_waiting = |entry: &&Entry| {
+        let is_waiting = |entry: &&SlotState| {
             entry.phase.get() == Phase::Waiting
-                && entry.order.get() != Order::Leave
+                && entry.order.get() != Directive::Leave
                 && only.is_none_or(|group| entry.group.get() == group)
         };
-        let mut waiting: Vec<&Entry> = entries.iter().filter(is_waiting).collect();
+        let mut waiting: Vec<&SlotState> = entries.iter().filter(is_waiting).collect();
         waiting.sort_by_key(|entry| std::cmp::Reverse(now.wrapping_sub(entry.since.get())));
         waiting.truncate(many);
         for entry in &waiting {
-            entry.tell(Order::Leave);
+            entry.tell(Directive::Leave);
         }
         waiting.len()
     }
@@ -443,8 +443,8 @@ impl Park {
                 Phase::Idle => age < AWAITED.1,
                 _ => false,
             };
-            if !is_spared && !matches!(entry.order.get(), Order::Finish | Order::Leave) {
-                entry.tell(Order::Finish);
+            if !is_spared && !matches!(entry.order.get(), Directive::Finish | Directive::Leave) {
+                entry.tell(Directive::Finish);
             }
         }
     }
@@ -454,7 +454,7 @@ impl Park {
         self.closing.set(true);
         for entry in self.entries.borrow().iter() {
             if entry.phase.get() != Phase::Empty {
-                entry.tell(Order::Leave);
+                entry.tell(Directive::Leave);
             }
         }
     }
@@ -511,7 +511,7 @@ impl Park {
     /// The one timer of the program: runs for ever; `each` is called after every look. `longest` is how long it may sleep
     /// where nothing is due; `None` = until something is.
     pub async fn sweep(
-        self: Rc<Park>,
+        self: Rc<ConnectionTable>,
         longest: Option<Duration>,
         mut each: impl FnMut() -> bool,
     ) -> Infallible {
@@ -568,7 +568,7 @@ impl Timer {
     }
 }
 
-impl Entry {
+impl SlotState {
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -620,7 +620,7 @@ impl Entry {
         let phase = self.phase.get();
         match scope {
             Scope::Host(host) => self.host.get() == host,
-            Scope::Places => self.has(flag::PLACE),
+            Scope::ConcurrencyLimit => self.has(flag::PLACE),
             Scope::Memory => matches!(phase, Phase::Busy | Phase::Tunnel),
         }
     }
@@ -641,33 +641,33 @@ impl Entry {
         }
     }
 
-    fn timer(&self, slot: Slot) -> &Timer {
+    fn timer(&self, kind: TimerKind) -> &Timer {
         let [work, client] = &self.timers;
-        match slot {
-            Slot::Work => work,
-            Slot::Client => client,
+        match kind {
+            TimerKind::Work => work,
+            TimerKind::Client => client,
         }
     }
 
-    fn tell(&self, order: Order) {
-        if self.order.get() != Order::Leave {
+    fn tell(&self, order: Directive) {
+        if self.order.get() != Directive::Leave {
             self.order.set(order);
         }
         self.wake();
     }
 }
 
-impl std::ops::Deref for Seat {
-    type Target = Watch;
+impl std::ops::Deref for Slot {
+    type Target = SlotRef;
 
-    fn deref(&self) -> &Watch {
+    fn deref(&self) -> &SlotRef {
         &self.0
     }
 }
 
-impl Watch {
-    fn with<T>(&self, look: impl FnOnce(&Entry) -> T) -> T {
-        let entries = self.park.entries.borrow();
+impl SlotRef {
+    fn with<T>(&self, look: impl FnOnce(&SlotState) -> T) -> T {
+        let entries = self.table.entries.borrow();
         look(
             entries
                 .get(self.index as usize)
@@ -677,14 +677,14 @@ impl Watch {
 
     /// Registers the task that sits here.
     pub fn settle(&self, waker: &Waker) {
-        if let Some(entry) = self.park.entries.borrow_mut().get_mut(self.index as usize) {
+        if let Some(entry) = self.table.entries.borrow_mut().get_mut(self.index as usize) {
             entry.waker = Some(waker.clone());
         }
     }
 
     /// The park's coarse time, in milliseconds.
     pub fn now(&self) -> u32 {
-        self.park.now()
+        self.table.now()
     }
 
     /// The client's address; `None` on a unix socket.
@@ -701,7 +701,7 @@ impl Watch {
     /// Goes over to another phase while the deadline stays what it is.
     pub fn enter_on_time(&self, phase: Phase) {
         self.with(|entry| {
-            let now = self.park.now();
+            let now = self.table.now();
             entry.since.set(now);
             entry.flags.set(0);
             entry.host.set(0);
@@ -710,7 +710,7 @@ impl Watch {
             entry.phase.set(phase);
         });
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
-            self.park.rouse_sweep(None);
+            self.table.rouse_sweep(None);
         }
     }
 
@@ -727,20 +727,20 @@ impl Watch {
     /// The same for the `rest` of a time-out of `limit`.
     fn start(&self, rest: Option<Duration>, limit: Option<Duration>) {
         if let Some(limit) = limit
-            && limit < 10 * self.park.tick.get()
+            && limit < 10 * self.table.tick.get()
         {
-            self.park.keep_pace(limit);
+            self.table.keep_pace(limit);
         }
-        let due = rest.map(|rest| self.park.due(rest));
-        self.with(|entry| entry.timer(Slot::Work).set(due));
+        let due = rest.map(|rest| self.table.due(rest));
+        self.with(|entry| entry.timer(TimerKind::Work).set(due));
         if due.is_some() {
-            self.park.rouse_sweep(due);
+            self.table.rouse_sweep(due);
         }
     }
 
     /// Whether the deadline has passed. The sweep wakes the task when it does.
     pub fn is_overdue(&self) -> bool {
-        self.with(|entry| entry.timer(Slot::Work).is_past(self.park.now()))
+        self.with(|entry| entry.timer(TimerKind::Work).is_past(self.table.now()))
     }
 
     /// The other side of a socket takes no bytes at the moment; says whether it has taken none for `limit`. `sign` is a
@@ -748,15 +748,15 @@ impl Watch {
     /// nothing for long, and yet gets on. It is asked once a tick at most.
     pub fn is_stalled(
         &self,
-        slot: Slot,
+        kind: TimerKind,
         limit: Option<Duration>,
         sign: impl FnOnce() -> u32,
     ) -> bool {
-        let now = self.park.now();
+        let now = self.table.now();
         let (starts, is_past) = self.with(|entry| {
-            let timer = entry.timer(slot);
+            let timer = entry.timer(kind);
             entry.set(flag::LOOKS_BACK, true);
-            if slot == Slot::Client {
+            if kind == TimerKind::Client {
                 entry.set(flag::CLIENT_BLOCKS, true);
             }
             if entry.has(flag::LOOK_DUE) || timer.is_past(now) {
@@ -770,33 +770,33 @@ impl Watch {
             (!timer.runs.get(), timer.is_past(now))
         });
         if starts && let Some(limit) = limit {
-            self.park.keep_pace(limit);
-            let due = self.park.due(limit);
+            self.table.keep_pace(limit);
+            let due = self.table.due(limit);
             self.with(|entry| {
-                let timer = entry.timer(slot);
+                let timer = entry.timer(kind);
                 timer.runs.set(true);
                 timer.due.set(due);
             });
-            self.park.rouse_sweep(Some(due));
+            self.table.rouse_sweep(Some(due));
         }
-        self.park.rouse_sweep(None);
+        self.table.rouse_sweep(None);
         is_past
     }
 
     /// Whether the client has taken no byte for too long.
     pub fn is_write_overdue(&self) -> bool {
-        self.with(|entry| entry.timer(Slot::Client).is_past(self.park.now()))
+        self.with(|entry| entry.timer(TimerKind::Client).is_past(self.table.now()))
     }
 
     /// It takes bytes again, or nothing is to be taken.
-    pub fn goes_on(&self, slot: Slot) {
-        self.with(|entry| entry.timer(slot).set(None));
+    pub fn goes_on(&self, kind: TimerKind) {
+        self.with(|entry| entry.timer(kind).set(None));
     }
 
     /// The client took bytes: whatever it had to take them in starts anew.
     pub fn took(&self, bytes: usize) {
         self.moved(bytes);
-        self.goes_on(Slot::Client);
+        self.goes_on(TimerKind::Client);
     }
 
     /// How many bytes it took and gave in this phase; wraps.
@@ -806,7 +806,7 @@ impl Watch {
 
     /// The client took or gave bytes.
     pub fn moved(&self, bytes: usize) {
-        let now = self.park.now();
+        let now = self.table.now();
         self.with(|entry| {
             #[expect(
                 clippy::cast_possible_truncation,
@@ -829,7 +829,7 @@ impl Watch {
             before
         });
         if on && !before {
-            self.park.rouse_sweep(None);
+            self.table.rouse_sweep(None);
         }
         before
     }
@@ -866,7 +866,7 @@ impl Watch {
 
     /// The exchange has a connection of this upstream from now on, or the room for one.
     pub fn asks(&self, host: u32) {
-        let now = self.park.now();
+        let now = self.table.now();
         self.with(|entry| {
             entry.host.set(host);
             entry.measure_anew(now);
@@ -880,7 +880,7 @@ impl Watch {
 
     /// The answer's head is there, the rest of it streams.
     pub fn streams(&self) {
-        let now = self.park.now();
+        let now = self.table.now();
         self.with(|entry| {
             if !entry.has(flag::UPLOADS) {
                 // what the body's rate was says nothing of the answer's
@@ -902,13 +902,13 @@ impl Watch {
     }
 
     /// What the sweep wants.
-    pub fn order(&self) -> Order {
+    pub fn order(&self) -> Directive {
         self.with(|entry| entry.order.get())
     }
 
     /// How an exchange ends that is told to leave.
     pub fn leave_outcome(&self) -> Outcome {
-        if self.park.closing.get() {
+        if self.table.closing.get() {
             Outcome::Shutdown
         } else {
             Outcome::Evicted
@@ -917,7 +917,7 @@ impl Watch {
 
     /// Runs this connection's task again.
     pub fn wake(&self) {
-        self.with(Entry::wake);
+        self.with(SlotState::wake);
     }
 
     /// Waits for `work`, but no longer than `limit` and not once the seat is told to leave.
@@ -955,7 +955,7 @@ impl Watch {
                 armed = true;
                 self.start(rest, limit);
             }
-            if self.is_overdue() || self.order() == Order::Leave {
+            if self.is_overdue() || self.order() == Directive::Leave {
                 Poll::Ready(Err(Elapsed))
             } else {
                 Poll::Pending
@@ -969,10 +969,10 @@ impl Watch {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let Watch { park, index, .. } = &self.0;
-        let waker = park
+        let SlotRef { table, index, .. } = &self.0;
+        let waker = table
             .entries
             .borrow_mut()
             .get_mut(*index as usize)
@@ -986,8 +986,8 @@ impl Drop for Seat {
                 entry.waker.take()
             });
         drop(waker);
-        park.free.borrow_mut().push(*index);
-        park.open.set(park.open.get() - 1);
-        park.room.wake();
+        table.free.borrow_mut().push(*index);
+        table.open.set(table.open.get() - 1);
+        table.room.wake();
     }
 }

@@ -14,11 +14,11 @@ use crate::{
     config::Config,
     exchange::{
         client::Client,
-        download::{Download, Got},
+        download::{BodyFrame, Download},
         subject::Subject,
     },
     http1::client::Upstream,
-    memory::{chunk::Piece, concurrency::Place},
+    memory::{chunk::BodyChunk, concurrency::ConcurrencyPermit},
     observe::{log::Record, metrics::RouteCounters},
 };
 
@@ -65,13 +65,13 @@ impl Body {
         &mut self,
         context: &mut Context<'_>,
         client: &Client<'_>,
-    ) -> Poll<Option<io::Result<Got>>> {
+    ) -> Poll<Option<io::Result<BodyFrame>>> {
         let piece = match self {
-            Body::Own(text) => Piece::fixed(std::mem::take(text)),
-            Body::Made(bytes) => Piece::shared(std::mem::take(bytes)),
+            Body::Own(text) => BodyChunk::fixed(std::mem::take(text)),
+            Body::Made(bytes) => BodyChunk::shared(std::mem::take(bytes)),
             Body::Upstream(download) => return download.poll(context, client),
         };
-        Poll::Ready((!piece.is_empty()).then_some(Ok(Got::Data(piece))))
+        Poll::Ready((!piece.is_empty()).then_some(Ok(BodyFrame::Data(piece))))
     }
 
     /// Sends on what is left of the request, whether or not the client takes the answer.
@@ -108,7 +108,7 @@ pub struct Tunnel {
     /// Written when the tunnel has ended.
     pub record: Option<Box<Record>>,
     /// Its place among `max_tunnels`.
-    pub place: Option<Place>,
+    pub place: Option<ConcurrencyPermit>,
 }
 
 #[cfg(test)]
@@ -120,8 +120,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        http1::write_buffer::{Outbox, hexadecimal_line},
-        yield_budget::{PIECES, Turn},
+        http1::write_buffer::{WriteBuffer, hexadecimal_line},
+        yield_budget::{PIECES, YieldBudget},
     };
 
     struct Count(AtomicU32);
@@ -137,12 +137,12 @@ mod tests {
         let count = Arc::new(Count(AtomicU32::new(0)));
         let waker = Arc::clone(&count).into();
         let mut context = Context::from_waker(&waker);
-        let mut turn = Turn::new();
+        let mut yield_budget = YieldBudget::new();
         for _ in 1..PIECES {
-            assert!(turn.poll_next(&mut context).is_ready());
+            assert!(yield_budget.poll_next(&mut context).is_ready());
             assert_eq!(count.0.load(Ordering::Relaxed), 0);
         }
-        assert!(turn.poll_next(&mut context).is_pending());
+        assert!(yield_budget.poll_next(&mut context).is_pending());
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 
@@ -162,22 +162,22 @@ mod tests {
     fn an_outbox_is_written_from_any_place() {
         let whole = b"head\r\n5\r\nhello\r\n";
         for cut in 0..=whole.len() {
-            let mut outbox = Outbox::new(b"head\r\n".to_vec());
-            outbox.put(Piece::fixed(b"hello"), true);
-            let first: Vec<u8> = outbox
+            let mut write_buffer = WriteBuffer::new(b"head\r\n".to_vec());
+            write_buffer.put(BodyChunk::fixed(b"hello"), true);
+            let first: Vec<u8> = write_buffer
                 .slices()
                 .iter()
                 .flat_map(|part| part.to_vec())
                 .collect();
             assert_eq!(first, whole);
-            outbox.wrote(cut);
-            let rest: Vec<u8> = outbox
+            write_buffer.wrote(cut);
+            let rest: Vec<u8> = write_buffer
                 .slices()
                 .iter()
                 .flat_map(|part| part.to_vec())
                 .collect();
             assert_eq!(rest, &whole[cut..]);
-            assert_eq!(outbox.is_empty(), cut == whole.len());
+            assert_eq!(write_buffer.is_empty(), cut == whole.len());
         }
     }
 }

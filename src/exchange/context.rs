@@ -2,11 +2,11 @@
 
 use crate::{
     config::Config,
-    connection_table::Watch,
+    connection_table::SlotRef,
     exchange::subject::Subject,
     memory::{
         budget::{Budget, Permit, head_price},
-        concurrency::Place,
+        concurrency::ConcurrencyPermit,
     },
     observe::{
         log::Record,
@@ -22,9 +22,9 @@ use std::{
 };
 /// What an exchange holds until its last byte is gone. Its drop counts and tells how it ended: see `context.rs`.
 #[derive(Debug)]
-pub struct Ride<'a> {
+pub struct ExchangeContext<'a> {
     /// The connection it belongs to.
-    pub watch: &'a Watch,
+    pub slot: &'a SlotRef,
     /// Milliseconds that it has stood in queues: for memory, a place, an upstream connection.
     pub waited: Cell<u32>,
     /// What was asked for, by whom.
@@ -36,7 +36,7 @@ pub struct Ride<'a> {
     /// Which route serves it, by its place in the configuration.
     pub route: Cell<Option<u32>>,
     /// Its place among `max_concurrent_requests`.
-    pub place: RefCell<Option<Place>>,
+    pub place: RefCell<Option<ConcurrencyPermit>>,
     /// Its line in the access log.
     pub record: RefCell<Option<Box<Record>>>,
     /// When its head was whole; `None` where neither the log nor the metrics ask.
@@ -67,7 +67,7 @@ pub struct Ride<'a> {
     pub metrics: &'a Arc<Metrics>,
 }
 
-impl Ride<'_> {
+impl ExchangeContext<'_> {
     /// Whether a large response head is paid for.
     pub fn holds_head(&self) -> bool {
         self.head.borrow().is_some()
@@ -76,7 +76,7 @@ impl Ride<'_> {
     /// Keeps what pays for a large response head: with it the exchange may be asked to leave for others that wait.
     pub fn hold_head(&self, permit: Permit) {
         self.head.replace(Some(Box::new(permit)));
-        self.watch.holds_head(true);
+        self.slot.holds_head(true);
     }
 
     /// Lets a large response head cost what `bytes` of buffers do from now on.
@@ -90,13 +90,13 @@ impl Ride<'_> {
         let mut permit = permit.unwrap_or_else(|| Box::new(self.budget.force_large_head(0)));
         permit.resize(price);
         self.head.replace(Some(permit));
-        self.watch.holds_head(true);
+        self.slot.holds_head(true);
     }
 
     /// The large response head is gone.
     pub fn free_head(&self) {
         if self.head.take().is_some() {
-            self.watch.holds_head(false);
+            self.slot.holds_head(false);
         }
     }
 }

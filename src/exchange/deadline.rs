@@ -1,14 +1,14 @@
 //! Every wait of an exchange that stands under a time-out, each with the progress that starts the time anew.
 //!
 //! A [`Wait`] cannot be made without its progress, and [`Wait::limit`] must know its time-out: so none can be added that
-//! counts time while bytes move. The sweep's pace follows from whatever is started (`Park::keep_pace`).
+//! counts time while bytes move. The sweep's pace follows from whatever is started (`ConnectionTable::keep_pace`).
 
 use std::time::Duration;
 
 use crate::{
     config::Server,
-    connection_table::{Slot, Watch},
-    net::Io,
+    connection_table::{SlotRef, TimerKind},
+    net::Stream,
     sys::socket,
 };
 
@@ -97,10 +97,10 @@ impl Deadline {
     /// This is waited for now; says whether that has taken too long. `upstream` is the connection that bytes go to.
     pub fn is_past(
         &mut self,
-        watch: &Watch,
+        slot: &SlotRef,
         wait: Wait,
         limits: &Limits,
-        upstream: Option<&Io>,
+        upstream: Option<&Stream>,
     ) -> bool {
         let is_new = self.wait != Some(wait);
         if is_new {
@@ -108,24 +108,24 @@ impl Deadline {
         }
         if let Wait::Upstream(_) = wait {
             if is_new {
-                watch.goes_on(Slot::Work);
+                slot.goes_on(TimerKind::Work);
             }
             let sign = || upstream.map_or(0, |io| socket::taken(&io.socket()));
-            return watch.is_stalled(Slot::Work, wait.limit(limits), sign);
+            return slot.is_stalled(TimerKind::Work, wait.limit(limits), sign);
         }
         if is_new {
             if let Wait::Client(_) = wait {
-                watch.client_blocks();
+                slot.client_blocks();
             }
-            watch.set_deadline(wait.limit(limits));
+            slot.set_deadline(wait.limit(limits));
         }
-        watch.is_overdue()
+        slot.is_overdue()
     }
 
     /// Nothing is waited for any more.
-    pub fn end(&mut self, watch: &Watch) {
+    pub fn end(&mut self, slot: &SlotRef) {
         if self.wait.take().is_some() {
-            watch.set_deadline(None);
+            slot.set_deadline(None);
         }
     }
 }

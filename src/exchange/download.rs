@@ -11,8 +11,8 @@ use crate::{
         headers,
         response_head::{Delimiter, Head},
     },
-    memory::chunk::Piece,
-    net::Way,
+    memory::chunk::BodyChunk,
+    net::Direction,
     outcome::Outcome,
 };
 use http::{HeaderMap, HeaderName};
@@ -41,9 +41,9 @@ pub struct Download {
 
 /// What a body consists of.
 #[derive(Debug)]
-pub enum Got {
+pub enum BodyFrame {
     /// Some of its bytes.
-    Data(Piece),
+    Data(BodyChunk),
     /// The fields behind a chunked body.
     Trailers(HeaderMap),
 }
@@ -98,13 +98,13 @@ impl Download {
         &mut self,
         context: &mut Context<'_>,
         client: &Client<'_>,
-    ) -> Poll<Option<io::Result<Got>>> {
+    ) -> Poll<Option<io::Result<BodyFrame>>> {
         loop {
             let Some(upstream) = &mut self.upstream else {
                 return Poll::Ready(
                     self.trailers
                         .take()
-                        .map(|trailers| Ok(Got::Trailers(trailers))),
+                        .map(|trailers| Ok(BodyFrame::Trailers(trailers))),
                 );
             };
             if upstream.start == upstream.end {
@@ -112,13 +112,13 @@ impl Download {
                     Delimiter::Length(left) => *left,
                     _ => 0,
                 };
-                let len = client.ride.sent.get().saturating_add(left);
-                upstream.widen(client, Way::In, len);
+                let len = client.exchange_context.sent.get().saturating_add(left);
+                upstream.widen(client, Direction::In, len);
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
                         if matches!(self.delimiter, Delimiter::Close) {
-                            self.finish(client.ride.watch.now());
+                            self.finish(client.exchange_context.slot.now());
                             return Poll::Ready(None);
                         }
                         return Poll::Ready(Some(Err(
@@ -129,7 +129,7 @@ impl Download {
                 }
             }
             match self.take(client) {
-                Ok(Some(piece)) => return Poll::Ready(Some(Ok(Got::Data(piece)))),
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(BodyFrame::Data(piece)))),
                 Ok(None) => {}
                 Err(reason) => {
                     return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason)))));
@@ -151,20 +151,20 @@ impl Download {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
-        upstream.widen(client, Way::Out, client.expects());
+        upstream.widen(client, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };
-        let watch = client.ride.watch;
+        let slot = client.exchange_context.slot;
         let ended = match upload.poll(context, io, client) {
             Poll::Pending => {
                 let wait = if upload.waits_for_client() {
                     Wait::Client(client.bytes_read())
                 } else {
-                    Wait::Upstream(upload.sent.wrapping_add(client.ride.sent.get()))
+                    Wait::Upstream(upload.sent.wrapping_add(client.exchange_context.sent.get()))
                 };
-                if self.deadline.is_past(watch, wait, &self.limits, Some(io)) {
-                    client.ride.note(Outcome::BodyTimedOut);
+                if self.deadline.is_past(slot, wait, &self.limits, Some(io)) {
+                    client.exchange_context.note(Outcome::BodyTimedOut);
                     return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
                 return Ok(());
@@ -175,7 +175,7 @@ impl Download {
                 Ok(())
             }
             Poll::Ready(Err(error @ (UploadError::Client | UploadError::TooLarge))) => {
-                client.ride.note(match error {
+                client.exchange_context.note(match error {
                     UploadError::TooLarge => Outcome::BodyTooLarge,
                     _ => Outcome::BodyBroken,
                 });
@@ -183,13 +183,13 @@ impl Download {
             }
         };
         self.upload = None;
-        watch.uploads(false);
-        self.deadline.end(watch);
+        slot.uploads(false);
+        self.deadline.end(slot);
         ended
     }
 
     /// Takes what is of use out of the buffer.
-    fn take(&mut self, client: &Client<'_>) -> Result<Option<Piece>, &'static str> {
+    fn take(&mut self, client: &Client<'_>) -> Result<Option<BodyChunk>, &'static str> {
         let Some(upstream) = &mut self.upstream else {
             return Ok(None);
         };
@@ -210,7 +210,7 @@ impl Download {
                 (data, start + taken.used)
             }
         };
-        let piece = Piece::pooled(std::mem::take(&mut upstream.buffer), data.start, data.end);
+        let piece = BodyChunk::pooled(std::mem::take(&mut upstream.buffer), data.start, data.end);
         (upstream.start, upstream.end) = (0, 0);
         let ended = match &mut self.delimiter {
             Delimiter::Length(left) => *left == 0,
@@ -228,7 +228,7 @@ impl Download {
         if ended {
             // what stands behind an answer belongs to nobody
             self.persistent &= used == end;
-            self.finish(client.ride.watch.now());
+            self.finish(client.exchange_context.slot.now());
         }
         Ok((!piece.is_empty()).then_some(piece))
     }

@@ -1,20 +1,20 @@
 //! What is counted and told of an exchange when it ends, whatever ended it.
 //!
-//! [`Ride`] is dropped exactly once for each exchange, and its drop is the one place where an outcome becomes a metric,
+//! [`ExchangeContext`] is dropped exactly once for each exchange, and its drop is the one place where an outcome becomes a metric,
 //! an access line and, where something broke off, a log line of its own. Never here: header values, queries, bodies.
 
 use std::{io, sync::atomic::AtomicU64, thread, time::Duration};
 
 use crate::{
     config::Level,
-    connection_table::Order,
-    exchange::context::Ride,
+    connection_table::Directive,
+    exchange::context::ExchangeContext,
     observe::{log::Field, metrics},
     outcome::{Blame, Outcome},
     route::Route,
 };
 
-impl Ride<'_> {
+impl ExchangeContext<'_> {
     /// The route that serves it; `None` before one was found.
     pub fn route(&self) -> Option<&Route> {
         self.config.routes.iter().nth(self.route.get()? as usize)
@@ -77,10 +77,10 @@ impl Ride<'_> {
         if self.complete.get() {
             return Outcome::Ok;
         }
-        match self.watch.order() {
+        match self.slot.order() {
             _ if thread::panicking() => Outcome::Panicked,
-            Order::Leave => self.watch.leave_outcome(),
-            _ if self.watch.is_write_overdue() => Outcome::WriteTimedOut,
+            Directive::Leave => self.slot.leave_outcome(),
+            _ if self.slot.is_write_overdue() => Outcome::WriteTimedOut,
             _ => Outcome::ClientGone,
         }
     }
@@ -117,10 +117,10 @@ impl Ride<'_> {
     }
 }
 
-impl Drop for Ride<'_> {
+impl Drop for ExchangeContext<'_> {
     fn drop(&mut self) {
         let outcome = self.ended();
-        metrics::gone(self.gauge());
+        metrics::dec(self.gauge());
         let index = self.route.get();
         let counters = index.and_then(|index| self.counters.get(index as usize));
         if let Some(counters) = counters {
@@ -143,7 +143,7 @@ impl Drop for Ride<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    
     use crate::exchange::subject::Subject;
     use http::Method;
 

@@ -32,17 +32,17 @@ use http::{
 use crate::{
     client_address::real_client,
     config::Level,
-    connection_table::{Order, Watch},
+    connection_table::{Directive, SlotRef},
     cors::{Cors, Grant, Verdict},
     direct::{Redirect, Response},
     exchange::{
         body::{Body, Tunnel},
         client::Client,
-        context::Ride,
+        context::ExchangeContext,
         deadline::Limits,
         download::Download,
-        respond::{Answer, Manner},
-        round_trip::{Attempt, Miss},
+        respond::{Answer, ConnectionMode},
+        round_trip::{RoundTrip, RoundTripError},
         subject::Subject,
         upload::{Upload, UploadBody},
         worker::{State, Worker},
@@ -54,18 +54,18 @@ use crate::{
         request::RequestHead,
         request_head,
         response_head::{Delimiter, Head},
-        server::Gate,
+        server::ServerCodec,
     },
     location::{self, Asked},
     memory::{
         budget::in_step,
-        concurrency::Place,
+        concurrency::ConcurrencyPermit,
         queue::{Claim, Queue},
     },
     observe::{
         health,
         log::{self, Record},
-        metrics::{self, Held},
+        metrics::{self, GaugeGuard},
     },
     outcome::Blame,
     route::{Action, Found, Route, Target, holds_parent_segment},
@@ -79,7 +79,7 @@ struct Exchange<'a> {
     state: &'a State,
     client: Client<'a>,
     /// Whether the client speaks HTTP/1.0.
-    is_old: bool,
+    is_http10: bool,
     /// The client came by https: to its own connection, or to a trusted sender that says so.
     is_https: Cell<bool>,
     /// Answer without an upstream: there is no memory for more.
@@ -89,7 +89,7 @@ struct Exchange<'a> {
     /// The client asked for a WebSocket.
     wants_websocket: Cell<bool>,
     /// A place among `max_tunnels`, where it may become one.
-    tunnel: Cell<Option<Place>>,
+    tunnel: Cell<Option<ConcurrencyPermit>>,
 }
 
 /// How an exchange ended.
@@ -108,29 +108,29 @@ pub enum End {
 /// for memory; `is_full` = without an upstream, for there is no memory for more.
 pub async fn handle(
     worker: &Worker,
-    gate: &RefCell<Gate>,
-    watch: &Watch,
+    codec: &RefCell<ServerCodec>,
+    slot: &SlotRef,
     parts: Box<RequestHead>,
     waited: u32,
     is_full: bool,
 ) -> End {
     let state = worker.state();
-    let subject = subject(&state, watch, &parts);
-    let ride = ride(worker, &state, watch, &subject, waited);
+    let subject = subject(&state, slot, &parts);
+    let exchange_context = exchange_context(worker, &state, slot, &subject, waited);
     let room = worker.room(state.config.transport.write_buffer_size);
     let client = Client::new(
-        gate,
-        &ride,
+        codec,
+        &exchange_context,
         &worker.buffers,
         room,
         state.config.server.write_timeout,
     );
-    let mut manner = Manner::of(&parts);
+    let mut mode = ConnectionMode::of(&parts);
     let exchange = Exchange {
         worker,
         state: &state,
         client,
-        is_old: manner.is_old,
+        is_http10: mode.is_http10,
         is_https: Cell::new(false),
         is_full,
         takes_trailers: Cell::new(false),
@@ -138,16 +138,19 @@ pub async fn handle(
         tunnel: Cell::new(None),
     };
     let (status, tunnel, answer) = part(exchange.judge(parts).await);
-    manner.stays &= !worker.draining.get() && !is_full && !gate.borrow().receives_wide();
-    ride.answers(status);
-    match respond::send(&client, answer, manner).await {
+    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().receives_wide();
+    exchange_context.answers(status);
+    match respond::send(&client, answer, mode).await {
         Err(_) => End::Broken,
         Ok(stays) => match tunnel {
             Some(upstream) => {
-                let (record, route, waited) =
-                    (ride.record.take(), ride.route.get(), ride.waited.get());
+                let (record, route, waited) = (
+                    exchange_context.record.take(),
+                    exchange_context.route.get(),
+                    exchange_context.waited.get(),
+                );
                 let place = exchange.tunnel.take();
-                drop(ride);
+                drop(exchange_context);
                 End::Tunnel(Box::new(Tunnel {
                     upstream: *upstream,
                     subject,
@@ -171,26 +174,26 @@ fn part(mut answer: Answer) -> (u16, Option<Box<Upstream>>, Answer) {
     (answer.status.as_u16(), answer.tunnel.take(), answer)
 }
 
-fn subject(state: &State, watch: &Watch, parts: &RequestHead) -> Subject {
+fn subject(state: &State, slot: &SlotRef, parts: &RequestHead) -> Subject {
     let trusted = &state.config.server.trusted_proxies;
     let client: Option<IpAddr> = if trusted.is_empty() {
-        watch.client()
+        slot.client()
     } else {
-        real_client(watch.client(), trusted, &parts.headers)
+        real_client(slot.client(), trusted, &parts.headers)
     };
     let method = parts.method.clone();
     Subject::new(client, method, authority(parts), parts.uri.path())
 }
 
-fn ride<'a>(
+fn exchange_context<'a>(
     worker: &'a Worker,
     state: &'a State,
-    watch: &'a Watch,
+    slot: &'a SlotRef,
     subject: &'a Subject,
     waited: u32,
-) -> Ride<'a> {
-    metrics::count(&worker.metrics.requests);
-    metrics::count(&worker.metrics.exchanges);
+) -> ExchangeContext<'a> {
+    metrics::inc(&worker.metrics.requests);
+    metrics::inc(&worker.metrics.exchanges);
     let begun = (worker.metrics.is_exposed() || log::access_enabled()).then(|| {
         let now = Instant::now();
         now.checked_sub(Duration::from_millis(waited.into()))
@@ -200,8 +203,8 @@ fn ride<'a>(
         let (method, host) = (subject.method.as_str(), subject.host());
         Record::begin(subject.client, method, host, subject.path(), begun)
     });
-    Ride {
-        watch,
+    ExchangeContext {
+        slot,
         waited: Cell::new(waited),
         subject,
         config: &state.config,
@@ -229,7 +232,7 @@ impl Exchange<'_> {
     /// CORS around everything: a preflight is answered here, every other answer is stamped.
     async fn judge(&self, parts: Box<RequestHead>) -> Answer {
         let path = parts.uri.path();
-        let method = &self.client.ride.subject.method;
+        let method = &self.client.exchange_context.subject.method;
         let config = &self.state.config;
         if path == "*" {
             return empty(StatusCode::NO_CONTENT, HeaderMap::new());
@@ -247,7 +250,7 @@ impl Exchange<'_> {
         };
         if let Found::Route(route) | Found::AddSlash(route) = &found {
             let index = self.state.index(route);
-            self.client.ride.route.set(index);
+            self.client.exchange_context.route.set(index);
         }
         let grant = match policy.map(|policy| policy.judge(method, &parts.headers)) {
             Some(Verdict::Answer(status, headers)) => return empty(status, headers),
@@ -313,7 +316,10 @@ impl Exchange<'_> {
     }
 
     fn health(&self, parts: &RequestHead) -> Answer {
-        if !matches!(self.client.ride.subject.method, Method::GET | Method::HEAD) {
+        if !matches!(
+            self.client.exchange_context.subject.method,
+            Method::GET | Method::HEAD
+        ) {
             let mut answer = self.fail(&Failure::MethodNotAllowed);
             answer
                 .headers
@@ -336,9 +342,9 @@ impl Exchange<'_> {
 
     /// The one place where a failure becomes a status and a log line.
     fn fail(&self, failure: &Failure) -> Answer {
-        let ride = self.client.ride;
-        ride.note(failure.outcome());
-        ride.told.set(true);
+        let exchange_context = self.client.exchange_context;
+        exchange_context.note(failure.outcome());
+        exchange_context.told.set(true);
         self.tell(failure);
         let mut headers = HeaderMap::new();
         headers.insert(
@@ -358,10 +364,10 @@ impl Exchange<'_> {
     /// Tells the log why there is no answer; where a bound was full, which one, and how long the request waited for it.
     #[cold]
     fn tell(&self, failure: &Failure) {
-        let ride = self.client.ride;
+        let exchange_context = self.client.exchange_context;
         let repeats = &self.worker.repeats;
         if failure.blame() == Blame::Proxy
-            && !repeats.is_first(failure.outcome().word(), self.worker.park.now())
+            && !repeats.is_first(failure.outcome().word(), self.worker.table.now())
         {
             return;
         }
@@ -376,12 +382,12 @@ impl Exchange<'_> {
         if let Some((bound, value)) = &bound {
             fields.extend([("bound", bound as &_), ("value", value as &_)]);
         }
-        let waited = ride.waited.get();
+        let waited = exchange_context.waited.get();
         if failure.blame() == Blame::Proxy {
             fields.push(("waited_ms", &waited));
         }
-        let subject = ride.subject;
-        subject.tell(level, "no answer", ride.route(), &fields);
+        let subject = exchange_context.subject;
+        subject.tell(level, "no answer", exchange_context.route(), &fields);
     }
 
     /// The bound that was full, and its value.
@@ -428,9 +434,9 @@ impl Exchange<'_> {
                 self.tunnel.set(Some(place));
             }
             self.take_place().await?;
-            let host = self.state.host(self.client.ride.route.get());
+            let host = self.state.host(self.client.exchange_context.route.get());
             let checkout = self.checkout(host).await?;
-            self.client.ride.watch.asks(host.id);
+            self.client.exchange_context.slot.asks(host.id);
             // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
             let (mut lease, mut reused) = match checkout {
                 Checkout::Reused(lease) => (lease, true),
@@ -447,11 +453,11 @@ impl Exchange<'_> {
                     .await
                 {
                     Ok(head) => return self.hand_over(route, head, upload, upstream),
-                    Err(Miss::Failed(failure)) => return Err(failure),
-                    Err(Miss::Stale) => {}
+                    Err(RoundTripError::Failed(failure)) => return Err(failure),
+                    Err(RoundTripError::Stale) => {}
                 }
-                metrics::count(&self.worker.metrics.retries);
-                let path = self.client.ride.subject.path();
+                metrics::inc(&self.worker.metrics.retries);
+                let path = self.client.exchange_context.subject.path();
                 log::debug("once more on a fresh connection", &[("path", &path)]);
                 drop(upstream);
                 upload.rewind();
@@ -472,34 +478,34 @@ impl Exchange<'_> {
                 .await
                 .ok_or(Failure::NoPlace)?,
         };
-        *self.client.ride.place.borrow_mut() = Some(place);
-        self.client.ride.watch.has_place();
+        *self.client.exchange_context.place.borrow_mut() = Some(place);
+        self.client.exchange_context.slot.has_place();
         Ok(())
     }
 
     /// Waits in a line, no longer than `queue_timeout` allows.
     async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
-        let _waiting = Held::new(&self.worker.metrics.waiting);
+        let _waiting = GaugeGuard::new(&self.worker.metrics.waiting);
         let limit = Some(self.state.config.proxy.queue_timeout);
-        let ride = self.client.ride;
-        let watch = ride.watch;
+        let exchange_context = self.client.exchange_context;
+        let slot = exchange_context.slot;
         let claim = Claim {
-            group: watch.group(),
-            since: watch.now().wrapping_sub(ride.waited.get()),
+            group: slot.group(),
+            since: slot.now().wrapping_sub(exchange_context.waited.get()),
             is_whole: self.client.is_between(),
         };
-        watch.queues(true);
+        slot.queues(true);
         let since = Instant::now();
         let line = queue.until(claim, take);
-        let taken = watch.within_rest(Some(self.patience()), limit, line).await;
-        watch.queues(false);
-        ride.note_wait(since.elapsed());
+        let taken = slot.within_rest(Some(self.patience()), limit, line).await;
+        slot.queues(false);
+        exchange_context.note_wait(since.elapsed());
         taken.ok()
     }
 
     /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
     fn patience(&self) -> Duration {
-        let waited = self.client.ride.waited.get();
+        let waited = self.client.exchange_context.waited.get();
         self.state
             .config
             .proxy
@@ -525,19 +531,19 @@ impl Exchange<'_> {
 
     async fn dial(&self, mut lease: Lease) -> Result<Lease, Failure> {
         let metrics = &self.worker.metrics;
-        metrics::count(&metrics.dials);
+        metrics::inc(&metrics.dials);
         let host = Rc::clone(lease.host());
         let dial = self.state.dialer.dial(&host.origin);
         let dialled = self
             .client
-            .ride
-            .watch
+            .exchange_context
+            .slot
             .within(self.state.config.transport.dial_timeout, dial)
             .await;
-        let is_told_to_leave = self.client.ride.watch.order() == Order::Leave;
+        let is_told_to_leave = self.client.exchange_context.slot.order() == Directive::Leave;
         let late = |_| {
             if is_told_to_leave {
-                Failure::told_to_leave(self.client.ride.watch.leave_outcome())
+                Failure::told_to_leave(self.client.exchange_context.slot.leave_outcome())
             } else {
                 Failure::DialTimedOut
             }
@@ -548,7 +554,7 @@ impl Exchange<'_> {
                 Ok(lease)
             }
             Err(failure) => {
-                metrics::count(&metrics.dial_failures);
+                metrics::inc(&metrics.dial_failures);
                 Err(failure)
             }
         }
@@ -605,7 +611,7 @@ impl Exchange<'_> {
             }
         }
         let is_websocket = present.upgrade && !has_body && headers::wants_websocket(parts);
-        let takes_trailers = present.te && !self.is_old && headers::takes_trailers(headers);
+        let takes_trailers = present.te && !self.is_http10 && headers::takes_trailers(headers);
         self.wants_websocket.set(is_websocket);
         self.takes_trailers.set(takes_trailers);
         headers::hop_fields(&mut out, takes_trailers, is_websocket);
@@ -621,7 +627,7 @@ impl Exchange<'_> {
 
     /// The host that was asked for, without looking for it again.
     fn authority<'p>(&'p self, parts: &'p RequestHead) -> &'p str {
-        let known = self.client.ride.subject.whole_host();
+        let known = self.client.exchange_context.subject.whole_host();
         known.unwrap_or_else(|| authority(parts))
     }
 
@@ -631,7 +637,7 @@ impl Exchange<'_> {
     }
 
     fn sender(&self) -> Sender {
-        let client = self.client.ride.watch.client();
+        let client = self.client.exchange_context.slot.client();
         let trusted = &self.state.config.server.trusted_proxies;
         let is_trusted =
             client.is_none_or(|client| trusted.iter().any(|network| network.contains(client)));
@@ -642,11 +648,11 @@ impl Exchange<'_> {
     }
 
     fn note_upstream(&self, route: &Route, target: &Target) {
-        if let Some(record) = &mut *self.client.ride.record.borrow_mut() {
+        if let Some(record) = &mut *self.client.exchange_context.record.borrow_mut() {
             record.upstream = Some(target.origin.to_string());
         }
         if log::enabled(Level::Debug) {
-            let subject = self.client.ride.subject;
+            let subject = self.client.exchange_context.subject;
             let (mut path, asked) = (Vec::new(), subject.path());
             route.push_joined(&target.base, asked, None, &mut path);
             let url = format!("{}{}", target.origin, String::from_utf8_lossy(&path));
@@ -663,12 +669,12 @@ impl Exchange<'_> {
         upload: &mut Upload,
         upstream: &mut Upstream,
         reused: bool,
-    ) -> Result<Head, Miss> {
-        let attempt = Attempt {
+    ) -> Result<Head, RoundTripError> {
+        let attempt = RoundTrip {
             client: &self.client,
             limits: self.limits(route),
-            method: &self.client.ride.subject.method,
-            is_old: self.is_old,
+            method: &self.client.exchange_context.subject.method,
+            is_http10: self.is_http10,
             route,
             queue_timeout: self.state.config.proxy.queue_timeout,
         };
@@ -687,7 +693,7 @@ impl Exchange<'_> {
         upload: Upload,
         mut upstream: Upstream,
     ) -> Result<Answer, Failure> {
-        let watch = self.client.ride.watch;
+        let slot = self.client.exchange_context.slot;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
         if matches!(head.delimiter, Delimiter::Chunked(_)) {
@@ -696,7 +702,12 @@ impl Exchange<'_> {
             headers::announce(&mut headers, &head.withheld);
         }
         if head.locates {
-            let authority = self.client.ride.subject.whole_host().unwrap_or_default();
+            let authority = self
+                .client
+                .exchange_context
+                .subject
+                .whole_host()
+                .unwrap_or_default();
             let asked = Asked {
                 authority,
                 is_https: self.is_https.get(),
@@ -704,23 +715,23 @@ impl Exchange<'_> {
             location::rewrite(&mut headers, route, asked);
         }
         route.response_headers.apply(&mut headers);
-        watch.streams();
+        slot.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
             if !(head.websocket && self.wants_websocket.get()) {
                 return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
             }
             upstream.lease.detach();
-            *self.client.ride.place.borrow_mut() = None;
+            *self.client.exchange_context.place.borrow_mut() = None;
             (Body::Own(b""), Some(Box::new(upstream)))
         } else {
-            self.client.ride.rest.set(upstream.shrink());
+            self.client.exchange_context.rest.set(upstream.shrink());
             let download = Download::new(
                 upstream,
                 (!upload.is_done()).then_some(upload),
                 head,
                 self.takes_trailers.get(),
                 self.limits(route),
-                watch.now(),
+                slot.now(),
             );
             (Body::Upstream(Box::new(download)), None)
         };

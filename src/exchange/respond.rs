@@ -14,10 +14,10 @@ use http::{
 };
 
 use crate::{
-    exchange::{body::Body, client::Client, download::Got},
-    http1::{client::Upstream, headers, request::RequestHead, write_buffer::Outbox},
+    exchange::{body::Body, client::Client, download::BodyFrame},
+    http1::{client::Upstream, headers, request::RequestHead, write_buffer::WriteBuffer},
     memory::budget::{LARGE_HEAD, in_step},
-    yield_budget::Turn,
+    yield_budget::YieldBudget,
 };
 
 /// An answer, ready to be sent.
@@ -50,27 +50,27 @@ impl Answer {
 
 /// How a request wants to be answered.
 #[derive(Debug, Clone, Copy)]
-pub struct Manner {
+pub struct ConnectionMode {
     /// HEAD: without the body.
     is_head: bool,
     /// The client speaks HTTP/1.0.
-    pub is_old: bool,
+    pub is_http10: bool,
     /// The connection is to stay (RFC 9112 §9.3).
     pub stays: bool,
 }
 
-impl Manner {
+impl ConnectionMode {
     /// What a request says of it.
-    pub fn of(parts: &RequestHead) -> Manner {
-        let is_old = parts.version == Version::HTTP_10;
+    pub fn of(parts: &RequestHead) -> ConnectionMode {
+        let is_http10 = parts.version == Version::HTTP_10;
         let says = |word: &str| {
             headers::connection_options(&parts.headers)
                 .any(|option| option.eq_ignore_ascii_case(word))
         };
-        Manner {
+        ConnectionMode {
             is_head: parts.method == Method::HEAD,
-            is_old,
-            stays: if is_old {
+            is_http10,
+            stays: if is_http10 {
                 says("keep-alive") && !says("close")
             } else {
                 !says("close")
@@ -91,16 +91,16 @@ enum Framing {
 }
 
 impl Framing {
-    fn of(answer: &Answer, manner: Manner) -> Framing {
+    fn of(answer: &Answer, mode: ConnectionMode) -> Framing {
         let is_bodiless = answer.status.is_informational()
             || matches!(
                 answer.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         match answer.body.length() {
-            _ if manner.is_head || is_bodiless => Framing::Nothing,
+            _ if mode.is_head || is_bodiless => Framing::Nothing,
             Some(length) => Framing::Length(length),
-            None if manner.is_old => Framing::Close,
+            None if mode.is_http10 => Framing::Close,
             None => Framing::Chunked,
         }
     }
@@ -110,17 +110,17 @@ impl Framing {
 ///
 /// # Errors
 /// The client takes no more of it, or its body broke off.
-pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Result<bool> {
-    let framing = Framing::of(&answer, manner);
+pub async fn send(client: &Client<'_>, answer: Answer, mode: ConnectionMode) -> io::Result<bool> {
+    let framing = Framing::of(&answer, mode);
     let read_timeout = answer.body.read_timeout();
-    let mut stays = manner.stays && framing != Framing::Close;
+    let mut stays = mode.stays && framing != Framing::Close;
     if stays && !client.is_between() {
         stays = Box::pin(can_stay(client, &answer.body)).await;
     }
     if stays {
         client.promise_to_stay();
     }
-    let mut head = head(&answer, manner, framing, stays);
+    let mut head = head(&answer, mode, framing, stays);
     // its fields are slices of what was read, and would be held as long as the client takes
     let Answer {
         headers,
@@ -129,23 +129,23 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
         ..
     } = answer;
     drop((headers, reason));
-    let is_large = head.capacity() > LARGE_HEAD || client.ride.holds_head();
+    let is_large = head.capacity() > LARGE_HEAD || client.exchange_context.holds_head();
     if is_large {
         pay_for(client, &mut head);
     }
     if framing == Framing::Close {
         client.ends_by_close(true);
     }
-    let mut sending = Sending {
+    let mut writer = ResponseWriter {
         client,
-        outbox: Outbox::new(head),
+        write_buffer: WriteBuffer::new(head),
         body,
         framing,
         is_large,
         ended: None,
     };
-    poll_fn(|context| sending.poll(context)).await?;
-    client.ride.complete.set(true);
+    poll_fn(|context| writer.poll(context)).await?;
+    client.exchange_context.complete.set(true);
     if framing == Framing::Close {
         client.ends_by_close(false);
     }
@@ -153,7 +153,7 @@ pub async fn send(client: &Client<'_>, answer: Answer, manner: Manner) -> io::Re
         return Ok(stays);
     }
     // rare: boxed, it costs the others nothing
-    drop(sending);
+    drop(writer);
     Ok(Box::pin(keep_word(client, read_timeout)).await)
 }
 
@@ -170,12 +170,12 @@ async fn can_stay(client: &Client<'_>, body: &Body) -> bool {
 /// Reads what is left of the request behind an answer that said the connection stays. It holds no upstream, and no place
 /// that others wait for.
 async fn keep_word(client: &Client<'_>, read_timeout: Option<Duration>) -> bool {
-    let watch = client.ride.watch;
-    client.ride.place.take();
-    watch.client_blocks();
-    watch.set_deadline(read_timeout);
+    let slot = client.exchange_context.slot;
+    client.exchange_context.place.take();
+    slot.client_blocks();
+    slot.set_deadline(read_timeout);
     let is_whole = poll_fn(|context| client.poll_rest(context, read_timeout)).await;
-    watch.set_deadline(None);
+    slot.set_deadline(None);
     is_whole
 }
 
@@ -183,11 +183,11 @@ async fn keep_word(client: &Client<'_>, read_timeout: Option<Duration>) -> bool 
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     *head = in_step(std::mem::take(head));
-    let bytes = head.capacity() + client.ride.rest.get() as usize;
-    client.ride.resize_head(bytes);
+    let bytes = head.capacity() + client.exchange_context.rest.get() as usize;
+    client.exchange_context.resize_head(bytes);
 }
 
-fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u8> {
+fn head(answer: &Answer, mode: ConnectionMode, framing: Framing, stays: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(answer.status.as_str().as_bytes());
@@ -209,7 +209,7 @@ fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) => content_length(&mut out, length),
         // what a GET would have brought (RFC 9110 §8.6)
-        Framing::Nothing if manner.is_head || answer.status == StatusCode::NOT_MODIFIED => {
+        Framing::Nothing if mode.is_head || answer.status == StatusCode::NOT_MODIFIED => {
             if let Some(length) = answer.headers.get(header::CONTENT_LENGTH) {
                 headers::line(&mut out, b"content-length", length.as_bytes());
             } else if let Body::Own(_) | Body::Made(_) = answer.body
@@ -224,7 +224,7 @@ fn head(answer: &Answer, manner: Manner, framing: Framing, stays: bool) -> Vec<u
         out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
     } else if !stays {
         out.extend_from_slice(b"connection: close\r\n");
-    } else if manner.is_old {
+    } else if mode.is_http10 {
         out.extend_from_slice(b"connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
@@ -238,9 +238,9 @@ fn content_length(out: &mut Vec<u8>, length: u64) {
 }
 
 /// An answer that is being written.
-struct Sending<'a> {
+struct ResponseWriter<'a> {
     client: &'a Client<'a>,
-    outbox: Outbox,
+    write_buffer: WriteBuffer,
     body: Body,
     framing: Framing,
     /// The head is larger than the price of an exchange foresees.
@@ -249,34 +249,35 @@ struct Sending<'a> {
     ended: Option<io::Result<()>>,
 }
 
-impl Sending<'_> {
+impl ResponseWriter<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.body.poll_upload(context, self.client)?;
-        let mut turn = Turn::new();
+        let mut yield_budget = YieldBudget::new();
         loop {
             // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs one
             // buffer. The first leaves together with the head, if it is here.
             if self.ended.is_none()
-                && (self.outbox.is_fresh() || self.outbox.is_empty())
+                && (self.write_buffer.is_fresh() || self.write_buffer.is_empty())
                 && self.poll_body(context).is_pending()
-                && self.outbox.is_empty()
+                && self.write_buffer.is_empty()
             {
                 return Poll::Pending;
             }
-            while !self.outbox.is_empty() {
-                let count = ready!(self.client.poll_write(context, &self.outbox.slices()))?;
-                let count = self.outbox.wrote(count);
-                self.client.ride.gave_out(count);
-                if self.is_large && self.outbox.forget_head() && !self.outbox.has_data() {
+            while !self.write_buffer.is_empty() {
+                let count = ready!(self.client.poll_write(context, &self.write_buffer.slices()))?;
+                let count = self.write_buffer.wrote(count);
+                self.client.exchange_context.gave_out(count);
+                if self.is_large && self.write_buffer.forget_head() && !self.write_buffer.has_data()
+                {
                     self.is_large = false;
-                    self.client.ride.free_head();
+                    self.client.exchange_context.free_head();
                 }
             }
-            self.outbox.forget_text();
+            self.write_buffer.forget_text();
             if let Some(result) = self.ended.take() {
                 return Poll::Ready(result);
             }
-            ready!(turn.poll_next(context));
+            ready!(yield_budget.poll_next(context));
         }
     }
 
@@ -287,33 +288,33 @@ impl Sending<'_> {
         }
         let is_chunked = self.framing == Framing::Chunked;
         match ready!(self.body.poll(context, self.client)) {
-            Some(Ok(Got::Data(piece))) => {
-                self.outbox.put(piece, is_chunked);
+            Some(Ok(BodyFrame::Data(piece))) => {
+                self.write_buffer.put(piece, is_chunked);
                 if self.body.is_end() {
                     if is_chunked {
-                        self.outbox.end_chunks();
+                        self.write_buffer.end_chunks();
                     }
                     self.ended = Some(Ok(()));
                 }
             }
-            Some(Ok(Got::Trailers(trailers))) => {
+            Some(Ok(BodyFrame::Trailers(trailers))) => {
                 if is_chunked {
                     let mut text = b"0\r\n".to_vec();
                     for (name, value) in &trailers {
                         headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
                     }
                     text.extend_from_slice(b"\r\n");
-                    self.outbox.frame(&text);
+                    self.write_buffer.frame(&text);
                 }
                 self.ended = Some(Ok(()));
             }
             Some(Err(error)) => {
-                self.client.ride.note_cut(&error);
+                self.client.exchange_context.note_cut(&error);
                 self.ended = Some(Err(error));
             }
             None => {
                 if is_chunked {
-                    self.outbox.frame(b"0\r\n\r\n");
+                    self.write_buffer.frame(b"0\r\n\r\n");
                 }
                 self.ended = Some(Ok(()));
             }

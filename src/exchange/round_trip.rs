@@ -12,7 +12,7 @@ use std::{
 use http::{Method, StatusCode};
 
 use crate::{
-    connection_table::Order,
+    connection_table::Directive,
     cors,
     exchange::{
         client::Client,
@@ -26,7 +26,7 @@ use crate::{
         response_head::{Head, MAX_HEAD},
     },
     memory::{budget::LARGE_HEAD, queue::Claim},
-    net::Way,
+    net::Direction,
     observe::metrics,
     route::Route,
 };
@@ -39,7 +39,7 @@ const MAX_INTERIM_BYTES: usize = MAX_HEAD;
 
 /// What an attempt must know of its exchange.
 #[derive(Clone, Copy)]
-pub struct Attempt<'a> {
+pub struct RoundTrip<'a> {
     /// Who asks.
     pub client: &'a Client<'a>,
     /// The time-outs of what it waits for.
@@ -47,7 +47,7 @@ pub struct Attempt<'a> {
     /// The request's method.
     pub method: &'a Method,
     /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
-    pub is_old: bool,
+    pub is_http10: bool,
     /// The route that it takes.
     pub route: &'a Route,
     /// How long a large head may wait for memory.
@@ -55,26 +55,26 @@ pub struct Attempt<'a> {
 }
 
 /// How an attempt failed.
-pub enum Miss {
+pub enum RoundTripError {
     /// A reused connection was closed before it answered: the request may be sent once more.
     Stale,
     /// There is no answer.
     Failed(Failure),
 }
 
-impl Attempt<'_> {
+impl RoundTrip<'_> {
     /// Sends the request and reads the head of its answer, both as far as they go. `reused` = the connection was idle
     /// before, and may have died unseen.
     ///
     /// # Errors
-    /// [`Miss`].
+    /// [`RoundTripError`].
     pub async fn make(
         self,
         upload: &mut Upload,
         upstream: &mut Upstream,
         reused: bool,
-    ) -> Result<Head, Miss> {
-        let mut sending = Sending {
+    ) -> Result<Head, RoundTripError> {
+        let mut sending = InFlight {
             attempt: self,
             deadline: Deadline::default(),
             interim: 0,
@@ -91,13 +91,13 @@ impl Attempt<'_> {
             }
             // rare, and its future large: boxed, it costs the others nothing
             if let Err(failure) = Box::pin(self.pay_for_large_head(upstream)).await {
-                break Err(Miss::Failed(failure));
+                break Err(RoundTripError::Failed(failure));
             }
             sending.deadline = Deadline::default();
         };
-        let watch = self.client.ride.watch;
-        watch.uploads(!upload.is_done());
-        sending.deadline.end(watch);
+        let slot = self.client.exchange_context.slot;
+        slot.uploads(!upload.is_done());
+        sending.deadline.end(slot);
         result
     }
 
@@ -107,24 +107,27 @@ impl Attempt<'_> {
     /// # Errors
     /// [`Failure::NoMemory`].
     async fn pay_for_large_head(self, upstream: &Upstream) -> Result<(), Failure> {
-        let (ride, budget) = (self.client.ride, upstream.lease.budget());
+        let (exchange_context, budget) = (self.client.exchange_context, upstream.lease.budget());
         let fund = &budget.large_heads;
-        let _waiting = metrics::Held::new(&ride.metrics.waiting);
+        let _waiting = metrics::GaugeGuard::new(&exchange_context.metrics.waiting);
         let claim = Claim {
-            group: ride.watch.group(),
-            since: ride.watch.now(),
+            group: exchange_context.slot.group(),
+            since: exchange_context.slot.now(),
             is_whole: true,
         };
         let line = fund.queue.until(claim, || budget.large_head());
-        let permit = ride.watch.within(Some(self.queue_timeout), line).await;
-        ride.hold_head(permit.map_err(|_| Failure::NoMemory)?);
+        let permit = exchange_context
+            .slot
+            .within(Some(self.queue_timeout), line)
+            .await;
+        exchange_context.hold_head(permit.map_err(|_| Failure::NoMemory)?);
         Ok(())
     }
 }
 
 /// A request in flight, until the head of its answer is there.
-struct Sending<'a> {
-    attempt: Attempt<'a>,
+struct InFlight<'a> {
+    attempt: RoundTrip<'a>,
     deadline: Deadline,
     interim: u32,
     interim_bytes: usize,
@@ -135,31 +138,31 @@ struct Sending<'a> {
     may_repeat: bool,
 }
 
-impl Sending<'_> {
+impl InFlight<'_> {
     /// Moves both messages as far as they go; `Ok(None)`: a large head is to be paid for before it goes on.
     fn poll(
         &mut self,
         context: &mut Context<'_>,
         upload: &mut Upload,
         upstream: &mut Upstream,
-    ) -> Poll<Result<Option<Head>, Miss>> {
-        let watch = self.attempt.client.ride.watch;
+    ) -> Poll<Result<Option<Head>, RoundTripError>> {
+        let slot = self.attempt.client.exchange_context.slot;
         if let Err(failure) = self.send(context, upload, upstream) {
-            return Poll::Ready(Err(Miss::Failed(failure)));
+            return Poll::Ready(Err(RoundTripError::Failed(failure)));
         }
         let answer = self.read(context, upload, upstream);
         if answer.is_ready() {
             return answer;
         }
-        if watch.order() == Order::Leave {
-            let outcome = watch.leave_outcome();
-            return Poll::Ready(Err(Miss::Failed(Failure::told_to_leave(outcome))));
+        if slot.order() == Directive::Leave {
+            let outcome = slot.leave_outcome();
+            return Poll::Ready(Err(RoundTripError::Failed(Failure::told_to_leave(outcome))));
         }
         let wait = self.wait(upload);
         let moves = matches!(wait, Wait::Client(_) | Wait::Upstream(_));
-        watch.uploads(moves);
+        slot.uploads(moves);
         let io = upstream.lease.io.as_ref();
-        if !self.deadline.is_past(watch, wait, &self.attempt.limits, io) {
+        if !self.deadline.is_past(slot, wait, &self.attempt.limits, io) {
             return Poll::Pending;
         }
         match wait {
@@ -167,9 +170,9 @@ impl Sending<'_> {
                 self.release(upload);
                 Poll::Pending
             }
-            Wait::Client(_) => Poll::Ready(Err(Miss::Failed(Failure::BodyTimedOut))),
-            Wait::Upstream(_) => Poll::Ready(Err(Miss::Failed(Failure::RequestStalled))),
-            Wait::Answer => Poll::Ready(Err(Miss::Failed(Failure::ResponseTimedOut))),
+            Wait::Client(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::BodyTimedOut))),
+            Wait::Upstream(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::RequestStalled))),
+            Wait::Answer => Poll::Ready(Err(RoundTripError::Failed(Failure::ResponseTimedOut))),
         }
     }
 
@@ -189,9 +192,9 @@ impl Sending<'_> {
     /// The client may send its body now.
     fn release(&mut self, upload: &mut Upload) {
         upload.release();
-        let watch = self.attempt.client.ride.watch;
-        self.deadline.end(watch);
-        watch.wake();
+        let slot = self.attempt.client.exchange_context.slot;
+        self.deadline.end(slot);
+        slot.wake();
     }
 
     fn send(
@@ -204,7 +207,7 @@ impl Sending<'_> {
             return Ok(());
         }
         let client = self.attempt.client;
-        upstream.widen(client, Way::Out, client.expects());
+        upstream.widen(client, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };
@@ -224,8 +227,8 @@ impl Sending<'_> {
         context: &mut Context<'_>,
         upload: &mut Upload,
         upstream: &mut Upstream,
-    ) -> Poll<Result<Option<Head>, Miss>> {
-        let ride = self.attempt.client.ride;
+    ) -> Poll<Result<Option<Head>, RoundTripError>> {
+        let exchange_context = self.attempt.client.exchange_context;
         loop {
             if !self.unread {
                 match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
@@ -250,7 +253,7 @@ impl Sending<'_> {
                     Ok(None) => upstream.has_large_head(),
                     Err(_) => false,
                 };
-                if is_large && !ride.holds_head() {
+                if is_large && !exchange_context.holds_head() {
                     if let Ok(Some(head)) = &read {
                         upstream.put_back_head(head.len);
                     }
@@ -259,7 +262,9 @@ impl Sending<'_> {
                 }
                 let head = match read {
                     Err(reason) => {
-                        return Poll::Ready(Err(Miss::Failed(Failure::UpstreamGarbled(reason))));
+                        return Poll::Ready(Err(RoundTripError::Failed(Failure::UpstreamGarbled(
+                            reason,
+                        ))));
                     }
                     Ok(None) => break,
                     Ok(Some(head)) => head,
@@ -272,17 +277,17 @@ impl Sending<'_> {
             }
             if upstream.unread().is_empty() {
                 // the next head is another one
-                ride.free_head();
+                exchange_context.free_head();
             }
         }
     }
 
     /// Counts a 1xx, and passes it on.
-    fn take_interim(&mut self, head: Head, upload: &mut Upload) -> Result<(), Miss> {
+    fn take_interim(&mut self, head: Head, upload: &mut Upload) -> Result<(), RoundTripError> {
         self.interim += 1;
         self.interim_bytes += head.len;
         if self.interim > MAX_INTERIM || self.interim_bytes > MAX_INTERIM_BYTES {
-            return Err(Miss::Failed(Failure::UpstreamGarbled(
+            return Err(RoundTripError::Failed(Failure::UpstreamGarbled(
                 "too many interim answers",
             )));
         }
@@ -298,7 +303,7 @@ impl Sending<'_> {
     /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the edits of the final answer's; a grant
     /// is for that one alone.
     fn pass_interim(&self, mut head: Head) {
-        if self.attempt.is_old {
+        if self.attempt.is_http10 {
             return;
         }
         let route = self.attempt.route;
@@ -319,15 +324,15 @@ impl Sending<'_> {
         self.attempt.client.say(&text);
     }
 
-    fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> Miss {
+    fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> RoundTripError {
         if self.may_repeat
             && upstream.unread().is_empty()
             && self.interim == 0
             && upload.can_rewind()
         {
-            return Miss::Stale;
+            return RoundTripError::Stale;
         }
-        Miss::Failed(Failure::UpstreamClosed(reason.to_owned()))
+        RoundTripError::Failed(Failure::UpstreamClosed(reason.to_owned()))
     }
 }
 

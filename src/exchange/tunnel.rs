@@ -15,13 +15,13 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    connection_table::{Order, Slot, Watch},
-    exchange::context::Ride,
-    memory::buffers::{Buffer, Buffers, Room},
-    net::Io,
+    connection_table::{Directive, SlotRef, TimerKind},
+    exchange::context::ExchangeContext,
+    memory::buffers::{Buffer, Buffers, ReadSize},
+    net::Stream,
     outcome::Outcome,
     sys::socket,
-    yield_budget::Turn,
+    yield_budget::YieldBudget,
 };
 
 /// One direction.
@@ -30,7 +30,7 @@ struct Flow {
     buffer: Buffer,
     start: usize,
     end: usize,
-    room: Room,
+    room: ReadSize,
     /// The source has ended.
     ended: bool,
     /// The sink has been told.
@@ -56,35 +56,35 @@ enum Broken {
 
 /// Joins them until both directions have ended, one breaks, the seat is told to leave, or a side takes no byte of what
 /// waits for it for `limit`. `first` are bytes that were read from each before: (from the client, from the upstream).
-/// Bytes are counted in `ride` as they pass.
+/// Bytes are counted in `exchange_context` as they pass.
 pub async fn join(
-    client: &mut Io,
-    upstream: &mut Io,
+    client: &mut Stream,
+    upstream: &mut Stream,
     first: (Vec<u8>, Vec<u8>),
-    room: Room,
+    room: ReadSize,
     buffers: &Rc<Buffers>,
     limit: Option<Duration>,
-    ride: &Ride<'_>,
+    exchange_context: &ExchangeContext<'_>,
 ) {
-    let watch = ride.watch;
+    let slot = exchange_context.slot;
     let mut up = Flow::new(first.0, room);
     let mut down = Flow::new(first.1, room);
     let outcome = poll_fn(|context| {
-        if watch.order() == Order::Leave {
-            return Poll::Ready(watch.leave_outcome());
+        if slot.order() == Directive::Leave {
+            return Poll::Ready(slot.leave_outcome());
         }
         let upward = up.poll(context, client, upstream, buffers);
         let downward = down.poll(context, upstream, client, buffers);
         let (received, sent) = (up.passed(), down.passed());
         if received + sent > 0 {
-            ride.took_in(received);
-            ride.gave_out(sent);
-            watch.moved(received + sent);
+            exchange_context.took_in(received);
+            exchange_context.gave_out(sent);
+            slot.moved(received + sent);
         }
-        let is_stuck = is_stalled(watch, Slot::Work, &mut up, upstream, limit)
-            || is_stalled(watch, Slot::Client, &mut down, client, limit);
-        let looks = watch.is_to_look();
-        watch.has_looked();
+        let is_stuck = is_stalled(slot, TimerKind::Work, &mut up, upstream, limit)
+            || is_stalled(slot, TimerKind::Client, &mut down, client, limit);
+        let looks = slot.is_to_look();
+        slot.has_looked();
         if is_stuck {
             return Poll::Ready(Outcome::WriteTimedOut);
         }
@@ -104,7 +104,7 @@ pub async fn join(
                 if error.kind() == io::ErrorKind::UnexpectedEof {
                     return Poll::Ready(Outcome::Ok);
                 }
-                ride.note_cut(&error);
+                exchange_context.note_cut(&error);
                 Poll::Ready(Outcome::UpstreamCut)
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Outcome::Ok),
@@ -112,31 +112,31 @@ pub async fn join(
         }
     })
     .await;
-    ride.note(outcome);
+    exchange_context.note(outcome);
 }
 
 /// Whether a side has taken nothing of what waits for it for too long.
 fn is_stalled(
-    watch: &Watch,
-    slot: Slot,
+    slot: &SlotRef,
+    kind: TimerKind,
     flow: &mut Flow,
-    sink: &Io,
+    sink: &Stream,
     limit: Option<Duration>,
 ) -> bool {
     if !flow.waits || flow.seen != flow.moved {
         flow.seen = flow.moved;
-        watch.goes_on(slot);
+        slot.goes_on(kind);
     }
-    flow.waits && watch.is_stalled(slot, limit, || socket::taken(&sink.socket()))
+    flow.waits && slot.is_stalled(kind, limit, || socket::taken(&sink.socket()))
 }
 
 /// Whether a side is gone, which a direction that is blocked by the other would not see.
-fn is_dead(io: &Io) -> bool {
+fn is_dead(io: &Stream) -> bool {
     socket::is_dead(&io.socket())
 }
 
 impl Flow {
-    fn new(mut first: Vec<u8>, room: Room) -> Flow {
+    fn new(mut first: Vec<u8>, room: ReadSize) -> Flow {
         first.shrink_to_fit();
         Flow {
             start: 0,
@@ -162,11 +162,11 @@ impl Flow {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        source: &mut Io,
-        sink: &mut Io,
+        source: &mut Stream,
+        sink: &mut Stream,
         buffers: &Rc<Buffers>,
     ) -> Poll<Result<(), Broken>> {
-        let mut turn = Turn::new();
+        let mut yield_budget = YieldBudget::new();
         loop {
             self.waits = true;
             while self.start < self.end {
@@ -203,7 +203,7 @@ impl Flow {
             self.start = 0;
             self.end = count;
             self.ended = count == 0;
-            ready!(turn.poll_next(context));
+            ready!(yield_budget.poll_next(context));
         }
     }
 }

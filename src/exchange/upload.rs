@@ -2,9 +2,9 @@
 
 use crate::{
     exchange::client::Client,
-    http1::{headers, write_buffer::Outbox},
-    net::Io,
-    yield_budget::Turn,
+    http1::{headers, write_buffer::WriteBuffer},
+    net::Stream,
+    yield_budget::YieldBudget,
 };
 use http::HeaderName;
 use std::{
@@ -19,7 +19,7 @@ use tokio::io::AsyncWrite as _;
     reason = "four facts that are true or not, in any mix"
 )]
 pub struct Upload {
-    outbox: Outbox,
+    write_buffer: WriteBuffer,
     /// More of the body is to come from the client.
     has_more: bool,
     /// TLS may hold bytes that the kernel does not have yet.
@@ -66,7 +66,7 @@ impl Upload {
         let has_more = body.is_some();
         let body = body.unwrap_or_default();
         Upload {
-            outbox: Outbox::new(head),
+            write_buffer: WriteBuffer::new(head),
             has_more,
             unflushed: false,
             chunked: body.chunked,
@@ -80,13 +80,13 @@ impl Upload {
 
     /// Whether nothing of the body was taken: the same bytes can be sent once more.
     pub fn can_rewind(&self) -> bool {
-        self.taken == 0 && self.outbox.can_rewind()
+        self.taken == 0 && self.write_buffer.can_rewind()
     }
 
     /// Starts again, for another connection.
     pub fn rewind(&mut self) {
         self.unflushed = false;
-        self.outbox.rewind();
+        self.write_buffer.rewind();
     }
 
     /// Lets the body go: the upstream wants it, or was asked long enough.
@@ -110,7 +110,7 @@ impl Upload {
     }
 
     fn is_written(&self) -> bool {
-        self.outbox.is_empty() && !self.unflushed
+        self.write_buffer.is_empty() && !self.unflushed
     }
 
     /// Sends what can be sent; ready when all of it is with the kernel.
@@ -120,25 +120,25 @@ impl Upload {
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
-        io: &mut Io,
+        io: &mut Stream,
         client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
-        let mut turn = Turn::new();
+        let mut yield_budget = YieldBudget::new();
         loop {
-            if self.has_more && self.outbox.is_fresh() && !self.held_back {
+            if self.has_more && self.write_buffer.is_fresh() && !self.held_back {
                 // what is here of the body leaves together with the head
                 let _ = self.poll_body(context, client)?;
             }
-            while !self.outbox.is_empty() {
-                let slices = self.outbox.slices();
+            while !self.write_buffer.is_empty() {
+                let slices = self.write_buffer.slices();
                 let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices))
                     .map_err(|_| UploadError::Upstream)?;
                 if count == 0 {
                     return Poll::Ready(Err(UploadError::Upstream));
                 }
                 self.sent += count as u64;
-                self.outbox.wrote(count);
-                self.unflushed = matches!(io, Io::Tls(_));
+                self.write_buffer.wrote(count);
+                self.unflushed = matches!(io, Stream::Tls(_));
             }
             if self.unflushed {
                 ready!(Pin::new(&mut *io).poll_flush(context))
@@ -151,7 +151,7 @@ impl Upload {
             if self.held_back {
                 return Poll::Pending;
             }
-            ready!(turn.poll_next(context));
+            ready!(yield_budget.poll_next(context));
             ready!(self.poll_body(context, client)?);
         }
     }
@@ -169,13 +169,13 @@ impl Upload {
                 if self.taken > self.limit {
                     return Poll::Ready(Err(UploadError::TooLarge));
                 }
-                self.outbox.put(piece, self.chunked);
+                self.write_buffer.put(piece, self.chunked);
                 self.has_more = !client.is_between();
                 if self.chunked && !self.has_more {
                     if client.has_trailers() {
                         self.has_more = true;
                     } else {
-                        self.outbox.end_chunks();
+                        self.write_buffer.end_chunks();
                     }
                 }
             }
@@ -200,7 +200,7 @@ impl Upload {
             }
         }
         text.extend_from_slice(b"\r\n");
-        self.outbox.frame(&text);
+        self.write_buffer.frame(&text);
         Ok(())
     }
 }

@@ -10,13 +10,13 @@ use std::{
 use crate::{
     config::Config,
     connection_table::{
-        Park,
+        ConnectionTable,
         eviction::{Reason, Scope},
     },
     memory::{
         budget::Budget,
-        buffers::{Buffers, Room},
-        concurrency::Places,
+        buffers::{Buffers, ReadSize},
+        concurrency::ConcurrencyLimit,
     },
     observe::{
         health::Report,
@@ -37,17 +37,17 @@ const SCRATCH: usize = 12 * 1024;
 /// Everything that the connections of one thread share.
 pub struct Worker {
     /// The seats of its connections.
-    pub park: Rc<Park>,
+    pub table: Rc<ConnectionTable>,
     /// What its strangers may cost.
     pub budget: Rc<Budget>,
     /// Its upstream connections.
     pub pool: Rc<Pool>,
     /// Its share of `max_concurrent_requests`.
-    pub places: Rc<Places>,
+    pub places: Rc<ConcurrencyLimit>,
     /// Its share of `max_tunnels`.
-    pub tunnels: Rc<Places>,
-    /// Places for answers that need no upstream when memory is spent.
-    pub reserve: Rc<Places>,
+    pub tunnels: Rc<ConcurrencyLimit>,
+    /// `ConcurrencyLimit` for answers that need no upstream when memory is spent.
+    pub reserve: Rc<ConcurrencyLimit>,
     /// Read buffers.
     pub buffers: Rc<Buffers>,
     /// What one read of a request head may bring.
@@ -99,10 +99,10 @@ impl Worker {
         );
         let state = State::new(config, &pool, &budget, &metrics, start);
         Rc::new(Worker {
-            park: Park::new(Rc::clone(&budget.room)),
-            places: Places::new(state.config.proxy.max_concurrent_requests, workers),
-            tunnels: Places::new(state.config.proxy.max_tunnels, workers),
-            reserve: Places::new(Some(2), 1),
+            table: ConnectionTable::new(Rc::clone(&budget.room)),
+            places: ConcurrencyLimit::new(state.config.proxy.max_concurrent_requests, workers),
+            tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
+            reserve: ConcurrencyLimit::new(Some(2), 1),
             buffers: Rc::default(),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             repeats: Repeats::default(),
@@ -129,21 +129,21 @@ impl Worker {
             .set_limit(config.proxy.max_concurrent_requests, self.workers);
         self.tunnels
             .set_limit(config.proxy.max_tunnels, self.workers);
-        self.park.reset_pace();
+        self.table.reset_pace();
         let state = State::new(config, &self.pool, &self.budget, &self.metrics, self.start);
         *self.state.borrow_mut() = Rc::new(state);
     }
 
-    /// Asks connections that do nothing to give way; see [`Park::evict_silent`].
-    pub fn evict_silent(&self, many: usize, spare: bool) -> usize {
-        let evicted = self.park.evict_silent(many, spare);
+    /// Asks connections that do nothing to give way; see [`ConnectionTable::evict_idle`].
+    pub fn evict_idle(&self, many: usize, spare: bool) -> usize {
+        let evicted = self.table.evict_idle(many, spare);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
         evicted
     }
 
-    /// Asks the least progressing to give way; see [`Park::evict_least`].
+    /// Asks the least progressing to give way; see [`ConnectionTable::evict_least`].
     pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
-        let evicted = self.park.evict_least(scope, reason);
+        let evicted = self.table.evict_least(scope, reason);
         metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
         evicted
     }
@@ -156,21 +156,21 @@ impl Worker {
         )
     }
 
-    /// Asks holders of large response heads to give way; see [`Park::evict_heads`].
+    /// Asks holders of large response heads to give way; see [`ConnectionTable::evict_heads`].
     pub fn evict_heads(&self, many: usize) {
-        let evicted = self.park.evict_heads(many);
+        let evicted = self.table.evict_heads(many);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
-    /// Asks clients to give way that do not take the end of their answer; see [`Park::evict_unsent`].
+    /// Asks clients to give way that do not take the end of their answer; see [`ConnectionTable::evict_unsent`].
     pub fn evict_unsent(&self, many: usize) {
-        let evicted = self.park.evict_unsent(many);
+        let evicted = self.table.evict_unsent(many);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
     /// How many bytes to read at a time, where the configuration says `least`.
-    pub fn room(&self, least: usize) -> Room {
-        Room::new(least, self.budget.is_short(), self.budget.plan().tight)
+    pub fn room(&self, least: usize) -> ReadSize {
+        ReadSize::new(least, self.budget.is_short(), self.budget.plan().tight)
     }
 }
 

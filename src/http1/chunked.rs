@@ -16,7 +16,7 @@ pub struct Chunked {
 
 /// What the next bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece {
+pub enum Event {
     /// So many bytes of framing: to be skipped.
     Framing(usize),
     /// So many bytes of content.
@@ -126,14 +126,14 @@ impl Chunked {
     ///
     /// # Errors
     /// [`Broken`] for anything that is not chunked framing to the letter.
-    pub fn next(&mut self, bytes: &[u8]) -> Result<Piece, Broken> {
+    pub fn next(&mut self, bytes: &[u8]) -> Result<Event, Broken> {
         if self.state == State::Data {
             let n = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
             self.left -= n as u64;
             if self.left == 0 {
                 self.state = State::DataCr;
             }
-            return Ok(Piece::Data(n));
+            return Ok(Event::Data(n));
         }
         let in_trailer = self.is_trailer();
         let mut n = 0;
@@ -148,9 +148,9 @@ impl Chunked {
             n += 1;
         }
         Ok(if in_trailer {
-            Piece::Trailer(n)
+            Event::Trailer(n)
         } else {
-            Piece::Framing(n)
+            Event::Framing(n)
         })
     }
 
@@ -264,8 +264,8 @@ impl Body {
         while at < bytes.len() && !self.walk.is_end() {
             let rest = bytes.get(at..).unwrap_or_default();
             match self.walk.next(rest)? {
-                Piece::Framing(count) => at += count,
-                Piece::Data(count) => {
+                Event::Framing(count) => at += count,
+                Event::Data(count) => {
                     if data.is_empty() {
                         // the first data of a buffer stays where it is
                         data = at..at;
@@ -275,7 +275,7 @@ impl Body {
                     data.end += count;
                     at += count;
                 }
-                Piece::Trailer(count) => {
+                Event::Trailer(count) => {
                     self.trailers
                         .extend_from_slice(rest.get(..count).unwrap_or_default());
                     at += count;
@@ -330,12 +330,12 @@ mod tests {
         while at < bytes.len() && !chunked.is_end() {
             let part = &bytes[at..bytes.len().min(at + step)];
             at += match chunked.next(part)? {
-                Piece::Framing(n) => n,
-                Piece::Data(n) => {
+                Event::Framing(n) => n,
+                Event::Data(n) => {
                     data.extend_from_slice(&part[..n]);
                     n
                 }
-                Piece::Trailer(n) => {
+                Event::Trailer(n) => {
                     trailers.extend_from_slice(&part[..n]);
                     n
                 }

@@ -12,16 +12,16 @@ use std::{
 };
 
 use http::Method;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
     exchange::client::Client,
     http1::response_head::{self, Head, MAX_HEAD},
     memory::{
         budget::{LARGE_HEAD, NARROW, step},
-        buffers::{Buffer, Buffers, Room},
+        buffers::{Buffer, Buffers, ReadSize},
     },
-    net::Way,
+    net::Direction,
     upstream::pool::Lease,
 };
 
@@ -42,12 +42,12 @@ pub struct Upstream {
     pub end: usize,
     /// How many of them were looked at for a head.
     scanned: usize,
-    room: Room,
+    room: ReadSize,
 }
 
 impl Upstream {
     /// A connection from which nothing was read yet.
-    pub fn new(lease: Lease, room: Room) -> Upstream {
+    pub fn new(lease: Lease, room: ReadSize) -> Upstream {
         Upstream {
             lease,
             buffer: Buffer::default(),
@@ -130,15 +130,19 @@ impl Upstream {
     }
 
     /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
-    /// `way` is this socket's.
-    pub fn widen(&mut self, client: &Client<'_>, way: Way, len: u64) {
-        if way == Way::In && len > LONG.0 {
-            self.lease.widen(Way::In);
+    /// `direction` is this socket's.
+    pub fn widen(&mut self, client: &Client<'_>, direction: Direction, len: u64) {
+        if direction == Direction::In && len > LONG.0 {
+            self.lease.widen(Direction::In);
         }
         if len > LONG.1 {
-            let theirs = if way == Way::In { Way::Out } else { Way::In };
+            let theirs = if direction == Direction::In {
+                Direction::Out
+            } else {
+                Direction::In
+            };
             client.widen(theirs, self.lease.budget());
-            self.lease.widen(way);
+            self.lease.widen(direction);
         }
     }
 

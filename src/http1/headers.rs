@@ -480,8 +480,8 @@ pub fn hop_fields(out: &mut Vec<u8>, takes_trailers: bool, is_websocket: bool) {
 pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
     let mut digits = [0; 20];
     let (mut at, mut left) = (digits.len(), number);
-    for slot in digits.iter_mut().rev() {
-        *slot = b'0' + (left % 10) as u8;
+    for kind in digits.iter_mut().rev() {
+        *kind = b'0' + (left % 10) as u8;
         at -= 1;
         left /= 10;
         if left == 0 {

@@ -36,7 +36,7 @@ pub struct Head {
     /// Where its target stands, counted from its first byte.
     pub target: (usize, usize),
     /// Whether it speaks HTTP/1.0.
-    pub is_old: bool,
+    pub is_http10: bool,
     /// Whether the client says `Expect: 100-continue`, and knows what that means.
     pub expects: bool,
 }
@@ -252,7 +252,7 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
     Ok(Box::new(RequestHead {
         method,
         uri,
-        version: if head.is_old {
+        version: if head.is_http10 {
             Version::HTTP_10
         } else {
             Version::HTTP_11
@@ -353,7 +353,7 @@ impl<'a> Walk<'a> {
             fields,
             framing,
             target,
-            is_old: !http11,
+            is_http10: !http11,
             expects: http11 && seen.expects,
         })
     }
@@ -646,7 +646,7 @@ mod tests {
                 fields: 2,
                 framing: Framing::Length(5),
                 target: (5, 9),
-                is_old: false,
+                is_http10: false,
                 expects: false,
             }
         );

@@ -92,9 +92,9 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
     let status = StatusCode::from_u16(code).map_err(|_| "malformed status")?;
     // one copy for all values: they are slices of it
     let text = Bytes::copy_from_slice(bytes.get(..len).unwrap_or_default());
-    let mut said = Said {
+    let mut said = FramingFields {
         persistent: version == 1,
-        ..Said::default()
+        ..FramingFields::default()
     };
     let mut headers = read_fields(response.headers, &mut said, |part| {
         text.slice_ref_of(bytes, part)
@@ -130,7 +130,7 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
 /// The fields that are passed on; `value` makes one of a part of the head.
 fn read_fields(
     fields: &[httparse::Header<'_>],
-    said: &mut Said,
+    said: &mut FramingFields,
     value: impl Fn(&[u8]) -> Bytes,
 ) -> Result<HeaderMap, &'static str> {
     let hops = connection_fields(fields)?;
@@ -182,7 +182,7 @@ impl SliceRefOf for Bytes {
 /// What the fields of an answer say of its framing.
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is what one field said")]
-struct Said {
+struct FramingFields {
     length: Option<u64>,
     chunked: bool,
     persistent: bool,
@@ -194,7 +194,7 @@ struct Said {
     locates: bool,
 }
 
-impl Said {
+impl FramingFields {
     /// Takes note of a field; says whether it is passed on.
     fn keeps(
         &mut self,

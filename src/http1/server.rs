@@ -16,7 +16,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    connection_table::Watch,
+    connection_table::SlotRef,
     http1::{
         chunked,
         request::RequestHead,
@@ -24,18 +24,18 @@ use crate::{
     },
     memory::{
         budget::{Budget, Permit},
-        buffers::{Buffer, Buffers, Room},
-        chunk::Piece,
+        buffers::{Buffer, Buffers, ReadSize},
+        chunk::BodyChunk,
     },
-    net::{Io, Way, Wide},
+    net::{Direction, Stream, WideBuffer},
     sys::socket,
 };
 
 /// A client's socket with the bytes that were read from it and not used.
 #[derive(Debug)]
-pub struct Gate {
+pub struct ServerCodec {
     /// The socket.
-    pub io: Io,
+    pub io: Stream,
     /// A head as far as it came, with what came behind it.
     held: Vec<u8>,
     /// How much of `held` was searched in vain for the end of a head.
@@ -44,13 +44,13 @@ pub struct Gate {
     permit: Option<Permit>,
     /// What came behind the last head: of its body, then of the next request.
     behind: Bytes,
-    pub due: Due,
+    pub due: BodyState,
     /// The client may wait to be asked for the body (`Expect: 100-continue`).
     pub awaits_word: bool,
     /// Interim answers (1xx), to be written before anything else.
     pub interim: Vec<u8>,
     /// What the socket was widened by for a long body.
-    pub wide: Option<Box<Wide>>,
+    pub wide: Option<Box<WideBuffer>>,
     /// The client was told that the connection stays.
     pub promised: bool,
     /// Bytes of bodies that were read, framing included; wraps.
@@ -59,7 +59,7 @@ pub struct Gate {
 
 /// What is still to come of the last message.
 #[derive(Debug)]
-pub enum Due {
+pub enum BodyState {
     /// So many bytes of a body; 0 = the next head.
     Length(u64),
     /// A chunked body.
@@ -84,16 +84,16 @@ pub const MAX_INTERIM: usize = 4 * 1024;
 /// Bytes that are looked at for the end of a body whose client has closed its half.
 const MAX_LOOK: usize = 256 * 1024;
 
-impl Gate {
+impl ServerCodec {
     /// A gate before the first request.
-    pub fn new(io: Io) -> Gate {
-        Gate {
+    pub fn new(io: Stream) -> ServerCodec {
+        ServerCodec {
             io,
             held: Vec::new(),
             scanned: 0,
             permit: None,
             behind: Bytes::new(),
-            due: Due::Length(0),
+            due: BodyState::Length(0),
             awaits_word: false,
             interim: Vec::new(),
             wide: None,
@@ -104,7 +104,9 @@ impl Gate {
 
     /// Whether it may receive more than a connection at rest has paid for, and so must not rest.
     pub fn receives_wide(&self) -> bool {
-        self.wide.as_ref().is_some_and(|wide| wide.way == Way::In)
+        self.wide
+            .as_ref()
+            .is_some_and(|wide| wide.direction == Direction::In)
     }
 
     /// After a long body: what comes next is paid for by nobody.
@@ -127,9 +129,9 @@ impl Gate {
     /// Whether all of the last message was read.
     pub fn is_between(&self) -> bool {
         match &self.due {
-            Due::Length(left) => *left == 0,
-            Due::Chunked(body) => body.is_end(),
-            Due::Broken => false,
+            BodyState::Length(left) => *left == 0,
+            BodyState::Chunked(body) => body.is_end(),
+            BodyState::Broken => false,
         }
     }
 
@@ -140,7 +142,7 @@ impl Gate {
 
     /// Whether the framing of the last body is broken: what follows is not worth reading.
     pub fn is_broken(&self) -> bool {
-        matches!(self.due, Due::Broken)
+        matches!(self.due, BodyState::Broken)
     }
 
     /// What the head that is ready costs: the buffer that it stands in.
@@ -180,16 +182,16 @@ impl Gate {
     }
 
     /// The socket, and what was read behind the last message: the first bytes of a tunnel.
-    pub fn into_parts(self) -> (Io, Bytes) {
+    pub fn into_parts(self) -> (Stream, Bytes) {
         (self.io, self.behind)
     }
 
     /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
     /// bytes that must wait the end shows only when asked for, at every tick; so it does while the rest of a body must.
-    pub fn poll_gone(&mut self, context: &mut Context<'_>, watch: &Watch) -> Poll<()> {
+    pub fn poll_gone(&mut self, context: &mut Context<'_>, slot: &SlotRef) -> Poll<()> {
         if !self.is_between() {
-            watch.look_back(true);
-            let is_lost = watch.is_to_look() && self.is_lost();
+            slot.look_back(true);
+            let is_lost = slot.is_to_look() && self.is_lost();
             return if is_lost {
                 Poll::Ready(())
             } else {
@@ -202,7 +204,7 @@ impl Gate {
                 Ok(_) => {}
             }
         }
-        watch.look_back(true);
+        slot.look_back(true);
         if socket::has_hung_up(&self.io.socket()) {
             Poll::Ready(())
         } else {
@@ -215,14 +217,14 @@ impl Gate {
     pub fn poll_gone_before(
         &mut self,
         context: &mut Context<'_>,
-        watch: &Watch,
+        slot: &SlotRef,
         has_body: bool,
     ) -> Poll<()> {
         if !has_body {
-            return self.poll_gone(context, watch);
+            return self.poll_gone(context, slot);
         }
-        watch.look_back(true);
-        if watch.is_to_look() && socket::is_dead(&self.io.socket()) {
+        slot.look_back(true);
+        if slot.is_to_look() && socket::is_dead(&self.io.socket()) {
             return Poll::Ready(());
         }
         Poll::Pending
@@ -235,14 +237,14 @@ impl Gate {
         if socket::is_dead(&socket) {
             return true;
         }
-        if matches!(self.io, Io::Tls(_)) || !socket::has_hung_up(&socket) {
+        if matches!(self.io, Stream::Tls(_)) || !socket::has_hung_up(&socket) {
             return false;
         }
         let unread = socket::unread(&socket);
         match &self.due {
-            Due::Length(left) => ((self.behind.len() + unread) as u64) < *left,
-            Due::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
-            Due::Broken => false,
+            BodyState::Length(left) => ((self.behind.len() + unread) as u64) < *left,
+            BodyState::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
+            BodyState::Broken => false,
         }
     }
 
@@ -335,8 +337,8 @@ impl Gate {
         };
         let parts = request_head::parts(&text, head)?;
         self.due = match head.framing {
-            Framing::Length(length) => Due::Length(length),
-            Framing::Chunked => Due::Chunked(Box::new(chunked::Body::new())),
+            Framing::Length(length) => BodyState::Length(length),
+            Framing::Chunked => BodyState::Chunked(Box::new(chunked::Body::new())),
         };
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
@@ -351,8 +353,8 @@ impl Gate {
         &mut self,
         context: &mut Context<'_>,
         buffers: &Rc<Buffers>,
-        room: Room,
-    ) -> Poll<io::Result<Option<Piece>>> {
+        room: ReadSize,
+    ) -> Poll<io::Result<Option<BodyChunk>>> {
         if self.is_between() {
             return Poll::Ready(Ok(None));
         }
@@ -369,7 +371,7 @@ impl Gate {
                 continue;
             }
             let room = match &self.due {
-                Due::Length(left) => room.at_most(*left),
+                BodyState::Length(left) => room.at_most(*left),
                 _ => room,
             };
             let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
@@ -377,11 +379,11 @@ impl Gate {
             let more = count as u32;
             self.read = self.read.wrapping_add(more);
             let taken = match &mut self.due {
-                Due::Length(left) => {
+                BodyState::Length(left) => {
                     *left -= count as u64;
                     0..count
                 }
-                Due::Chunked(body) => {
+                BodyState::Chunked(body) => {
                     match body.take(buffer.get_mut(..count).unwrap_or_default()) {
                         Ok(taken) => {
                             let rest = buffer.get(taken.used..count).unwrap_or_default();
@@ -389,15 +391,15 @@ impl Gate {
                             taken.data
                         }
                         Err(broken) => {
-                            self.due = Due::Broken;
+                            self.due = BodyState::Broken;
                             return Poll::Ready(Err(io::Error::other(broken.0)));
                         }
                     }
                 }
-                Due::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                BodyState::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             };
             if !taken.is_empty() {
-                return Poll::Ready(Ok(Some(Piece::pooled(buffer, taken.start, taken.end))));
+                return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
             }
             if self.is_between() {
                 return Poll::Ready(Ok(None));
@@ -406,36 +408,36 @@ impl Gate {
     }
 
     /// Takes what came of the body together with the head.
-    fn take_behind(&mut self) -> io::Result<Piece> {
+    fn take_behind(&mut self) -> io::Result<BodyChunk> {
         match &mut self.due {
-            Due::Length(left) => {
+            BodyState::Length(left) => {
                 let here = self.behind.len();
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
                 *left -= count as u64;
-                Ok(Piece::shared(self.behind.split_to(count)))
+                Ok(BodyChunk::shared(self.behind.split_to(count)))
             }
-            Due::Chunked(body) => {
+            BodyState::Chunked(body) => {
                 let mut buffer = std::mem::take(&mut self.behind).to_vec();
                 match body.take(&mut buffer) {
                     Ok(taken) => {
                         let mut bytes = Bytes::from(buffer);
                         self.behind = bytes.split_off(taken.used);
-                        Ok(Piece::shared(bytes.slice(taken.data)))
+                        Ok(BodyChunk::shared(bytes.slice(taken.data)))
                     }
                     Err(broken) => {
-                        self.due = Due::Broken;
+                        self.due = BodyState::Broken;
                         Err(io::Error::other(broken.0))
                     }
                 }
             }
-            Due::Broken => Err(io::ErrorKind::InvalidData.into()),
+            BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
     /// The trailer section of the body that was just read to its end.
     pub fn trailers(&mut self) -> Vec<u8> {
         match &mut self.due {
-            Due::Chunked(body) => body.trailers(),
+            BodyState::Chunked(body) => body.trailers(),
             _ => Vec::new(),
         }
     }
@@ -471,10 +473,10 @@ fn may_end_within(socket: &SockRef<'_>, unread: usize) -> bool {
 
 /// Reads once into a buffer that is taken only when bytes have come. The end is an error.
 pub fn read(
-    io: &mut Io,
+    io: &mut Stream,
     context: &mut Context<'_>,
     buffers: &Rc<Buffers>,
-    room: Room,
+    room: ReadSize,
 ) -> Poll<io::Result<(Buffer, usize)>> {
     ready!(io.poll_read_ready(context))?;
     let mut buffer = buffers.take(room);

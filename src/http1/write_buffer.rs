@@ -1,14 +1,14 @@
 //! What waits to be written to a socket, so that head, body and framing leave in one call.
 
-use crate::memory::chunk::Piece;
+use crate::memory::chunk::BodyChunk;
 use std::io::IoSlice;
 /// What waits to be written to a socket, in one call where it takes it: text of ours, a piece of a body, and what closes
 /// a chunk.
 #[derive(Debug)]
-pub struct Outbox {
+pub struct WriteBuffer {
     text: Vec<u8>,
     written: usize,
-    data: Piece,
+    data: BodyChunk,
     tail: &'static [u8],
     /// Whether a byte of the text that it began with was written.
     begun: bool,
@@ -16,13 +16,13 @@ pub struct Outbox {
     cleared: bool,
 }
 
-impl Outbox {
+impl WriteBuffer {
     /// A message's head, to be written.
-    pub fn new(head: Vec<u8>) -> Outbox {
-        Outbox {
+    pub fn new(head: Vec<u8>) -> WriteBuffer {
+        WriteBuffer {
             text: head,
             written: 0,
-            data: Piece::default(),
+            data: BodyChunk::default(),
             tail: b"",
             begun: false,
             cleared: false,
@@ -51,7 +51,7 @@ impl Outbox {
     }
 
     /// Puts a piece in; `chunked` frames it.
-    pub fn put(&mut self, data: Piece, chunked: bool) {
+    pub fn put(&mut self, data: BodyChunk, chunked: bool) {
         if chunked && !data.is_empty() {
             let mut size = [0; 18];
             self.frame(hexadecimal_line(data.len(), &mut size));
@@ -118,7 +118,7 @@ impl Outbox {
         self.data.start += data;
         if self.data.is_empty() {
             // its buffer goes back
-            self.data = Piece::default();
+            self.data = BodyChunk::default();
         }
         self.tail = self.tail.get(count - text - data..).unwrap_or_default();
         data
@@ -129,14 +129,14 @@ impl Outbox {
 pub fn hexadecimal_line(size: usize, line: &mut [u8; 18]) -> &[u8] {
     let mut left = size;
     let mut start = line.len() - 2;
-    for (at, slot) in line.iter_mut().enumerate().rev() {
+    for (at, kind) in line.iter_mut().enumerate().rev() {
         if at >= 16 {
-            *slot = if at == 16 { b'\r' } else { b'\n' };
+            *kind = if at == 16 { b'\r' } else { b'\n' };
             continue;
         }
         #[expect(clippy::indexing_slicing, reason = "four bits have sixteen values")]
         let digit = b"0123456789abcdef"[left & 15];
-        *slot = digit;
+        *kind = digit;
         start = at;
         left >>= 4;
         if left == 0 {

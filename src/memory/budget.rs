@@ -7,7 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
-    ops::{Deref, DerefMut},
+    ops::Deref,
     rc::Rc,
 };
 
@@ -568,7 +568,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, Room, USUAL};
+    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize, USUAL};
     use crate::{client_group::Group, memory::queue::Claim};
     use std::{
         future::Future,
@@ -667,7 +667,7 @@ mod tests {
     #[test]
     fn buffers_are_let_go_by_halves_until_none_is_left() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = Room::new(4096, true, true);
+        let room = ReadSize::new(4096, true, true);
         drop([(); 5].map(|()| buffers.take(room)));
         for left in [2, 1] {
             assert!(buffers.trim(), "{left} are left");
@@ -744,7 +744,7 @@ mod tests {
     #[test]
     fn buffers_come_back_and_are_let_go() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = Room::new(4096, true, true);
+        let room = ReadSize::new(4096, true, true);
         let buffer = buffers.take(room);
         let place = buffer.as_ptr();
         drop(buffer);
@@ -770,7 +770,7 @@ mod tests {
     #[test]
     fn buffers_are_smaller_the_more_is_on_loan() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = Room::new(4096, false, false);
+        let room = ReadSize::new(4096, false, false);
         let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
         let sizes: Vec<usize> = held.iter().map(|buffer| buffer.len()).collect();
         assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
@@ -784,7 +784,7 @@ mod tests {
     fn a_room_follows_memory_and_the_configured_size() {
         let sizes = |least| {
             [(true, true), (false, true), (false, false)]
-                .map(|(short, tight)| Room::new(least, short, tight).most)
+                .map(|(short, tight)| ReadSize::new(least, short, tight).most)
         };
         assert_eq!(sizes(512), [512, USUAL, BULK]);
         assert_eq!(sizes(32_768), [32_768, 32_768, BULK]);
@@ -794,7 +794,7 @@ mod tests {
     #[test]
     fn a_buffer_that_grew_is_never_lent_again() {
         let buffers: Rc<Buffers> = Rc::default();
-        let mut buffer = buffers.take(Room::new(4096, true, true));
+        let mut buffer = buffers.take(ReadSize::new(4096, true, true));
         buffer[0] = 7;
         assert!(!buffer.has_grown());
         buffer.grow(16 * 1024);

@@ -25,7 +25,7 @@ pub struct Buffer {
 
 /// How many bytes to read at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct ReadSize {
     least: usize,
     pub most: usize,
 }
@@ -45,15 +45,15 @@ pub const KEPT: usize = 1 << 20;
 /// Bytes under which a buffer is not worth keeping.
 pub const LEAST_KEPT: usize = 4 * 1024;
 
-impl Room {
+impl ReadSize {
     /// `least` bytes are what memory always allows; it is more while memory is not short, and most where it is not tight.
-    pub fn new(least: usize, is_short: bool, is_tight: bool) -> Room {
+    pub fn new(least: usize, is_short: bool, is_tight: bool) -> ReadSize {
         let most = match (is_short, is_tight) {
             (true, _) => least,
             (false, true) => least.max(USUAL),
             (false, false) => least.max(BULK),
         };
-        Room { least, most }
+        ReadSize { least, most }
     }
 
     /// How much of a buffer of `len` bytes may be filled.
@@ -62,9 +62,9 @@ impl Room {
     }
 
     /// The same, where no more than so many bytes are wanted.
-    pub fn at_most(self, bytes: u64) -> Room {
+    pub fn at_most(self, bytes: u64) -> ReadSize {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        Room {
+        ReadSize {
             least: self.least.min(bytes),
             most: self.most.min(bytes),
         }
@@ -121,7 +121,7 @@ impl Drop for Buffer {
 
 impl Buffers {
     /// A buffer as large as `room` and what is on loan allow.
-    pub fn take(self: &Rc<Buffers>, room: Room) -> Buffer {
+    pub fn take(self: &Rc<Buffers>, room: ReadSize) -> Buffer {
         let size = match self.lent.get() {
             lent if lent < PLENTY.0 => room.most,
             lent if lent < PLENTY.1 => room.most.min(room.least.max(USUAL)),

@@ -4,7 +4,7 @@ use crate::memory::buffers::Buffer;
 use bytes::Bytes;
 /// Bytes of a body in a buffer.
 #[derive(Debug, Default)]
-pub struct Piece {
+pub struct BodyChunk {
     store: Store,
     pub start: usize,
     end: usize,
@@ -20,10 +20,10 @@ pub enum Store {
     Pooled(Buffer),
 }
 
-impl Piece {
+impl BodyChunk {
     /// A sentence of ours.
-    pub fn fixed(text: &'static [u8]) -> Piece {
-        Piece {
+    pub fn fixed(text: &'static [u8]) -> BodyChunk {
+        BodyChunk {
             store: Store::Static(text),
             start: 0,
             end: text.len(),
@@ -31,8 +31,8 @@ impl Piece {
     }
 
     /// All of these bytes.
-    pub fn shared(bytes: Bytes) -> Piece {
-        Piece {
+    pub fn shared(bytes: Bytes) -> BodyChunk {
+        BodyChunk {
             start: 0,
             end: bytes.len(),
             store: Store::Shared(bytes),
@@ -40,8 +40,8 @@ impl Piece {
     }
 
     /// Bytes `start..end` of a buffer.
-    pub fn pooled(buffer: Buffer, start: usize, end: usize) -> Piece {
-        Piece {
+    pub fn pooled(buffer: Buffer, start: usize, end: usize) -> BodyChunk {
+        BodyChunk {
             store: Store::Pooled(buffer),
             start,
             end,

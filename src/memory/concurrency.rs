@@ -4,21 +4,21 @@ use crate::memory::queue::Queue;
 use std::{cell::Cell, rc::Rc};
 /// A place among `max_concurrent_requests`; given up on drop.
 #[derive(Debug)]
-pub struct Place(Rc<Places>);
+pub struct ConcurrencyPermit(Rc<ConcurrencyLimit>);
 
 /// The places of a worker.
 #[derive(Debug)]
-pub struct Places {
+pub struct ConcurrencyLimit {
     limit: Cell<usize>,
     taken: Cell<usize>,
     /// Who waits for one.
     pub queue: Queue,
 }
 
-impl Places {
+impl ConcurrencyLimit {
     /// `limit` exchanges at the same time; `None` = any number.
-    pub fn new(limit: Option<usize>, workers: usize) -> Rc<Places> {
-        let places = Places {
+    pub fn new(limit: Option<usize>, workers: usize) -> Rc<ConcurrencyLimit> {
+        let places = ConcurrencyLimit {
             limit: Cell::new(0),
             taken: Cell::new(0),
             queue: Queue::default(),
@@ -35,16 +35,16 @@ impl Places {
     }
 
     /// Takes a place if one is free.
-    pub fn take(self: &Rc<Places>) -> Option<Place> {
+    pub fn take(self: &Rc<ConcurrencyLimit>) -> Option<ConcurrencyPermit> {
         if self.taken.get() >= self.limit.get() {
             return None;
         }
         self.taken.set(self.taken.get() + 1);
-        Some(Place(Rc::clone(self)))
+        Some(ConcurrencyPermit(Rc::clone(self)))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConcurrencyPermit {
     fn drop(&mut self) {
         self.0.taken.set(self.0.taken.get() - 1);
         self.0.queue.wake();

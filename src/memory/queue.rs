@@ -57,17 +57,17 @@ pub struct Queue {
 }
 
 /// A place in a [`Queue`]; leaving it lets the next one try.
-struct Turn<'a> {
+struct Ticket<'a> {
     queue: &'a Queue,
     line: usize,
-    ticket: u64,
+    number: u64,
 }
 
 impl Queue {
     /// Waits in line until `take` gives something; asks it at the start, and whenever [`Queue::wake`] is called while it
     /// is this one's turn. Dropping the future leaves the line.
     pub async fn until<T>(&self, claim: Claim, mut take: impl FnMut() -> Option<T>) -> T {
-        let mut turn: Option<Turn<'_>> = None;
+        let mut turn: Option<Ticket<'_>> = None;
         poll_fn(move |context| {
             if turn.is_none() {
                 if self.len() == 0
@@ -79,7 +79,7 @@ impl Queue {
             }
             let (line, ticket) = turn
                 .as_ref()
-                .map_or((0, 0), |turn| (turn.line, turn.ticket));
+                .map_or((0, 0), |turn| (turn.line, turn.number));
             if self.chosen() == Some((line, ticket))
                 && let Some(value) = take()
             {
@@ -179,7 +179,7 @@ impl Queue {
         }
     }
 
-    fn join(&self, claim: Claim, waker: Waker) -> Turn<'_> {
+    fn join(&self, claim: Claim, waker: Waker) -> Ticket<'_> {
         let ticket = self.next.get();
         self.next.set(ticket + 1);
         let line = usize::from(!claim.is_whole);
@@ -191,10 +191,10 @@ impl Queue {
             });
         }
         self.count(line, claim.group, true);
-        Turn {
+        Ticket {
             queue: self,
             line,
-            ticket,
+            number: ticket,
         }
     }
 
@@ -219,12 +219,12 @@ impl Queue {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut lines = self.queue.lines.borrow_mut();
         let left = lines.get_mut(self.line).and_then(|waiters| {
             let at = waiters
-                .binary_search_by_key(&self.ticket, |waiter| waiter.ticket)
+                .binary_search_by_key(&self.number, |waiter| waiter.ticket)
                 .ok()?;
             let left = waiters.remove(at);
             if waiters.is_empty() {

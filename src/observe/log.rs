@@ -241,7 +241,7 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
     let mut line = Line::begin(BUFFER.take(), JSON.load(Relaxed), now, name(level), message);
     fill(&mut line);
     let text = line.end();
-    GATE.lock().unwrap_or_else(PoisonError::into_inner).pass(
+    OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).pass(
         &text,
         |dropped| {
             let mut line = Line::begin(
@@ -262,14 +262,14 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
 }
 
 /// The way to stdout, one line at a time.
-struct Gate {
+struct OutputState {
     /// Asked once: stdout does not change.
     output: Option<Output>,
     /// Dropped lines that nobody was told of yet.
     untold: u64,
 }
 
-impl Gate {
+impl OutputState {
     fn pass(
         &mut self,
         line: &str,
@@ -309,8 +309,8 @@ static JSON: AtomicBool = AtomicBool::new(false);
 static LEAST: AtomicU8 = AtomicU8::new(Level::Info as u8);
 static ACCESS: AtomicBool = AtomicBool::new(false);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-/// Held for one write that does not wait; workers share one stdout.
-static GATE: Mutex<Gate> = Mutex::new(Gate {
+/// `GaugeGuard` for one write that does not wait; workers share one stdout.
+static OUTPUT: Mutex<OutputState> = Mutex::new(OutputState {
     output: None,
     untold: 0,
 });
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn dropped_lines_are_told_before_the_next_that_gets_through() {
-        let mut gate = Gate {
+        let mut gate = OutputState {
             output: Some(Output::Other),
             untold: 0,
         };

@@ -143,14 +143,14 @@ impl Metrics {
     /// Counts an answer by the class of its status; below 100 and above 599 there is none.
     pub fn answered(&self, status: u16) {
         if let Some(class) = class(status).and_then(|class| self.answers.get(class)) {
-            count(class);
+            inc(class);
         }
     }
 
     /// Counts an exchange that did not end well; [`Outcome::Ok`] is counted and never shown.
     pub fn failed(&self, outcome: Outcome) {
         if let Some(failures) = self.failures.0.get(outcome as usize) {
-            count(failures);
+            inc(failures);
         }
     }
 
@@ -224,10 +224,10 @@ impl RouteCounters {
     /// Counts an exchange: the status that was answered (0 = none) and how it ended.
     pub fn ended(&self, status: u16, outcome: Outcome) {
         if let Some(class) = class(status).and_then(|class| self.answers.get(class)) {
-            count(class);
+            inc(class);
         }
         if outcome != Outcome::Ok {
-            count(&self.failures);
+            inc(&self.failures);
         }
     }
 }
@@ -323,7 +323,7 @@ impl Histogram {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().position(|(bound, _)| micros <= *bound);
         if let Some(bucket) = self.buckets.get(bucket.unwrap_or(BOUNDS.len())) {
-            count(bucket);
+            inc(bucket);
         }
         add(&self.micros, micros);
     }
@@ -372,7 +372,7 @@ fn class(status: u16) -> Option<usize> {
 }
 
 /// One more: of a counter, or of a gauge.
-pub fn count(number: &AtomicU64) {
+pub fn inc(number: &AtomicU64) {
     number.fetch_add(1, Relaxed);
 }
 
@@ -382,30 +382,30 @@ pub fn add(number: &AtomicU64, more: u64) {
 }
 
 /// One less of a gauge; each follows a [`count`].
-pub fn gone(gauge: &AtomicU64) {
+pub fn dec(gauge: &AtomicU64) {
     gauge.fetch_sub(1, Relaxed);
 }
 
 /// One more of a gauge, until it is dropped.
 #[derive(Debug)]
-pub struct Held<'a>(&'a AtomicU64);
+pub struct GaugeGuard<'a>(&'a AtomicU64);
 
-impl Held<'_> {
+impl GaugeGuard<'_> {
     /// Counts itself.
-    pub fn new(gauge: &AtomicU64) -> Held<'_> {
-        count(gauge);
-        Held(gauge)
+    pub fn new(gauge: &AtomicU64) -> GaugeGuard<'_> {
+        inc(gauge);
+        GaugeGuard(gauge)
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for GaugeGuard<'_> {
     fn drop(&mut self) {
-        gone(self.0);
+        dec(self.0);
     }
 }
 
 /// What one worker's part of a gauge is from now on, and was before.
-pub fn shift(gauge: &AtomicU64, before: u64, now: u64) {
+pub fn move_to(gauge: &AtomicU64, before: u64, now: u64) {
     gauge.fetch_add(now.wrapping_sub(before), Relaxed);
 }
 
@@ -483,9 +483,9 @@ mod tests {
         for micros in [0, 1_000, 1_001, 70_000_000, 200_000] {
             metrics.took(Duration::from_micros(micros));
         }
-        count(&metrics.connections_open);
-        count(&metrics.connections_open);
-        gone(&metrics.connections_open);
+        inc(&metrics.connections_open);
+        inc(&metrics.connections_open);
+        dec(&metrics.connections_open);
         add(&metrics.client_bytes_out, 4096);
         add(&metrics.client_bytes_in, 5);
         set(&metrics.memory_limit_bytes, 10 << 20);

@@ -24,26 +24,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     client_group::{self, Group},
     config::Level,
-    connection_table::{Order, Phase, Seat, Slot, Watch},
+    connection_table::{Directive, Phase, Slot, SlotRef, TimerKind},
     cors::Verdict,
-    exchange::{self, End, body::Tunnel, context::Ride, tunnel, worker::Worker},
+    exchange::{self, End, body::Tunnel, context::ExchangeContext, tunnel, worker::Worker},
     http1::{
         request_head::{self, Arrival, Head, Refusal},
-        server::Gate,
+        server::ServerCodec,
     },
     memory::{
         budget::{CONNECTION, NARROW, Permit, SPARED, UNSENT},
-        concurrency::Place,
+        concurrency::ConcurrencyPermit,
         queue::Claim,
     },
-    net::Io,
+    net::Stream,
     observe::{
         log::{self, Record},
-        metrics::{self, Held},
+        metrics::{self, GaugeGuard},
     },
     outcome::Outcome,
     sys::socket,
-    yield_budget::Turn,
+    yield_budget::YieldBudget,
 };
 
 /// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
@@ -57,45 +57,45 @@ const BRIEF: Duration = Duration::from_secs(1);
 
 /// Serves one client until it leaves or is asked to. Written by hand and not as an `async` block, because its size is
 /// what an idle connection costs.
-pub struct Attend {
+pub struct Connection {
     /// Before the seat: an exchange that is dropped with its connection still asks the seat why.
     state: State,
     worker: Rc<Worker>,
-    seat: Seat,
+    slot: Slot,
     /// What the connection costs, with what the kernel still holds of its last answer.
     permit: Permit,
 }
 
 enum State {
     /// Accepted and never polled.
-    Fresh(Io),
+    Fresh(Stream),
     /// A bare socket from which nothing was read.
-    Resting(Io),
+    Resting(Stream),
     /// Part of a head is here.
-    Amid(Box<Gate>),
+    Amid(Box<ServerCodec>),
     /// At work; gives the connection back when it rests.
-    Busy(Pin<Box<dyn Future<Output = Option<Gate>>>>),
+    Busy(Pin<Box<dyn Future<Output = Option<ServerCodec>>>>),
     Over,
 }
 
-impl Attend {
+impl Connection {
     /// A connection that was just accepted; `permit` is what it costs.
-    pub fn new(worker: Rc<Worker>, io: Io, seat: Seat, permit: Permit) -> Attend {
-        metrics::count(&worker.metrics.connections_open);
-        Attend {
+    pub fn new(worker: Rc<Worker>, io: Stream, slot: Slot, permit: Permit) -> Connection {
+        metrics::inc(&worker.metrics.connections_open);
+        Connection {
             worker,
-            seat,
+            slot,
             permit,
             state: State::Fresh(io),
         }
     }
 
     /// Looks whether a whole head has come.
-    fn poll_rest(&mut self, context: &mut Context<'_>, mut gate: Gate) -> Poll<State> {
-        let (worker, seat) = (&self.worker, &self.seat);
+    fn poll_rest(&mut self, context: &mut Context<'_>, mut codec: ServerCodec) -> Poll<State> {
+        let (worker, slot) = (&self.worker, &self.slot);
         let state = worker.state();
         let server = &state.config.server;
-        let arrival = gate.poll_head(
+        let arrival = codec.poll_head(
             context,
             &mut worker.scratch.borrow_mut(),
             &worker.budget,
@@ -106,51 +106,51 @@ impl Attend {
                 // from here on the exchange pays
                 if self.permit.bytes() > CONNECTION {
                     self.permit.resize(CONNECTION);
-                    seat.took(0);
+                    slot.took(0);
                 }
-                seat.set_deadline(None);
-                let (worker, watch) = (Rc::clone(worker), (*seat).clone());
-                let gate = RefCell::new(gate);
-                return Poll::Ready(State::Busy(Box::pin(serve(worker, gate, watch, head))));
+                slot.set_deadline(None);
+                let (worker, slot) = (Rc::clone(worker), (*slot).clone());
+                let codec = RefCell::new(codec);
+                return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
             }
             Poll::Ready(Ok(Arrival::Refused(refusal))) => {
-                return Poll::Ready(self.refused(gate, refusal));
+                return Poll::Ready(self.refused(codec, refusal));
             }
-            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(gate)),
+            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(codec)),
             Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
         }
-        let is_amid = gate.is_amid_head();
-        let is_told = match seat.order() {
-            Order::Leave => true,
-            Order::Finish => !is_amid,
-            Order::None => false,
+        let is_amid = codec.is_amid_head();
+        let is_told = match slot.order() {
+            Directive::Leave => true,
+            Directive::Finish => !is_amid,
+            Directive::None => false,
         };
         if is_told {
-            return Poll::Ready(self.close(gate));
+            return Poll::Ready(self.close(codec));
         }
-        match (is_amid, seat.phase()) {
+        match (is_amid, slot.phase()) {
             // the first head has its time since the connection came, a later one since its own first byte
-            (true, Phase::Fresh) => seat.enter_on_time(Phase::Head),
+            (true, Phase::Fresh) => slot.enter_on_time(Phase::Head),
             (true, Phase::Head) | (false, Phase::Fresh | Phase::Idle) => {}
-            (true, _) => seat.enter(Phase::Head, server.header_timeout),
-            (false, _) => seat.enter(Phase::Idle, server.idle_timeout),
+            (true, _) => slot.enter(Phase::Head, server.header_timeout),
+            (false, _) => slot.enter(Phase::Idle, server.idle_timeout),
         }
-        if seat.is_overdue() {
+        if slot.is_overdue() {
             return Poll::Ready(if is_amid {
-                self.refused(gate, Refusal::HeadTimedOut)
+                self.refused(codec, Refusal::HeadTimedOut)
             } else {
-                self.close(gate)
+                self.close(codec)
             });
         }
-        if self.owes_too_long(&gate, server.write_timeout) {
-            socket::reset_unsent(&gate.io.socket());
+        if self.owes_too_long(&codec, server.write_timeout) {
+            socket::reset_unsent(&codec.io.socket());
             return Poll::Ready(State::Over);
         }
         self.state = if is_amid {
-            State::Amid(Box::new(gate))
+            State::Amid(Box::new(codec))
         } else {
-            State::Resting(gate.into_parts().0)
+            State::Resting(codec.into_parts().0)
         };
         Poll::Pending
     }
@@ -164,50 +164,50 @@ impl Attend {
 
     /// Looks at each tick whether the client has acknowledged its last answer, not before the first: it is on its way. Says
     /// whether it has not for `limit`.
-    fn owes_too_long(&mut self, gate: &Gate, limit: Option<Duration>) -> bool {
-        if self.permit.bytes() == CONNECTION || !self.seat.look_back(true) {
+    fn owes_too_long(&mut self, codec: &ServerCodec, limit: Option<Duration>) -> bool {
+        if self.permit.bytes() == CONNECTION || !self.slot.look_back(true) {
             return false;
         }
-        if socket::unsent(&gate.io.socket()) == 0 {
+        if socket::unsent(&codec.io.socket()) == 0 {
             self.permit.resize(CONNECTION);
-            self.seat.look_back(false);
-            self.seat.took(0);
+            self.slot.look_back(false);
+            self.slot.took(0);
             return false;
         }
-        let is_stalled = self
-            .seat
-            .is_stalled(Slot::Client, limit, || socket::taken(&gate.io.socket()));
-        self.seat.has_looked();
+        let is_stalled = self.slot.is_stalled(TimerKind::Client, limit, || {
+            socket::taken(&codec.io.socket())
+        });
+        self.slot.has_looked();
         is_stalled
     }
 
     /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
     /// answer for as long as it may be idle, is reset.
-    fn close(&self, gate: Gate) -> State {
-        if self.permit.bytes() == CONNECTION || socket::unsent(&gate.io.socket()) == 0 {
+    fn close(&self, codec: ServerCodec) -> State {
+        if self.permit.bytes() == CONNECTION || socket::unsent(&codec.io.socket()) == 0 {
             return State::Over;
         }
-        if self.seat.order() == Order::Leave || self.seat.is_overdue() {
-            socket::reset_unsent(&gate.io.socket());
+        if self.slot.order() == Directive::Leave || self.slot.is_overdue() {
+            socket::reset_unsent(&codec.io.socket());
             return State::Over;
         }
-        let (worker, watch) = (Rc::clone(&self.worker), (*self.seat).clone());
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            depart(&worker, &mut gate.into_parts().0, &watch).await;
+            depart(&worker, &mut codec.into_parts().0, &slot).await;
             None
         }))
     }
 
-    fn refused(&self, gate: Gate, refusal: Refusal) -> State {
-        let (worker, watch) = (Rc::clone(&self.worker), (*self.seat).clone());
+    fn refused(&self, codec: ServerCodec, refusal: Refusal) -> State {
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            refuse(&worker, gate, &watch, refusal).await;
+            refuse(&worker, codec, &slot, refusal).await;
             None
         }))
     }
 }
 
-impl Future for Attend {
+impl Future for Connection {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -215,19 +215,19 @@ impl Future for Attend {
         loop {
             this.state = match std::mem::replace(&mut this.state, State::Over) {
                 State::Fresh(io) => {
-                    this.seat.settle(context.waker());
-                    this.seat.enter(
+                    this.slot.settle(context.waker());
+                    this.slot.enter(
                         Phase::Fresh,
                         this.worker.state().config.server.header_timeout,
                     );
                     State::Resting(io)
                 }
-                State::Resting(io) => ready!(this.poll_rest(context, Gate::new(io))),
-                State::Amid(gate) => ready!(this.poll_rest(context, *gate)),
+                State::Resting(io) => ready!(this.poll_rest(context, ServerCodec::new(io))),
+                State::Amid(codec) => ready!(this.poll_rest(context, *codec)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
-                    Poll::Ready(Some(gate)) => {
+                    Poll::Ready(Some(codec)) => {
                         this.owe();
-                        ready!(this.poll_rest(context, gate))
+                        ready!(this.poll_rest(context, codec))
                     }
                     Poll::Ready(None) => State::Over,
                     Poll::Pending => {
@@ -241,9 +241,9 @@ impl Future for Attend {
     }
 }
 
-impl Drop for Attend {
+impl Drop for Connection {
     fn drop(&mut self) {
-        metrics::gone(&self.worker.metrics.connections_open);
+        metrics::dec(&self.worker.metrics.connections_open);
     }
 }
 
@@ -259,17 +259,17 @@ fn refusal_level(refusal: Refusal) -> Level {
 }
 
 /// Says why a connection is not served on, and closes it.
-async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal) {
-    tell_refused(worker, seat, refusal);
-    seat.enter(Phase::Lingering, Some(LINGER));
-    let answer = refusal.answer(&grant(worker, &gate));
+async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, refusal: Refusal) {
+    tell_refused(worker, slot, refusal);
+    slot.enter(Phase::Lingering, Some(LINGER));
+    let answer = refusal.answer(&grant(worker, &codec));
     let mut bytes = answer.as_slice();
     let written = poll_fn(|context| {
         while !bytes.is_empty() {
-            match Pin::new(&mut gate.io).poll_write(context, bytes) {
+            match Pin::new(&mut codec.io).poll_write(context, bytes) {
                 Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending if seat.is_overdue() || seat.order() == Order::Leave => {
+                Poll::Pending if slot.is_overdue() || slot.order() == Directive::Leave => {
                     return Poll::Ready(false);
                 }
                 Poll::Pending => return Poll::Pending,
@@ -284,18 +284,18 @@ async fn refuse(worker: &Worker, mut gate: Gate, seat: &Watch, refusal: Refusal)
         Refusal::NoMemory | Refusal::HeadTooLarge | Refusal::TargetTooLong
     );
     if written && !(is_flood && worker.budget.plan().tight) {
-        linger(worker, gate.into_parts().0, seat, REFUSED_REST).await;
+        linger(worker, codec.into_parts().0, slot, REFUSED_REST).await;
     } else if worker.budget.plan().tight {
-        socket::reset_unsent(&gate.io.socket());
+        socket::reset_unsent(&codec.io.socket());
     }
 }
 
 /// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
-fn grant(worker: &Worker, gate: &Gate) -> HeaderMap {
+fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
     let state = worker.state();
     let mut fields = HeaderMap::new();
     if let Some(policy) = &state.config.cors {
-        let asked = request_head::origin(gate.unread()).map(|origin| (header::ORIGIN, origin));
+        let asked = request_head::origin(codec.unread()).map(|origin| (header::ORIGIN, origin));
         if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
             policy.stamp(&grant, &mut fields);
         }
@@ -304,11 +304,11 @@ fn grant(worker: &Worker, gate: &Gate) -> HeaderMap {
 }
 
 /// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
-fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
+fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
     let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
     worker.metrics.answered(status);
     worker.metrics.failed(outcome);
-    let (client, reason) = (log::client(seat.client()), refusal.reason());
+    let (client, reason) = (log::client(slot.client()), refusal.reason());
     let (bound, value) = worker.memory_bound();
     let fields: [log::Field<'_>; 5] = [
         ("client", &client),
@@ -318,7 +318,7 @@ fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
         ("value", &value),
     ];
     match refusal {
-        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), seat.now()) => {
+        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
             log::warn("no answer", &fields);
         }
         Refusal::NoMemory => {}
@@ -328,7 +328,7 @@ fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
             fields.get(..3).unwrap_or_default(),
         ),
     }
-    let record = Record::begin(seat.client(), "-", "", "-", Instant::now());
+    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
     if let Some(mut record) = record {
         record.answers(status);
         record.outcome = outcome;
@@ -337,16 +337,16 @@ fn tell_refused(worker: &Worker, seat: &Watch, refusal: Refusal) {
 
 /// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
 #[cold]
-fn tell_unanswered(worker: &Worker, seat: &Watch) {
-    let outcome = if seat.order() == Order::Leave {
-        seat.leave_outcome()
+fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
+    let outcome = if slot.order() == Directive::Leave {
+        slot.leave_outcome()
     } else {
         Outcome::NoMemory
     };
     worker.metrics.failed(outcome);
-    let client = log::client(seat.client());
+    let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
-    if worker.repeats.is_first(outcome.word(), seat.now()) {
+    if worker.repeats.is_first(outcome.word(), slot.now()) {
         log::warn(
             "no answer",
             &[
@@ -357,7 +357,7 @@ fn tell_unanswered(worker: &Worker, seat: &Watch) {
             ],
         );
     }
-    let record = Record::begin(seat.client(), "-", "", "-", Instant::now());
+    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
     if let Some(mut record) = record {
         record.outcome = outcome;
     }
@@ -365,16 +365,16 @@ fn tell_unanswered(worker: &Worker, seat: &Watch) {
 
 /// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
 /// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
-async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
-    seat.enter(Phase::Lingering, Some(LINGER));
+async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: usize) {
+    slot.enter(Phase::Lingering, Some(LINGER));
     let is_tight = worker.budget.plan().tight;
     poll_fn(|context| {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());
         }
-        let mut turn = Turn::new();
+        let mut yield_budget = YieldBudget::new();
         loop {
-            if seat.is_overdue() || seat.order() == Order::Leave {
+            if slot.is_overdue() || slot.order() == Directive::Leave {
                 return Poll::Ready(());
             }
             let mut scratch = worker.scratch.borrow_mut();
@@ -385,12 +385,12 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
                 }
                 // what the client sent is read, but it has not yet acknowledged its answer
                 Ok(()) if is_tight && socket::unsent(&io.socket()) > 0 => {
-                    seat.look_back(true);
+                    slot.look_back(true);
                     return Poll::Pending;
                 }
                 _ => return Poll::Ready(()),
             }
-            ready!(turn.poll_next(context));
+            ready!(yield_budget.poll_next(context));
         }
     })
     .await;
@@ -404,106 +404,106 @@ async fn linger(worker: &Worker, mut io: Io, seat: &Watch, mut rest: usize) {
 )]
 fn serve(
     worker: Rc<Worker>,
-    mut gate: RefCell<Gate>,
-    seat: Watch,
+    mut codec: RefCell<ServerCodec>,
+    slot: SlotRef,
     head: Head,
-) -> impl Future<Output = Option<Gate>> {
+) -> impl Future<Output = Option<ServerCodec>> {
     async move {
-        let (worker, seat) = (&*worker, &seat);
-        let brief = is_brief(worker, gate.get_mut(), &head);
-        count_by_client(worker, gate.get_mut(), &head, seat);
-        let size = gate.get_mut().head_size();
+        let (worker, slot) = (&*worker, &slot);
+        let brief = is_brief(worker, codec.get_mut(), &head);
+        count_by_client(worker, codec.get_mut(), &head, slot);
+        let size = codec.get_mut().head_size();
         let Some((permit, full, waited)) =
-            admit(worker, gate.get_mut(), seat, (&head, size), brief).await
+            admit(worker, codec.get_mut(), slot, (&head, size), brief).await
         else {
-            tell_unanswered(worker, seat);
+            tell_unanswered(worker, slot);
             return None;
         };
-        let parts = match gate.get_mut().open(&head) {
+        let parts = match codec.get_mut().open(&head) {
             Ok(parts) => parts,
             Err(refusal) => {
                 // rare, and large: boxed, these cost the others nothing
-                Box::pin(refuse(worker, gate.into_inner(), seat, refusal)).await;
+                Box::pin(refuse(worker, codec.into_inner(), slot, refusal)).await;
                 return None;
             }
         };
         let is_full = full.is_some();
-        seat.enter(Phase::Busy, is_full.then_some(BRIEF));
+        slot.enter(Phase::Busy, is_full.then_some(BRIEF));
         let end = {
             let mut exchange = pin!(exchange::handle(
-                worker, &gate, seat, parts, waited, is_full
+                worker, &codec, slot, parts, waited, is_full
             ));
             poll_fn(|context| {
                 let end = exchange.as_mut().poll(context);
-                let mut gate = gate.borrow_mut();
-                let is_cut = matches!(gate.poll_interim(context), Poll::Ready(Err(_)))
-                    || seat.order() == Order::Leave
-                    || (is_full && seat.is_overdue());
+                let mut codec = codec.borrow_mut();
+                let is_cut = matches!(codec.poll_interim(context), Poll::Ready(Err(_)))
+                    || slot.order() == Directive::Leave
+                    || (is_full && slot.is_overdue());
                 let end = match end {
                     Poll::Pending if is_cut => Poll::Ready(End::Broken),
-                    Poll::Pending => gate.poll_gone(context, seat).map(|()| End::Broken),
+                    Poll::Pending => codec.poll_gone(context, slot).map(|()| End::Broken),
                     end @ Poll::Ready(_) => end,
                 };
-                seat.has_looked();
+                slot.has_looked();
                 end
             })
             .await
         };
-        let has_sent_much = seat.bytes() as usize > NARROW;
+        let has_sent_much = slot.bytes() as usize > NARROW;
         match end {
             End::Stays => {
-                let gate = gate.get_mut();
-                if has_sent_much && is_unread(worker, &gate.io) {
-                    Box::pin(settle(worker, &mut gate.io, seat, NARROW))
+                let codec = codec.get_mut();
+                if has_sent_much && is_unread(worker, &codec.io) {
+                    Box::pin(settle(worker, &mut codec.io, slot, NARROW))
                         .await
                         .ok()?;
                 }
-                if gate.receives_wide() {
+                if codec.receives_wide() {
                     return None;
                 }
-                gate.narrow();
+                codec.narrow();
             }
             End::Tunnel(tunnel) => {
                 drop(full);
-                Box::pin(join(worker, gate.into_inner(), seat, *tunnel)).await;
+                Box::pin(join(worker, codec.into_inner(), slot, *tunnel)).await;
                 return None;
             }
-            End::Closes if gate.get_mut().is_amid_message() => {
+            End::Closes if codec.get_mut().is_amid_message() => {
                 drop((permit, full));
-                let rest = if gate.get_mut().is_broken() {
+                let rest = if codec.get_mut().is_broken() {
                     REFUSED_REST
                 } else {
                     usize::MAX
                 };
-                let io = gate.into_inner().into_parts().0;
-                Box::pin(linger(worker, io, seat, rest)).await;
+                let io = codec.into_inner().into_parts().0;
+                Box::pin(linger(worker, io, slot, rest)).await;
                 return None;
             }
             End::Closes => {
                 drop((permit, full));
-                if worker.budget.plan().tight && socket::unsent(&gate.get_mut().io.socket()) > 0 {
-                    Box::pin(depart(worker, &mut gate.get_mut().io, seat)).await;
+                if worker.budget.plan().tight && socket::unsent(&codec.get_mut().io.socket()) > 0 {
+                    Box::pin(depart(worker, &mut codec.get_mut().io, slot)).await;
                 }
                 return None;
             }
             End::Broken => {
-                leave(worker, &gate.get_mut().io);
+                leave(worker, &codec.get_mut().io);
                 return None;
             }
         }
-        Some(gate.into_inner())
+        Some(codec.into_inner())
     }
 }
 
 /// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
-fn is_unread(worker: &Worker, io: &Io) -> bool {
+fn is_unread(worker: &Worker, io: &Stream) -> bool {
     worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
 }
 
 /// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
 /// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
 /// stands for.
-fn leave(worker: &Worker, io: &Io) {
+fn leave(worker: &Worker, io: &Stream) {
     if worker.budget.plan().tight {
         socket::reset_unsent(&io.socket());
     }
@@ -514,7 +514,7 @@ fn leave(worker: &Worker, io: &Io) {
 ///
 /// # Errors
 /// The client is gone, or has to go: the close will be a reset.
-async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::Result<()> {
+async fn settle(worker: &Worker, io: &mut Stream, slot: &SlotRef, most: usize) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
     let mut left = socket::unsent(&io.socket());
     let settled = poll_fn(|context| {
@@ -526,23 +526,23 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::
         }
         let unsent = socket::unsent(&io.socket());
         if unsent < left {
-            seat.took(left - unsent);
+            slot.took(left - unsent);
             left = unsent;
         }
         if left <= most {
             return Poll::Ready(Ok(()));
         }
-        let is_stalled = seat.is_stalled(Slot::Client, limit, || socket::taken(&io.socket()));
-        seat.has_looked();
-        if is_stalled || seat.order() == Order::Leave {
-            tell_unread(worker, seat, unsent, is_stalled);
+        let is_stalled = slot.is_stalled(TimerKind::Client, limit, || socket::taken(&io.socket()));
+        slot.has_looked();
+        if is_stalled || slot.order() == Directive::Leave {
+            tell_unread(worker, slot, unsent, is_stalled);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
     })
     .await;
-    seat.look_back(false);
-    seat.took(0);
+    slot.look_back(false);
+    slot.took(0);
     if settled.is_err() {
         leave(worker, io);
     }
@@ -551,17 +551,17 @@ async fn settle(worker: &Worker, io: &mut Io, seat: &Watch, most: usize) -> io::
 
 /// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
 #[cold]
-fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize, is_stalled: bool) {
+fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool) {
     let outcome = if is_stalled {
         Outcome::WriteTimedOut
     } else {
-        seat.leave_outcome()
+        slot.leave_outcome()
     };
     worker.metrics.failed(outcome);
     log::debug(
         "answer not read",
         &[
-            ("client", &log::client(seat.client())),
+            ("client", &log::client(slot.client())),
             ("unread", &unsent),
             ("outcome", &outcome),
         ],
@@ -570,12 +570,12 @@ fn tell_unread(worker: &Worker, seat: &Watch, unsent: usize, is_stalled: bool) {
 
 /// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
 /// the client has acknowledged all of it. It is one of those that give way first.
-async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
+async fn depart(worker: &Worker, io: &mut Stream, slot: &SlotRef) {
     let _permit = worker.budget.force(UNSENT);
-    seat.enter(Phase::Lingering, None);
+    slot.enter(Phase::Lingering, None);
     let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
     if told.is_ok() {
-        drop(settle(worker, io, seat, 0).await);
+        drop(settle(worker, io, slot, 0).await);
     } else {
         leave(worker, io);
     }
@@ -586,11 +586,11 @@ async fn depart(worker: &Worker, io: &mut Io, seat: &Watch) {
 /// the second part holds a place of it. The third is how many milliseconds it has waited.
 async fn admit(
     worker: &Worker,
-    gate: &mut Gate,
-    seat: &Watch,
+    codec: &mut ServerCodec,
+    slot: &SlotRef,
     (head, size): (&Head, usize),
     is_brief: bool,
-) -> Option<(Option<Permit>, Option<Place>, u32)> {
+) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange(size)
@@ -608,75 +608,75 @@ async fn admit(
             .majority()
             .filter(|most| most.count > SPARED / 2);
         let spared = match most {
-            Some(most) if most.group != seat.group() => SPARED,
+            Some(most) if most.group != slot.group() => SPARED,
             Some(_) if head.has_body() => 0,
             Some(_) => SPARED / 2,
             None => SPARED,
         };
         if !is_brief && let Some(_waiter) = budget.waiter(size, spared) {
-            seat.enter(Phase::Waiting, None);
-            let _waiting = Held::new(&worker.metrics.waiting);
+            slot.enter(Phase::Waiting, None);
+            let _waiting = GaugeGuard::new(&worker.metrics.waiting);
             let limit = Some(worker.state().config.proxy.queue_timeout);
             let claim = Claim {
-                group: seat.group(),
-                since: seat.now(),
+                group: slot.group(),
+                since: slot.now(),
                 is_whole: !head.has_body(),
             };
             let line = budget.queue.until(claim, || budget.exchange(size));
-            let mut waits = pin!(seat.within(limit, line));
+            let mut waits = pin!(slot.within(limit, line));
             let permit = poll_fn(|context| {
                 let polled = waits.as_mut().poll(context);
                 if polled.is_pending()
-                    && gate
-                        .poll_gone_before(context, seat, head.has_body())
+                    && codec
+                        .poll_gone_before(context, slot, head.has_body())
                         .is_ready()
                 {
                     return Poll::Ready(None);
                 }
-                seat.has_looked();
+                slot.has_looked();
                 polled.map(Some)
             });
             if let Ok(permit) = permit.await? {
                 return Some((Some(permit), None, waited()));
             }
         }
-        seat.enter(Phase::Busy, None);
+        slot.enter(Phase::Busy, None);
         let claim = Claim {
-            group: seat.group(),
-            since: seat.now(),
+            group: slot.group(),
+            since: slot.now(),
             is_whole: true,
         };
         let line = worker.reserve.queue.until(claim, || worker.reserve.take());
-        let place = seat.within(Some(2 * BRIEF), line).await.ok()?;
+        let place = slot.within(Some(2 * BRIEF), line).await.ok()?;
         Some((None, Some(place), waited()))
     })
     .await
 }
 
 /// A request that a trusted proxy brings counts as its client's.
-fn count_by_client(worker: &Worker, gate: &Gate, head: &Head, seat: &Watch) {
+fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: &SlotRef) {
     let state = worker.state();
     let trusted = &state.config.server.trusted_proxies;
     if trusted.is_empty() {
         return;
     }
-    let fields = client_group::field_values(gate.head_text(head), b"x-forwarded-for");
-    let group = Group::forwarded(seat.client(), trusted, fields);
-    seat.set_group(group.unwrap_or_else(|| Group::of(seat.client())));
+    let fields = client_group::field_values(codec.head_text(head), b"x-forwarded-for");
+    let group = Group::forwarded(slot.client(), trusted, fields);
+    slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
 
 /// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
-fn is_brief(worker: &Worker, gate: &Gate, head: &Head) -> bool {
-    let path = request_head::path(gate.target(head));
+fn is_brief(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
+    let path = request_head::path(codec.target(head));
     let state = worker.state();
     path == state.config.health_path.as_bytes()
-        || (state.answers_options && gate.has_method(head, b"OPTIONS"))
-        || (state.answers_directly && state.answers(gate.host(head), path))
+        || (state.answers_options && codec.has_method(head, b"OPTIONS"))
+        || (state.answers_directly && state.answers(codec.host(head), path))
 }
 
 /// Carries bytes both ways until the tunnel ends.
-async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
-    seat.enter(Phase::Tunnel, None);
+async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunnel) {
+    slot.enter(Phase::Tunnel, None);
     let Tunnel {
         mut upstream,
         subject,
@@ -687,9 +687,9 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         record,
         place,
     } = tunnel;
-    metrics::count(&worker.metrics.tunnels);
-    let ride = Ride {
-        watch: seat,
+    metrics::inc(&worker.metrics.tunnels);
+    let exchange_context = ExchangeContext {
+        slot,
         waited: Cell::new(waited),
         subject: &subject,
         config: &config,
@@ -711,7 +711,7 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         is_tunnel: true,
         metrics: &worker.metrics,
     };
-    let (mut client, first) = gate.into_parts();
+    let (mut client, first) = codec.into_parts();
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());
     upstream.start = upstream.end;
     upstream.release();
@@ -726,13 +726,13 @@ async fn join(worker: &Worker, gate: Gate, seat: &Watch, tunnel: Tunnel) {
         room,
         &worker.buffers,
         config.server.write_timeout,
-        &ride,
+        &exchange_context,
     )
     .await;
-    drop((ride, place));
+    drop((exchange_context, place));
     drop(upstream);
     if worker.budget.plan().tight && socket::unsent(&client.socket()) > 0 {
-        drop(Box::pin(settle(worker, &mut client, seat, 0)).await);
+        drop(Box::pin(settle(worker, &mut client, slot, 0)).await);
     }
 }
 
@@ -760,7 +760,11 @@ mod tests {
     #[test]
     fn a_connection_at_rest_is_small() {
         // tokio adds about 110 bytes and rounds up to 128: at 144 this would cost 384 bytes instead of 256
-        assert!(size_of::<Attend>() <= 112, "{} bytes", size_of::<Attend>());
+        assert!(
+            size_of::<Connection>() <= 112,
+            "{} bytes",
+            size_of::<Connection>()
+        );
     }
 
     #[test]
@@ -801,14 +805,14 @@ mod tests {
             runtime.block_on(async {
                 let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
                 client.write_all(head.as_bytes()).await.unwrap();
-                let mut gate = Gate::new(Io::Unix(server));
+                let mut codec = ServerCodec::new(Stream::Unix(server));
                 let mut scratch = [0; 1024];
                 let arrival =
-                    poll_fn(|context| gate.poll_head(context, &mut scratch, &budget, 1024));
+                    poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));
                 let Ok(Arrival::Head(found)) = arrival.await else {
                     panic!("{head}")
                 };
-                assert_eq!(is_brief(&worker, &gate, &found), expected, "{head}");
+                assert_eq!(is_brief(&worker, &codec, &found), expected, "{head}");
             });
         }
     }

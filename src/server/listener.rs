@@ -32,9 +32,9 @@ use crate::{
         budget::{CONNECTION, Permit, Plan},
         queue::Claim,
     },
-    net::Io,
+    net::Stream,
     observe::{log, metrics},
-    server::{connection::Attend, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
+    server::{connection::Connection, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
 };
 
 /// Connections that the kernel holds for us until there is room.
@@ -67,7 +67,7 @@ pub struct Frame<'a> {
 }
 
 /// One bound address: a socket for each worker. Dropping it closes them, and removes the file of a unix socket.
-pub struct Door {
+pub struct Listener {
     /// What the configuration says.
     pub listen: Listen,
     /// The address as the log shows it, with the port that the kernel chose.
@@ -76,14 +76,14 @@ pub struct Door {
     file: Option<PathBuf>,
 }
 
-impl Door {
+impl Listener {
     /// Binds an address for so many workers.
     ///
     /// # Errors
     /// What cannot be bound, with the address.
-    pub fn open(listen: &Listen, workers: usize, frame: &Frame<'_>) -> Result<Door> {
+    pub fn open(listen: &Listen, workers: usize, frame: &Frame<'_>) -> Result<Listener> {
         let plan = frame.plan;
-        let mut door = Door {
+        let mut listener = Listener {
             listen: listen.clone(),
             name: String::new(),
             sockets: Vec::new(),
@@ -92,21 +92,21 @@ impl Door {
         match listen {
             Listen::Everywhere(port) => {
                 let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
-                if door.bind(everywhere, workers, plan).is_err() {
+                if listener.bind(everywhere, workers, plan).is_err() {
                     // IPv6 is off, or this is what is taken: the second try tells
-                    door.sockets.clear();
-                    door.bind(
+                    listener.sockets.clear();
+                    listener.bind(
                         SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
                         workers,
                         plan,
                     )?;
                 }
             }
-            Listen::Address(address) => door.bind(*address, workers, plan)?,
-            Listen::Unix(path) => door.bind_unix(path, workers, frame.unix_socket_mode)?,
-            Listen::Inherited(name) => door.inherit(name, workers, frame)?,
+            Listen::Address(address) => listener.bind(*address, workers, plan)?,
+            Listen::Unix(path) => listener.bind_unix(path, workers, frame.unix_socket_mode)?,
+            Listen::Inherited(name) => listener.inherit(name, workers, frame)?,
         }
-        Ok(door)
+        Ok(listener)
     }
 
     /// A worker's own handle.
@@ -211,7 +211,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         if let Some(file) = &self.file {
             drop(std::fs::remove_file(file));
@@ -256,19 +256,19 @@ fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
 }
 
 /// A listening socket of either family, ready to be awaited.
-pub enum Listener {
+pub enum ListeningSocket {
     /// A port.
     Tcp(TcpListener),
     /// A file.
     Unix(UnixListener),
 }
 
-impl Listener {
+impl ListeningSocket {
     /// Takes a socket that listens.
     ///
     /// # Errors
     /// A socket that is none, or does not listen.
-    pub fn new(socket: OwnedFd) -> Result<Listener> {
+    pub fn new(socket: OwnedFd) -> Result<ListeningSocket> {
         let domain = SockRef::from(&socket)
             .domain()
             .context("asking a listener for its kind")?;
@@ -276,9 +276,9 @@ impl Listener {
             .set_nonblocking(true)
             .context("preparing a listener")?;
         if domain == Domain::UNIX {
-            UnixListener::from_std(socket.into()).map(Listener::Unix)
+            UnixListener::from_std(socket.into()).map(ListeningSocket::Unix)
         } else {
-            TcpListener::from_std(socket.into()).map(Listener::Tcp)
+            TcpListener::from_std(socket.into()).map(ListeningSocket::Tcp)
         }
         .context("preparing a listener")
     }
@@ -287,47 +287,47 @@ impl Listener {
     ///
     /// # Errors
     /// Out of descriptors or memory, or the client has left already.
-    pub async fn accept(&self, plan: &Plan) -> io::Result<(Io, Option<SocketAddr>)> {
+    pub async fn accept(&self, plan: &Plan) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
-            Listener::Tcp(listener) => {
+            ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Io::tcp(stream, plan.tight), Some(address)))
+                Ok((Stream::tcp(stream, plan.tight), Some(address)))
             }
-            Listener::Unix(listener) => {
+            ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Io::unix(stream, plan.socket_buffer), None))
+                Ok((Stream::unix(stream, plan.socket_buffer), None))
             }
         }
     }
 }
 
 /// A task that accepts on a socket.
-pub struct Porter {
+pub struct Acceptor {
     task: JoinHandle<()>,
-    duty: Rc<Duty>,
+    duty: Rc<AcceptState>,
 }
 
 /// What a porter does.
-struct Duty {
+struct AcceptState {
     /// What it accepts on; `None` once that is over.
-    listener: RefCell<Option<Rc<Listener>>>,
+    listener: RefCell<Option<Rc<ListeningSocket>>>,
     /// Somebody was let in and has no seat yet.
     is_seating: Cell<bool>,
 }
 
-impl Porter {
+impl Acceptor {
     /// Accepts on a socket until [`end`](Self::end).
     ///
     /// # Errors
     /// A socket that is none, or does not listen.
-    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Porter> {
-        let duty = Rc::new(Duty {
-            listener: RefCell::new(Some(Rc::new(Listener::new(socket)?))),
+    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Acceptor> {
+        let duty = Rc::new(AcceptState {
+            listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_seating: Cell::new(false),
         });
         let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
         let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
-        Ok(Porter { task, duty })
+        Ok(Acceptor { task, duty })
     }
 
     /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
@@ -339,19 +339,19 @@ impl Porter {
     }
 }
 
-impl Duty {
-    fn listener(&self) -> Option<Rc<Listener>> {
+impl AcceptState {
+    fn listener(&self) -> Option<Rc<ListeningSocket>> {
         self.listener.borrow().clone()
     }
 }
 
 /// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the
 /// door full, those who are silent longest give way.
-async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
-    metrics::count(&worker.metrics.connections_accepted);
+async fn admit(worker: &Rc<Worker>, io: Stream, address: Option<SocketAddr>) {
+    metrics::inc(&worker.metrics.connections_accepted);
     let take = || {
         let limit = worker.budget.plan().connections;
-        (worker.park.open() < limit)
+        (worker.table.open() < limit)
             .then(|| worker.budget.take(CONNECTION))
             .flatten()
     };
@@ -360,8 +360,8 @@ async fn admit(worker: &Rc<Worker>, io: Io, address: Option<SocketAddr>) {
         Some(permit) => permit,
         None => Box::pin(await_seat(worker, client, take)).await,
     };
-    let seat = worker.park.seat(client);
-    tokio::task::spawn_local(Attend::new(Rc::clone(worker), io, seat, permit));
+    let slot = worker.table.slot(client);
+    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, slot, permit));
 }
 
 /// Waits for a seat, and asks others to leave until there is one.
@@ -370,16 +370,16 @@ async fn await_seat(
     client: Option<IpAddr>,
     take: impl FnMut() -> Option<Permit>,
 ) -> Permit {
-    let since = worker.park.now();
+    let since = worker.table.now();
     let claim = Claim {
         group: Group::of(client),
         since,
         is_whole: true,
     };
-    let mut seat = pin!(worker.park.room.until(claim, take));
+    let mut slot = pin!(worker.table.room.until(claim, take));
     loop {
-        make_room(worker, worker.park.now().wrapping_sub(since));
-        if let Ok(permit) = timeout(STEP, &mut seat).await {
+        make_room(worker, worker.table.now().wrapping_sub(since));
+        if let Ok(permit) = timeout(STEP, &mut slot).await {
             return permit;
         }
     }
@@ -390,11 +390,11 @@ async fn await_seat(
 /// newcomers has its turn within a second, and among them one that only wants to know whether we are well.
 fn make_room(worker: &Worker, waited: u32) {
     let many = (worker.budget.plan().connections / 32).clamp(EVICTED_AT_ONCE, 1024);
-    if worker.evict_silent(many, true) > 0 || waited < WAITERS_LEAVE {
+    if worker.evict_idle(many, true) > 0 || waited < WAITERS_LEAVE {
         return;
     }
-    let park = &worker.park;
-    if park.evict_waiting(many, None) == 0 && waited >= STREAMS_LEAVE {
+    let table = &worker.table;
+    if table.evict_waiting(many, None) == 0 && waited >= STREAMS_LEAVE {
         worker.evict_least(Scope::Memory, Reason::Waited(1_000));
     }
 }
@@ -403,7 +403,7 @@ fn make_room(worker: &Worker, waited: u32) {
 ///
 /// # Errors
 /// A listener that is none any more.
-async fn accept(worker: &Rc<Worker>, duty: &Duty) -> Result<()> {
+async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
     let mut shortage = None;
     while let Some(listener) = duty.listener() {
         let accepted = listener.accept(worker.budget.plan()).await;
@@ -428,7 +428,7 @@ async fn accept(worker: &Rc<Worker>, duty: &Duty) -> Result<()> {
                     }
                     pause(worker).await;
                 }
-                Trouble::Listener => return Err(error).context("accept"),
+                Trouble::ListeningSocket => return Err(error).context("accept"),
             },
         }
     }
@@ -443,14 +443,16 @@ pub enum Trouble {
     /// Descriptors or memory have run out, and come back.
     Shortage,
     /// The listener itself is broken, and stays so.
-    Listener,
+    ListeningSocket,
 }
 
 impl Trouble {
     /// By the error's number, as accept(2) explains them; what is not known may pass.
     pub fn of(error: &io::Error) -> Trouble {
         match error.raw_os_error() {
-            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => Trouble::Listener,
+            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => {
+                Trouble::ListeningSocket
+            }
             Some(
                 libc::ECONNABORTED
                 | libc::EINTR
@@ -471,7 +473,7 @@ impl Trouble {
 /// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
 /// accepting pauses.
 async fn pause(worker: &Worker) {
-    worker.evict_silent(EVICTED_AT_ONCE, false);
+    worker.evict_idle(EVICTED_AT_ONCE, false);
     worker.pool.clear();
     sleep(PAUSE).await;
 }
@@ -498,7 +500,7 @@ mod tests {
                 ],
             ),
             (
-                Trouble::Listener,
+                Trouble::ListeningSocket,
                 &[libc::EBADF, libc::EINVAL, libc::ENOTSOCK],
             ),
         ] {

@@ -19,9 +19,9 @@ use crate::{
     exchange::worker::Worker,
     http1::request_head::{self, Refusal},
     memory::budget::CONNECTION,
-    net::Io,
+    net::Stream,
     observe::metrics::{self, Metrics},
-    server::listener::{Listener, Trouble},
+    server::listener::{ListeningSocket, Trouble},
 };
 
 /// How long whoever asks for the metrics may take.
@@ -41,12 +41,12 @@ const MAX_HEAD: usize = 8192;
 ///
 /// # Errors
 /// A listener that is none any more.
-pub async fn answer(worker: Rc<Worker>, listener: Listener) -> Result<()> {
+pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()> {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
         let io = match listener.accept(worker.budget.plan()).await {
             Ok((io, _)) => io,
-            Err(error) if Trouble::of(&error) == Trouble::Listener => {
+            Err(error) if Trouble::of(&error) == Trouble::ListeningSocket => {
                 return Err(error).context("accept");
             }
             Err(_) => {
@@ -98,14 +98,14 @@ fn asked(bytes: &[u8], scanned: &mut usize) -> Option<Answer> {
     Some(match (parts.uri.path(), parts.method.as_str()) {
         ("/metrics", method @ ("GET" | "HEAD")) => Answer::Page {
             is_head: method == "HEAD",
-            is_chunked: !head.is_old,
+            is_chunked: !head.is_http10,
         },
         ("/metrics", _) => Answer::NotAllowed,
         _ => Answer::NotFound,
     })
 }
 
-async fn tell(mut io: Io, metrics: &Metrics) -> io::Result<()> {
+async fn tell(mut io: Stream, metrics: &Metrics) -> io::Result<()> {
     let (mut bytes, mut scanned) = (Vec::with_capacity(1024), 0);
     let answer = loop {
         if let Some(answer) = asked(&bytes, &mut scanned) {
@@ -156,7 +156,12 @@ fn own(status: &str, extra: &str, sentence: &str) -> String {
     )
 }
 
-async fn page(io: &mut Io, metrics: &Metrics, is_head: bool, is_chunked: bool) -> io::Result<()> {
+async fn page(
+    io: &mut Stream,
+    metrics: &Metrics,
+    is_head: bool,
+    is_chunked: bool,
+) -> io::Result<()> {
     let framing = if is_chunked {
         "transfer-encoding: chunked\r\n"
     } else {
@@ -190,7 +195,7 @@ async fn page(io: &mut Io, metrics: &Metrics, is_head: bool, is_chunked: bool) -
     Ok(())
 }
 
-async fn write(io: &mut Io, mut bytes: &[u8]) -> io::Result<()> {
+async fn write(io: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let count = poll_fn(|context| Pin::new(&mut *io).poll_write(context, bytes)).await?;
         bytes = bytes.get(count..).unwrap_or_default();

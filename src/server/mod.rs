@@ -37,10 +37,10 @@ use crate::{
     outcome::Outcome,
     process::PidFile,
     server::{
-        listener::{Door, Frame},
+        listener::{Frame, Listener},
         signals::{Call, Signals},
         supervisor::{Pulse, Supervisor, first},
-        worker::{Birth, Word, hire, labour, runtime},
+        worker::{Command, WorkerInit, run_worker, runtime, spawn_worker},
     },
     sys::{self, cgroup, code_pages, systemd},
 };
@@ -81,17 +81,17 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         inherited: &inherited,
         unix_socket_mode: config.server.unix_socket_mode,
     };
-    let doors = open(&config.listen, config.threads, &frame)?;
+    let listeners = open(&config.listen, config.threads, &frame)?;
     let exposed = config
         .metrics
         .as_ref()
-        .map(|listen| Door::open(listen, 1, &frame))
+        .map(|listen| Listener::open(listen, 1, &frame))
         .transpose()?;
     let start = SystemTime::now();
     let mut supervisor = Supervisor::new();
     let pulse = systemd::watchdog_interval().map(|interval| Pulse::new(config.threads, interval));
     let metrics = Arc::new(Metrics::new(start).exposed(config.metrics.is_some()));
-    let birth = Birth {
+    let init = WorkerInit {
         reporter: supervisor.reporter(0),
         pulse: pulse.map(Arc::new),
         config: Arc::clone(&config),
@@ -107,24 +107,27 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     let (mut words, mut threads) = (Vec::new(), Vec::new());
     for index in 1..config.threads {
         let reporter = supervisor.reporter(index);
-        let (sender, thread) = hire(
+        let (sender, thread) = spawn_worker(
             index,
-            Birth {
+            WorkerInit {
                 reporter,
-                ..birth.clone()
+                ..init.clone()
             },
-            &doors,
+            &listeners,
         )?;
         words.push(sender);
         threads.push(thread);
     }
     let (sender, receiver) = mpsc::unbounded_channel();
     words.push(sender);
-    let own = sockets(&doors, 0)?;
-    let asked = exposed.as_ref().map(|door| door.socket(0)).transpose()?;
-    let captain = Captain {
+    let own = sockets(&listeners, 0)?;
+    let asked = exposed
+        .as_ref()
+        .map(|listener| listener.socket(0))
+        .transpose()?;
+    let controller = Controller {
         words,
-        doors,
+        listeners,
         exposed,
         config,
         plan,
@@ -134,8 +137,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     };
     let work = lead(
         called,
-        captain,
-        birth,
+        controller,
+        init,
         own,
         asked,
         receiver,
@@ -184,17 +187,17 @@ fn open<'a>(
     places: impl IntoIterator<Item = &'a Listen>,
     workers: usize,
     frame: &Frame<'_>,
-) -> Result<Vec<Door>> {
+) -> Result<Vec<Listener>> {
     places
         .into_iter()
-        .map(|listen| Door::open(listen, workers, frame))
+        .map(|listen| Listener::open(listen, workers, frame))
         .collect()
 }
 
-fn sockets(doors: &[Door], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
-    doors
+fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
+    listeners
         .iter()
-        .map(|door| Ok((door.listen.clone(), door.socket(worker)?)))
+        .map(|listener| Ok((listener.listen.clone(), listener.socket(worker)?)))
         .collect()
 }
 
@@ -214,18 +217,24 @@ fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
 
 /// The first lines of the log: where we listen, what the budget is, what the environment changed, and last what was
 /// read from where.
-fn greet(source: &str, config: &Config, memory: &str, doors: &[Door], exposed: Option<&Door>) {
-    for door in doors {
+fn log_start(
+    source: &str,
+    config: &Config,
+    memory: &str,
+    listeners: &[Listener],
+    exposed: Option<&Listener>,
+) {
+    for listener in listeners {
         log::info(
             "listening",
             &[
-                ("address", &door.name),
+                ("address", &listener.name),
                 ("version", &env!("CARGO_PKG_VERSION")),
             ],
         );
     }
-    if let Some(door) = exposed {
-        log::info("metrics", &[("address", &door.name)]);
+    if let Some(listener) = exposed {
+        log::info("metrics", &[("address", &listener.name)]);
     }
     let (proxy, transport) = (&config.proxy, &config.transport);
     log::info(
@@ -250,16 +259,16 @@ fn greet(source: &str, config: &Config, memory: &str, doors: &[Door], exposed: O
         &[
             ("config", &source),
             ("routes", &config.routes.len()),
-            ("listeners", &doors.len()),
+            ("listeners", &listeners.len()),
             ("threads", &config.threads),
         ],
     );
 }
 
 /// What follows from the memory limit, in words.
-fn memory_plan(birth: &Birth) -> String {
-    let (config, plan) = (&birth.config, &birth.plan);
-    match (birth.limit, plan.pool, plan.exchanges()) {
+fn memory_plan(init: &WorkerInit) -> String {
+    let (config, plan) = (&init.config, &init.plan);
+    match (init.limit, plan.pool, plan.exchanges()) {
         (Some((limit, _)), Some(pool), Some(exchanges)) => {
             let workers = config.threads as u64;
             let base = limit.saturating_sub(pool * workers);
@@ -284,33 +293,33 @@ fn bound(limit: Option<usize>) -> String {
 /// ends when it was told to, or when a worker has lost what must not end.
 async fn lead(
     called: Invocation<'_>,
-    mut captain: Captain,
-    birth: Birth,
+    mut controller: Controller,
+    init: WorkerInit,
     sockets: Vec<(Listen, OwnedFd)>,
     exposed: Option<OwnedFd>,
-    words: mpsc::UnboundedReceiver<Word>,
+    words: mpsc::UnboundedReceiver<Command>,
     supervisor: &mut Supervisor,
 ) -> Result<()> {
     let signals = Signals::hear()?;
     // from now on a SIGHUP is heard: before, it would end the process
-    captain.pid_file = called.pid_file.map(PidFile::write).transpose()?;
-    let memory = memory_plan(&birth);
-    let (reporter, config) = (birth.reporter.clone(), Arc::clone(&birth.config));
-    let work = labour(birth, sockets, exposed, words);
+    controller.pid_file = called.pid_file.map(PidFile::write).transpose()?;
+    let memory = memory_plan(&init);
+    let (reporter, config) = (init.reporter.clone(), Arc::clone(&init.config));
+    let work = run_worker(init, sockets, exposed, words);
     let heard = async {
         supervisor.all_accept(config.threads).await?;
-        greet(
+        log_start(
             called.source,
             &config,
             &memory,
-            &captain.doors,
-            captain.exposed.as_ref(),
+            &controller.listeners,
+            controller.exposed.as_ref(),
         );
         // most of what the start needed is not needed again
         code_pages::forget_code();
         systemd::notify("READY=1");
         reporter.spawn("signal task", async move {
-            match captain.command(signals).await {}
+            match controller.command(signals).await {}
         });
         Err(supervisor.loss().await)
     };
@@ -318,27 +327,27 @@ async fn lead(
 }
 
 /// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
-async fn close(worker: &Worker, mut end: Instant, words: &mut mpsc::UnboundedReceiver<Word>) {
-    while worker.park.open() > 0 && Instant::now() < end {
-        worker.park.finish();
+async fn close(worker: &Worker, mut end: Instant, words: &mut mpsc::UnboundedReceiver<Command>) {
+    while worker.table.open() > 0 && Instant::now() < end {
+        worker.table.finish();
         sleep(Duration::from_millis(10)).await;
-        if let Ok(Word::Close(sooner)) = words.try_recv() {
+        if let Ok(Command::Close(sooner)) = words.try_recv() {
             end = end.min(sooner);
         }
     }
     let last = Instant::now() + LAST_WORDS;
-    while worker.park.open() > 0 && Instant::now() < last {
-        worker.park.close();
+    while worker.table.open() > 0 && Instant::now() < last {
+        worker.table.close();
         sleep(Duration::from_millis(5)).await;
     }
 }
 
 /// The one who hears the signals and tells the workers.
-struct Captain {
-    words: Vec<mpsc::UnboundedSender<Word>>,
-    doors: Vec<Door>,
+struct Controller {
+    words: Vec<mpsc::UnboundedSender<Command>>,
+    listeners: Vec<Listener>,
     /// That of the metrics.
-    exposed: Option<Door>,
+    exposed: Option<Listener>,
     config: Arc<Config>,
     plan: Plan,
     inherited: Vec<(String, OwnedFd)>,
@@ -346,14 +355,14 @@ struct Captain {
     pid_file: Option<PidFile>,
 }
 
-impl Captain {
+impl Controller {
     async fn command(mut self, mut signals: Signals) -> Infallible {
         while let Call::Reload = signals.next().await {
             self.reload();
         }
         systemd::notify("STOPPING=1");
         log::info("stopping", &[]);
-        self.tell(|| Word::Drain);
+        self.tell(|| Command::Drain);
         let (delay, grace) = (
             self.config.server.shutdown_delay,
             self.config.server.shutdown_timeout,
@@ -361,23 +370,23 @@ impl Captain {
         let hurried = timeout(delay, signals.next_stop()).await.is_ok();
         if !hurried {
             let end = Instant::now() + grace;
-            self.tell(|| Word::Close(end));
+            self.tell(|| Command::Close(end));
             // the doors' files go with them
-            self.doors.clear();
+            self.listeners.clear();
             signals.next_stop().await;
         }
-        self.doors.clear();
+        self.listeners.clear();
         self.exposed = None;
         self.pid_file = None;
         log::info("stopping at once, at the second signal", &[]);
         let now = Instant::now();
-        self.tell(|| Word::Close(now));
+        self.tell(|| Command::Close(now));
         // a worker that hangs does not hear it
         sleep(PARTING).await;
         std::process::exit(0);
     }
 
-    fn tell(&self, word: impl Fn() -> Word) {
+    fn tell(&self, word: impl Fn() -> Command) {
         for worker in &self.words {
             drop(worker.send(word()));
         }
@@ -415,17 +424,21 @@ impl Captain {
         let sockets: Vec<_> = (0..self.words.len())
             .map(|worker| sockets(&fresh, worker))
             .collect::<Result<_>>()?;
-        for door in &fresh {
-            log::info("listening", &[("address", &door.name)]);
+        for listener in &fresh {
+            log::info("listening", &[("address", &listener.name)]);
         }
-        self.doors
-            .retain(|door| config.listen.contains(&door.listen));
+        self.listeners
+            .retain(|listener| config.listen.contains(&listener.listen));
         self.set_mode(config.server.unix_socket_mode);
-        self.doors.append(&mut fresh);
-        let kept: Vec<Listen> = self.doors.iter().map(|door| door.listen.clone()).collect();
+        self.listeners.append(&mut fresh);
+        let kept: Vec<Listen> = self
+            .listeners
+            .iter()
+            .map(|listener| listener.listen.clone())
+            .collect();
         log::init(config.log);
         for (worker, opened) in self.words.iter().zip(sockets) {
-            drop(worker.send(Word::Reload {
+            drop(worker.send(Command::Reload {
                 config: Arc::clone(&config),
                 opened,
                 kept: kept.clone(),
@@ -438,13 +451,18 @@ impl Captain {
     }
 
     /// The doors that a configuration has and we have not.
-    fn open(&self, config: &Config) -> Result<Vec<Door>> {
+    fn open(&self, config: &Config) -> Result<Vec<Listener>> {
         let frame = Frame {
             plan: &self.plan,
             inherited: &self.inherited,
             unix_socket_mode: config.server.unix_socket_mode,
         };
-        let is_new = |listen: &&Listen| !self.doors.iter().any(|door| door.listen == **listen);
+        let is_new = |listen: &&Listen| {
+            !self
+                .listeners
+                .iter()
+                .any(|listener| listener.listen == **listen)
+        };
         open(
             config.listen.iter().filter(is_new),
             self.words.len(),
@@ -457,8 +475,8 @@ impl Captain {
         if mode == self.config.server.unix_socket_mode {
             return;
         }
-        for door in self.doors.iter().chain(&self.exposed) {
-            if let Err(error) = door.set_mode(mode) {
+        for listener in self.listeners.iter().chain(&self.exposed) {
+            if let Err(error) = listener.set_mode(mode) {
                 log::warn("reload", &[("error", &format!("{error:#}"))]);
             }
         }

@@ -47,7 +47,7 @@ const PATIENCE: u32 = 1_000;
 const SHARE_PATIENCE: u32 = 400;
 
 /// One worker's keeper.
-pub struct Keeper {
+pub struct Pressure {
     worker: Rc<Worker>,
     limit: Option<u64>,
     usage: Option<Rc<MemoryUse>>,
@@ -64,9 +64,9 @@ pub struct Keeper {
     rested: Cell<bool>,
 }
 
-impl Keeper {
+impl Pressure {
     /// A keeper for one worker; `limit` is the process's, and whether a cgroup sets it.
-    pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Keeper {
+    pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Pressure {
         let usage = limit.and_then(|(_, cgroup)| match cgroup::cgroup_limit() {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
             _ => MemoryUse::of_process(),
@@ -79,7 +79,7 @@ impl Keeper {
                 used > near(limit) && used.saturating_sub(usage.reclaimable()) > near(limit)
             });
         }
-        Keeper {
+        Pressure {
             worker,
             limit,
             usage,
@@ -95,16 +95,16 @@ impl Keeper {
     /// Says whether it wants to be called again soon.
     pub fn look(&self) -> bool {
         let worker = &self.worker;
-        let idle = worker.pool.sweep(worker.park.now());
+        let idle = worker.pool.sweep(worker.table.now());
         if idle && let Some(limit) = worker.state().config.transport.idle_conn_timeout {
-            worker.park.keep_pace(limit);
+            worker.table.keep_pace(limit);
         }
         self.relieve();
         self.relieve_heads();
         if self.worker.budget.queue.len() > 0 {
             self.worker.evict_unsent(EVICTED_AT_ONCE);
         }
-        let is_near = self.weigh();
+        let is_near = self.check();
         let tidy = self.tidy(is_near);
         self.tell();
         self.tell_repeats();
@@ -112,13 +112,13 @@ impl Keeper {
             || idle
             || tidy
             || worker.budget.is_pressed()
-            || worker.park.room.len() > 0
+            || worker.table.room.len() > 0
     }
 
     /// One line a second for all refusals of a kind beyond the first.
     fn tell_repeats(&self) {
         let worker = &self.worker;
-        while let Some((reason, count)) = worker.repeats.is_due(worker.park.now()) {
+        while let Some((reason, count)) = worker.repeats.is_due(worker.table.now()) {
             log::warn(
                 "no answer, as before",
                 &[("status", &503), ("reason", &reason), ("times", &count)],
@@ -127,23 +127,23 @@ impl Keeper {
     }
 
     /// After a reload: what it took is given back once all is quiet, as after any other work.
-    pub fn tidy_again(&self) {
+    pub fn trim_again(&self) {
         self.rested.set(false);
-        self.worker.park.rouse();
+        self.worker.table.rouse();
     }
 
     /// Brings the gauges up to date.
     fn tell(&self) {
         let worker = &self.worker;
         let metrics = &worker.metrics;
-        let parked = (worker.park.count(Phase::Idle) + worker.park.count(Phase::Fresh)) as u64;
-        metrics::shift(
+        let parked = (worker.table.count(Phase::Idle) + worker.table.count(Phase::Fresh)) as u64;
+        metrics::move_to(
             &metrics.connections_parked,
             self.parked.replace(parked),
             parked,
         );
         let spent = worker.budget.spent();
-        metrics::shift(&metrics.memory_used_bytes, self.spent.replace(spent), spent);
+        metrics::move_to(&metrics.memory_used_bytes, self.spent.replace(spent), spent);
         metrics::set(&metrics.memory_limit_bytes, self.limit.unwrap_or(0));
         metrics::set(&metrics.log_lines_dropped, log::dropped());
     }
@@ -151,7 +151,7 @@ impl Keeper {
     /// Makes room for requests that have waited for long: for a place, for memory, and for each upstream.
     fn relieve(&self) {
         let worker = &self.worker;
-        self.help(Scope::Places, &worker.places.queue);
+        self.help(Scope::ConcurrencyLimit, &worker.places.queue);
         self.help(Scope::Memory, &worker.budget.queue);
         worker
             .pool
@@ -181,10 +181,10 @@ impl Keeper {
             return;
         }
         let worker = &self.worker;
-        let holders = worker.park.majority(scope);
+        let holders = worker.table.majority(scope);
         let group = holders.or_else(|| queue.majority()).map(|most| most.group);
         queue.let_others_first(group);
-        let late = Late::of(queue, worker.park.now(), group);
+        let late = Late::of(queue, worker.table.now(), group);
         let mut helped = 0;
         if let Some(most) = holders {
             let surplus = most.count - most.total / 2;
@@ -218,7 +218,7 @@ impl Keeper {
             if let Reason::Waited(_) = reason {
                 // that many are worth an exchange
                 let idle = usize::try_from(EXCHANGE / CONNECTION).unwrap_or(1) + 1;
-                worker.evict_silent(idle * (many - found), true);
+                worker.evict_idle(idle * (many - found), true);
             }
             return found;
         }
@@ -226,7 +226,7 @@ impl Keeper {
     }
 
     /// Looks how near the limit is, and makes room where it is near; says whether it is.
-    fn weigh(&self) -> bool {
+    fn check(&self) -> bool {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
             return false;
         };
@@ -247,7 +247,7 @@ impl Keeper {
             worker.pool.clear();
             worker.buffers.trim();
             let many = usize::try_from(excess / (2 * CONNECTION)).unwrap_or(usize::MAX);
-            worker.evict_silent(many.max(EVICTED_AT_ONCE * 2), false);
+            worker.evict_idle(many.max(EVICTED_AT_ONCE * 2), false);
             for _ in 0..=excess / EXCHANGE {
                 if !worker.evict_least(Scope::Memory, Reason::Pressed) {
                     break;
@@ -263,7 +263,7 @@ impl Keeper {
     fn tidy(&self, is_near: bool) -> bool {
         let worker = &self.worker;
         let (exchanges, admitted) = worker.budget.exchanges();
-        let open = worker.park.open();
+        let open = worker.table.open();
         let is_quiet = exchanges == 0 && self.admitted.replace(Some(admitted)) == Some(admitted);
         let (most_open, most) = self.high.get();
         let (most_open, most) = (most_open.max(open), most.max(exchanges));

@@ -7,9 +7,9 @@ use crate::{
     observe::metrics::Metrics,
     server::{
         close,
-        listener::{Door, Listener, Porter},
+        listener::{Acceptor, Listener, ListeningSocket},
         metrics_endpoint,
-        pressure::Keeper,
+        pressure::Pressure,
         sockets,
         supervisor::{Pulse, Reporter},
     },
@@ -26,7 +26,7 @@ use std::{
 use tokio::{runtime::LocalRuntime, sync::mpsc};
 /// What every worker is born with.
 #[derive(Clone)]
-pub struct Birth {
+pub struct WorkerInit {
     pub reporter: Reporter,
     /// Where systemd watches us.
     pub pulse: Option<Arc<Pulse>>,
@@ -41,7 +41,7 @@ pub struct Birth {
 }
 
 /// What a worker is told.
-pub enum Word {
+pub enum Command {
     /// Serve this from now on: open these doors, keep those, close the others.
     Reload {
         config: Arc<Config>,
@@ -55,15 +55,15 @@ pub enum Word {
 }
 
 /// Starts a worker on a thread of its own.
-pub fn hire(
+pub fn spawn_worker(
     index: usize,
-    birth: Birth,
-    doors: &[Door],
-) -> Result<(mpsc::UnboundedSender<Word>, JoinHandle<()>)> {
+    init: WorkerInit,
+    listeners: &[Listener],
+) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let sockets = sockets(doors, index)?;
-    let reporter = birth.reporter.clone();
-    let work = move || runtime()?.block_on(labour(birth, sockets, None, receiver));
+    let sockets = sockets(listeners, index)?;
+    let reporter = init.reporter.clone();
+    let work = move || runtime()?.block_on(run_worker(init, sockets, None, receiver));
     let thread = thread::Builder::new()
         .name(format!("worker-{index}"))
         .stack_size(512 * 1024)
@@ -85,55 +85,56 @@ pub fn runtime() -> Result<LocalRuntime> {
 }
 
 /// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
-pub async fn labour(
-    birth: Birth,
+pub async fn run_worker(
+    init: WorkerInit,
     sockets: Vec<(Listen, OwnedFd)>,
     exposed: Option<OwnedFd>,
-    mut words: mpsc::UnboundedReceiver<Word>,
+    mut words: mpsc::UnboundedReceiver<Command>,
 ) -> Result<()> {
-    let reporter = birth.reporter;
+    let reporter = init.reporter;
     let worker = Worker::new(
-        birth.config,
-        Budget::new(birth.plan),
-        birth.upstreams,
-        birth.metrics,
-        birth.start,
+        init.config,
+        Budget::new(init.plan),
+        init.upstreams,
+        init.metrics,
+        init.start,
     );
-    let mut porters: Vec<(Listen, Porter)> = Vec::new();
+    let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
     for (listen, socket) in sockets {
-        porters.push((listen, Porter::new(&worker, socket, &reporter)?));
+        acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
     }
-    let keeper = Rc::new(Keeper::new(Rc::clone(&worker), birth.limit));
+    let pressure = Rc::new(Pressure::new(Rc::clone(&worker), init.limit));
     reporter.spawn(
         "timer",
-        sweep(&worker, &keeper, birth.pulse, reporter.worker()),
+        sweep(&worker, &pressure, init.pulse, reporter.worker()),
     );
     if let Some(socket) = exposed {
-        let listener = Listener::new(socket)?;
+        let listener = ListeningSocket::new(socket)?;
         let answer = metrics_endpoint::answer(Rc::clone(&worker), listener);
         reporter.spawn("metrics listener", answer);
     }
     reporter.accepts();
     while let Some(word) = words.recv().await {
         match word {
-            Word::Reload {
+            Command::Reload {
                 config,
                 opened,
                 kept,
             } => {
                 worker.reload(config);
-                keeper.tidy_again();
-                for (_, porter) in porters.extract_if(.., |(listen, _)| !kept.contains(listen)) {
-                    porter.end();
+                pressure.trim_again();
+                for (_, acceptor) in acceptors.extract_if(.., |(listen, _)| !kept.contains(listen))
+                {
+                    acceptor.end();
                 }
                 for (listen, socket) in opened {
-                    porters.push((listen, Porter::new(&worker, socket, &reporter)?));
+                    acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
                 }
             }
-            Word::Drain => worker.draining.set(true),
-            Word::Close(end) => {
-                for (_, porter) in porters.drain(..) {
-                    porter.end();
+            Command::Drain => worker.draining.set(true),
+            Command::Close(end) => {
+                for (_, acceptor) in acceptors.drain(..) {
+                    acceptor.end();
                 }
                 close(&worker, end, &mut words).await;
                 return Ok(());
@@ -146,11 +147,11 @@ pub async fn labour(
 /// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.
 pub fn sweep(
     worker: &Rc<Worker>,
-    keeper: &Rc<Keeper>,
+    pressure: &Rc<Pressure>,
     pulse: Option<Arc<Pulse>>,
     index: usize,
 ) -> impl Future<Output = Result<()>> + use<> {
-    let (park, keeper) = (Rc::clone(&worker.park), Rc::clone(keeper));
+    let (table, pressure) = (Rc::clone(&worker.table), Rc::clone(pressure));
     let longest = pulse.as_ref().map(|pulse| pulse.longest_sleep());
     async move {
         let look = move || {
@@ -160,8 +161,8 @@ pub fn sweep(
             {
                 systemd::notify("WATCHDOG=1");
             }
-            keeper.look()
+            pressure.look()
         };
-        match park.sweep(longest, look).await {}
+        match table.sweep(longest, look).await {}
     }
 }

@@ -3,8 +3,6 @@
 use std::os::unix::fs::FileExt as _;
 use std::{
     fs::{self, File},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 /// The memory limit that binds this process, and the file that says so.

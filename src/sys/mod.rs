@@ -94,10 +94,8 @@ mod tests {
 
     use super::*;
     use crate::sys::{
-        alloc::{ALLOCATOR, ALLOW_THP, ARENA_RESERVE, collect},
+        alloc::{ALLOCATOR, ALLOW_THP, ARENA_RESERVE},
         cgroup::{limit_files, parse_limit},
-        socket::taken,
-        systemd::notify,
     };
 
     #[test]
@@ -322,7 +320,7 @@ mod tests {
     }
 
     /// Anonymous memory that is resident from the beginning and given back to the kernel on drop.
-    struct PopulatedPages(*mut libc::c_void, usize);
+    struct PopulatedPages(*mut c_void, usize);
 
     impl PopulatedPages {
         fn map(bytes: usize) -> PopulatedPages {

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     failure::Failure,
     memory::{budget::Budget, queue::Claim},
-    net::Io,
+    net::Stream,
     route::{Address, Origin},
     upstream::{
         dns::{Doubt, LOOK_UP_STACK, Names, resolve},
@@ -43,7 +43,7 @@ pub struct SocketOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes; the kernel doubles it.
     pub send_buffer: Option<usize>,
-    /// Whether that is to be a bound ([`Io::Bounded`]).
+    /// Whether that is to be a bound ([`Stream::Bounded`]).
     pub bounded: bool,
     /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel that is not on its way.
     pub notsent_lowat: Option<u32>,
@@ -105,7 +105,7 @@ impl Dialer {
     }
 
     /// A fresh connection, ready for a request. Dropping the future ends the attempt.
-    pub async fn dial(&self, origin: &Origin) -> Result<Io, Failure> {
+    pub async fn dial(&self, origin: &Origin) -> Result<Stream, Failure> {
         let stream = match &origin.address {
             Address::Tcp(host, port) => self.connect(host, *port).await?,
             Address::Unix(path) => {
@@ -113,11 +113,11 @@ impl Dialer {
                 let connected = connected.map_err(|error| {
                     Failure::DialFailed(format!("unix:{}: {error}", path.display()))
                 });
-                return connected.map(|stream| Io::unix(stream, self.options.send_buffer));
+                return connected.map(|stream| Stream::unix(stream, self.options.send_buffer));
             }
         };
         match &origin.tls {
-            None => Ok(Io::tcp(stream, self.options.bounded)),
+            None => Ok(Stream::tcp(stream, self.options.bounded)),
             Some(tls) => {
                 let _permit = match &self.budget {
                     Some(budget) => {
@@ -131,7 +131,7 @@ impl Dialer {
                     None => None,
                 };
                 let stream = self.connectors.connect(tls, stream).await?;
-                Ok(Io::Tls(Box::new(stream)))
+                Ok(Stream::Tls(Box::new(stream)))
             }
         }
     }
@@ -330,8 +330,8 @@ mod tests {
     use super::*;
     use crate::{memory::budget::Plan, route::Tls};
     use crate::{
-        net::Way,
-        upstream::dns::{Entry, LookUp, Unresolved},
+        net::Direction,
+        upstream::dns::{CachedName, LookUp, Unresolved},
     };
 
     fn run<T>(test: impl Future<Output = T>) -> T {
@@ -428,16 +428,16 @@ mod tests {
             }
 
             let tight = Budget::new(Plan::new(Some(10 << 20), 1, None));
-            for way in [Way::In, Way::Out] {
+            for direction in [Direction::In, Direction::Out] {
                 let io = dialer.dial(&origin("127.0.0.1", port)).await.unwrap();
-                let size = |io: &Io| match way {
-                    Way::In => io.socket().recv_buffer_size().unwrap(),
-                    Way::Out => io.socket().send_buffer_size().unwrap(),
+                let size = |io: &Stream| match direction {
+                    Direction::In => io.socket().recv_buffer_size().unwrap(),
+                    Direction::Out => io.socket().send_buffer_size().unwrap(),
                 };
-                let wide = io.widen(way, &tight).unwrap();
+                let wide = io.widen(direction, &tight).unwrap();
                 assert_eq!((size(&io), tight.spent()), (32 * 1024, 32 * 1024));
                 io.narrow(&wide);
-                let after = if way == Way::In {
+                let after = if direction == Direction::In {
                     32 * 1024
                 } else {
                     2 * NARROW
@@ -481,7 +481,7 @@ mod tests {
                 Box::pin(async move { Ok(["127.0.0.2", "127.0.0.3", last].map(at).to_vec()) })
             });
             let io = dialer.dial(&origin("some", port)).await.unwrap();
-            assert!(matches!(io, Io::Tcp(_)));
+            assert!(matches!(io, Stream::Tcp(_)));
             let Failure::DialFailed(reason) = dialer.dial(&origin("none", port)).await.unwrap_err()
             else {
                 panic!("another failure");
@@ -607,7 +607,7 @@ mod tests {
                     let names = dialer.names.entries.borrow();
                     let known = names
                         .get("silent")
-                        .is_some_and(|entry| matches!(*entry.borrow(), Entry::Known(..)));
+                        .is_some_and(|entry| matches!(*entry.borrow(), CachedName::Known(..)));
                     cx.waker().wake_by_ref();
                     if known {
                         Poll::Ready(())
@@ -816,7 +816,7 @@ mod tests {
                 .dial(&target)
                 .await
                 .unwrap();
-            assert!(matches!(io, Io::Tls(_)) && io.socket().tcp_nodelay().unwrap());
+            assert!(matches!(io, Stream::Tls(_)) && io.socket().tcp_nodelay().unwrap());
             io.write_all(b"?").await.unwrap();
             io.flush().await.unwrap();
             said.recv().unwrap();
@@ -836,6 +836,6 @@ mod tests {
 
     #[test]
     fn sizes_stay_small() {
-        assert!(size_of::<Io>() <= 40, "{}", size_of::<Io>());
+        assert!(size_of::<Stream>() <= 40, "{}", size_of::<Stream>());
     }
 }

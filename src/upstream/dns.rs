@@ -52,25 +52,25 @@ pub struct Unresolved {
 
 /// What is known of names: one entry for each name of the configuration.
 pub struct Names {
-    pub entries: RefCell<HashMap<String, Rc<RefCell<Entry>>>>,
+    pub entries: RefCell<HashMap<String, Rc<RefCell<CachedName>>>>,
     look_up: fn(String) -> LookUp,
 }
 
-pub enum Entry {
+pub enum CachedName {
     Asking(Vec<Waker>),
     /// An answer, and how long it is good.
     Known(Answer, Instant),
 }
 
 /// A look-up at work: its entry gets an answer whatever becomes of it, else the name would be asked for for ever.
-pub struct Asked(Rc<RefCell<Entry>>);
+pub struct Asked(Rc<RefCell<CachedName>>);
 
 impl Asked {
     fn answer(&self, answer: Answer, good_for: Duration) {
         let asking = self
             .0
-            .replace(Entry::Known(answer, Instant::now() + good_for));
-        if let Entry::Asking(wakers) = asking {
+            .replace(CachedName::Known(answer, Instant::now() + good_for));
+        if let CachedName::Asking(wakers) = asking {
             wakers.into_iter().for_each(Waker::wake);
         }
     }
@@ -78,7 +78,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let is_asking = matches!(*self.0.borrow(), Entry::Asking(_));
+        let is_asking = matches!(*self.0.borrow(), CachedName::Asking(_));
         if is_asking {
             self.answer(Err(ENDED.into()), Duration::ZERO);
         }
@@ -99,7 +99,7 @@ impl Names {
         let known = known.filter(|entry| entry.borrow().is_valid());
         let fresh = known
             .as_ref()
-            .is_none_or(|entry| matches!(*entry.borrow(), Entry::Asking(_)));
+            .is_none_or(|entry| matches!(*entry.borrow(), CachedName::Asking(_)));
         let entry = known.unwrap_or_else(|| self.ask(name));
         let answer = poll_fn(|cx| entry.borrow_mut().poll(cx)).await;
         answer
@@ -108,8 +108,8 @@ impl Names {
     }
 
     /// Starts a look-up in a task of its own, so that it outlives whoever waits for it.
-    fn ask(&self, name: &str) -> Rc<RefCell<Entry>> {
-        let entry = Rc::new(RefCell::new(Entry::Asking(Vec::new())));
+    fn ask(&self, name: &str) -> Rc<RefCell<CachedName>> {
+        let entry = Rc::new(RefCell::new(CachedName::Asking(Vec::new())));
         self.entries
             .borrow_mut()
             .insert(name.to_owned(), Rc::clone(&entry));
@@ -133,7 +133,7 @@ impl Names {
         let theirs = entries
             .get(name)
             .is_some_and(|entry| match &*entry.borrow() {
-                Entry::Known(Ok(known), _) => Rc::ptr_eq(known, addresses),
+                CachedName::Known(Ok(known), _) => Rc::ptr_eq(known, addresses),
                 _ => false,
             });
         if theirs {
@@ -142,18 +142,18 @@ impl Names {
     }
 }
 
-impl Entry {
+impl CachedName {
     fn is_valid(&self) -> bool {
         match self {
-            Entry::Asking(_) => true,
-            Entry::Known(_, until) => Instant::now() < *until,
+            CachedName::Asking(_) => true,
+            CachedName::Known(_, until) => Instant::now() < *until,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
         match self {
-            Entry::Known(answer, _) => Poll::Ready(answer.clone()),
-            Entry::Asking(wakers) => {
+            CachedName::Known(answer, _) => Poll::Ready(answer.clone()),
+            CachedName::Asking(wakers) => {
                 if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
                     wakers.push(cx.waker().clone());
                 }

@@ -17,7 +17,7 @@ use crate::{
         budget::{Budget, IDLE_UPSTREAM, Permit, TLS_SESSION},
         queue::Queue,
     },
-    net::{Io, Way, Wide},
+    net::{Direction, Stream, WideBuffer},
     observe::metrics::{self, Metrics},
     route::Origin,
     sys::socket,
@@ -68,8 +68,8 @@ pub struct Host {
 
 #[derive(Debug)]
 struct Idle {
-    io: Io,
-    wide: Option<Box<Wide>>,
+    io: Stream,
+    wide: Option<Box<WideBuffer>>,
     since: u32,
     _permit: Permit,
 }
@@ -79,7 +79,7 @@ struct Idle {
 pub enum Checkout {
     /// An idle connection: the upstream may have closed it by the time the request arrives.
     Reused(Lease),
-    /// Room for a new connection: dial it.
+    /// `ReadSize` for a new connection: dial it.
     Room(Lease),
 }
 
@@ -87,11 +87,11 @@ pub enum Checkout {
 #[derive(Debug)]
 pub struct Lease {
     /// The connection; `None` until it is dialled.
-    pub io: Option<Io>,
+    pub io: Option<Stream>,
     /// What it was widened by for long answers: as long as it lives.
-    wide_in: Option<Box<Wide>>,
+    wide_in: Option<Box<WideBuffer>>,
     /// The same for this request alone.
-    wide_out: Option<Box<Wide>>,
+    wide_out: Option<Box<WideBuffer>>,
     host: Rc<Host>,
     /// It lies among the idle ones now, and its room with it.
     kept: bool,
@@ -220,9 +220,9 @@ impl Pool {
         self.idle.set(idle);
         let gauge = &self.metrics.upstream_idle;
         if more {
-            metrics::count(gauge);
+            metrics::inc(gauge);
         } else {
-            metrics::gone(gauge);
+            metrics::dec(gauge);
         }
     }
 }
@@ -268,7 +268,7 @@ impl Host {
         }
         self.open.set(self.open.get() + 1);
         self.pool.open.set(self.pool.open.get() + 1);
-        metrics::count(&self.pool.metrics.upstream_open);
+        metrics::inc(&self.pool.metrics.upstream_open);
         Some(self.lease())
     }
 
@@ -300,7 +300,7 @@ impl Host {
         Some(idle)
     }
 
-    fn put(&self, io: Io, wide: Option<Box<Wide>>, now: u32) -> Result<(), Io> {
+    fn put(&self, io: Stream, wide: Option<Box<WideBuffer>>, now: u32) -> Result<(), Stream> {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
         let is_scarce = self.pool.budget.is_scarce();
@@ -343,7 +343,7 @@ impl Host {
     /// A connection is closed.
     fn vanish(&self) {
         self.pool.open.set(self.pool.open.get() - 1);
-        metrics::gone(&self.pool.metrics.upstream_open);
+        metrics::dec(&self.pool.metrics.upstream_open);
     }
 
     /// One less counts against `max_conns_per_host`.
@@ -380,14 +380,14 @@ impl Lease {
     }
 
     /// Lets the kernel hold more of a long body, where memory allows it.
-    pub fn widen(&mut self, way: Way) {
+    pub fn widen(&mut self, direction: Direction) {
         let Some(io) = &self.io else { return };
-        let wide = match way {
-            Way::In => &mut self.wide_in,
-            Way::Out => &mut self.wide_out,
+        let wide = match direction {
+            Direction::In => &mut self.wide_in,
+            Direction::Out => &mut self.wide_out,
         };
         if wide.is_none() {
-            *wide = io.widen(way, &self.host.pool.budget);
+            *wide = io.widen(direction, &self.host.pool.budget);
         }
     }
 
@@ -432,14 +432,14 @@ impl Drop for Host {
 }
 
 /// Whether an idle connection is alive and silent. No system call but after a read that filled its buffer.
-fn is_quiet(io: &mut Io) -> bool {
+fn is_quiet(io: &mut Stream) -> bool {
     io.is_quiet(&mut Context::from_waker(Waker::noop()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::concurrency::{Place, Places};
+    use crate::memory::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
     use std::{future::Future, os::fd::AsRawFd, pin::pin, task::Poll, time::SystemTime};
 
     use tokio::{net::UnixStream, runtime};
@@ -497,7 +497,7 @@ mod tests {
     fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
         let mut lease = host.room().expect("there is room");
         let (ours, theirs) = UnixStream::pair().unwrap();
-        lease.io = Some(Io::Unix(ours));
+        lease.io = Some(Stream::Unix(ours));
         (lease, theirs)
     }
 
@@ -681,8 +681,8 @@ mod tests {
 
     #[test]
     fn places_are_as_many_as_the_limit_says() {
-        let places = Places::new(Some(3), 2);
-        let taken: Vec<Place> = std::iter::from_fn(|| places.take()).collect();
+        let places = ConcurrencyLimit::new(Some(3), 2);
+        let taken: Vec<ConcurrencyPermit> = std::iter::from_fn(|| places.take()).collect();
         assert_eq!(taken.len(), 2, "a worker's share, rounded up");
         places.set_limit(Some(3), 1);
         assert!(places.take().is_some(), "one more, and it is free again");

@@ -200,7 +200,7 @@ fn an_anchor_is_a_servers_own_certificate_where_the_operator_listed_it_and_nowhe
 fn no_root_compiled_in_is_a_servers_own_certificate() {
     assert!(Roots::default().load().unwrap().own.is_empty());
     let isrg_root_x2 = file("isrg-root-x2", ISRG_ROOT_X2);
-    let listed = crate::config::certificates::of_file(&isrg_root_x2.0).unwrap();
+    let listed = certificates::of_file(&isrg_root_x2.0).unwrap();
     assert!(listed.own.is_empty(), "it names no server");
     let info = &listed.roots.roots[0].subject_public_key_info;
     let ours = webpki_roots::TLS_SERVER_ROOTS
