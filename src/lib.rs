@@ -53,8 +53,29 @@ mod exchange;
 mod process;
 mod server;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod test_support;
+
+/// The rooms that fuzz targets attack. They are private to everybody else.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::{
+        config::address,
+        http1::{chunked, request, request_head, response_head},
+    };
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod test_support {
+        pub use crate::test_support::*;
+    }
+    pub mod cors {
+        pub use crate::cors::*;
+    }
+    pub mod route {
+        pub use crate::route::*;
+    }
+}
 
 use crate::memory::footprint;
 use crate::server::supervisor;

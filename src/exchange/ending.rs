@@ -143,7 +143,7 @@ impl Drop for ExchangeContext<'_> {
 
 #[cfg(test)]
 mod tests {
-    
+
     use crate::exchange::subject::Subject;
     use http::Method;
 

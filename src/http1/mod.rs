@@ -1,4 +1,7 @@
-//! http1.
+//! HTTP/1.1 (RFC 9112), both ways: pure readers of heads, chunks and fields, and two codecs over a stream.
+//!
+//! `server` is the codec towards clients, `client` the one towards upstreams. A codec of our own, because its buffers are
+//! what a busy connection costs.
 
 pub mod chunked;
 pub mod client;

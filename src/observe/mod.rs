@@ -1,4 +1,4 @@
-//! observe.
+//! What an operator sees: log lines, metrics and health. Never header values or bodies.
 
 pub mod date;
 pub mod health;

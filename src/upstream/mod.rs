@@ -1,4 +1,4 @@
-//! upstream.
+//! Connections to upstreams: names looked up, connections dialled, TLS verified, idle ones kept.
 
 pub mod dial;
 pub mod dns;
