@@ -5,7 +5,6 @@
 
 use std::{fmt::Write as _, net::Ipv6Addr};
 
-use crate::http1::chunked;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
@@ -15,6 +14,8 @@ use http::{
         Entry, HeaderName, ORIGIN, VARY,
     },
 };
+
+use crate::http1::chunked;
 
 /// `cors:` with its defaults filled in, not yet validated.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,5 @@
 //! A stream of bytes: a TCP connection, a unix socket or a TLS session, and its kernel buffers.
 
-use crate::{
-    memory::budget::{Budget, NARROW, Permit},
-    sys::socket,
-};
-use socket2::SockRef;
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
@@ -12,11 +7,19 @@ use std::{
     rc::Rc,
     task::{Context, Poll, ready},
 };
+
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::client::TlsStream;
+
+use crate::{
+    memory::budget::{Budget, NARROW, Permit},
+    sys::socket,
+};
+
 /// A connection to an upstream.
 #[derive(Debug)]
 pub enum Stream {

@@ -1,6 +1,7 @@
 //! How much one task may move before the others run.
 
 use std::task::{Context, Poll};
+
 /// What one task may move before the others have theirs. tokio's own bound, 128 operations, is half a megabyte and more
 /// each time: behind a hundred fast uploads a request for health would wait for seconds.
 #[derive(Debug)]

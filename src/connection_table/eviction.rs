@@ -4,7 +4,7 @@
 //! must make that is itself what holds the exchange up. And a group of clients that holds more than half of something
 //! gives way to others, whatever progress it makes.
 
-use crate::{client_group::Group, connection_table::Phase};
+use crate::{client_group::Group, connection_table::phase::Phase};
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

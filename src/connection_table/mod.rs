@@ -7,6 +7,7 @@
 //! not run at all.
 
 pub mod eviction;
+pub mod phase;
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,31 +24,13 @@ use tokio::time::Instant;
 
 use crate::{
     client_group::{Group, Majority, majority},
-    connection_table::eviction::{BLOCKED, Holder, Reason, Scope},
+    connection_table::{
+        eviction::{BLOCKED, Holder, Reason, Scope},
+        phase::Phase,
+    },
     memory::queue::Queue,
     outcome::Outcome,
 };
-
-/// What a connection is doing, as far as deadlines and eviction care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Nobody sits here.
-    Empty,
-    /// Accepted, and has not spoken.
-    Fresh,
-    /// Between two requests, a bare socket.
-    Idle,
-    /// In the middle of a request head.
-    Head,
-    /// A whole request that waits for memory.
-    Waiting,
-    /// A request in work.
-    Busy,
-    /// Two upgraded connections joined.
-    Tunnel,
-    /// `FramingFields` its last word, reads on a little.
-    Lingering,
-}
 
 /// What the sweep wants of a connection's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,19 +1,5 @@
 //! The client as an exchange sees it: its body, and what it is answered.
 
-use crate::{
-    connection_table::TimerKind,
-    exchange::context::ExchangeContext,
-    http1::server::{BodyState, MAX_INTERIM, ServerCodec},
-    memory::{
-        budget::Budget,
-        buffers::{Buffers, ReadSize},
-        chunk::BodyChunk,
-    },
-    net::Direction,
-    outcome::Outcome,
-    sys::socket,
-    yield_budget::YieldBudget,
-};
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
@@ -22,7 +8,30 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
+
 use tokio::io::AsyncWrite as _;
+
+use crate::{
+    connection_table::TimerKind,
+    exchange::context::ExchangeContext,
+    http1::{
+        client::Upstream,
+        server::{BodyState, MAX_INTERIM, ServerCodec},
+    },
+    memory::{
+        budget::{Budget, NARROW},
+        buffers::{Buffers, ReadSize},
+        chunk::BodyChunk,
+    },
+    net::Direction,
+    outcome::Outcome,
+    sys::socket,
+    yield_budget::YieldBudget,
+};
+
+/// Bytes above which a body is long: an answer that a narrow buffer does not take in, and what is worth wider buffers
+/// on both sides; a client's connection ends after such a request.
+const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 /// How much of a body that nobody wants is read all the same, where it is here already: then the connection can stay.
 pub const MAX_DRAIN: usize = 64 * 1024;
 
@@ -200,6 +209,23 @@ impl<'a> Client<'a> {
             }
         }
         result
+    }
+
+    /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
+    /// `direction` is the upstream socket's.
+    pub fn widen_both(&self, upstream: &mut Upstream, direction: Direction, len: u64) {
+        if direction == Direction::In && len > LONG.0 {
+            upstream.lease.widen(Direction::In);
+        }
+        if len > LONG.1 {
+            let theirs = if direction == Direction::In {
+                Direction::Out
+            } else {
+                Direction::In
+            };
+            self.widen(theirs, upstream.lease.budget());
+            upstream.lease.widen(direction);
+        }
     }
 
     /// Lets the kernel hold more of a long body, where memory allows it.

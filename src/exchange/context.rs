@@ -1,5 +1,12 @@
 //! What an exchange holds until its last byte is gone.
 
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
 use crate::{
     config::Config,
     connection_table::SlotRef,
@@ -14,12 +21,7 @@ use crate::{
     },
     outcome::Outcome,
 };
-use std::{
-    cell::{Cell, OnceCell, RefCell},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+
 /// What an exchange holds until its last byte is gone. Its drop counts and tells how it ended: see `context.rs`.
 #[derive(Debug)]
 pub struct ExchangeContext<'a> {

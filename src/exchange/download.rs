@@ -1,5 +1,13 @@
 //! The body of a response on its way to the client.
 
+use std::{
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName};
+
 use crate::{
     exchange::{
         client::Client,
@@ -15,12 +23,7 @@ use crate::{
     net::Direction,
     outcome::Outcome,
 };
-use http::{HeaderMap, HeaderName};
-use std::{
-    io,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+
 /// The body of an answer on its way to the client.
 #[derive(Debug)]
 pub struct Download {
@@ -113,7 +116,7 @@ impl Download {
                     _ => 0,
                 };
                 let len = client.exchange_context.sent.get().saturating_add(left);
-                upstream.widen(client, Direction::In, len);
+                client.widen_both(upstream, Direction::In, len);
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
@@ -151,7 +154,7 @@ impl Download {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
-        upstream.widen(client, Direction::Out, client.expects());
+        client.widen_both(upstream, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

@@ -300,12 +300,9 @@ impl Exchange<'_> {
 
     fn redirect(&self, route: &Route, redirect: &Redirect, parts: &RequestHead) -> Answer {
         let to = &redirect.to;
-        let location = to.location(
-            route,
-            self.authority(parts),
-            parts.uri.path(),
-            parts.uri.query(),
-        );
+        let location = to.location(self.authority(parts), |base, out| {
+            route.push_joined(base, parts.uri.path(), parts.uri.query(), out);
+        });
         let Some(location) = location else {
             return self.fail(&Failure::HostUnusable);
         };

@@ -207,7 +207,7 @@ impl InFlight<'_> {
             return Ok(());
         }
         let client = self.attempt.client;
-        upstream.widen(client, Direction::Out, client.expects());
+        client.widen_both(upstream, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

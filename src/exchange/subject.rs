@@ -1,5 +1,9 @@
 //! Who asks for what, as log lines tell it.
 
+use std::net::IpAddr;
+
+use http::Method;
+
 use crate::{
     config::Level,
     observe::{
@@ -8,8 +12,7 @@ use crate::{
     },
     route::Route,
 };
-use http::Method;
-use std::net::IpAddr;
+
 /// What log lines call a request: who asked, and for what.
 #[derive(Debug)]
 pub struct Subject {

@@ -1,17 +1,20 @@
 //! A request on its way to the upstream.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::HeaderName;
+use tokio::io::AsyncWrite as _;
+
 use crate::{
     exchange::client::Client,
     http1::{headers, write_buffer::WriteBuffer},
     net::Stream,
     yield_budget::YieldBudget,
 };
-use http::HeaderName;
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-use tokio::io::AsyncWrite as _;
+
 /// A request on its way to the upstream.
 #[derive(Debug)]
 #[expect(

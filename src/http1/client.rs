@@ -15,19 +15,13 @@ use http::Method;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
-    exchange::client::Client,
     http1::response_head::{self, Head, MAX_HEAD},
     memory::{
-        budget::{LARGE_HEAD, NARROW, step},
+        budget::{LARGE_HEAD, step},
         buffers::{Buffer, Buffers, ReadSize},
     },
-    net::Direction,
     upstream::pool::Lease,
 };
-
-/// Bytes above which a body is long: an answer that a narrow buffer does not take in, and what is worth wider buffers
-/// on both sides; a client's connection ends after such a request.
-const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 
 /// An upstream connection with the bytes that were read from it and not used yet.
 #[derive(Debug)]
@@ -127,23 +121,6 @@ impl Upstream {
         ready!(result)?;
         self.end += count;
         Poll::Ready(Ok(count))
-    }
-
-    /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
-    /// `direction` is this socket's.
-    pub fn widen(&mut self, client: &Client<'_>, direction: Direction, len: u64) {
-        if direction == Direction::In && len > LONG.0 {
-            self.lease.widen(Direction::In);
-        }
-        if len > LONG.1 {
-            let theirs = if direction == Direction::In {
-                Direction::Out
-            } else {
-                Direction::In
-            };
-            client.widen(theirs, self.lease.budget());
-            self.lease.widen(direction);
-        }
     }
 
     /// Whether what is here of a head is more than the price of an exchange covers.

@@ -3,6 +3,7 @@
 //! `server` is the codec towards clients, `client` the one towards upstreams. A codec of our own, because its buffers are
 //! what a busy connection costs.
 
+pub mod authority;
 pub mod chunked;
 pub mod client;
 pub mod headers;

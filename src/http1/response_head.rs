@@ -5,12 +5,13 @@
 
 use std::mem::MaybeUninit;
 
-use crate::http1::{chunked, headers, request_head};
 use bytes::Bytes;
 use http::{
     Method, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
+
+use crate::http1::{chunked, headers, request_head};
 
 /// Bytes of a response head; 502 above.
 pub const MAX_HEAD: usize = 96 * 1024;

@@ -1,7 +1,9 @@
 //! What waits to be written to a socket, so that head, body and framing leave in one call.
 
-use crate::memory::chunk::BodyChunk;
 use std::io::IoSlice;
+
+use crate::memory::chunk::BodyChunk;
+
 /// What waits to be written to a socket, in one call where it takes it: text of ours, a piece of a body, and what closes
 /// a chunk.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::{
     ops::{Deref, DerefMut},
     rc::Rc,
 };
+
 /// Read buffers that are used again. One is taken when bytes are there and comes back when they are gone, so only those
 /// who have to be waited for hold any; the more they hold, the smaller are the next.
 #[derive(Debug, Default)]

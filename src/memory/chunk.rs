@@ -1,7 +1,9 @@
 //! Bytes of a body, in the buffer that they came in.
 
-use crate::memory::buffers::Buffer;
 use bytes::Bytes;
+
+use crate::memory::buffers::Buffer;
+
 /// Bytes of a body in a buffer.
 #[derive(Debug, Default)]
 pub struct BodyChunk {

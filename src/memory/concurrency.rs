@@ -1,7 +1,9 @@
 //! `max_concurrent_requests`: who may be at work at a time.
 
-use crate::memory::queue::Queue;
 use std::{cell::Cell, rc::Rc};
+
+use crate::memory::queue::Queue;
+
 /// A place among `max_concurrent_requests`; given up on drop.
 #[derive(Debug)]
 pub struct ConcurrencyPermit(Rc<ConcurrencyLimit>);

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     client_group::{self, Group},
     config::Level,
-    connection_table::{Directive, Phase, Slot, SlotRef, TimerKind},
+    connection_table::{Directive, Slot, SlotRef, TimerKind, phase::Phase},
     cors::Verdict,
     exchange::{self, End, body::Tunnel, context::ExchangeContext, tunnel, worker::Worker},
     http1::{

@@ -473,7 +473,7 @@ impl Trouble {
 /// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
 /// accepting pauses.
 async fn pause(worker: &Worker) {
-    worker.evict_idle(EVICTED_AT_ONCE, false);
+    worker.evict_idle(EVICTED_AT_ONCE, true);
     worker.pool.clear();
     sleep(PAUSE).await;
 }

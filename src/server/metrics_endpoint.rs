@@ -8,7 +8,6 @@ use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, rc::Rc, time::Du
 
 use anyhow::{Context as _, Result};
 use http::HeaderMap;
-
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinHandle,

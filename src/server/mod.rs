@@ -28,7 +28,6 @@ use tokio::{
 
 use crate::{
     config::{Config, Listen, Memory},
-    exchange::worker::Worker,
     memory::{budget::Plan, footprint},
     observe::{
         log,
@@ -40,16 +39,13 @@ use crate::{
         listener::{Frame, Listener},
         signals::{Call, Signals},
         supervisor::{Pulse, Supervisor, first},
-        worker::{Command, WorkerInit, run_worker, runtime, spawn_worker},
+        worker::{Command, WorkerInit, run_worker, runtime, sockets, spawn_worker},
     },
     sys::{self, cgroup, code_pages, systemd},
 };
 
 /// Reads the configuration again; `Err` = every mistake, one line each.
 pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
-
-/// How long those get to leave whose time is over, before their sockets are closed under them.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
 const PARTING: Duration = Duration::from_secs(1);
@@ -194,13 +190,6 @@ fn open<'a>(
         .collect()
 }
 
-fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
-    listeners
-        .iter()
-        .map(|listener| Ok((listener.listen.clone(), listener.socket(worker)?)))
-        .collect()
-}
-
 /// The limit that binds, and whether it is a cgroup's.
 fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
     let cgroup = cgroup::cgroup_limit().map(|limit| (limit.bytes, true));
@@ -324,22 +313,6 @@ async fn lead(
         Err(supervisor.loss().await)
     };
     first(work, heard).await
-}
-
-/// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
-async fn close(worker: &Worker, mut end: Instant, words: &mut mpsc::UnboundedReceiver<Command>) {
-    while worker.table.open() > 0 && Instant::now() < end {
-        worker.table.finish();
-        sleep(Duration::from_millis(10)).await;
-        if let Ok(Command::Close(sooner)) = words.try_recv() {
-            end = end.min(sooner);
-        }
-    }
-    let last = Instant::now() + LAST_WORDS;
-    while worker.table.open() > 0 && Instant::now() < last {
-        worker.table.close();
-        sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// The one who hears the signals and tells the workers.

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     client_group::Group,
     connection_table::{
-        Phase,
         eviction::{Reason, Scope},
+        phase::Phase,
     },
     exchange::worker::Worker,
     memory::{

@@ -1,8 +1,10 @@
 //! Signals as the supervisor hears them.
 
-use anyhow::{Context as _, Result};
 use std::task::Poll;
+
+use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,

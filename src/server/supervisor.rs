@@ -14,9 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::cli;
 use anyhow::{Error, Result, anyhow};
 use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::cli;
 
 /// What is heard of a worker.
 enum Report {

@@ -1,29 +1,30 @@
 //! One thread of the program: its runtime, its listeners and its exchanges.
 
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{runtime::LocalRuntime, sync::mpsc, time::sleep};
+
 use crate::{
     config::{Config, Listen},
     exchange::worker::Worker,
     memory::budget::{Budget, Plan},
     observe::metrics::Metrics,
     server::{
-        close,
         listener::{Acceptor, Listener, ListeningSocket},
         metrics_endpoint,
         pressure::Pressure,
-        sockets,
         supervisor::{Pulse, Reporter},
     },
     sys::systemd,
 };
-use anyhow::{Context as _, Result};
-use std::{
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    rc::Rc,
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::{Instant, SystemTime},
-};
-use tokio::{runtime::LocalRuntime, sync::mpsc};
+
 /// What every worker is born with.
 #[derive(Clone)]
 pub struct WorkerInit {
@@ -166,3 +167,33 @@ pub fn sweep(
         match table.sweep(longest, look).await {}
     }
 }
+
+/// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
+pub async fn close(
+    worker: &Worker,
+    mut end: Instant,
+    words: &mut mpsc::UnboundedReceiver<Command>,
+) {
+    while worker.table.open() > 0 && Instant::now() < end {
+        worker.table.finish();
+        sleep(Duration::from_millis(10)).await;
+        if let Ok(Command::Close(sooner)) = words.try_recv() {
+            end = end.min(sooner);
+        }
+    }
+    let last = Instant::now() + LAST_WORDS;
+    while worker.table.open() > 0 && Instant::now() < last {
+        worker.table.close();
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
+    listeners
+        .iter()
+        .map(|listener| Ok((listener.listen.clone(), listener.socket(worker)?)))
+        .collect()
+}
+
+/// How long those get to leave whose time is over, before their sockets are closed under them.
+const LAST_WORDS: Duration = Duration::from_millis(200);

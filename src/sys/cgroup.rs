@@ -1,10 +1,11 @@
 //! The memory limit of the cgroup, and how much of it is in use.
 
-use std::os::unix::fs::FileExt as _;
 use std::{
     fs::{self, File},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
+
 /// The memory limit that binds this process, and the file that says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryLimit {

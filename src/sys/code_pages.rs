@@ -1,11 +1,12 @@
 //! Pages of the program file that nothing needs for now.
 
-use std::os::fd::AsRawFd as _;
 use std::{
     ffi::{c_int, c_void},
     fs::File,
+    os::fd::AsRawFd as _,
     ptr, slice,
 };
+
 /// Takes the program's code and constants out of our address space; what is used again comes back from the page cache,
 /// sixteen pages at a time. Worth it when nobody is at work: most of what is mapped by then is not needed to wait.
 pub fn forget_code() {

@@ -1,7 +1,7 @@
 //! What socket2 does not offer.
 
-use std::os::fd::AsRawFd as _;
-use std::{ffi::c_int, time::Duration};
+use std::{ffi::c_int, os::fd::AsRawFd as _, time::Duration};
+
 /// Sets how much a TCP connection may receive that is not read: `SO_RCVBUF`, and the clamp of the window that was taken
 /// from it when the connection came (tcp(7)). What cannot be set stays as it is.
 pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {

@@ -9,6 +9,7 @@ use std::{
         unix::fs::OpenOptionsExt as _,
     },
 };
+
 /// What a descriptor of output is, as far as not blocking on it matters.
 #[derive(Debug)]
 pub enum Output {

@@ -1,17 +1,17 @@
 //! What systemd hands over and wants to be told.
 
-use std::os::fd::FromRawFd as _;
-use std::os::linux::net::SocketAddrExt as _;
 use std::{
     env,
     io::{self},
     os::{
-        fd::{OwnedFd, RawFd},
+        fd::{FromRawFd as _, OwnedFd, RawFd},
+        linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram},
     },
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+
 /// Tells systemd (`READY=1`, `STOPPING=1`, `WATCHDOG=1`, …; several lines in one call). False where nobody listens.
 /// Never blocks.
 pub fn notify(state: &str) -> bool {

@@ -1,12 +1,10 @@
 //! Addresses of upstream names, asked at a dial and kept for seconds.
 
-use crate::failure::Failure;
-use std::net::ToSocketAddrs as _;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::{Future, poll_fn},
-    net::SocketAddr,
+    net::{SocketAddr, ToSocketAddrs as _},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -14,8 +12,13 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
-use tokio::{sync::oneshot, task::spawn_local};
+
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::spawn_local,
+};
+
+use crate::failure::Failure;
 
 thread_local! {
     /// Look-ups of a worker at the same time, whatever was reloaded: a resolver that hangs would hold a thread, of some
