@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
 use http::{HeaderMap, Method, Version};
 
 /// The head of a request.
@@ -26,8 +25,8 @@ pub struct RequestHead {
 /// one (WHATWG URL, query percent-encode set).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestUri {
-    /// All of it; text, as was checked.
-    text: Bytes,
+    /// All of it, in an allocation of its own: checked once, and not at each look.
+    text: Box<str>,
     /// Where its authority begins; 0 where it has none.
     authority: usize,
     /// Where its path stands.
@@ -36,16 +35,16 @@ pub struct RequestUri {
 
 impl RequestUri {
     /// Finds the parts of a target; `None` where it is no text (UTF-8), or has none of the three forms.
-    pub fn new(text: Bytes) -> Option<RequestUri> {
-        std::str::from_utf8(&text).ok()?;
+    pub fn new(target: &[u8]) -> Option<RequestUri> {
+        let text: Box<str> = std::str::from_utf8(target).ok()?.into();
         let ends = |from: usize, marks: &[u8]| {
-            let rest = text.get(from..).unwrap_or_default();
+            let rest = target.get(from..).unwrap_or_default();
             let end = rest.iter().position(|byte| marks.contains(byte));
             from + end.unwrap_or(rest.len())
         };
-        let authority = match text.first() {
+        let authority = match target.first() {
             Some(b'/' | b'*') => 0,
-            _ => text.windows(3).position(|three| three == b"://")? + 3,
+            _ => target.windows(3).position(|three| three == b"://")? + 3,
         };
         let start = if authority == 0 {
             0
@@ -62,13 +61,13 @@ impl RequestUri {
 
     /// The path, without the query: `/` where an absolute-form has none, `*` for the asterisk-form.
     pub fn path(&self) -> &str {
-        let path = self.text().get(self.path.clone()).unwrap_or_default();
+        let path = self.text.get(self.path.clone()).unwrap_or_default();
         if path.is_empty() { "/" } else { path }
     }
 
     /// What stands behind the first `?`; `None` where there is none.
     pub fn query(&self) -> Option<&str> {
-        self.text().get(self.path.end + 1..)
+        self.text.get(self.path.end + 1..)
     }
 
     /// Host and port of an absolute-form; `None` in the other forms.
@@ -76,11 +75,7 @@ impl RequestUri {
         if self.authority == 0 {
             return None;
         }
-        self.text().get(self.authority..self.path.start)
-    }
-
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.text).unwrap_or_default()
+        self.text.get(self.authority..self.path.start)
     }
 }
 
@@ -91,7 +86,7 @@ mod tests {
     use super::*;
 
     fn read(target: &str) -> RequestUri {
-        RequestUri::new(Bytes::copy_from_slice(target.as_bytes())).unwrap()
+        RequestUri::new(target.as_bytes()).unwrap()
     }
 
     #[test]
@@ -128,7 +123,7 @@ mod tests {
         let uri = read("/a`b?`^{}|[]\\'\"");
         assert_eq!((uri.path(), uri.query()), ("/a`b", Some("`^{}|[]\\'\"")));
         for bad in [&b"/\xff"[..], b"", b"h", b"h:80", b"http:/h"] {
-            assert_eq!(RequestUri::new(Bytes::from_static(bad)), None, "{bad:?}");
+            assert_eq!(RequestUri::new(bad), None, "{bad:?}");
         }
     }
 }

@@ -237,7 +237,7 @@ pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
     let (start, end) = head.target;
     let method =
         Method::from_bytes(request.method.unwrap_or_default().as_bytes()).map_err(|_| DISAGREE)?;
-    let uri = RequestUri::new(text.slice(start..end)).ok_or(DISAGREE)?;
+    let uri = RequestUri::new(text.get(start..end).unwrap_or_default()).ok_or(DISAGREE)?;
     let mut headers = HeaderMap::with_capacity(head.fields);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
