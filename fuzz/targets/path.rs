@@ -4,7 +4,6 @@
 
 #![no_main]
 
-use bytes::Bytes;
 use http::HeaderValue;
 use lean_proxy::fuzzing::{
     address::{parse_host_pattern, parse_path, parse_target},
@@ -32,7 +31,6 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert_eq!(&request[head.target.0..head.target.1], target);
-    let target = Bytes::copy_from_slice(target);
     let uri = RequestUri::new(target).expect("what the screen lets through is text");
     let path = uri.path();
     if holds_parent_segment(path) {
