@@ -51,9 +51,9 @@ pub const DEFAULT_CONFIG: &str = "/config.yaml";
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve this configuration, and keep the process's number in this file.
-    Serve(Place, Option<PathBuf>),
+    Serve(ConfigArgument, Option<PathBuf>),
     /// Read and validate it, and say so.
-    Check(Place),
+    Check(ConfigArgument),
     /// Ask a running proxy for its health.
     Health(Asked),
     /// Let a running proxy read its configuration again: the one whose number is in this file, else process 1.
@@ -66,7 +66,7 @@ pub enum Command {
 
 /// Where the configuration is.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ConfigArgument {
     /// In the file that was named.
     File(PathBuf),
     /// Nothing was named: `LEAN_PROXY_CONFIG`, else [`DEFAULT_CONFIG`] if it exists, else a usage error (exit 2).
@@ -77,7 +77,7 @@ pub enum Place {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Asked {
     /// That of the proxy which this configuration starts.
-    Config(Place),
+    Config(ConfigArgument),
     /// Whatever answers this `http://` URL.
     Url(String),
 }
@@ -108,9 +108,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("-h" | "--help", None) => return Ok(Command::Help),
             ("-V" | "--version", None) => return Ok(Command::Version),
             ("--", None) => options_over = true,
-            ("--check", _) => mode = mode.turn(Mode::Check)?,
-            ("--health", _) => mode = mode.turn(Mode::Health)?,
-            ("--reload", None) => mode = mode.turn(Mode::Reload)?,
+            ("--check", _) => mode = mode.yield_budget(Mode::Check)?,
+            ("--health", _) => mode = mode.yield_budget(Mode::Health)?,
+            ("--reload", None) => mode = mode.yield_budget(Mode::Reload)?,
             ("--pid-file", value) => {
                 let file = value.map(OsString::from).or_else(|| arguments.next());
                 if file.is_none() || pid_file.is_some() {
@@ -159,7 +159,7 @@ enum Mode {
 }
 
 impl Mode {
-    fn turn(self, to: Mode) -> Result<Mode, Usage> {
+    fn yield_budget(self, to: Mode) -> Result<Mode, Usage> {
         if self == Mode::Serve || self == to {
             Ok(to)
         } else {
@@ -197,8 +197,8 @@ impl Mode {
             }
         }
         let place = match operand {
-            Some(path) => Place::File(path.into()),
-            None => Place::Default,
+            Some(path) => ConfigArgument::File(path.into()),
+            None => ConfigArgument::Default,
         };
         Ok(match self {
             Mode::Check => Command::Check(place),
@@ -211,7 +211,7 @@ impl Mode {
 /// The configuration that a process serves, from its command line as /proc shows it: each argument with a zero byte
 /// behind it. `None` if its program bears another name than `own`, or does not serve. A container's health check finds so
 /// what the container was started with.
-pub fn served(command_line: &[u8], own: &OsStr) -> Option<Place> {
+pub fn served(command_line: &[u8], own: &OsStr) -> Option<ConfigArgument> {
     let mut words = command_line.strip_suffix(b"\0")?.split(|byte| *byte == 0);
     let name = |program: &OsStr| Path::new(program).file_name().map(OsStr::to_owned);
     if name(OsStr::from_bytes(words.next()?))? != name(own)? {
@@ -257,10 +257,10 @@ mod tests {
 
     #[test]
     fn each_call_has_its_command() {
-        let file = |path: &str| Place::File(path.into());
+        let file = |path: &str| ConfigArgument::File(path.into());
         let pids = || Some(PathBuf::from("/run/p"));
         let cases: Vec<(&[&str], Command)> = vec![
-            (&[], Command::Serve(Place::Default, None)),
+            (&[], Command::Serve(ConfigArgument::Default, None)),
             (&["c.yaml"], Command::Serve(file("c.yaml"), None)),
             (&["--", "-c.yaml"], Command::Serve(file("-c.yaml"), None)),
             (
@@ -279,10 +279,10 @@ mod tests {
             (&["--check", "c.yaml"], Command::Check(file("c.yaml"))),
             (&["c.yaml", "--check"], Command::Check(file("c.yaml"))),
             (&["--check=c.yaml"], Command::Check(file("c.yaml"))),
-            (&["--check"], Command::Check(Place::Default)),
+            (&["--check"], Command::Check(ConfigArgument::Default)),
             (
                 &["--health"],
-                Command::Health(Asked::Config(Place::Default)),
+                Command::Health(Asked::Config(ConfigArgument::Default)),
             ),
             (
                 &["--health", "c.yaml"],
@@ -334,12 +334,12 @@ mod tests {
 
     #[test]
     fn what_another_process_serves_is_read_from_its_command_line() {
-        let file = |path: &str| Some(Place::File(path.into()));
+        let file = |path: &str| Some(ConfigArgument::File(path.into()));
         for (line, expected) in [
             ("/lean-proxy\0/other.yaml\0", file("/other.yaml")),
             ("lean-proxy\0--\0-x.yaml\0", file("-x.yaml")),
             ("/usr/bin/lean-proxy\0/a b\n.yaml\0", file("/a b\n.yaml")),
-            ("/lean-proxy\0", Some(Place::Default)),
+            ("/lean-proxy\0", Some(ConfigArgument::Default)),
             ("/lean-proxy\0--pid-file\0/run/p\0/a\0", file("/a")),
             ("/lean-proxy\0--reload\0", None),
             // no server, no lean-proxy, nothing at all
@@ -365,7 +365,7 @@ mod tests {
         let path = OsString::from_vec(b"c\xff.yaml".to_vec());
         assert_eq!(
             parse([path.clone()]),
-            Ok(Command::Serve(Place::File(path.into()), None))
+            Ok(Command::Serve(ConfigArgument::File(path.into()), None))
         );
         assert!(parse([OsString::from_vec(b"--\xff".to_vec())]).is_err());
     }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use crate::address::Network;
+use crate::config::address::Network;
 
 /// More addresses than this are not looked at: a header field may hold thousands.
 const MOST: usize = 32;

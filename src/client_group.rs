@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::address::Network;
+use crate::config::address::Network;
 
 /// Whom a client counts as.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,7 +112,7 @@ pub fn majority(groups: impl Iterator<Item = Group> + Clone) -> Option<Majority>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::parse_network;
+    use crate::config::address::parse_network;
 
     fn group(address: &str) -> Group {
         Group::of(Some(address.parse().unwrap()))

@@ -15,7 +15,7 @@ use http::{
     },
 };
 
-use crate::chunked;
+use crate::http1::chunked;
 
 /// `cors:` with its defaults filled in, not yet validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum Credentials {
     /// The upstream's `true` passes where an origin of the list matched. A preflight, which no upstream answers, says
     /// nothing, so that a list of origins alone never grants credentials.
     Auto,
-    /// Said to every origin that matched, in preflights too.
+    /// `FramingFields` to every origin that matched, in preflights too.
     Yes,
     /// Never said.
     No,

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
-use crate::route::{Route, bare_host};
+use crate::http1::authority::bare_host;
 
 /// `redirect:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +49,12 @@ pub struct Response {
 }
 
 impl Destination {
-    /// The Location for a request of `route`; `authority` is what it asked for. `None` where its Host is needed and is
+    /// The Location for a request to `authority`; `join` appends its path and query to the base that it is given. `None` where its Host is needed and is
     /// missing, or is no plain name or address: RFC 3986 lets more stand there than a client should be sent to.
     pub fn location(
         &self,
-        route: &Route,
         authority: &str,
-        path: &str,
-        query: Option<&str>,
+        join: impl FnOnce(&str, &mut Vec<u8>),
     ) -> Option<HeaderValue> {
         let mut out = Vec::with_capacity(64);
         out.extend_from_slice(self.scheme.as_bytes());
@@ -74,7 +72,7 @@ impl Destination {
             }
         }
         let start = out.len();
-        route.push_joined(&self.base, path, query, &mut out);
+        join(&self.base, &mut out);
         if self.scheme.is_empty() {
             // two slashes would begin another host
             let slashes = out.iter().skip(start);
@@ -115,7 +113,9 @@ mod tests {
         let Action::Redirect(redirect) = &route.action else {
             panic!("{route:?} is no redirect")
         };
-        let value = redirect.to.location(route, authority, path, query)?;
+        let value = redirect.to.location(authority, |base, out| {
+            route.push_joined(base, path, query, out);
+        })?;
         Some(value.to_str().unwrap().to_owned())
     }
 

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::{
     cors::Cors,
     direct::{Redirect, Response},
+    http1::authority::bare_host,
 };
 
 /// The table of routes.
@@ -359,18 +360,6 @@ fn decoded(bytes: &mut std::str::Bytes<'_>) -> u8 {
         }
         _ => b'%',
     }
-}
-
-/// An authority without its port and the trailing dot of its name; an IPv6 literal keeps its brackets.
-pub fn bare_host(authority: &str) -> &str {
-    let port = authority.rfind(']').map_or(0, |end| end + 1);
-    let end = authority
-        .bytes()
-        .skip(port)
-        .position(|byte| byte == b':')
-        .map_or(authority.len(), |colon| port + colon);
-    let host = authority.get(..end).unwrap_or(authority);
-    host.strip_suffix('.').unwrap_or(host)
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@
 use std::io::ErrorKind;
 
 use http::Method;
-use lean_proxy::{
-    answer::{Delimiter, read_head},
-    stage::{Reading, Stage},
-    strict::{Fields, Framing, Reader},
-    tools::Dice,
+use lean_proxy::fuzzing::{
+    response_head::{Delimiter, read_head},
+    test_support::{Reading, Stage},
 };
+use lean_proxy_fuzz::strict::{Fields, Framing, Reader};
+use lean_proxy_fuzz::tools::Dice;
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {

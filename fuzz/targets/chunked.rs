@@ -4,10 +4,8 @@
 
 #![no_main]
 
-use lean_proxy::{
-    chunked::{Body as Taker, Chunked, Piece},
-    tools::Dice,
-};
+use lean_proxy::fuzzing::chunked::{Body as Taker, Chunked, Event};
+use lean_proxy_fuzz::tools::Dice;
 use libfuzzer_sys::fuzz_target;
 
 /// Data, trailer section, and where the body ended; `None` while it has not.
@@ -39,9 +37,9 @@ fn walk(pieces: &[&[u8]]) -> Option<Body> {
         let mut rest = *piece;
         while !rest.is_empty() && !chunked.is_end() {
             let (kind, count) = match chunked.next(rest).ok()? {
-                Piece::Framing(count) => (None, count),
-                Piece::Data(count) => (Some(&mut data), count),
-                Piece::Trailer(count) => (Some(&mut trailers), count),
+                Event::Framing(count) => (None, count),
+                Event::Data(count) => (Some(&mut data), count),
+                Event::Trailer(count) => (Some(&mut trailers), count),
             };
             assert!(count <= rest.len());
             let (these, others) = rest.split_at(count);
@@ -56,7 +54,7 @@ fn walk(pieces: &[&[u8]]) -> Option<Body> {
     if is_end {
         assert_eq!(
             chunked.next(b"more"),
-            Ok(Piece::Framing(0)),
+            Ok(Event::Framing(0)),
             "an end is an end"
         );
     }

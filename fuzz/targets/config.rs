@@ -1,47 +1,17 @@
 //! Any text is a configuration or a list of what is wrong with it: never a panic, never a mountain of memory.
 
 #![no_main]
-#![allow(
-    dead_code,
-    unfulfilled_lint_expectations,
-    reason = "the program calls the rest"
-)]
-
 use libfuzzer_sys::fuzz_target;
 
-use config::Source;
-use route::holds_dot_segment;
-use scales::Scales;
+use lean_proxy::fuzzing::{
+    config::{self, Source},
+    route::holds_dot_segment,
+};
 
-// its own copy of the rooms: the others bring the program's allocator along
-#[path = "../../src/address.rs"]
-mod address;
-#[path = "../../src/chunked.rs"]
-mod chunked;
-#[path = "../../src/config.rs"]
-mod config;
-#[path = "../../src/cors.rs"]
-mod cors;
-#[path = "../../src/direct.rs"]
-mod direct;
-#[path = "../../src/document.rs"]
-mod document;
-#[path = "../../src/entry.rs"]
-mod entry;
-#[path = "../../src/keys.rs"]
-mod keys;
-#[path = "../../src/policy.rs"]
-mod policy;
-#[path = "../../src/roots.rs"]
-mod roots;
-#[path = "../../src/route.rs"]
-mod route;
 #[path = "../scales.rs"]
 mod scales;
-#[path = "../../src/units.rs"]
-mod units;
-#[path = "../../src/yaml.rs"]
-mod yaml;
+
+use scales::Scales;
 
 #[global_allocator]
 static SCALES: Scales = Scales::new();

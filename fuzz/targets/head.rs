@@ -6,11 +6,9 @@
 #![no_main]
 
 use http::{HeaderMap, Uri};
-use lean_proxy::{
-    screen::{self, Framing, Head},
-    strict::{self, Reader},
-    tools::Dice,
-};
+use lean_proxy::fuzzing::request_head::{self, Framing, Head};
+use lean_proxy_fuzz::strict::{self, Reader};
+use lean_proxy_fuzz::tools::Dice;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -19,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
         0 => 65_536,
         small => 16 * small,
     };
-    let at_once = screen::head(bytes, &mut 0, max);
+    let at_once = request_head::head(bytes, &mut 0, max);
     if let Err(refusal) = at_once {
         let answer = refusal.answer(&HeaderMap::new());
         let mut reader = Reader::new(answer.as_slice());
@@ -35,7 +33,10 @@ fuzz_target!(|input: &[u8]| {
     let (mut scanned, mut here) = (0, 0);
     for piece in dice.cut(bytes) {
         here += piece.len();
-        match (screen::head(&bytes[..here], &mut scanned, max), &at_once) {
+        match (
+            request_head::head(&bytes[..here], &mut scanned, max),
+            &at_once,
+        ) {
             (Ok(None), _) => {}
             (Err(_), Err(_)) => break,
             (Ok(Some(part)), Ok(Some(all))) => {
@@ -76,7 +77,7 @@ fn parsers_agree(text: &[u8], head: &Head) {
     let (start, end) = head.target;
     assert_eq!(request.path.map(str::as_bytes), Some(&text[start..end]));
     assert_eq!(request.headers.len(), head.fields);
-    let parts = screen::parts(&bytes::Bytes::copy_from_slice(text), head);
+    let parts = request_head::parts(&bytes::Bytes::copy_from_slice(text), head);
     let parts = parts.expect("what the screen lets through can be taken out");
     assert_eq!(Some(parts.method.as_str()), request.method);
     // a third parser reads less: where it reads a target, it reads the same

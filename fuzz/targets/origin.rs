@@ -7,7 +7,7 @@
 use std::net::Ipv6Addr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use lean_proxy::cors::{Cors, Credentials, Settings, Verdict};
+use lean_proxy::fuzzing::cors::{Cors, Credentials, Settings, Verdict};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

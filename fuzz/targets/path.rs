@@ -4,13 +4,12 @@
 
 #![no_main]
 
-use bytes::Bytes;
 use http::HeaderValue;
-use lean_proxy::{
+use lean_proxy::fuzzing::{
     address::{parse_host_pattern, parse_path, parse_target},
     request::RequestUri,
+    request_head,
     route::{Action, Edits, Found, Route, Routes, Target, holds_parent_segment},
-    screen,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -28,11 +27,10 @@ fuzz_target!(|input: &[u8]| {
         b"\r\n\r\n",
     ]
     .concat();
-    let Ok(Some(head)) = screen::head(&request, &mut 0, 65_536) else {
+    let Ok(Some(head)) = request_head::head(&request, &mut 0, 65_536) else {
         return;
     };
     assert_eq!(&request[head.target.0..head.target.1], target);
-    let target = Bytes::copy_from_slice(target);
     let uri = RequestUri::new(target).expect("what the screen lets through is text");
     let path = uri.path();
     if holds_parent_segment(path) {
@@ -63,7 +61,9 @@ fuzz_target!(|input: &[u8]| {
         route.path
     );
     let longer = |other: &&Route| {
-        other.hosts == route.hosts && covers(&other.path, path) && other.path.len() > route.path.len()
+        other.hosts == route.hosts
+            && covers(&other.path, path)
+            && other.path.len() > route.path.len()
     };
     assert!(routes.iter().find(longer).is_none(), "a longer one fits");
 

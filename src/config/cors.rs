@@ -1,0 +1,116 @@
+//! What `cors:` says, at the top or in a route, laid over what it inherits.
+
+use crate::{
+    config::{
+        document::{Section, quote},
+        scalars::{Unit, boolean},
+    },
+    cors::{Cors, Credentials, Settings},
+};
+
+/// A `cors:` with every key filled in, and what it became.
+#[derive(Debug)]
+pub struct Policy {
+    settings: Settings,
+    /// `None` = off.
+    pub cors: Option<Cors>,
+    /// False where it was complained of already.
+    sound: bool,
+}
+
+impl Policy {
+    /// Where nothing is said: every default, and no origin.
+    pub fn off() -> Policy {
+        Policy {
+            settings: default_settings(),
+            cors: None,
+            sound: true,
+        }
+    }
+
+    /// Lays the `cors:` of a section over this one; `None` where there is none to lay. `cors: true` in a route stands for
+    /// the policy above it, and is a mistake where that is off.
+    pub fn laid_under(&self, s: &Section<'_>) -> Option<Policy> {
+        let field = s.get("cors")?;
+        match field.is_flag() {
+            Some(true) => {
+                if self.cors.is_none() && self.sound {
+                    field.complain(
+                        "true turns nothing on: say who may ask, as in cors: {allowed_origins: [\"https://app.example.com\"]}",
+                    );
+                }
+                None
+            }
+            Some(false) => Some(Policy {
+                settings: Settings {
+                    allowed_origins: Vec::new(),
+                    ..self.settings.clone()
+                },
+                cors: None,
+                sound: true,
+            }),
+            None => field.section(|s| (!s.is_empty()).then(|| self.with(s))),
+        }
+    }
+
+    /// This policy with the keys of a section instead of its own.
+    fn with(&self, s: &Section<'_>) -> Policy {
+        let so_far = s.field().error_count();
+        let inherited = &self.settings;
+        let settings = Settings {
+            allowed_origins: s.words("allowed_origins", &inherited.allowed_origins),
+            allowed_methods: s.words("allowed_methods", &inherited.allowed_methods),
+            allowed_headers: s.words("allowed_headers", &inherited.allowed_headers),
+            exposed_headers: s.words("exposed_headers", &inherited.exposed_headers),
+            allow_credentials: credentials(s).unwrap_or(inherited.allow_credentials),
+            max_age: s.whole("max_age", Unit::Seconds, inherited.max_age, &(-1..=MAX_AGE)),
+        };
+        let is_read = s.field().error_count() == so_far;
+        let (cors, complaints) = match Cors::new(&settings) {
+            Ok(cors) => (cors, Vec::new()),
+            Err(complaints) => (None, complaints),
+        };
+        let sound = is_read && complaints.is_empty();
+        for complaint in complaints {
+            // What is inherited was complained of where it is written.
+            if is_read && (self.sound || s.get(complaint.key).is_some()) {
+                s.complain_at(complaint.key, complaint.index, complaint.sentence);
+            }
+        }
+        Policy {
+            settings,
+            cors,
+            sound,
+        }
+    }
+}
+
+/// `cors:` where nothing is said.
+fn default_settings() -> Settings {
+    let words = |words: &[&str]| words.iter().copied().map(String::from).collect();
+    Settings {
+        allowed_origins: Vec::new(),
+        allowed_methods: words(&["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]),
+        allowed_headers: words(&["Content-Type", "Authorization", "X-Requested-With"]),
+        exposed_headers: Vec::new(),
+        allow_credentials: Credentials::Auto,
+        max_age: 86400,
+    }
+}
+
+fn credentials(s: &Section<'_>) -> Option<Credentials> {
+    let field = s.get("allow_credentials")?;
+    let text = field.text()?;
+    match (text.as_str(), boolean(&text)) {
+        ("auto", _) => Some(Credentials::Auto),
+        (_, Some(true)) => Some(Credentials::Yes),
+        (_, Some(false)) => Some(Credentials::No),
+        _ => {
+            field.complain(format!("must be auto, true or false, got {}", quote(&text)));
+            None
+        }
+    }
+}
+
+/// Ten years.
+const MAX_AGE: i64 = 315_360_000;

@@ -1,0 +1,765 @@
+//! Reads the YAML of a configuration and says, with line and path, all that is wrong with it.
+//!
+//! A [`Document`] is the tree as written; [`Section`] and [`Field`] are typed looks at it that never fail: what is wrong
+//! is remembered, and a default stands in, so that one run finds every mistake. Never a panic, whatever the bytes.
+
+use std::{
+    cell::RefCell,
+    fmt::{self, Write as _},
+    fs::File,
+    io::Read as _,
+    ops::RangeInclusive,
+    path::Path as FilePath,
+    time::Duration,
+};
+
+use crate::config::{
+    keys,
+    scalars::{self, Unit, boolean, decimal},
+    yaml::{self, Path, Step, SyntaxError, Tree, Value},
+};
+
+/// Where `${NAME}` and the variables of the program's own come from; a parameter, so that tests are pure.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A YAML document, and what has been said about it so far.
+pub struct Document<'a> {
+    name: String,
+    text: &'a str,
+    root: Value,
+    environment: Environment<'a>,
+    errors: RefCell<Vec<Remark>>,
+    warnings: RefCell<Vec<Remark>>,
+}
+
+struct Remark {
+    path: Path,
+    sentence: String,
+}
+
+/// One value and where it stands.
+#[derive(Clone)]
+pub struct Field<'a> {
+    document: &'a Document<'a>,
+    path: Path,
+    value: &'a Value,
+}
+
+/// A mapping whose keys are asked for by name; what nobody asked for is an unknown key.
+pub struct Section<'a> {
+    field: Field<'a>,
+    entries: &'a [(String, Value)],
+    asked: RefCell<Vec<&'static str>>,
+}
+
+/// Reads a file of at most 1 MiB. Errors are one line that begins with the file's name.
+pub fn read(path: &FilePath) -> Result<String, String> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| format!("{name}: {}", plain(&error)))?;
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("{name}: {}", plain(&error)))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("{name}: {TOO_LARGE}"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = 1 + error
+            .as_bytes()
+            .iter()
+            .take(good)
+            .filter(|byte| **byte == b'\n')
+            .count();
+        format!("{name}:{line}: must be UTF-8")
+    })
+}
+
+/// An error without the number that Rust appends to the system's own words.
+pub fn plain(error: &dyn fmt::Display) -> String {
+    let mut text = error.to_string();
+    if let Some(number) = text.find(" (os error") {
+        text.truncate(number);
+    }
+    text
+}
+
+impl<'a> Document<'a> {
+    /// Parses the first document of `text`; `name` is what messages call it. Errors are one line with the line's number.
+    pub fn parse(
+        name: &str,
+        text: &'a str,
+        environment: Environment<'a>,
+    ) -> Result<Document<'a>, String> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if text.len() as u64 > MAX_BYTES {
+            return Err(format!("{name}: {TOO_LARGE}"));
+        }
+        let Tree { root, more } = yaml::parse(text).map_err(|error| {
+            let SyntaxError { line, sentence } = error;
+            one_line(&match line {
+                Some(line) => format!("{name}:{line}: {sentence}"),
+                None => format!("{name}: {sentence}"),
+            })
+        })?;
+        let document = Document {
+            name: name.to_owned(),
+            text,
+            root,
+            environment,
+            errors: RefCell::default(),
+            warnings: RefCell::default(),
+        };
+        if more {
+            document.warn("only the first of several documents is used".to_owned());
+        }
+        Ok(document)
+    }
+
+    /// Reads the whole document by `read`, then complains of every key that was not asked for.
+    pub fn read<T>(&'a self, read: impl FnOnce(&Section<'a>) -> T) -> T {
+        let root = Field {
+            document: self,
+            path: Vec::new(),
+            value: &self.root,
+        };
+        root.section(read)
+    }
+
+    /// The value of an environment variable; unset and empty are the same.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        (self.environment)(name).filter(|value| !value.is_empty())
+    }
+
+    /// Says what is wrong with something that stands in no file (an environment variable).
+    pub fn complain_of(&self, name: &str, sentence: &str) {
+        self.errors.borrow_mut().push(Remark {
+            path: Vec::new(),
+            sentence: format!("{name}: {sentence}"),
+        });
+    }
+
+    /// A warning about no field in particular.
+    pub fn warn(&self, sentence: String) {
+        let path = Vec::new();
+        self.warnings.borrow_mut().push(Remark { path, sentence });
+    }
+
+    /// How many errors were found so far.
+    pub fn error_count(&self) -> usize {
+        self.errors.borrow().len()
+    }
+
+    /// The warnings, or all errors in the order of their lines.
+    pub fn finish(self) -> Result<Vec<String>, Vec<String>> {
+        let errors = self.errors.take();
+        if errors.is_empty() {
+            return Ok(self.render(&self.warnings.take()));
+        }
+        let unsaid = errors.len().saturating_sub(MAX_ERRORS);
+        let mut lines = self.render(&errors);
+        if unsaid > 0 {
+            lines.push(format!("{}: and {unsaid} more errors", self.name));
+        }
+        Err(lines)
+    }
+
+    /// `config.yaml:12: routes[1].target: sentence`; finding a line costs a parse, so there is an end to it.
+    fn render(&self, remarks: &[Remark]) -> Vec<String> {
+        let mut lines: Vec<(usize, String)> = remarks
+            .iter()
+            .take(MAX_ERRORS)
+            .map(|Remark { path, sentence }| {
+                if path.is_empty() {
+                    return (0, one_line(&format!("{}: {sentence}", self.name)));
+                }
+                let line = yaml::line(self.text, path);
+                let text = format!("{}:{line}: {}: {sentence}", self.name, Shown(path));
+                (line, one_line(&text))
+            })
+            .collect();
+        lines.sort_by_key(|(line, _)| *line);
+        lines.into_iter().map(|(_, text)| text).collect()
+    }
+}
+
+impl<'a> Field<'a> {
+    /// Remembers what is wrong here.
+    pub fn complain(&self, sentence: impl Into<String>) {
+        self.document.errors.borrow_mut().push(Remark {
+            path: self.path.clone(),
+            sentence: sentence.into(),
+        });
+    }
+
+    /// Remembers a warning.
+    pub fn warn(&self, sentence: impl Into<String>) {
+        self.document.warnings.borrow_mut().push(Remark {
+            path: self.path.clone(),
+            sentence: sentence.into(),
+        });
+    }
+
+    /// The path as messages show it: `routes[1]`.
+    pub fn shown(&self) -> String {
+        Shown(&self.path).to_string()
+    }
+
+    /// How many errors were found in the whole document so far.
+    pub fn error_count(&self) -> usize {
+        self.document.error_count()
+    }
+
+    /// The boolean, where one is written.
+    pub fn is_flag(&self) -> Option<bool> {
+        match self.value {
+            Value::Flag(flag) => Some(*flag),
+            _ => None,
+        }
+    }
+
+    /// True for `null`, `~` and nothing at all.
+    pub fn is_null(&self) -> bool {
+        *self.value == Value::Null
+    }
+
+    /// Reads a mapping; where there is none that is said, and `read` sees an empty one whose lacks are not held against it.
+    pub fn section<T>(&self, read: impl FnOnce(&Section<'a>) -> T) -> T {
+        let (entries, mapping): (&[_], _) = match self.value {
+            Value::Map(entries) => (entries, true),
+            Value::Null => (&[], true),
+            _ => (&[], false),
+        };
+        if !mapping {
+            self.complain(format!("must be a mapping of keys, got {}", self.kind()));
+        }
+        let so_far = self.document.error_count();
+        let section = Section {
+            field: self.clone(),
+            entries,
+            asked: RefCell::default(),
+        };
+        let value = read(&section);
+        section.complain_of_unknown_keys();
+        if !mapping {
+            self.document.errors.borrow_mut().truncate(so_far);
+        }
+        value
+    }
+
+    /// The elements of a list; anything else is a list of one, and `null` an empty one.
+    pub fn items(&self) -> Vec<Field<'a>> {
+        match self.value {
+            Value::List(items) => items
+                .iter()
+                .enumerate()
+                .map(|(index, value)| self.below(Step::Index(index), value))
+                .collect(),
+            Value::Null => Vec::new(),
+            _ => vec![self.clone()],
+        }
+    }
+
+    /// The entries of a mapping with free keys, each with its key.
+    pub fn entries(&self) -> Vec<(&'a str, Field<'a>)> {
+        match self.value {
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, value)| (key.as_str(), self.below(Step::Key(key.clone()), value)))
+                .collect(),
+            Value::Null => Vec::new(),
+            _ => {
+                self.complain(format!("must be a mapping of keys, got {}", self.kind()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// A string, with its variables replaced; numbers and booleans are taken as they are written.
+    pub fn text(&self) -> Option<String> {
+        match self.value {
+            Value::Text(text) => self.replace(text),
+            Value::Flag(_) | Value::Whole(_) | Value::Decimal(_) => {
+                yaml::raw(self.document.text, &self.path)
+            }
+            Value::Null | Value::List(_) | Value::Map(_) => {
+                self.complain(format!("must be a string, got {}", self.kind()));
+                None
+            }
+        }
+    }
+
+    /// `true` or `false`; the words that older YAML takes for them too.
+    pub fn flag(&self) -> Option<bool> {
+        if let Value::Flag(flag) = self.value {
+            return Some(*flag);
+        }
+        let flag = match self.value {
+            Value::Text(text) => boolean(&self.replace(text)?),
+            _ => None,
+        };
+        if flag.is_none() {
+            self.complain(format!("must be true or false, got {}", self.kind()));
+        }
+        flag
+    }
+
+    /// A whole number; `10.0` and `"10"` are ones too.
+    pub fn whole(&self, unit: Unit, range: &RangeInclusive<i64>) -> Option<i64> {
+        let number = self.number(unit)?;
+        if number.fract() != 0.0 {
+            self.complain(format!("must be a whole number, got {number}"));
+            return None;
+        }
+        // Exact where it matters: beyond 2^53 a decimal no longer is.
+        let exact = match self.value {
+            Value::Whole(whole) => *whole,
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the cast saturates, the range decides"
+            )]
+            _ => number as i128,
+        };
+        match i64::try_from(exact) {
+            Ok(whole) if range.contains(&whole) => Some(whole),
+            _ if exact < i128::from(*range.start()) => {
+                self.complain(format!("must be at least {}, got {number}", range.start()));
+                None
+            }
+            _ => {
+                self.complain(format!("must be at most {}, got {number}", range.end()));
+                None
+            }
+        }
+    }
+
+    /// A time in seconds.
+    pub fn seconds(&self, range: &RangeInclusive<f64>) -> Option<f64> {
+        let number = self.number(Unit::Seconds)?;
+        if range.contains(&number) {
+            return Some(number);
+        }
+        if number < *range.start() {
+            self.complain(format!("must be at least {}, got {number}", range.start()));
+        } else {
+            self.complain(format!(
+                "must be at most {} seconds, got {number}",
+                range.end()
+            ));
+        }
+        None
+    }
+
+    /// A string that `parse` understands or complains of.
+    pub fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        parse(&self.text()?)
+            .map_err(|sentence| self.complain(sentence))
+            .ok()
+    }
+
+    fn number(&self, unit: Unit) -> Option<f64> {
+        let text = match self.value {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "only its size counts; the exact one is kept"
+            )]
+            Value::Whole(whole) => return Some(*whole as f64),
+            Value::Decimal(decimal) if decimal.is_finite() => return Some(*decimal),
+            Value::Text(text) => self.replace(text)?,
+            _ => {
+                self.complain(format!("must be a number, got {}", self.kind()));
+                return None;
+            }
+        };
+        let number = match unit {
+            Unit::Seconds => scalars::seconds(&text),
+            Unit::Bytes => scalars::bytes(&text),
+            Unit::Plain => decimal(&text),
+        };
+        if number.is_none() {
+            self.complain(no_number(&text, unit));
+        }
+        number
+    }
+
+    /// `${NAME}`, `${NAME:-default}` and `$$`; any other `$` stands for itself.
+    fn replace(&self, text: &str) -> Option<String> {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            out.push_str(before);
+            if let Some(after) = after.strip_prefix('$') {
+                out.push('$');
+                rest = after;
+            } else if let Some(after) = after.strip_prefix('{') {
+                let Some((inside, after)) = after.split_once('}') else {
+                    self.complain("holds a ${ without its }; write $$ for a plain $");
+                    return None;
+                };
+                out.push_str(&self.look_up(inside)?);
+                rest = after;
+            } else {
+                out.push('$');
+                rest = after;
+            }
+        }
+        out.push_str(rest);
+        Some(out)
+    }
+
+    fn look_up(&self, inside: &str) -> Option<String> {
+        let (name, default) = match inside.split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (inside, None),
+        };
+        let named = name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !named || name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
+            self.complain(format!(
+                "holds ${{{}}}, which is no variable's name; write $$ for a plain $",
+                shorten(name)
+            ));
+            return None;
+        }
+        if default.is_some_and(|default| default.contains("${")) {
+            self.complain(format!(
+                "the default of ${{{name}}} cannot hold a variable itself"
+            ));
+            return None;
+        }
+        let set = (self.document.environment)(name);
+        // As in a shell, `:-` stands in for an empty variable too.
+        let value = match default {
+            Some(default) => set
+                .filter(|value| !value.is_empty())
+                .or_else(|| Some(default.to_owned())),
+            None => set,
+        };
+        if value.is_none() {
+            self.complain(format!(
+                "the environment variable {} is not set and has no default",
+                shorten(name)
+            ));
+        }
+        value
+    }
+
+    fn below(&self, step: Step, value: &'a Value) -> Field<'a> {
+        let mut path = self.path.clone();
+        path.push(step);
+        Field {
+            document: self.document,
+            path,
+            value,
+        }
+    }
+
+    fn kind(&self) -> String {
+        match self.value {
+            Value::Null => "nothing".to_owned(),
+            Value::Flag(flag) => flag.to_string(),
+            Value::Whole(number) => number.to_string(),
+            Value::Decimal(number) => number.to_string(),
+            Value::Text(text) => quote(text),
+            Value::List(_) => "a list".to_owned(),
+            Value::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+impl<'a> Section<'a> {
+    /// The mapping itself.
+    pub fn field(&self) -> &Field<'a> {
+        &self.field
+    }
+
+    /// The value of a key; `None` where it is absent or `null`.
+    pub fn get(&self, key: &'static str) -> Option<Field<'a>> {
+        let mut asked = self.asked.borrow_mut();
+        if !asked.contains(&key) {
+            asked.push(key);
+        }
+        let (_, value) = self.entries.iter().find(|(name, _)| name == key)?;
+        let field = self.field.below(Step::Key(key.to_owned()), value);
+        (!field.is_null()).then_some(field)
+    }
+
+    /// The field of a key, be it there or not: for what is said of a key that lacks.
+    pub fn place(&self, key: &'static str) -> Field<'a> {
+        self.field.below(Step::Key(key.to_owned()), &Value::Null)
+    }
+
+    /// True where no key is given.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Remembers what is wrong with a key, or with one element of its list.
+    pub fn complain_at(&self, key: &'static str, index: Option<usize>, sentence: String) {
+        let field = self.place(key);
+        match index {
+            Some(index) => field
+                .below(Step::Index(index), &Value::Null)
+                .complain(sentence),
+            None => field.complain(sentence),
+        }
+    }
+
+    /// A mapping below this one; an absent one is read as empty, so that defaults live in one place.
+    pub fn section<T>(&self, key: &'static str, read: impl FnOnce(&Section<'a>) -> T) -> T {
+        self.get(key)
+            .unwrap_or_else(|| self.place(key))
+            .section(read)
+    }
+
+    /// A string, `""` where there is none.
+    pub fn text(&self, key: &'static str) -> String {
+        self.get(key)
+            .and_then(|field| field.text())
+            .unwrap_or_default()
+    }
+
+    /// A boolean.
+    pub fn flag(&self, key: &'static str, default: bool) -> bool {
+        self.get(key)
+            .and_then(|field| field.flag())
+            .unwrap_or(default)
+    }
+
+    /// A whole number.
+    pub fn whole(
+        &self,
+        key: &'static str,
+        unit: Unit,
+        default: i64,
+        range: &RangeInclusive<i64>,
+    ) -> i64 {
+        self.get(key)
+            .and_then(|field| field.whole(unit, range))
+            .unwrap_or(default)
+    }
+
+    /// A number of seconds; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
+    pub fn time(&self, key: &'static str, default: f64) -> Option<Duration> {
+        self.time_or(key, duration(default))
+    }
+
+    /// The same, with a default that may be none.
+    pub fn time_or(&self, key: &'static str, default: Option<Duration>) -> Option<Duration> {
+        let written = self
+            .get(key)
+            .and_then(|field| field.seconds(&(0.0..=MAX_SECONDS)));
+        written.map_or(default, duration)
+    }
+
+    /// A string that `parse` understands or complains of.
+    pub fn parsed<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.get(key)?.parsed(parse)
+    }
+
+    /// A list of such strings.
+    pub fn parsed_list<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let items = self.get(key).map_or_else(Vec::new, |field| field.items());
+        items
+            .iter()
+            .filter_map(|item| item.parsed(&parse))
+            .collect()
+    }
+
+    /// A list of strings.
+    pub fn words(&self, key: &'static str, default: &[String]) -> Vec<String> {
+        match self.get(key) {
+            Some(field) => field.items().iter().filter_map(Field::text).collect(),
+            None => default.to_vec(),
+        }
+    }
+
+    /// One of a few words, in any case.
+    pub fn one_of<T: Copy>(&self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
+        self.parsed(key, |text| {
+            let chosen = choices
+                .iter()
+                .find(|(word, _)| word.eq_ignore_ascii_case(text));
+            chosen.map(|(_, value)| *value).ok_or_else(|| {
+                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+                format!("must be one of {}, got {}", words.join(", "), quote(text))
+            })
+        })
+    }
+
+    fn complain_of_unknown_keys(&self) {
+        let asked = self.asked.borrow();
+        for (key, value) in self.entries {
+            if key.starts_with("x-") || asked.contains(&key.as_str()) {
+                continue;
+            }
+            let sentence = match (keys::home(key), nearest(key, &asked)) {
+                (Some(home), _) => format!("unknown key here; `{key}` belongs to {home}"),
+                (None, Some(meant)) => format!("unknown key, did you mean `{meant}`?"),
+                (None, None) => format!("unknown key; known here: {}", asked.join(", ")),
+            };
+            self.field
+                .below(Step::Key(key.clone()), value)
+                .complain(sentence);
+        }
+    }
+}
+
+fn duration(seconds: f64) -> Option<Duration> {
+    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
+}
+
+/// What is said of a text that is no number of these.
+fn no_number(text: &str, unit: Unit) -> String {
+    let shown = quote(text);
+    let plain = text.trim_start_matches('0');
+    if text.starts_with('0') && decimal(plain).is_some() {
+        return format!("begins with a zero: write {plain}, not {shown}");
+    }
+    match unit {
+        Unit::Seconds => {
+            format!("must be seconds, or a time such as 500ms, 30s or 1m30s, got {shown}")
+        }
+        Unit::Bytes => format!("must be bytes, or a size such as 64KiB or 10MB, got {shown}"),
+        Unit::Plain => format!("must be a number, got {shown}"),
+    }
+}
+
+/// Text in quotes, control bytes escaped, cut where it is long.
+pub fn quote(text: &str) -> String {
+    format!("{:?}", shorten(text))
+}
+
+/// The known word closest to `word`, if it is close enough to be what was meant.
+fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_ascii_lowercase().replace('-', "_");
+    let allowed = (word.len() / 2).clamp(1, 3);
+    known
+        .iter()
+        .map(|candidate| (distance(word.as_bytes(), candidate.as_bytes()), *candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from `a` to `b`.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut corner = i;
+        let mut left = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(b) {
+            let replaced = corner + usize::from(x != y);
+            corner = *cell;
+            left = replaced.min(corner + 1).min(left + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= MAX_SHOWN {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_SHOWN).chain(['…']).collect()
+}
+
+/// What goes to a terminal or a log: one line, no control bytes, not endless.
+fn one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars().take(MAX_LINE) {
+        if c.is_control() {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A path as people write it.
+struct Shown<'p>(&'p [Step]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) if at == 0 => f.write_str(&shorten(key))?,
+                Step::Key(key) => write!(f, ".{}", shorten(key))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ten years; whoever wants more wants 0.
+pub const MAX_SECONDS: f64 = 315_360_000.0;
+/// What a configuration may measure; the largest known ones are a hundredth of it.
+const MAX_BYTES: u64 = 1024 * 1024;
+const TOO_LARGE: &str = "is larger than 1 MiB";
+/// Errors that are shown; each costs a parse or two.
+const MAX_ERRORS: usize = 100;
+/// Characters of a value that a message repeats.
+const MAX_SHOWN: usize = 80;
+/// Characters of a message.
+const MAX_LINE: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_that_was_meant() {
+        let known = ["listen", "routes", "cors", "dial_timeout"];
+        let cases = [
+            ("listn", Some("listen")),
+            ("Listen", Some("listen")),
+            ("route", Some("routes")),
+            ("dial-timeout", Some("dial_timeout")),
+            ("dialtimeout", Some("dial_timeout")),
+            ("zzzz", None),
+            ("", None),
+        ];
+        for (word, meant) in cases {
+            assert_eq!(nearest(word, &known), meant, "{word}");
+        }
+        assert_eq!(nearest(&"l".repeat(100_000), &known), None);
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("ab", "", 2),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+        ] {
+            assert_eq!(distance(a.as_bytes(), b.as_bytes()), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn messages_are_one_short_line() {
+        assert_eq!(one_line("a\nb\u{1b}[1m\u{7f}é"), "a\\nb\\u{1b}[1m\\u{7f}é");
+        assert!(one_line(&"é".repeat(10_000)).chars().count() <= MAX_LINE);
+        assert!(quote(&"\u{0}".repeat(10_000)).len() < 1000);
+    }
+}

@@ -1,0 +1,22 @@
+//! What a client connection is doing.
+
+/// What a connection is doing, as far as deadlines and eviction care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody sits here.
+    Empty,
+    /// Accepted, and has not spoken.
+    Fresh,
+    /// Between two requests, a bare socket.
+    Idle,
+    /// In the middle of a request head.
+    Head,
+    /// A whole request that waits for memory.
+    Waiting,
+    /// A request in work.
+    Busy,
+    /// Two upgraded connections joined.
+    Tunnel,
+    /// `FramingFields` its last word, reads on a little.
+    Lingering,
+}

@@ -1,0 +1,256 @@
+//! The body of a response on its way to the client.
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName};
+
+use crate::{
+    exchange::{
+        client::Client,
+        deadline::{Deadline, Limits, Wait},
+        upload::{Upload, UploadError},
+    },
+    http1::{
+        client::Upstream,
+        headers,
+        response_head::{Delimiter, Head},
+    },
+    memory::chunk::BodyChunk,
+    net::Direction,
+    outcome::Outcome,
+};
+
+/// The body of an answer on its way to the client.
+#[derive(Debug)]
+pub struct Download {
+    /// `None` once the connection was given back or closed.
+    upstream: Option<Upstream>,
+    upload: Option<Upload>,
+    delimiter: Delimiter,
+    persistent: bool,
+    /// The trailers behind a chunked body, once it has ended.
+    trailers: Option<HeaderMap>,
+    passes_trailers: bool,
+    /// Fields that do not pass behind it.
+    withheld: Vec<HeaderName>,
+    /// The time-outs of what is left of the request.
+    limits: Limits,
+    deadline: Deadline,
+}
+
+/// What a body consists of.
+#[derive(Debug)]
+pub enum BodyFrame {
+    /// Some of its bytes.
+    Data(BodyChunk),
+    /// The fields behind a chunked body.
+    Trailers(HeaderMap),
+}
+
+impl Download {
+    /// How long the client may give no byte of what it still owes; `None` = no limit.
+    pub fn read_timeout(&self) -> Option<Duration> {
+        self.limits.read()
+    }
+
+    /// The rest of an answer; `upload` is the request where it is not sent to its end yet, `now` the park's time.
+    pub fn new(
+        upstream: Upstream,
+        upload: Option<Upload>,
+        head: Head,
+        passes_trailers: bool,
+        limits: Limits,
+        now: u32,
+    ) -> Download {
+        let mut download = Download {
+            upstream: Some(upstream),
+            upload,
+            delimiter: head.delimiter,
+            persistent: head.persistent,
+            trailers: None,
+            passes_trailers,
+            withheld: head.withheld,
+            limits,
+            deadline: Deadline::default(),
+        };
+        if matches!(download.delimiter, Delimiter::Length(0)) {
+            download.finish(now);
+        }
+        download
+    }
+
+    /// Whether the client has all of it.
+    pub fn is_end(&self) -> bool {
+        self.upstream.is_none() && self.trailers.is_none()
+    }
+
+    /// How much is left; `None` where nobody knows.
+    pub fn remaining(&self) -> Option<u64> {
+        match &self.delimiter {
+            Delimiter::Length(left) => Some(*left),
+            _ => None,
+        }
+    }
+
+    /// The next part; `None` at the end. A body that breaks off is an error, never an end.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> Poll<Option<io::Result<BodyFrame>>> {
+        loop {
+            let Some(upstream) = &mut self.upstream else {
+                return Poll::Ready(
+                    self.trailers
+                        .take()
+                        .map(|trailers| Ok(BodyFrame::Trailers(trailers))),
+                );
+            };
+            if upstream.start == upstream.end {
+                let left = match &self.delimiter {
+                    Delimiter::Length(left) => *left,
+                    _ => 0,
+                };
+                let len = client.exchange_context.sent.get().saturating_add(left);
+                client.widen_both(upstream, Direction::In, len);
+                match ready!(upstream.poll_fill(context, client.buffers)) {
+                    Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
+                    Ok(0) => {
+                        if matches!(self.delimiter, Delimiter::Close) {
+                            self.finish(client.exchange_context.slot.now());
+                            return Poll::Ready(None);
+                        }
+                        return Poll::Ready(Some(Err(
+                            self.abandon(io::ErrorKind::UnexpectedEof.into())
+                        )));
+                    }
+                    Ok(_) => {}
+                }
+            }
+            match self.take(client) {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(BodyFrame::Data(piece)))),
+                Ok(None) => {}
+                Err(reason) => {
+                    return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason)))));
+                }
+            }
+        }
+    }
+
+    /// Sends on what is left of the request. An upstream that takes no more may still answer.
+    ///
+    /// # Errors
+    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer. Nor goes it on where the
+    /// upstream takes no byte of the request, and gives none, for `write_timeout`.
+    pub fn poll_upload(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> io::Result<()> {
+        let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
+            return Ok(());
+        };
+        client.widen_both(upstream, Direction::Out, client.expects());
+        let Some(io) = &mut upstream.lease.io else {
+            return Ok(());
+        };
+        let slot = client.exchange_context.slot;
+        let ended = match upload.poll(context, io, client) {
+            Poll::Pending => {
+                let wait = if upload.waits_for_client() {
+                    Wait::Client(client.bytes_read())
+                } else {
+                    Wait::Upstream(upload.sent.wrapping_add(client.exchange_context.sent.get()))
+                };
+                if self.deadline.is_past(slot, wait, &self.limits, Some(io)) {
+                    client.exchange_context.note(Outcome::BodyTimedOut);
+                    return Err(self.abandon(io::ErrorKind::TimedOut.into()));
+                }
+                return Ok(());
+            }
+            Poll::Ready(Ok(())) => Ok(()),
+            Poll::Ready(Err(UploadError::Upstream)) => {
+                self.persistent = false;
+                Ok(())
+            }
+            Poll::Ready(Err(error @ (UploadError::Client | UploadError::TooLarge))) => {
+                client.exchange_context.note(match error {
+                    UploadError::TooLarge => Outcome::BodyTooLarge,
+                    _ => Outcome::BodyBroken,
+                });
+                Err(self.abandon(io::ErrorKind::ConnectionAborted.into()))
+            }
+        };
+        self.upload = None;
+        slot.uploads(false);
+        self.deadline.end(slot);
+        ended
+    }
+
+    /// Takes what is of use out of the buffer.
+    fn take(&mut self, client: &Client<'_>) -> Result<Option<BodyChunk>, &'static str> {
+        let Some(upstream) = &mut self.upstream else {
+            return Ok(None);
+        };
+        let (start, end) = (upstream.start, upstream.end);
+        let (data, used) = match &mut self.delimiter {
+            Delimiter::Close => (start..end, end),
+            Delimiter::Length(left) => {
+                let count = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(end - start);
+                *left -= count as u64;
+                (start..start + count, start + count)
+            }
+            Delimiter::Chunked(body) => {
+                let bytes = upstream.buffer.get_mut(start..end).unwrap_or_default();
+                let taken = body.take(bytes).map_err(|broken| broken.0)?;
+                let data = start + taken.data.start..start + taken.data.end;
+                (data, start + taken.used)
+            }
+        };
+        let piece = BodyChunk::pooled(std::mem::take(&mut upstream.buffer), data.start, data.end);
+        (upstream.start, upstream.end) = (0, 0);
+        let ended = match &mut self.delimiter {
+            Delimiter::Length(left) => *left == 0,
+            Delimiter::Chunked(body) if body.is_end() => {
+                let section = body.trailers();
+                if self.passes_trailers && section.len() > 2 {
+                    let trailers = headers::read_trailers(&section, &self.withheld)
+                        .ok_or("malformed trailers")?;
+                    self.trailers = (!trailers.is_empty()).then_some(trailers);
+                }
+                true
+            }
+            Delimiter::Close | Delimiter::Chunked(_) => false,
+        };
+        if ended {
+            // what stands behind an answer belongs to nobody
+            self.persistent &= used == end;
+            self.finish(client.exchange_context.slot.now());
+        }
+        Ok((!piece.is_empty()).then_some(piece))
+    }
+
+    /// The answer is whole: the connection goes back, if both sides are through with it.
+    fn finish(&mut self, now: u32) {
+        let Some(upstream) = self.upstream.take() else {
+            return;
+        };
+        if self.persistent
+            && self.upload.as_ref().is_none_or(Upload::is_done)
+            && upstream.start == upstream.end
+        {
+            upstream.lease.give_back(now);
+        }
+    }
+
+    fn abandon(&mut self, error: io::Error) -> io::Error {
+        self.upstream = None;
+        error
+    }
+}

@@ -1,0 +1,160 @@
+//! What is counted and told of an exchange when it ends, whatever ended it.
+//!
+//! [`ExchangeContext`] is dropped exactly once for each exchange, and its drop is the one place where an outcome becomes a metric,
+//! an access line and, where something broke off, a log line of its own. Never here: header values, queries, bodies.
+
+use std::{io, sync::atomic::AtomicU64, thread, time::Duration};
+
+use crate::{
+    config::Level,
+    connection_table::Directive,
+    exchange::context::ExchangeContext,
+    observe::{log::Field, metrics},
+    outcome::{Blame, Outcome},
+    route::Route,
+};
+
+impl ExchangeContext<'_> {
+    /// The route that serves it; `None` before one was found.
+    pub fn route(&self) -> Option<&Route> {
+        self.config.routes.iter().nth(self.route.get()? as usize)
+    }
+
+    /// Notes how it ends; the first word counts, for what follows is its consequence.
+    pub fn note(&self, outcome: Outcome) {
+        if self.outcome.get().is_none() {
+            self.outcome.set(Some(outcome));
+        }
+    }
+
+    /// The upstream broke off.
+    pub fn note_cut(&self, error: &io::Error) {
+        self.note(Outcome::UpstreamCut);
+        drop(self.cause.set(error.to_string().into()));
+    }
+
+    /// It stood in a queue for so long.
+    pub fn note_wait(&self, wait: Duration) {
+        let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        self.waited.set(self.waited.get().saturating_add(millis));
+    }
+
+    /// Bytes of the request's body have come.
+    pub fn took_in(&self, count: usize) {
+        self.received.set(self.received.get() + count as u64);
+        metrics::add(&self.metrics.client_bytes_in, count as u64);
+    }
+
+    /// Bytes of the answer's body are with the client's kernel.
+    pub fn gave_out(&self, count: usize) {
+        self.sent.set(self.sent.get() + count as u64);
+        metrics::add(&self.metrics.client_bytes_out, count as u64);
+    }
+
+    /// The answer begins, with this status.
+    pub fn answers(&self, status: u16) {
+        self.status.set(status);
+        self.metrics.answered(status);
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            record.answers(status);
+        }
+    }
+
+    /// Which gauge it is one of while it lasts; counted where it is made, and when it is dropped.
+    pub fn gauge(&self) -> &AtomicU64 {
+        if self.is_tunnel {
+            &self.metrics.tunnels
+        } else {
+            &self.metrics.exchanges
+        }
+    }
+
+    /// How it ended, as far as that shows when it is dropped.
+    fn ended(&self) -> Outcome {
+        if let Some(outcome) = self.outcome.get() {
+            return outcome;
+        }
+        if self.complete.get() {
+            return Outcome::Ok;
+        }
+        match self.slot.order() {
+            _ if thread::panicking() => Outcome::Panicked,
+            Directive::Leave => self.slot.leave_outcome(),
+            _ if self.slot.is_write_overdue() => Outcome::WriteTimedOut,
+            _ => Outcome::ClientGone,
+        }
+    }
+
+    /// Counts and tells what did not end well.
+    #[cold]
+    fn failed(&self, outcome: Outcome) {
+        self.metrics.failed(outcome);
+        if self.told.get() {
+            return;
+        }
+        let level = if outcome.blame() == Blame::Client {
+            Level::Debug
+        } else {
+            Level::Warn
+        };
+        let cause = self.cause.get().map_or("", |cause| cause);
+        let (status, received, sent) = (self.status.get(), self.received.get(), self.sent.get());
+        let fields: [Field<'_>; 5] = [
+            ("status", &status),
+            ("received", &received),
+            ("sent", &sent),
+            ("outcome", &outcome),
+            ("reason", &cause),
+        ];
+        let count = if cause.is_empty() { 4 } else { 5 };
+        let message = if self.is_tunnel {
+            "tunnel ended"
+        } else {
+            "cut short"
+        };
+        let told = fields.get(..count).unwrap_or_default();
+        self.subject.tell(level, message, self.route(), told);
+    }
+}
+
+impl Drop for ExchangeContext<'_> {
+    fn drop(&mut self) {
+        let outcome = self.ended();
+        metrics::dec(self.gauge());
+        let index = self.route.get();
+        let counters = index.and_then(|index| self.counters.get(index as usize));
+        if let Some(counters) = counters {
+            counters.ended(if self.is_tunnel { 0 } else { self.status.get() }, outcome);
+        }
+        if outcome != Outcome::Ok {
+            self.failed(outcome);
+        }
+        if let Some(begun) = self.begun.filter(|_| !self.is_tunnel) {
+            self.metrics.took(begun.elapsed());
+        }
+        if let Some(record) = self.record.get_mut() {
+            record.received = self.received.get();
+            record.sent = self.sent.get();
+            record.waited = Duration::from_millis(self.waited.get().into());
+            record.outcome = outcome;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use crate::exchange::subject::Subject;
+    use http::Method;
+
+    #[test]
+    fn a_subject_keeps_what_a_line_shows() {
+        let subject = Subject::new(None, Method::GET, "a.example", "/x");
+        assert_eq!((subject.host(), subject.path()), ("a.example", "/x"));
+        assert_eq!(subject.whole_host(), Some("a.example"));
+        let long = "ü".repeat(2_000);
+        let subject = Subject::new(None, Method::GET, &long, &long);
+        assert_eq!((subject.host().len(), subject.path().len()), (259, 259));
+        assert_eq!(subject.whole_host(), None);
+    }
+}

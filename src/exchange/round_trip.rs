@@ -1,0 +1,345 @@
+//! One attempt: a request on its way to the upstream, until the head of its answer is there.
+//!
+//! Request and answer are moved in the same poll, so an upstream may answer early and interim answers pass; whatever is
+//! waited for has its own time.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Method, StatusCode};
+
+use crate::{
+    connection_table::Directive,
+    cors,
+    exchange::{
+        client::Client,
+        deadline::{Deadline, Limits, Wait},
+        upload::{Upload, UploadError},
+    },
+    failure::Failure,
+    http1::{
+        client::Upstream,
+        headers,
+        response_head::{Head, MAX_HEAD},
+    },
+    memory::{budget::LARGE_HEAD, queue::Claim},
+    net::Direction,
+    observe::metrics,
+    route::Route,
+};
+
+/// Interim answers (1xx) of one exchange; 502 above.
+const MAX_INTERIM: u32 = 10;
+
+/// Bytes of them; 502 above. A client that does not take them is not sent them, so they cost time alone.
+const MAX_INTERIM_BYTES: usize = MAX_HEAD;
+
+/// What an attempt must know of its exchange.
+#[derive(Clone, Copy)]
+pub struct RoundTrip<'a> {
+    /// Who asks.
+    pub client: &'a Client<'a>,
+    /// The time-outs of what it waits for.
+    pub limits: Limits,
+    /// The request's method.
+    pub method: &'a Method,
+    /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
+    pub is_http10: bool,
+    /// The route that it takes.
+    pub route: &'a Route,
+    /// How long a large head may wait for memory.
+    pub queue_timeout: Duration,
+}
+
+/// How an attempt failed.
+pub enum RoundTripError {
+    /// A reused connection was closed before it answered: the request may be sent once more.
+    Stale,
+    /// There is no answer.
+    Failed(Failure),
+}
+
+impl RoundTrip<'_> {
+    /// Sends the request and reads the head of its answer, both as far as they go. `reused` = the connection was idle
+    /// before, and may have died unseen.
+    ///
+    /// # Errors
+    /// [`RoundTripError`].
+    pub async fn make(
+        self,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+        reused: bool,
+    ) -> Result<Head, RoundTripError> {
+        let mut sending = InFlight {
+            attempt: self,
+            deadline: Deadline::default(),
+            interim: 0,
+            interim_bytes: 0,
+            unread: false,
+            broken: false,
+            may_repeat: reused && is_idempotent(self.method),
+        };
+        let result = loop {
+            match poll_fn(|context| sending.poll(context, upload, upstream)).await {
+                Ok(Some(head)) => break Ok(head),
+                Err(miss) => break Err(miss),
+                Ok(None) => {}
+            }
+            // rare, and its future large: boxed, it costs the others nothing
+            if let Err(failure) = Box::pin(self.pay_for_large_head(upstream)).await {
+                break Err(RoundTripError::Failed(failure));
+            }
+            sending.deadline = Deadline::default();
+        };
+        let slot = self.client.exchange_context.slot;
+        slot.uploads(!upload.is_done());
+        sending.deadline.end(slot);
+        result
+    }
+
+    /// Waits until the budget has room for a large head, and no longer than `queue_timeout`; the rest of it waits in the
+    /// kernel meanwhile.
+    ///
+    /// # Errors
+    /// [`Failure::NoMemory`].
+    async fn pay_for_large_head(self, upstream: &Upstream) -> Result<(), Failure> {
+        let (exchange_context, budget) = (self.client.exchange_context, upstream.lease.budget());
+        let fund = &budget.large_heads;
+        let _waiting = metrics::GaugeGuard::new(&exchange_context.metrics.waiting);
+        let claim = Claim {
+            group: exchange_context.slot.group(),
+            since: exchange_context.slot.now(),
+            is_whole: true,
+        };
+        let line = fund.queue.until(claim, || budget.large_head());
+        let permit = exchange_context
+            .slot
+            .within(Some(self.queue_timeout), line)
+            .await;
+        exchange_context.hold_head(permit.map_err(|_| Failure::NoMemory)?);
+        Ok(())
+    }
+}
+
+/// A request in flight, until the head of its answer is there.
+struct InFlight<'a> {
+    attempt: RoundTrip<'a>,
+    deadline: Deadline,
+    interim: u32,
+    interim_bytes: usize,
+    /// A part of a head is here that was not looked at.
+    unread: bool,
+    /// The upstream takes no more of the request; it may have answered early.
+    broken: bool,
+    may_repeat: bool,
+}
+
+impl InFlight<'_> {
+    /// Moves both messages as far as they go; `Ok(None)`: a large head is to be paid for before it goes on.
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Option<Head>, RoundTripError>> {
+        let slot = self.attempt.client.exchange_context.slot;
+        if let Err(failure) = self.send(context, upload, upstream) {
+            return Poll::Ready(Err(RoundTripError::Failed(failure)));
+        }
+        let answer = self.read(context, upload, upstream);
+        if answer.is_ready() {
+            return answer;
+        }
+        if slot.order() == Directive::Leave {
+            let outcome = slot.leave_outcome();
+            return Poll::Ready(Err(RoundTripError::Failed(Failure::told_to_leave(outcome))));
+        }
+        let wait = self.wait(upload);
+        let moves = matches!(wait, Wait::Client(_) | Wait::Upstream(_));
+        slot.uploads(moves);
+        let io = upstream.lease.io.as_ref();
+        if !self.deadline.is_past(slot, wait, &self.attempt.limits, io) {
+            return Poll::Pending;
+        }
+        match wait {
+            Wait::Continue => {
+                self.release(upload);
+                Poll::Pending
+            }
+            Wait::Client(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::BodyTimedOut))),
+            Wait::Upstream(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::RequestStalled))),
+            Wait::Answer => Poll::Ready(Err(RoundTripError::Failed(Failure::ResponseTimedOut))),
+        }
+    }
+
+    /// What is waited for now.
+    fn wait(&self, upload: &Upload) -> Wait {
+        if self.broken || upload.is_done() {
+            Wait::Answer
+        } else if upload.is_held_back() {
+            Wait::Continue
+        } else if upload.waits_for_client() {
+            Wait::Client(self.attempt.client.bytes_read())
+        } else {
+            Wait::Upstream(upload.sent)
+        }
+    }
+
+    /// The client may send its body now.
+    fn release(&mut self, upload: &mut Upload) {
+        upload.release();
+        let slot = self.attempt.client.exchange_context.slot;
+        self.deadline.end(slot);
+        slot.wake();
+    }
+
+    fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Result<(), Failure> {
+        if self.broken || upload.is_done() {
+            return Ok(());
+        }
+        let client = self.attempt.client;
+        client.widen_both(upstream, Direction::Out, client.expects());
+        let Some(io) = &mut upstream.lease.io else {
+            return Ok(());
+        };
+        match upload.poll(context, io, self.attempt.client) {
+            Poll::Ready(Err(UploadError::TooLarge)) => Err(Failure::BodyTooLarge),
+            Poll::Ready(Err(UploadError::Client)) => Err(Failure::BodyBroken),
+            Poll::Ready(Err(UploadError::Upstream)) => {
+                self.broken = true;
+                Ok(())
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        upload: &mut Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<Option<Head>, RoundTripError>> {
+        let exchange_context = self.attempt.client.exchange_context;
+        loop {
+            if !self.unread {
+                match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
+                    Ok(0) => {
+                        return Poll::Ready(Err(self.closed(
+                            upload,
+                            upstream,
+                            "closed before it answered",
+                        )));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
+                    }
+                }
+            }
+            self.unread = false;
+            while !upstream.unread().is_empty() {
+                let read = upstream.read_head(self.attempt.method);
+                let is_large = match &read {
+                    Ok(Some(head)) => head.len > LARGE_HEAD,
+                    Ok(None) => upstream.has_large_head(),
+                    Err(_) => false,
+                };
+                if is_large && !exchange_context.holds_head() {
+                    if let Ok(Some(head)) = &read {
+                        upstream.put_back_head(head.len);
+                    }
+                    self.unread = true;
+                    return Poll::Ready(Ok(None));
+                }
+                let head = match read {
+                    Err(reason) => {
+                        return Poll::Ready(Err(RoundTripError::Failed(Failure::UpstreamGarbled(
+                            reason,
+                        ))));
+                    }
+                    Ok(None) => break,
+                    Ok(Some(head)) => head,
+                };
+                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    return Poll::Ready(Ok(Some(head)));
+                }
+                self.take_interim(head, upload)?;
+            }
+            if upstream.unread().is_empty() {
+                // the next head is another one
+                exchange_context.free_head();
+            }
+        }
+    }
+
+    /// Counts a 1xx, and passes it on.
+    fn take_interim(&mut self, head: Head, upload: &mut Upload) -> Result<(), RoundTripError> {
+        self.interim += 1;
+        self.interim_bytes += head.len;
+        if self.interim > MAX_INTERIM || self.interim_bytes > MAX_INTERIM_BYTES {
+            return Err(RoundTripError::Failed(Failure::UpstreamGarbled(
+                "too many interim answers",
+            )));
+        }
+        if head.status == StatusCode::CONTINUE && upload.is_held_back() {
+            // the client hears of it when its body is asked for
+            self.release(upload);
+        } else {
+            self.pass_interim(head);
+        }
+        Ok(())
+    }
+
+    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the edits of the final answer's; a grant
+    /// is for that one alone.
+    fn pass_interim(&self, mut head: Head) {
+        if self.attempt.is_http10 {
+            return;
+        }
+        let route = self.attempt.route;
+        route.response_headers.apply(&mut head.headers);
+        if route.cors.is_some() {
+            cors::remove_grants(&mut head.headers);
+        }
+        let mut text = Vec::with_capacity(head.len);
+        text.extend_from_slice(b"HTTP/1.1 ");
+        text.extend_from_slice(head.status.as_str().as_bytes());
+        text.push(b' ');
+        text.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
+        text.extend_from_slice(b"\r\n");
+        for (name, value) in &head.headers {
+            headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+        }
+        text.extend_from_slice(b"\r\n");
+        self.attempt.client.say(&text);
+    }
+
+    fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> RoundTripError {
+        if self.may_repeat
+            && upstream.unread().is_empty()
+            && self.interim == 0
+            && upload.can_rewind()
+        {
+            return RoundTripError::Stale;
+        }
+        RoundTripError::Failed(Failure::UpstreamClosed(reason.to_owned()))
+    }
+}
+
+/// Methods that may be repeated without harm (RFC 9110 §9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    )
+}

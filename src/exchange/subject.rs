@@ -1,0 +1,79 @@
+//! Who asks for what, as log lines tell it.
+
+use std::net::IpAddr;
+
+use http::Method;
+
+use crate::{
+    config::Level,
+    observe::{
+        log::{self, Field},
+        log_line::{MARK, beginning},
+    },
+    route::Route,
+};
+
+/// What log lines call a request: who asked, and for what.
+#[derive(Debug)]
+pub struct Subject {
+    /// The client, behind the proxies that are trusted; `None` on a unix socket.
+    pub client: Option<IpAddr>,
+    /// The request's method.
+    pub method: Method,
+    /// Host and path in one allocation, each cut to what a log line shows.
+    text: Box<str>,
+    host: u16,
+}
+
+impl Subject {
+    /// `path` is without its query; `host` is empty where the request names none.
+    pub fn new(client: Option<IpAddr>, method: Method, host: &str, path: &str) -> Subject {
+        let (host, path) = (beginning(host), beginning(path));
+        let text = [host.as_str(), path.as_str()].concat();
+        Subject {
+            client,
+            method,
+            text: text.into_boxed_str(),
+            host: u16::try_from(host.len()).unwrap_or(0),
+        }
+    }
+
+    /// The host that was asked for.
+    pub fn host(&self) -> &str {
+        self.text.get(..self.host.into()).unwrap_or_default()
+    }
+
+    /// The host that was asked for, unless it may have been cut: then it must not decide anything.
+    pub fn whole_host(&self) -> Option<&str> {
+        Some(self.host()).filter(|host| !host.ends_with(MARK))
+    }
+
+    /// The path that was asked for.
+    pub fn path(&self) -> &str {
+        self.text.get(self.host.into()..).unwrap_or_default()
+    }
+
+    /// Writes a log line about the request; `route` is the one it was given to.
+    #[cold]
+    pub fn tell(&self, level: Level, message: &str, route: Option<&Route>, more: &[Field<'_>]) {
+        if !log::enabled(level) {
+            return;
+        }
+        let client = log::client(self.client);
+        let (host, path) = (self.host(), self.path());
+        let mut fields: Vec<Field<'_>> = vec![
+            ("client", &client),
+            ("method", &self.method),
+            ("host", &host),
+            ("path", &path),
+        ];
+        let name = route.map(Route::name);
+        let upstream = route
+            .and_then(Route::target)
+            .map(|it| it.origin.to_string());
+        fields.extend(name.iter().map(|name| ("route", name as &_)));
+        fields.extend(upstream.iter().map(|upstream| ("upstream", upstream as &_)));
+        fields.extend_from_slice(more);
+        log::event(level, message, &fields);
+    }
+}

@@ -1,0 +1,209 @@
+//! A request on its way to the upstream.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::HeaderName;
+use tokio::io::AsyncWrite as _;
+
+use crate::{
+    exchange::client::Client,
+    http1::{headers, write_buffer::WriteBuffer},
+    net::Stream,
+    yield_budget::YieldBudget,
+};
+
+/// A request on its way to the upstream.
+#[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that are true or not, in any mix"
+)]
+pub struct Upload {
+    write_buffer: WriteBuffer,
+    /// More of the body is to come from the client.
+    has_more: bool,
+    /// TLS may hold bytes that the kernel does not have yet.
+    unflushed: bool,
+    chunked: bool,
+    /// Bytes that the body may have.
+    limit: u64,
+    /// Bytes of body that were taken from the client.
+    pub taken: u64,
+    /// Bytes that were written, head and framing included.
+    pub sent: u64,
+    /// The client is to be asked for its body first (`Expect: 100-continue`).
+    held_back: bool,
+    withheld: Vec<HeaderName>,
+}
+
+/// What follows the head of a request.
+#[derive(Debug, Default)]
+pub struct UploadBody {
+    /// Its body has no length.
+    pub chunked: bool,
+    /// Bytes that it may have.
+    pub limit: Option<u64>,
+    /// The upstream is asked before the client is (`Expect: 100-continue`).
+    pub held_back: bool,
+    /// Fields that do not pass behind it.
+    pub withheld: Vec<HeaderName>,
+}
+
+/// Why a request does not get through to its end.
+#[derive(Debug)]
+pub enum UploadError {
+    /// The client's body is over the limit.
+    TooLarge,
+    /// The client's body is broken or cut short.
+    Client,
+    /// The upstream takes no more; it may have answered early.
+    Upstream,
+}
+
+impl Upload {
+    /// A request whose head is `head`; without a body where that is `None`.
+    pub fn new(head: Vec<u8>, body: Option<UploadBody>) -> Upload {
+        let has_more = body.is_some();
+        let body = body.unwrap_or_default();
+        Upload {
+            write_buffer: WriteBuffer::new(head),
+            has_more,
+            unflushed: false,
+            chunked: body.chunked,
+            limit: body.limit.unwrap_or(u64::MAX),
+            taken: 0,
+            sent: 0,
+            held_back: body.held_back,
+            withheld: body.withheld,
+        }
+    }
+
+    /// Whether nothing of the body was taken: the same bytes can be sent once more.
+    pub fn can_rewind(&self) -> bool {
+        self.taken == 0 && self.write_buffer.can_rewind()
+    }
+
+    /// Starts again, for another connection.
+    pub fn rewind(&mut self) {
+        self.unflushed = false;
+        self.write_buffer.rewind();
+    }
+
+    /// Lets the body go: the upstream wants it, or was asked long enough.
+    pub fn release(&mut self) {
+        self.held_back = false;
+    }
+
+    /// Whether the body waits for the upstream's word.
+    pub fn is_held_back(&self) -> bool {
+        self.held_back && self.is_written()
+    }
+
+    /// Whether it waits for the client, and not for the upstream.
+    pub fn waits_for_client(&self) -> bool {
+        self.is_written() && !self.held_back && self.has_more
+    }
+
+    /// Whether all of it is with the kernel.
+    pub fn is_done(&self) -> bool {
+        !self.has_more && self.is_written()
+    }
+
+    fn is_written(&self) -> bool {
+        self.write_buffer.is_empty() && !self.unflushed
+    }
+
+    /// Sends what can be sent; ready when all of it is with the kernel.
+    ///
+    /// # Errors
+    /// [`UploadError`].
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        io: &mut Stream,
+        client: &Client<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        let mut yield_budget = YieldBudget::new();
+        loop {
+            if self.has_more && self.write_buffer.is_fresh() && !self.held_back {
+                // what is here of the body leaves together with the head
+                let _ = self.poll_body(context, client)?;
+            }
+            while !self.write_buffer.is_empty() {
+                let slices = self.write_buffer.slices();
+                let count = ready!(Pin::new(&mut *io).poll_write_vectored(context, &slices))
+                    .map_err(|_| UploadError::Upstream)?;
+                if count == 0 {
+                    return Poll::Ready(Err(UploadError::Upstream));
+                }
+                self.sent += count as u64;
+                self.write_buffer.wrote(count);
+                self.unflushed = matches!(io, Stream::Tls(_));
+            }
+            if self.unflushed {
+                ready!(Pin::new(&mut *io).poll_flush(context))
+                    .map_err(|_| UploadError::Upstream)?;
+                self.unflushed = false;
+            }
+            if !self.has_more {
+                return Poll::Ready(Ok(()));
+            }
+            if self.held_back {
+                return Poll::Pending;
+            }
+            ready!(yield_budget.poll_next(context));
+            ready!(self.poll_body(context, client)?);
+        }
+    }
+
+    /// Takes the next piece of the client's body, framed as the upstream is told.
+    fn poll_body(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        match ready!(client.poll_body(context)) {
+            Err(_) => return Poll::Ready(Err(UploadError::Client)),
+            Ok(Some(piece)) => {
+                self.taken += piece.len() as u64;
+                if self.taken > self.limit {
+                    return Poll::Ready(Err(UploadError::TooLarge));
+                }
+                self.write_buffer.put(piece, self.chunked);
+                self.has_more = !client.is_between();
+                if self.chunked && !self.has_more {
+                    if client.has_trailers() {
+                        self.has_more = true;
+                    } else {
+                        self.write_buffer.end_chunks();
+                    }
+                }
+            }
+            Ok(None) => {
+                self.has_more = false;
+                if self.chunked {
+                    self.end(&client.trailers())?;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The last chunk, and those trailers that may pass.
+    fn end(&mut self, section: &[u8]) -> Result<(), UploadError> {
+        let mut text = b"0\r\n".to_vec();
+        if section.len() > 2 {
+            let trailers =
+                headers::read_trailers(section, &self.withheld).ok_or(UploadError::Client)?;
+            for (name, value) in &trailers {
+                headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        text.extend_from_slice(b"\r\n");
+        self.write_buffer.frame(&text);
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! What the connections of one thread share, and what follows from the configuration in force.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use crate::{
+    config::Config,
+    connection_table::{
+        ConnectionTable,
+        eviction::{Reason, Scope},
+    },
+    memory::{
+        budget::Budget,
+        buffers::{Buffers, ReadSize},
+        concurrency::ConcurrencyLimit,
+    },
+    observe::{
+        health::Report,
+        metrics::{self, Metrics, RouteCounters},
+        repeats::Repeats,
+    },
+    route::{Found, Route},
+    upstream::{
+        dial::{Dialer, SocketOptions},
+        pool::{Host, Pool},
+    },
+};
+
+/// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and would keep the
+/// allocator from giving back the half megabyte in which buffers of the same size lie beside it.
+const SCRATCH: usize = 12 * 1024;
+
+/// Everything that the connections of one thread share.
+pub struct Worker {
+    /// The seats of its connections.
+    pub table: Rc<ConnectionTable>,
+    /// What its strangers may cost.
+    pub budget: Rc<Budget>,
+    /// Its upstream connections.
+    pub pool: Rc<Pool>,
+    /// Its share of `max_concurrent_requests`.
+    pub places: Rc<ConcurrencyLimit>,
+    /// Its share of `max_tunnels`.
+    pub tunnels: Rc<ConcurrencyLimit>,
+    /// `ConcurrencyLimit` for answers that need no upstream when memory is spent.
+    pub reserve: Rc<ConcurrencyLimit>,
+    /// Read buffers.
+    pub buffers: Rc<Buffers>,
+    /// What one read of a request head may bring.
+    pub scratch: Rc<RefCell<Box<[u8]>>>,
+    /// Everybody's counters.
+    pub metrics: Arc<Metrics>,
+    /// Answers that were refused for want of room, and that the log gets as one line a second.
+    pub repeats: Repeats,
+    /// Health says 503, and clients are told to leave.
+    pub draining: Cell<bool>,
+    state: RefCell<Rc<State>>,
+    workers: usize,
+    start: SystemTime,
+}
+
+/// What follows from one configuration; an exchange keeps the one it began with.
+pub struct State {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Some policy answers preflights, so an OPTIONS mostly needs no upstream.
+    pub answers_options: bool,
+    /// Some route answers by itself, without an upstream.
+    pub answers_directly: bool,
+    /// The health report.
+    pub report: Report,
+    /// Whose connections each route uses, in the order of the routes; `None` where it answers by itself.
+    hosts: Vec<Option<Rc<Host>>>,
+    /// What each route has served, in the same order; empty where it is not shown.
+    pub counters: Rc<[Arc<RouteCounters>]>,
+    /// Makes upstream connections.
+    pub dialer: Dialer,
+}
+impl Worker {
+    /// One of `config.threads` workers; it has descriptors for so many connections to `upstreams`.
+    pub fn new(
+        config: Arc<Config>,
+        budget: Rc<Budget>,
+        upstreams: usize,
+        metrics: Arc<Metrics>,
+        start: SystemTime,
+    ) -> Rc<Worker> {
+        let workers = config.threads;
+        let pool = Pool::new(
+            &config.transport,
+            workers,
+            upstreams,
+            Rc::clone(&budget),
+            Arc::clone(&metrics),
+        );
+        let state = State::new(config, &pool, &budget, &metrics, start);
+        Rc::new(Worker {
+            table: ConnectionTable::new(Rc::clone(&budget.room)),
+            places: ConcurrencyLimit::new(state.config.proxy.max_concurrent_requests, workers),
+            tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
+            reserve: ConcurrencyLimit::new(Some(2), 1),
+            buffers: Rc::default(),
+            scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
+            repeats: Repeats::default(),
+            draining: Cell::new(false),
+            state: RefCell::new(Rc::new(state)),
+            budget,
+            pool,
+            metrics,
+            workers,
+            start,
+        })
+    }
+
+    /// What is in force now.
+    pub fn state(&self) -> Rc<State> {
+        Rc::clone(&self.state.borrow())
+    }
+
+    /// Takes over another configuration; exchanges in work keep theirs.
+    pub fn reload(&self, config: Arc<Config>) {
+        self.pool.set_limits(&config.transport, self.workers);
+        self.pool.renew_trust();
+        self.places
+            .set_limit(config.proxy.max_concurrent_requests, self.workers);
+        self.tunnels
+            .set_limit(config.proxy.max_tunnels, self.workers);
+        self.table.reset_pace();
+        let state = State::new(config, &self.pool, &self.budget, &self.metrics, self.start);
+        *self.state.borrow_mut() = Rc::new(state);
+    }
+
+    /// Asks connections that do nothing to give way; see [`ConnectionTable::evict_idle`].
+    pub fn evict_idle(&self, many: usize, spare: bool) -> usize {
+        let evicted = self.table.evict_idle(many, spare);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+        evicted
+    }
+
+    /// Asks the least progressing to give way; see [`ConnectionTable::evict_least`].
+    pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
+        let evicted = self.table.evict_least(scope, reason);
+        metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
+        evicted
+    }
+
+    /// The bound that memory has, for a log line: the key that sets it, and how many bytes the process may have.
+    pub fn memory_bound(&self) -> (&'static str, u64) {
+        (
+            "limits.memory",
+            metrics::value(&self.metrics.memory_limit_bytes),
+        )
+    }
+
+    /// Asks holders of large response heads to give way; see [`ConnectionTable::evict_heads`].
+    pub fn evict_heads(&self, many: usize) {
+        let evicted = self.table.evict_heads(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
+    /// Asks clients to give way that do not take the end of their answer; see [`ConnectionTable::evict_unsent`].
+    pub fn evict_unsent(&self, many: usize) {
+        let evicted = self.table.evict_unsent(many);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
+    }
+
+    /// How many bytes to read at a time, where the configuration says `least`.
+    pub fn room(&self, least: usize) -> ReadSize {
+        ReadSize::new(least, self.budget.is_short(), self.budget.plan().tight)
+    }
+}
+
+impl State {
+    fn new(
+        config: Arc<Config>,
+        pool: &Rc<Pool>,
+        budget: &Rc<Budget>,
+        metrics: &Metrics,
+        start: SystemTime,
+    ) -> State {
+        let plan = budget.plan();
+        let dialer = Dialer::new(SocketOptions {
+            keep_alive: config.transport.dial_keep_alive,
+            receive_buffer: plan.socket_buffer,
+            send_buffer: plan.socket_buffer,
+            bounded: plan.tight,
+            notsent_lowat: Some(plan.unsent),
+        })
+        .paid_by(budget);
+        let hosts = config
+            .routes
+            .iter()
+            .map(|route| route.target().map(|target| pool.host(&target.origin)))
+            .collect();
+        let counters = metrics.routes(config.routes.iter().map(|route| {
+            let hosts: Vec<String> = route.hosts.iter().map(ToString::to_string).collect();
+            (route.path.clone(), hosts.join(","))
+        }));
+        let answers_directly = config.routes.iter().any(|route| route.target().is_none());
+        let report = Report::new(&config.version, start, config.routes.len());
+        let answers_options =
+            config.cors.is_some() || config.routes.iter().any(|route| route.cors.is_some());
+        State {
+            config,
+            answers_options,
+            answers_directly,
+            report,
+            hosts,
+            counters: counters.into(),
+            dialer,
+        }
+    }
+
+    /// Which of this configuration's routes this is.
+    pub fn index(&self, route: &Route) -> Option<u32> {
+        let mut routes = self.config.routes.iter();
+        let index = routes.position(|other| std::ptr::eq(other, route))?;
+        u32::try_from(index).ok()
+    }
+
+    /// Whether a route answers a request for this Host and path by itself.
+    pub fn answers(&self, host: &[u8], path: &[u8]) -> bool {
+        let (Ok(host), Ok(path)) = (str::from_utf8(host), str::from_utf8(path)) else {
+            return false;
+        };
+        match self.config.routes.find(host, path) {
+            Found::Route(route) => route.target().is_none(),
+            Found::AddSlash(_) | Found::Nothing => false,
+        }
+    }
+
+    /// Whose connections a route of this configuration uses.
+    pub fn host(&self, route: Option<u32>) -> &Rc<Host> {
+        route
+            .and_then(|index| self.hosts.get(index as usize)?.as_ref())
+            .expect("every route of this configuration that has a target has its host")
+    }
+}

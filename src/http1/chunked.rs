@@ -1,0 +1,460 @@
+//! The chunked transfer coding (RFC 9112 §7.1), read strictly: a walk over its bytes that never buffers them.
+//!
+//! One reader serves both sides. What a chunk line may hold is bounded, so endless extensions and trailers end in an error.
+
+use std::ops::Range;
+
+/// Where a walk over a chunked body stands. Starts before the first chunk.
+#[derive(Debug, Clone)]
+pub struct Chunked {
+    state: State,
+    /// Bytes of data that the current chunk still has.
+    left: u64,
+    /// Bytes of extensions and of trailers so far: both are bounded over the whole body.
+    extras: usize,
+}
+
+/// What the next bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// So many bytes of framing: to be skipped.
+    Framing(usize),
+    /// So many bytes of content.
+    Data(usize),
+    /// So many bytes of the trailer section, its closing empty line included.
+    Trailer(usize),
+}
+
+/// The chunk framing is broken; the sentence says how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken(pub &'static str);
+
+/// Extensions and trailers of one body, in bytes; hyper, for one, refuses above 16 KiB of either.
+const MAX_EXTRAS: usize = 8 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Before the first digit of a size.
+    Size,
+    /// Behind so many digits of it.
+    Digits(u8),
+    /// In an extension.
+    Extension(Extension),
+    /// Behind the CR of a size line.
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line.
+    TrailerStart,
+    /// In a trailer's name; false before its first byte.
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    /// Behind the CR of the empty line.
+    EndLf,
+    End,
+}
+
+/// Where in `; name = value` (RFC 9112 §7.1.1), with white space around `;` and `=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extension {
+    /// Before the first byte of a name.
+    Start,
+    Name,
+    /// In the white space behind a name.
+    NameEnd,
+    /// Before the first byte of a value.
+    Equals,
+    Value,
+    /// Between quotation marks.
+    Quoted,
+    /// Behind a backslash there.
+    Escaped,
+    /// Behind the closing one.
+    QuotedEnd,
+    /// In the white space behind a value.
+    ValueEnd,
+}
+
+impl Extension {
+    /// Whether a size line may end here.
+    fn is_whole(self) -> bool {
+        use Extension::{Name, QuotedEnd, Value};
+        matches!(self, Name | Value | QuotedEnd)
+    }
+
+    /// Behind this byte; `None` where it may not stand.
+    fn step(self, byte: u8) -> Option<Extension> {
+        use Extension::{
+            Equals, Escaped, Name, NameEnd, Quoted, QuotedEnd, Start, Value, ValueEnd,
+        };
+        let is_space = matches!(byte, b' ' | b'\t');
+        Some(match (self, byte) {
+            (Start | Equals, _) if is_space => self,
+            (Start | Name, _) if is_token(byte) => Name,
+            (Name | NameEnd, _) if is_space => NameEnd,
+            (Name | NameEnd, b'=') => Equals,
+            (Equals, b'"') => Quoted,
+            (Equals | Value, _) if is_token(byte) => Value,
+            (Value | QuotedEnd | ValueEnd, _) if is_space => ValueEnd,
+            (Name | NameEnd | Value | QuotedEnd | ValueEnd, b';') => Start,
+            (Quoted, b'"') => QuotedEnd,
+            (Quoted, b'\\') => Escaped,
+            (Quoted | Escaped, b'\t' | b' '..=b'~' | 0x80..) => Quoted,
+            _ => return None,
+        })
+    }
+}
+
+impl Chunked {
+    /// A walk that stands before the first chunk.
+    pub fn new() -> Chunked {
+        Chunked {
+            state: State::Size,
+            left: 0,
+            extras: 0,
+        }
+    }
+
+    /// True once the closing empty line has been walked over.
+    pub fn is_end(&self) -> bool {
+        self.state == State::End
+    }
+
+    /// Says what the first bytes of `bytes` are and walks over them; `Framing(0)` where `bytes` is empty or the body has ended.
+    ///
+    /// # Errors
+    /// [`Broken`] for anything that is not chunked framing to the letter.
+    pub fn next(&mut self, bytes: &[u8]) -> Result<Event, Broken> {
+        if self.state == State::Data {
+            let n = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+            self.left -= n as u64;
+            if self.left == 0 {
+                self.state = State::DataCr;
+            }
+            return Ok(Event::Data(n));
+        }
+        let in_trailer = self.is_trailer();
+        let mut n = 0;
+        for &byte in bytes {
+            if self.state == State::End
+                || self.state == State::Data
+                || self.is_trailer() != in_trailer
+            {
+                break;
+            }
+            self.step(byte)?;
+            n += 1;
+        }
+        Ok(if in_trailer {
+            Event::Trailer(n)
+        } else {
+            Event::Framing(n)
+        })
+    }
+
+    fn is_trailer(&self) -> bool {
+        matches!(
+            self.state,
+            State::TrailerStart
+                | State::TrailerName
+                | State::TrailerValue
+                | State::TrailerLf
+                | State::EndLf
+        )
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Broken> {
+        self.state = match (self.state, byte) {
+            (State::Size, _) => self.digit(byte, 0)?,
+            (State::Digits(_), b'\r') => State::SizeLf,
+            (State::Extension(extension), b'\r') if extension.is_whole() => State::SizeLf,
+            (State::Digits(_), b';') => self.extra(State::Extension(Extension::Start))?,
+            (State::Extension(extension), _) => {
+                let next = extension.step(byte);
+                let next = next.ok_or(Broken("a malformed chunk extension"))?;
+                self.extra(State::Extension(next))?
+            }
+            (State::Digits(n), _) => self.digit(byte, n)?,
+            (State::SizeLf, b'\n') if self.left == 0 => State::TrailerStart,
+            (State::SizeLf, b'\n') => State::Data,
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::Size,
+            (State::TrailerStart, b'\r') => State::EndLf,
+            (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                self.extra(State::TrailerName)?
+            }
+            (State::TrailerName, b':') => self.extra(State::TrailerValue)?,
+            (State::TrailerValue, b'\r') => State::TrailerLf,
+            (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.extra(State::TrailerValue)?
+            }
+            (State::TrailerLf, b'\n') => State::TrailerStart,
+            (State::EndLf, b'\n') => State::End,
+            (State::DataCr | State::DataLf, _) => {
+                return Err(Broken("a chunk is longer than its size"));
+            }
+            (State::SizeLf, _) => return Err(Broken("a chunk size line without its line feed")),
+            _ => return Err(Broken("a malformed trailer section")),
+        };
+        Ok(())
+    }
+
+    fn digit(&mut self, byte: u8, digits: u8) -> Result<State, Broken> {
+        let value = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ => return Err(Broken("a chunk size that is not a hexadecimal number")),
+        };
+        // 15 digits cannot overflow, and no body is that long
+        if digits == 15 {
+            return Err(Broken("a chunk size with too many digits"));
+        }
+        self.left = self.left << 4 | u64::from(value);
+        Ok(State::Digits(digits + 1))
+    }
+
+    fn extra(&mut self, state: State) -> Result<State, Broken> {
+        self.extras += 1;
+        if self.extras > MAX_EXTRAS {
+            return Err(Broken("too many bytes of chunk extensions or trailers"));
+        }
+        Ok(state)
+    }
+}
+
+/// A chunked body as it is taken out of the buffers that it comes in.
+#[derive(Debug)]
+pub struct Body {
+    walk: Chunked,
+    trailers: Vec<u8>,
+}
+
+/// What a buffer held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Where the data of all its chunks now stands together.
+    pub data: Range<usize>,
+    /// How many of its bytes belong to the body.
+    pub used: usize,
+}
+
+impl Body {
+    /// A body of which nothing was read.
+    pub fn new() -> Body {
+        Body {
+            walk: Chunked::new(),
+            trailers: Vec::new(),
+        }
+    }
+
+    /// True once the closing empty line has been read.
+    pub fn is_end(&self) -> bool {
+        self.walk.is_end()
+    }
+
+    /// Moves the data of all chunks in `bytes` together, over their framing.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn take(&mut self, bytes: &mut [u8]) -> Result<Taken, Broken> {
+        let (mut data, mut at) = (0..0, 0);
+        while at < bytes.len() && !self.walk.is_end() {
+            let rest = bytes.get(at..).unwrap_or_default();
+            match self.walk.next(rest)? {
+                Event::Framing(count) => at += count,
+                Event::Data(count) => {
+                    if data.is_empty() {
+                        // the first data of a buffer stays where it is
+                        data = at..at;
+                    } else if count > 0 {
+                        bytes.copy_within(at..at + count, data.end);
+                    }
+                    data.end += count;
+                    at += count;
+                }
+                Event::Trailer(count) => {
+                    self.trailers
+                        .extend_from_slice(rest.get(..count).unwrap_or_default());
+                    at += count;
+                }
+            }
+        }
+        Ok(Taken { data, used: at })
+    }
+
+    /// Whether fields stand behind the last chunk; known at the end.
+    pub fn has_trailers(&self) -> bool {
+        self.trailers.len() > 2
+    }
+
+    /// The trailer section, its closing empty line included; at the end, and once.
+    pub fn trailers(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.trailers)
+    }
+}
+
+/// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
+pub fn is_token(byte: u8) -> bool {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "in a constant, where it would not compile"
+    )]
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut rest: &[u8] =
+            b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        while let [byte, others @ ..] = rest {
+            table[*byte as usize] = true;
+            rest = others;
+        }
+        table
+    };
+    TOKEN
+        .get(usize::from(byte))
+        .is_some_and(|is_token| *is_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Walked = (Vec<u8>, Vec<u8>, Option<usize>);
+
+    /// Walks over `bytes` in pieces of `step`; gives the data, the trailers and how much belongs to the body.
+    fn walk(bytes: &[u8], step: usize) -> Result<Walked, Broken> {
+        let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut chunked = Chunked::new();
+        while at < bytes.len() && !chunked.is_end() {
+            let part = &bytes[at..bytes.len().min(at + step)];
+            at += match chunked.next(part)? {
+                Event::Framing(n) => n,
+                Event::Data(n) => {
+                    data.extend_from_slice(&part[..n]);
+                    n
+                }
+                Event::Trailer(n) => {
+                    trailers.extend_from_slice(&part[..n]);
+                    n
+                }
+            };
+        }
+        Ok((data, trailers, chunked.is_end().then_some(at)))
+    }
+
+    #[test]
+    fn a_body_reads_the_same_however_it_is_split() {
+        let whole = b"5\r\nhello\r\n6;a=b; c=\"d\"\r\n world\r\n0\r\nA: b\r\nC:\r\n\r\nGET";
+        for step in 1..=whole.len() {
+            let (data, trailers, end) = walk(whole, step).unwrap();
+            assert_eq!(data, b"hello world", "step {step}");
+            assert_eq!(trailers, b"A: b\r\nC:\r\n\r\n", "step {step}");
+            assert_eq!(end, Some(whole.len() - 3), "step {step}");
+        }
+    }
+
+    #[test]
+    fn extensions_are_skipped_whatever_their_quotes_hold() {
+        for extension in [
+            ";a",
+            ";a;b",
+            ";a=b",
+            "; a = b ; c",
+            ";\ta\t=\tb",
+            ";a=\"\"",
+            ";a=\"b;c=d\"",
+            ";a=\"b\\\"c\\\\\" ; d=e",
+            ";a=\"ü\t\"",
+        ] {
+            let whole = format!("5{extension}\r\nhello\r\n0{extension}\r\n\r\n");
+            for step in [1, 3, 64] {
+                let (data, _, end) = walk(whole.as_bytes(), step).unwrap();
+                assert_eq!(data, b"hello", "{extension}");
+                assert_eq!(end, Some(whole.len()), "{extension}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unfinished_body_is_no_end() {
+        let whole = b"5\r\nhello\r\n0\r\nA: b\r\n\r\n";
+        for cut in 0..whole.len() {
+            assert_eq!(walk(&whole[..cut], 3).unwrap().2, None, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn framing_that_is_not_to_the_letter_is_broken() {
+        let cases: &[&[u8]] = &[
+            b"\r\n",
+            b" 5\r\nhello\r\n",
+            b"5 \r\nhello\r\n",
+            b"+5\r\nhello\r\n",
+            b"0x5\r\nhello\r\n",
+            b"g\r\n",
+            b";a\r\n",
+            b"5\nhello\r\n",
+            b"5\r\rhello",
+            b"5\r\nhello\n",
+            b"5\r\nhello!\r\n",
+            b"5\r\nhell\r\n0\r\n\r\n",
+            b"5;a\nb\r\nhello\r\n",
+            b"5;\x00\r\n",
+            b"5;\r\nhello\r\n",
+            b"5; \r\nhello\r\n",
+            b"5;;a\r\nhello\r\n",
+            b"5;a;\r\nhello\r\n",
+            b"5;=b\r\nhello\r\n",
+            b"5;a=\r\nhello\r\n",
+            b"5;a=b=c\r\nhello\r\n",
+            b"5;a b\r\nhello\r\n",
+            b"5;a \r\nhello\r\n",
+            b"5;a=b c\r\nhello\r\n",
+            b"5;a=\"b\r\nhello\r\n",
+            b"5;a=\"b\\\"\r\nhello\r\n",
+            b"5;a=\"b\\\r\n\"\r\nhello\r\n",
+            b"5;a=\"b\"c\r\nhello\r\n",
+            b"5;a=b\"c\"\r\nhello\r\n",
+            b"5;\"a\"\r\nhello\r\n",
+            b"5;a=\"\x01\"\r\nhello\r\n",
+            b"0;\r\n\r\n",
+            b"0\r\nnot a field\r\n",
+            b"0\r\n: empty\r\n",
+            b"0\r\n folded: x\r\n",
+            b"0\r\nA: b\n\r\n",
+            b"0\r\n\n",
+            b"0\r\n\rX",
+            b"0000000000000000\r\n\r\n",
+            b"fffffffffffffffff\r\n",
+            b"-1\r\n",
+            b"5,5\r\n",
+            b"5\t\r\n",
+        ];
+        for case in cases {
+            assert!(
+                walk(case, 64).is_err() && walk(case, 1).is_err(),
+                "{}",
+                case.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let mut long = b"1;".to_vec();
+        long.extend(std::iter::repeat_n(b'x', MAX_EXTRAS + 1));
+        assert!(walk(&long, 1000).is_err());
+        let mut many = Vec::new();
+        for _ in 0..MAX_EXTRAS {
+            many.extend_from_slice(b"1;x\r\na\r\n");
+        }
+        assert!(walk(&many, 1000).is_err());
+        let mut trailers = b"0\r\n".to_vec();
+        for _ in 0..MAX_EXTRAS {
+            trailers.extend_from_slice(b"A: b\r\n");
+        }
+        assert!(walk(&trailers, 1000).is_err());
+    }
+}

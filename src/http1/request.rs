@@ -1,0 +1,129 @@
+//! A request's head as the steps behind its reader see it, whichever engine read it.
+//!
+//! Pure values: the head was checked before, and nothing here refuses anything.
+
+use std::ops::Range;
+
+use http::{HeaderMap, Method, Version};
+
+/// The head of a request.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Its method.
+    pub method: Method,
+    /// What it asks for.
+    pub uri: RequestUri,
+    /// HTTP/1.1 or HTTP/1.0.
+    pub version: Version,
+    /// Its fields.
+    pub headers: HeaderMap,
+}
+
+/// A request target (RFC 9112 §3.2), byte by byte as it came: origin-form, absolute-form or `*`.
+///
+/// Not an [`http::Uri`], which holds only what RFC 3986 allows: browsers leave more in a query as it is, a back-tick for
+/// one (WHATWG URL, query percent-encode set).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestUri {
+    /// All of it, in an allocation of its own: checked once, and not at each look.
+    text: Box<str>,
+    /// Where its authority begins; 0 where it has none.
+    authority: usize,
+    /// Where its path stands.
+    path: Range<usize>,
+}
+
+impl RequestUri {
+    /// Finds the parts of a target; `None` where it is no text (UTF-8), or has none of the three forms.
+    pub fn new(target: &[u8]) -> Option<RequestUri> {
+        let text: Box<str> = std::str::from_utf8(target).ok()?.into();
+        let ends = |from: usize, marks: &[u8]| {
+            let rest = target.get(from..).unwrap_or_default();
+            let end = rest.iter().position(|byte| marks.contains(byte));
+            from + end.unwrap_or(rest.len())
+        };
+        let authority = match target.first() {
+            Some(b'/' | b'*') => 0,
+            _ => target.windows(3).position(|three| three == b"://")? + 3,
+        };
+        let start = if authority == 0 {
+            0
+        } else {
+            ends(authority, b"/?")
+        };
+        let path = start..ends(start, b"?");
+        Some(RequestUri {
+            text,
+            authority,
+            path,
+        })
+    }
+
+    /// The path, without the query: `/` where an absolute-form has none, `*` for the asterisk-form.
+    pub fn path(&self) -> &str {
+        let path = self.text.get(self.path.clone()).unwrap_or_default();
+        if path.is_empty() { "/" } else { path }
+    }
+
+    /// What stands behind the first `?`; `None` where there is none.
+    pub fn query(&self) -> Option<&str> {
+        self.text.get(self.path.end + 1..)
+    }
+
+    /// Host and port of an absolute-form; `None` in the other forms.
+    pub fn authority(&self) -> Option<&str> {
+        if self.authority == 0 {
+            return None;
+        }
+        self.text.get(self.authority..self.path.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Uri;
+
+    use super::*;
+
+    fn read(target: &str) -> RequestUri {
+        RequestUri::new(target.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_parts_are_those_that_another_reader_sees() {
+        for target in [
+            "/",
+            "*",
+            "//",
+            "//a",
+            "/a/b",
+            "/a?",
+            "/a?b",
+            "/a?b?c",
+            "/?",
+            "/a?http://h/x",
+            "/http://h/x?y",
+            "/é?ü",
+            "http://h",
+            "http://h/",
+            "http://h?q",
+            "http://h:80/a/b?c",
+            "HTTPS://[::1]:8443/a://b?c://d",
+        ] {
+            let (ours, theirs) = (read(target), target.parse::<Uri>().unwrap());
+            assert_eq!(ours.path(), theirs.path(), "{target}");
+            assert_eq!(ours.query(), theirs.query(), "{target}");
+            let authority = theirs.authority().map(http::uri::Authority::as_str);
+            assert_eq!(ours.authority(), authority, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_browsers_leave_as_it_is_stays_as_it_is() {
+        let uri = read("/a`b?`^{}|[]\\'\"");
+        assert_eq!((uri.path(), uri.query()), ("/a`b", Some("`^{}|[]\\'\"")));
+        for bad in [&b"/\xff"[..], b"", b"h", b"h:80", b"http:/h"] {
+            assert_eq!(RequestUri::new(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What waits to be written to a socket, so that head, body and framing leave in one call.
+
+use std::io::IoSlice;
+
+use crate::memory::chunk::BodyChunk;
+
+/// What waits to be written to a socket, in one call where it takes it: text of ours, a piece of a body, and what closes
+/// a chunk.
+#[derive(Debug)]
+pub struct WriteBuffer {
+    text: Vec<u8>,
+    written: usize,
+    data: BodyChunk,
+    tail: &'static [u8],
+    /// Whether a byte of the text that it began with was written.
+    begun: bool,
+    /// Whether that text made room for later framing.
+    cleared: bool,
+}
+
+impl WriteBuffer {
+    /// A message's head, to be written.
+    pub fn new(head: Vec<u8>) -> WriteBuffer {
+        WriteBuffer {
+            text: head,
+            written: 0,
+            data: BodyChunk::default(),
+            tail: b"",
+            begun: false,
+            cleared: false,
+        }
+    }
+
+    /// Whether all of it is with the kernel.
+    pub fn is_empty(&self) -> bool {
+        self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// Whether nothing was written yet, and there is room for a piece that leaves together with the head.
+    pub fn is_fresh(&self) -> bool {
+        !self.begun && self.data.is_empty()
+    }
+
+    /// Whether the head is still here to be sent once more.
+    pub fn can_rewind(&self) -> bool {
+        !self.cleared
+    }
+
+    /// Starts again, for another connection.
+    pub fn rewind(&mut self) {
+        self.written = 0;
+        self.begun = false;
+    }
+
+    /// Puts a piece in; `chunked` frames it.
+    pub fn put(&mut self, data: BodyChunk, chunked: bool) {
+        if chunked && !data.is_empty() {
+            let mut size = [0; 18];
+            self.frame(hexadecimal_line(data.len(), &mut size));
+            self.tail = b"\r\n";
+        }
+        self.data = data;
+    }
+
+    /// Framing goes behind the head where that is still unsent, so that both leave together.
+    pub fn frame(&mut self, text: &[u8]) {
+        if self.begun {
+            self.text.clear();
+            self.written = 0;
+            self.cleared = true;
+        }
+        self.text.extend_from_slice(text);
+    }
+
+    /// Lets the piece that was put in be the last chunk, without trailers behind it.
+    pub fn end_chunks(&mut self) {
+        self.tail = b"\r\n0\r\n\r\n";
+    }
+
+    /// Lets the head go, which will not be sent again.
+    pub fn forget_text(&mut self) {
+        if self.written > 0 && self.is_empty() {
+            self.text = Vec::new();
+            self.written = 0;
+            self.cleared = true;
+        }
+    }
+
+    /// Lets a large head go that is with the kernel, whatever is still to be written behind it. Says whether it is.
+    pub fn forget_head(&mut self) -> bool {
+        let is_written = self.written == self.text.len();
+        if is_written {
+            self.text = Vec::new();
+            self.written = 0;
+            self.cleared = true;
+        }
+        is_written
+    }
+
+    /// Whether a piece of a body is still to be written.
+    pub fn has_data(&self) -> bool {
+        !self.data.is_empty()
+    }
+
+    /// What is to be written.
+    pub fn slices(&self) -> [IoSlice<'_>; 3] {
+        [
+            IoSlice::new(self.text.get(self.written..).unwrap_or_default()),
+            IoSlice::new(self.data.bytes()),
+            IoSlice::new(self.tail),
+        ]
+    }
+
+    /// So many bytes were written; gives how many of them were a body's.
+    pub fn wrote(&mut self, count: usize) -> usize {
+        self.begun = true;
+        let text = count.min(self.text.len() - self.written);
+        self.written += text;
+        let data = (count - text).min(self.data.len());
+        self.data.start += data;
+        if self.data.is_empty() {
+            // its buffer goes back
+            self.data = BodyChunk::default();
+        }
+        self.tail = self.tail.get(count - text - data..).unwrap_or_default();
+        data
+    }
+}
+
+/// A chunk's size line.
+pub fn hexadecimal_line(size: usize, line: &mut [u8; 18]) -> &[u8] {
+    let mut left = size;
+    let mut start = line.len() - 2;
+    for (at, kind) in line.iter_mut().enumerate().rev() {
+        if at >= 16 {
+            *kind = if at == 16 { b'\r' } else { b'\n' };
+            continue;
+        }
+        #[expect(clippy::indexing_slicing, reason = "four bits have sixteen values")]
+        let digit = b"0123456789abcdef"[left & 15];
+        *kind = digit;
+        start = at;
+        left >>= 4;
+        if left == 0 {
+            break;
+        }
+    }
+    line.get(start..).unwrap_or_default()
+}

@@ -1,0 +1,249 @@
+//! lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes whatever its clients do.
+//!
+//! A request's life, and the room of each step:
+//!
+//! | step | room | what happens |
+//! | --- | --- | --- |
+//! | accept | [`server::listener`] | a connection is paid for before it is taken |
+//! | wait | [`server::connection`], [`connection_table`] | an idle connection is a bare socket; one timer serves every deadline |
+//! | read | [`http1::server`], [`http1::request_head`] | a whole head is collected, and read strictly |
+//! | judge | [`cors`] | a preflight is answered, every other response is stamped |
+//! | probe | [`observe::health`] | the health path is answered from memory |
+//! | route | [`route`] | by host, then by the longest prefix; some routes answer by themselves ([`direct`]) |
+//! | admit | [`memory::budget`], [`memory::concurrency`] | a permit worth the bytes, and a place; a bounded wait for both ([`memory::queue`]) |
+//! | connect | [`upstream::pool`], [`upstream::dial`], [`upstream::tls`] | an idle upstream connection, or a new one |
+//! | forward | [`exchange::round_trip`] | request out, response head in ([`http1::response_head`]) |
+//! | stream | [`exchange::upload`], [`exchange::download`], [`exchange::respond`] | bodies pass through, trailers included |
+//! | or tunnel | [`exchange::tunnel`] | after a 101: bytes both ways |
+//! | fail | [`failure`], [`outcome`] | what went wrong, whose fault it was, which status answers it |
+//! | log | [`exchange::ending`], [`observe::log`], [`observe::metrics`] | one line, and the counters, when the last byte is gone |
+//!
+//! [`exchange`] calls these steps in order. Before it: [`cli`] says what to do, [`config`] reads the file, and [`server`]
+//! starts, reloads and drains. Beside it: [`server::pressure`] looks after memory and those that wait too long,
+//! [`connection_table::eviction`] says who gives way to them, [`client_group`] whom a client counts as. [`sys`] has all
+//! unsafe code. A room imports from its own floor or from below (`tests/structure.rs`).
+
+mod cli;
+
+// values and decisions: no tokio, no socket, no clock
+mod client_address;
+mod client_group;
+mod config;
+mod cors;
+mod direct;
+mod failure;
+mod location;
+mod outcome;
+mod route;
+mod sys;
+
+// what they stand on
+mod connection_table;
+mod memory;
+mod net;
+mod observe;
+mod yield_budget;
+
+// the engines
+mod http1;
+mod upstream;
+
+// the life of a request
+mod exchange;
+mod process;
+mod server;
+
+#[cfg(any(test, fuzzing))]
+mod test_support;
+
+/// The rooms that fuzz targets attack. They are private to everybody else.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::{
+        config::address,
+        http1::{chunked, request, request_head, response_head},
+    };
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod test_support {
+        pub use crate::test_support::*;
+    }
+    pub mod cors {
+        pub use crate::cors::*;
+    }
+    pub mod route {
+        pub use crate::route::*;
+    }
+}
+
+use crate::memory::footprint;
+use crate::server::supervisor;
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::cli::{Asked, Command, ConfigArgument};
+use config::{Config, Source};
+
+/// Stopped as asked.
+const DONE: u8 = 0;
+/// The configuration is wrong, or a health check failed.
+const BAD: u8 = 1;
+/// The command line is wrong.
+const USAGE: u8 = 2;
+/// Cannot bind, or a failure while running.
+const FAILED: u8 = 3;
+
+/// Does what the arguments say, the program's own name not among them; gives the exit code.
+///
+/// 0: stopped as asked, or all is well. 1: a bad configuration, or not healthy. 2: bad usage. 3: cannot bind, or a
+/// failure while running.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
+    match cli::parse(arguments) {
+        Ok(Command::Serve(argument, pid_file)) => serve(argument, pid_file.as_deref()),
+        Ok(Command::Check(argument)) => check(argument),
+        Ok(Command::Health(asked)) => health(asked),
+        Ok(Command::Reload(pid_file)) => reload(pid_file.as_deref()),
+        Ok(Command::Version) => cli::say(&version()),
+        Ok(Command::Help) => cli::say(cli::HELP),
+        Err(usage) => cli::complain(USAGE, [usage.0.as_str(), cli::USAGE]),
+    }
+}
+
+/// Where a configuration comes from, once the environment was asked.
+enum ConfigSource {
+    File(PathBuf),
+    Inline(String),
+}
+
+impl ConfigSource {
+    /// `None`: nothing was named, and there is nothing where one would look.
+    fn of(argument: ConfigArgument) -> Option<ConfigSource> {
+        match argument {
+            ConfigArgument::File(path) => Some(ConfigSource::File(path)),
+            ConfigArgument::Default => match env::var("LEAN_PROXY_CONFIG") {
+                Ok(text) if !text.is_empty() => Some(ConfigSource::Inline(text)),
+                _ => Path::new(cli::DEFAULT_CONFIG)
+                    .exists()
+                    .then(|| ConfigSource::File(cli::DEFAULT_CONFIG.into())),
+            },
+        }
+    }
+
+    /// What the log calls it.
+    fn name(&self) -> String {
+        match self {
+            ConfigSource::File(path) => path.display().to_string(),
+            ConfigSource::Inline(_) => "LEAN_PROXY_CONFIG".to_owned(),
+        }
+    }
+
+    fn load(&self) -> Result<Arc<Config>, Vec<String>> {
+        let source = match self {
+            ConfigSource::File(path) => Source::File(path),
+            ConfigSource::Inline(text) => Source::Text("LEAN_PROXY_CONFIG", text),
+        };
+        config::load(source, &|name| env::var(name).ok())
+    }
+
+    /// The same for a process that serves: only what can be read inside its memory limit.
+    fn load_to_serve(&self) -> Result<Arc<Config>, Vec<String>> {
+        let (name, len) = match self {
+            ConfigSource::File(path) => (
+                path.display().to_string(),
+                path.metadata().map_or(0, |file| file.len()),
+            ),
+            ConfigSource::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
+        };
+        footprint::check(len).map_err(|error| vec![format!("{name}: {error}")])?;
+        self.load()
+    }
+}
+
+/// The version, and the commit that the program was built from where the build knew it.
+fn version() -> String {
+    let version = concat!("lean-proxy ", env!("CARGO_PKG_VERSION"));
+    match option_env!("LEAN_PROXY_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{version} ({commit})"),
+        _ => version.to_owned(),
+    }
+}
+
+fn serve(argument: ConfigArgument, pid_file: Option<&Path>) -> u8 {
+    let Some(origin) = ConfigSource::of(argument) else {
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
+    };
+    let config = match origin.load_to_serve() {
+        Ok(config) => config,
+        Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
+    };
+    supervisor::report_panics_in_one_line();
+    let source = origin.name();
+    let called = server::Invocation {
+        source: &source,
+        pid_file,
+    };
+    let reread = Box::new(move || origin.load_to_serve());
+    match supervisor::caught(|| server::serve(called, config, reread)) {
+        Ok(()) => DONE,
+        Err(error) => cli::complain(FAILED, [format!("{error:#}").as_str()]),
+    }
+}
+
+fn check(argument: ConfigArgument) -> u8 {
+    let Some(origin) = ConfigSource::of(argument) else {
+        return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
+    };
+    match origin.load() {
+        Ok(config) => {
+            cli::warn(config.warnings.iter().map(String::as_str));
+            let routes = config.routes.len();
+            cli::say(&format!(
+                "ok: {routes} {}",
+                if routes == 1 { "route" } else { "routes" }
+            ))
+        }
+        Err(errors) => cli::complain(BAD, errors.iter().map(String::as_str)),
+    }
+}
+
+/// Where nothing is named and process 1 is a lean-proxy, that one is meant: a container's health check is the same
+/// command whatever the container was started with.
+fn running(argument: ConfigArgument) -> ConfigArgument {
+    let (ConfigArgument::Default, Some(own)) = (&argument, env::args_os().next()) else {
+        return argument;
+    };
+    let first = std::fs::read("/proc/1/cmdline").unwrap_or_default();
+    cli::served(&first, &own).unwrap_or(argument)
+}
+
+fn reload(pid_file: Option<&Path>) -> u8 {
+    let own = env::args_os().next().unwrap_or_default();
+    match process::reload(pid_file, &own) {
+        Ok(pid) => cli::say(&format!(
+            "process {pid} was told to read its configuration again; its log says what came of it"
+        )),
+        Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
+    }
+}
+
+fn health(asked: Asked) -> u8 {
+    let result = match asked {
+        Asked::Url(url) => observe::health::ask_url(&url),
+        Asked::Config(argument) => {
+            match ConfigSource::of(running(argument)).map(|origin| origin.load()) {
+                None => return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]),
+                Some(Err(errors)) => return cli::complain(BAD, errors.iter().map(String::as_str)),
+                Some(Ok(config)) => observe::health::ask(&config),
+            }
+        }
+    };
+    match result {
+        Ok(line) => cli::say(&line),
+        Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
+    }
+}

@@ -1,0 +1,73 @@
+//! Bytes of a body, in the buffer that they came in.
+
+use bytes::Bytes;
+
+use crate::memory::buffers::Buffer;
+
+/// Bytes of a body in a buffer.
+#[derive(Debug, Default)]
+pub struct BodyChunk {
+    store: Store,
+    pub start: usize,
+    end: usize,
+}
+
+#[derive(Debug, Default)]
+pub enum Store {
+    #[default]
+    Nothing,
+    Static(&'static [u8]),
+    /// Came together with the head.
+    Shared(Bytes),
+    Pooled(Buffer),
+}
+
+impl BodyChunk {
+    /// A sentence of ours.
+    pub fn fixed(text: &'static [u8]) -> BodyChunk {
+        BodyChunk {
+            store: Store::Static(text),
+            start: 0,
+            end: text.len(),
+        }
+    }
+
+    /// All of these bytes.
+    pub fn shared(bytes: Bytes) -> BodyChunk {
+        BodyChunk {
+            start: 0,
+            end: bytes.len(),
+            store: Store::Shared(bytes),
+        }
+    }
+
+    /// Bytes `start..end` of a buffer.
+    pub fn pooled(buffer: Buffer, start: usize, end: usize) -> BodyChunk {
+        BodyChunk {
+            store: Store::Pooled(buffer),
+            start,
+            end,
+        }
+    }
+
+    /// What is left of it.
+    pub fn bytes(&self) -> &[u8] {
+        let bytes = match &self.store {
+            Store::Nothing => &[],
+            Store::Static(bytes) => *bytes,
+            Store::Shared(bytes) => bytes,
+            Store::Pooled(buffer) => buffer,
+        };
+        bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// How much is left of it.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}

@@ -1,0 +1,54 @@
+//! `max_concurrent_requests`: who may be at work at a time.
+
+use std::{cell::Cell, rc::Rc};
+
+use crate::memory::queue::Queue;
+
+/// A place among `max_concurrent_requests`; given up on drop.
+#[derive(Debug)]
+pub struct ConcurrencyPermit(Rc<ConcurrencyLimit>);
+
+/// The places of a worker.
+#[derive(Debug)]
+pub struct ConcurrencyLimit {
+    limit: Cell<usize>,
+    taken: Cell<usize>,
+    /// Who waits for one.
+    pub queue: Queue,
+}
+
+impl ConcurrencyLimit {
+    /// `limit` exchanges at the same time; `None` = any number.
+    pub fn new(limit: Option<usize>, workers: usize) -> Rc<ConcurrencyLimit> {
+        let places = ConcurrencyLimit {
+            limit: Cell::new(0),
+            taken: Cell::new(0),
+            queue: Queue::default(),
+        };
+        places.set_limit(limit, workers);
+        Rc::new(places)
+    }
+
+    /// Takes over another limit.
+    pub fn set_limit(&self, limit: Option<usize>, workers: usize) {
+        self.limit
+            .set(limit.map_or(usize::MAX, |limit| limit.div_ceil(workers)));
+        self.queue.wake();
+    }
+
+    /// Takes a place if one is free.
+    pub fn take(self: &Rc<ConcurrencyLimit>) -> Option<ConcurrencyPermit> {
+        if self.taken.get() >= self.limit.get() {
+            return None;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Some(ConcurrencyPermit(Rc::clone(self)))
+    }
+}
+
+impl Drop for ConcurrencyPermit {
+    fn drop(&mut self) {
+        self.0.taken.set(self.0.taken.get() - 1);
+        self.0.queue.wake();
+    }
+}

@@ -1,0 +1,93 @@
+//! What the configuration costs: while it is read, and as long as it is in force.
+//!
+//! Five thousand routes are several megabytes. Where memory is limited they are part of the budget, and a file that
+//! could not even be read inside the limit is refused with a sentence, for the kernel would kill the process without one.
+
+use crate::sys::{
+    alloc,
+    cgroup::{self, MemoryUse},
+};
+
+/// Bytes that reading takes for each byte of the file, at its peak: 24 to 38 were measured (text, its events, the tree, and
+/// the routes made of it).
+const READING: u64 = 40;
+
+/// Bytes of its own that a process with a small configuration holds when it has read it.
+const USUAL: u64 = 700_000;
+
+/// Bytes that each worker holds for a route: its upstream's entry in the pool.
+const ROUTE: u64 = 320;
+
+/// Whether a configuration of `len` bytes can be read inside the cgroup's limit, beside what is in use now.
+///
+/// # Errors
+/// A sentence with the figures.
+pub fn check(len: u64) -> Result<(), String> {
+    let Some(limit) = cgroup::cgroup_limit() else {
+        return Ok(());
+    };
+    let used = MemoryUse::of_cgroup(&limit).map_or(0, |usage| {
+        let used = usage.read().unwrap_or(0);
+        used.saturating_sub(usage.reclaimable())
+    });
+    fits(len, limit.bytes, used)
+}
+
+fn fits(len: u64, limit: u64, used: u64) -> Result<(), String> {
+    let free = limit.saturating_sub(used);
+    let needed = len.saturating_mul(READING);
+    if needed <= free {
+        return Ok(());
+    }
+    Err(format!(
+        "{} kB of configuration take about {} to be read, and {} of the memory limit of {} are free: \
+         raise the limit or have fewer routes",
+        len / 1000,
+        mebibytes(needed),
+        mebibytes(free),
+        mebibytes(limit),
+    ))
+}
+
+/// Bytes that the configuration holds beyond what a small one does, for so many routes and workers. To be asked when it has
+/// just been read and nothing else was done.
+pub fn held(routes: usize, workers: usize) -> u64 {
+    alloc::collect();
+    let own = MemoryUse::of_process().map_or(0, |usage| {
+        let used = usage.read().unwrap_or(0);
+        used.saturating_sub(usage.reclaimable())
+    });
+    own.saturating_sub(USUAL) + ROUTE * routes as u64 * workers as u64
+}
+
+/// A figure for people, with one decimal.
+pub fn mebibytes(bytes: u64) -> String {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a figure for people, with one decimal"
+    )]
+    let figure = bytes as f64 / 1_048_576.0;
+    format!("{figure:.1} MiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_figures() {
+        assert_eq!(fits(20_000, 10 << 20, 2 << 20), Ok(()));
+        let refused = fits(348_000, 10 << 20, 1 << 20).unwrap_err();
+        assert_eq!(
+            refused,
+            "348 kB of configuration take about 13.3 MiB to be read, and 9.0 MiB of the memory limit of 10.0 MiB are \
+             free: raise the limit or have fewer routes"
+        );
+        assert!(fits(1, 1 << 20, 2 << 20).is_err());
+    }
+
+    #[test]
+    fn a_configuration_of_many_routes_counts() {
+        assert!(held(10_000, 2) >= 6_400_000);
+    }
+}

@@ -1,0 +1,242 @@
+//! A stream of bytes: a TCP connection, a unix socket or a TLS session, and its kernel buffers.
+
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    memory::budget::{Budget, NARROW, Permit},
+    sys::socket,
+};
+
+/// A connection to an upstream.
+#[derive(Debug)]
+pub enum Stream {
+    /// `http://`.
+    Tcp(TcpStream),
+    /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
+    Bounded(TcpStream),
+    /// `unix:`.
+    Unix(UnixStream),
+    /// `https://`; boxed, for it is a kilobyte and most are not.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Which way bytes go through a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// They are read from it.
+    In,
+    /// They are written to it.
+    Out,
+}
+
+/// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
+#[derive(Debug)]
+pub struct WideBuffer {
+    /// Which way.
+    pub direction: Direction,
+    _permit: Permit,
+}
+
+impl Stream {
+    /// Ready when there is something to read, or the end, or an error. It may be ready though nothing is there: after a
+    /// read that filled its buffer exactly, and with TLS for a record that carries no data.
+    pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
+            Stream::Unix(stream) => stream.poll_read_ready(cx),
+            Stream::Tls(stream) => {
+                let (socket, session) = stream.get_mut();
+                match io::BufRead::fill_buf(&mut session.reader()) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        socket.poll_read_ready(cx)
+                    }
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
+        }
+    }
+
+    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. For a client's socket,
+    /// which is never TLS.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut byte = [MaybeUninit::uninit()];
+        match self {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => {
+                stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
+            }
+            Stream::Unix(stream) => loop {
+                ready!(stream.poll_read_ready(cx))?;
+                match stream.try_io(Interest::READABLE, || {
+                    SockRef::from(&*stream).peek(&mut byte)
+                }) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            },
+            Stream::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
+        }
+    }
+
+    /// Whether an idle connection is alive and silent, and so may be used again. What is not quiet must be dropped: a
+    /// byte of what it said may be gone. Costs no system call where nothing came. The context's waker is woken when it
+    /// speaks or ends later.
+    pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        // Reading is the one way that tells stale readiness from real, and that takes in the session tickets that a TLS
+        // server sends when it likes.
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        Pin::new(self).poll_read(cx, &mut buffer).is_pending()
+    }
+
+    /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
+    /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
+    pub fn unix(stream: UnixStream, send_buffer: Option<usize>) -> Stream {
+        let io = Stream::Unix(stream);
+        if let Some(size) = send_buffer {
+            io.set_buffer(Direction::Out, size);
+        }
+        io
+    }
+
+    /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
+    pub fn tcp(stream: TcpStream, bounded: bool) -> Stream {
+        if bounded {
+            Stream::Bounded(stream)
+        } else {
+            Stream::Tcp(stream)
+        }
+    }
+
+    /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
+    pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
+        if matches!((self, direction), (Stream::Unix(_), Direction::In)) {
+            // what a unix socket receives stands in the sender's buffer
+            return None;
+        }
+        let (size, permit) = budget.width()?;
+        self.set_buffer(direction, size);
+        Some(Box::new(WideBuffer {
+            direction,
+            _permit: permit,
+        }))
+    }
+
+    /// Takes that back, before the next message. What is received never gets narrower: of what was offered to the other
+    /// side already the kernel would drop segments for ever that are larger than the buffer.
+    pub fn narrow(&self, wide: &WideBuffer) {
+        if wide.direction == Direction::Out {
+            self.set_buffer(Direction::Out, NARROW);
+        }
+    }
+
+    fn set_buffer(&self, direction: Direction, size: usize) {
+        let socket = self.socket();
+        match direction {
+            Direction::Out => drop(socket.set_send_buffer_size(size)),
+            Direction::In => socket::set_receive_buffer(&socket, size),
+        }
+    }
+
+    /// The socket, for its options.
+    pub fn socket(&self) -> SockRef<'_> {
+        match self {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
+            Stream::Unix(stream) => SockRef::from(stream),
+            Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Bounded(stream) => send_apart(stream, cx, pieces),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
+/// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
+pub fn send_apart(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            SockRef::from(stream).send_vectored_with_flags(pieces, libc::MSG_EOR)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! The report, and the client that asks for it.
+//!
+//! The report is written once, when the configuration is known, in its four forms (up or draining, text or JSON);
+//! a health check then costs a look at its Accept and never waits for anything.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bytes::Bytes;
+use http::StatusCode;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::{
+    config::{Config, Listen},
+    observe::date::Date,
+};
+
+/// What the health path answers.
+#[derive(Debug)]
+pub struct Report {
+    up: Bytes,
+    draining: Bytes,
+}
+
+impl Report {
+    /// `version` is the configuration's label, `start` the time at which the program began, `routes` how many there are.
+    pub fn new(version: &str, start: SystemTime, routes: usize) -> Report {
+        let start = Date(start.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let json = |status: &str| {
+            let mut body = format!(r#"{{"status":"{status}","startTime":"{start}","version":"#);
+            push_json(&mut body, env!("CARGO_PKG_VERSION"));
+            body.push_str(r#","config":{"version":"#);
+            push_json(&mut body, version);
+            let _ = writeln!(body, r#","routes":{routes}}}}}"#);
+            Bytes::from(body)
+        };
+        Report {
+            up: json("UP"),
+            draining: json("DRAINING"),
+        }
+    }
+
+    /// Status, Content-Type and body for a GET; a HEAD has the same fields and no body. `accept` is the request's Accept.
+    /// The answer carries `Cache-Control:` [`CACHE_CONTROL`].
+    pub fn answer(
+        &self,
+        accept: Option<&[u8]>,
+        query: Option<&str>,
+        draining: bool,
+    ) -> (StatusCode, &'static str, Bytes) {
+        let json = accept.is_some_and(accepts_json)
+            || query.is_some_and(|query| query.split('&').any(|pair| pair == "format=json"));
+        let status = if draining {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        match (json, draining) {
+            (true, false) => (status, JSON, self.up.clone()),
+            (true, true) => (status, JSON, self.draining.clone()),
+            (false, false) => (status, TEXT, Bytes::from_static(b"ok\n")),
+            (false, true) => (status, TEXT, Bytes::from_static(b"draining\n")),
+        }
+    }
+}
+
+/// Asks the proxy that `config` starts whether it is well; gives its word, within two seconds.
+///
+/// # Errors
+/// Not there, not well, or too slow.
+pub fn ask(config: &Config) -> Result<String> {
+    let end = Instant::now() + PATIENCE;
+    let reachable = config
+        .listen
+        .iter()
+        .find(|listen| !matches!(listen, Listen::Inherited(_)));
+    let path = &config.health_path;
+    match reachable
+        .ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))?
+    {
+        Listen::Unix(file) => {
+            let stream = connect_unix(file, end)
+                .with_context(|| format!("connecting to unix:{}", file.display()))?;
+            converse(Stream::Unix(stream), "localhost", path, end)
+        }
+        Listen::Everywhere(port) => {
+            let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+            call(by_v4, &by_v4.to_string(), path, end).or_else(|error| {
+                let by_v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
+                call(by_v6, &by_v6.to_string(), path, end).map_err(|_| error)
+            })
+        }
+        Listen::Address(address) => {
+            let ip = match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            let address = SocketAddr::new(ip, address.port());
+            call(address, &address.to_string(), path, end)
+        }
+        Listen::Inherited(_) => bail!("give a URL"),
+    }
+}
+
+/// The same, of whatever answers an `http://` URL; without a path the usual one is asked for.
+///
+/// # Errors
+/// Not there, not well, too slow, or no such URL.
+pub fn ask_url(url: &str) -> Result<String> {
+    let end = Instant::now() + PATIENCE;
+    let rest = url
+        .strip_prefix("http://")
+        .ok_or_else(|| anyhow!("not an http:// URL: {url}"))?;
+    let (authority, path) = rest
+        .find('/')
+        .map_or((rest, "/health"), |slash| rest.split_at(slash));
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.ends_with(']'));
+    let place = if has_port {
+        authority.to_owned()
+    } else {
+        format!("{authority}:80")
+    };
+    let addresses = look_up(place, end).with_context(|| format!("looking up {authority}"))?;
+    let mut last = anyhow!("{authority} has no address");
+    for address in addresses {
+        match call(address, authority, path, end) {
+            Ok(word) => return Ok(word),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// For everything together: a health check that is asked for every few seconds must have an end before the next.
+const PATIENCE: Duration = Duration::from_millis(1_900);
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// No read or write lasts longer than until `end`.
+    fn bound(&self, end: Instant) -> Result<()> {
+        let left = end.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "no answer in time");
+        match self {
+            Stream::Tcp(stream) => stream
+                .set_read_timeout(Some(left))
+                .and_then(|()| stream.set_write_timeout(Some(left))),
+            Stream::Unix(stream) => stream
+                .set_read_timeout(Some(left))
+                .and_then(|()| stream.set_write_timeout(Some(left))),
+        }
+        .context("setting a time-out")
+    }
+
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(space),
+            Stream::Unix(stream) => stream.read(space),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
+        }
+    }
+}
+
+/// Connects without waiting in the kernel: a blocking `connect` to a unix socket whose backlog is full has no end, and
+/// one that does not block says so at once and is tried again (connect(2), EAGAIN).
+fn connect_unix(file: &Path, end: Instant) -> Result<UnixStream> {
+    let address = SockAddr::unix(file)?;
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                socket.set_nonblocking(false)?;
+                return Ok(OwnedFd::from(socket).into());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ensure!(Instant::now() < end, "its backlog is full");
+                thread::sleep(AGAIN);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The addresses of `host:port`. The system's resolver knows no end of its own, so it is asked in a thread, which is left
+/// behind where it takes too long.
+fn look_up(place: String, end: Instant) -> Result<Vec<SocketAddr>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new()
+        .spawn(move || {
+            let found = place.to_socket_addrs().map(Vec::from_iter);
+            drop(sender.send(found));
+        })
+        .context("starting a thread")?;
+    let left = end.saturating_duration_since(Instant::now());
+    let found = receiver
+        .recv_timeout(left)
+        .map_err(|_| anyhow!("no answer in time"))?;
+    Ok(found?)
+}
+
+/// How long to wait before a full backlog is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+fn call(address: SocketAddr, host: &str, path: &str, end: Instant) -> Result<String> {
+    let left = end
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
+    let stream = TcpStream::connect_timeout(&address, left)
+        .with_context(|| format!("connecting to {address}"))?;
+    converse(Stream::Tcp(stream), host, path, end)
+}
+
+fn converse(mut stream: Stream, host: &str, path: &str, end: Instant) -> Result<String> {
+    stream.bound(end)?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("asking")?;
+    let mut answer = Vec::new();
+    let mut space = [0; 1024];
+    while answer.len() < 4096 {
+        stream.bound(end)?;
+        let count = stream.read(&mut space).context("waiting for the answer")?;
+        answer.extend_from_slice(space.get(..count).unwrap_or_default());
+        if count == 0 {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let status = text
+        .strip_prefix("HTTP/1.1 ")
+        .or_else(|| text.strip_prefix("HTTP/1.0 "))
+        .and_then(|rest| rest.get(..3));
+    let word = text
+        .split_once("\r\n\r\n")
+        .map_or("", |(_, body)| body)
+        .trim();
+    match status {
+        Some("200") => Ok(word.to_owned()),
+        Some(status) => bail!("not well: {status} {word}"),
+        None => bail!("the answer is not HTTP"),
+    }
+}
+
+/// Whether an Accept names JSON, and not with a weight of zero (RFC 9110 §12.4.2). `*/*` is content with text.
+fn accepts_json(accept: &[u8]) -> bool {
+    let is_zero = |parameter: &[u8]| matches!(parameter, [b'q' | b'Q', b'=', weight @ ..] if weight.iter().all(|byte| matches!(byte, b'0' | b'.')));
+    accept.split(|byte| *byte == b',').any(|range| {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        parts
+            .next()
+            .is_some_and(|kind| kind.eq_ignore_ascii_case(JSON.as_bytes()))
+            && !parts.any(is_zero)
+    })
+}
+
+/// Appends a JSON string with its quotes (RFC 8259 §7).
+fn push_json(out: &mut String, text: &str) {
+    out.push('"');
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => out.extend(['\\', char]),
+            '\0'..='\x1f' | '\x7f' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(char));
+            }
+            _ => out.push(char),
+        }
+    }
+    out.push('"');
+}
+
+/// No cache may answer for us.
+pub const CACHE_CONTROL: &str = "no-store";
+const TEXT: &str = "text/plain";
+const JSON: &str = "application/json";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_full_backlog_does_not_hold_the_check() {
+        let path = std::env::temp_dir().join(format!("lean-proxy-full-{}", std::process::id()));
+        drop(std::fs::remove_file(&path));
+        let address = SockAddr::unix(&path).unwrap();
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            match socket.connect(&address) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => break assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        let error = connect_unix(&path, Instant::now()).unwrap_err();
+        assert_eq!(error.to_string(), "its backlog is full");
+        // one that is taken makes room for the next
+        let taken = listener.accept().unwrap();
+        connect_unix(&path, Instant::now() + Duration::from_mins(1)).unwrap();
+        drop((taken, waiting));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_look_up_ends_in_time() {
+        let end = Instant::now() + Duration::from_mins(1);
+        let found = look_up("127.0.0.1:80".to_owned(), end).unwrap();
+        assert_eq!(found, ["127.0.0.1:80".parse().unwrap()]);
+        assert!(look_up("a.invalid:x".to_owned(), end).is_err());
+    }
+
+    #[test]
+    fn text_unless_json_is_asked_for() {
+        let report = Report::new("1", at(0), 1);
+        for (accept, query, expected) in [
+            (None, None, TEXT),
+            (Some("*/*"), None, TEXT),
+            (Some(""), None, TEXT),
+            (Some("text/plain"), None, TEXT),
+            (Some("application/jsonp"), None, TEXT),
+            (Some("application/json"), None, JSON),
+            (Some("Application/JSON; q=0.5"), None, JSON),
+            (Some("text/html, application/json;q=0.001"), None, JSON),
+            (Some("application/json, text/plain, */*"), None, JSON),
+            (Some("application/json;q=0"), None, TEXT),
+            (Some("application/json; q=0.000"), None, TEXT),
+            (None, Some("format=json"), JSON),
+            (Some("text/plain"), Some("a=b&format=json&c"), JSON),
+            (None, Some("format=jsonx"), TEXT),
+            (None, Some("xformat=json"), TEXT),
+            (None, Some(""), TEXT),
+        ] {
+            let (status, kind, body) = report.answer(accept.map(str::as_bytes), query, false);
+            assert_eq!(
+                (status, kind),
+                (StatusCode::OK, expected),
+                "{accept:?} {query:?}"
+            );
+            assert_eq!(body.starts_with(b"{"), kind == JSON, "{accept:?} {query:?}");
+        }
+    }
+
+    #[test]
+    fn the_report_says_what_runs_since_when() {
+        let report = Report::new("a\"b\\\n\u{1}é", at(1_709_251_199), 3);
+        let rest = format!(
+            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\u000a\u0001é","routes":3}}}}"#,
+            env!("CARGO_PKG_VERSION")
+        );
+        let json = |draining| report.answer(None, Some("format=json"), draining);
+        let text = |draining| report.answer(None, None, draining);
+        assert_eq!(
+            json(false),
+            (
+                StatusCode::OK,
+                JSON,
+                format!("{{\"status\":\"UP\",{rest}\n").into()
+            )
+        );
+        let draining = format!("{{\"status\":\"DRAINING\",{rest}\n");
+        assert_eq!(
+            json(true),
+            (StatusCode::SERVICE_UNAVAILABLE, JSON, draining.into())
+        );
+        assert_eq!(text(false), (StatusCode::OK, TEXT, "ok\n".into()));
+        assert_eq!(
+            text(true),
+            (StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".into())
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! What an operator sees: log lines, metrics and health. Never header values or bodies.
+
+pub mod date;
+pub mod health;
+pub mod log;
+pub mod log_line;
+pub mod metrics;
+pub mod repeats;

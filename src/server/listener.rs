@@ -1,0 +1,513 @@
+//! Where clients come in: listeners bound, connections accepted and seated.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs::Permissions,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    client_group::Group,
+    config::Listen,
+    connection_table::eviction::{Reason, Scope},
+    exchange::worker::Worker,
+    memory::{
+        budget::{CONNECTION, Permit, Plan},
+        queue::Claim,
+    },
+    net::Stream,
+    observe::{log, metrics},
+    server::{connection::Connection, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
+};
+
+/// Connections that the kernel holds for us until there is room.
+const BACKLOG: i32 = 1024;
+
+/// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
+const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
+
+/// How often others are asked to leave while a connection waits for its seat.
+const STEP: Duration = Duration::from_millis(20);
+
+/// When requests that wait for memory, and streams, are asked to leave for it; in milliseconds.
+const WAITERS_LEAVE: u32 = 100;
+const STREAMS_LEAVE: u32 = 250;
+
+/// How long accepting pauses when descriptors have run out and nobody leaves.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// So long must accepting go well before a shortage counts as over: at the edge every other accept fails.
+const RECOVERED: Duration = Duration::from_secs(1);
+
+/// What all doors that are opened at a time have in common.
+pub struct Frame<'a> {
+    /// What the sockets' buffers may cost.
+    pub plan: &'a Plan,
+    /// The sockets that systemd handed over, by name.
+    pub inherited: &'a [(String, OwnedFd)],
+    /// Permissions of the file of a unix socket.
+    pub unix_socket_mode: u32,
+}
+
+/// One bound address: a socket for each worker. Dropping it closes them, and removes the file of a unix socket.
+pub struct Listener {
+    /// What the configuration says.
+    pub listen: Listen,
+    /// The address as the log shows it, with the port that the kernel chose.
+    pub name: String,
+    sockets: Vec<OwnedFd>,
+    file: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Binds an address for so many workers.
+    ///
+    /// # Errors
+    /// What cannot be bound, with the address.
+    pub fn open(listen: &Listen, workers: usize, frame: &Frame<'_>) -> Result<Listener> {
+        let plan = frame.plan;
+        let mut listener = Listener {
+            listen: listen.clone(),
+            name: String::new(),
+            sockets: Vec::new(),
+            file: None,
+        };
+        match listen {
+            Listen::Everywhere(port) => {
+                let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
+                if listener.bind(everywhere, workers, plan).is_err() {
+                    // IPv6 is off, or this is what is taken: the second try tells
+                    listener.sockets.clear();
+                    listener.bind(
+                        SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
+                        workers,
+                        plan,
+                    )?;
+                }
+            }
+            Listen::Address(address) => listener.bind(*address, workers, plan)?,
+            Listen::Unix(path) => listener.bind_unix(path, workers, frame.unix_socket_mode)?,
+            Listen::Inherited(name) => listener.inherit(name, workers, frame)?,
+        }
+        Ok(listener)
+    }
+
+    /// A worker's own handle.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn socket(&self, worker: usize) -> Result<OwnedFd> {
+        let socket = self
+            .sockets
+            .get(worker)
+            .ok_or_else(|| anyhow!("no socket for worker {worker}"))?;
+        socket.try_clone().context("duplicating a listener")
+    }
+
+    /// Gives the file of a unix socket other permissions; where there is none nothing happens.
+    ///
+    /// # Errors
+    /// The file is gone, or belongs to somebody else by now.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        std::fs::set_permissions(file, Permissions::from_mode(mode))
+            .with_context(|| format!("changing the mode of {}", self.name))
+    }
+
+    fn bind(&mut self, address: SocketAddr, workers: usize, plan: &Plan) -> Result<()> {
+        let mut address = address;
+        for _ in 0..workers {
+            let socket = tcp(address, workers > 1, plan)
+                .with_context(|| format!("listening on {address}"))?;
+            if let Some(bound) = socket.local_addr().ok().and_then(|bound| bound.as_socket()) {
+                address = bound;
+            }
+            self.sockets.push(socket.into());
+        }
+        self.name = address.to_string();
+        Ok(())
+    }
+
+    /// A file that is left from a process that died is removed; one that somebody listens on is not.
+    fn bind_unix(&mut self, path: &Path, workers: usize, mode: u32) -> Result<()> {
+        self.name = format!("unix:{}", path.display());
+        if path
+            .symlink_metadata()
+            .is_ok_and(|file| file.file_type().is_socket())
+        {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                bail!("listening on {}: somebody listens there already", self.name);
+            }
+            std::fs::remove_file(path)
+                .with_context(|| format!("removing the stale {}", self.name))?;
+        }
+        let bind = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // before it listens: nobody comes in by what the umask had left
+            std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        let socket = bind().with_context(|| format!("listening on {}", self.name))?;
+        self.file = Some(path.to_owned());
+        self.share(&socket.into(), workers)
+    }
+
+    fn inherit(&mut self, name: &str, workers: usize, frame: &Frame<'_>) -> Result<()> {
+        let inherited = frame.inherited;
+        // a number is the descriptor itself, counted from 3 as systemd does
+        let number = name
+            .parse::<usize>()
+            .ok()
+            .and_then(|number| number.checked_sub(3));
+        let found = inherited
+            .iter()
+            .find(|(other, _)| other == name)
+            .or_else(|| inherited.get(number?));
+        let (_, socket) = found.ok_or_else(|| {
+            anyhow!("no socket named {name} was handed over (LISTEN_FDS, LISTEN_FDNAMES)")
+        })?;
+        let address = SockRef::from(socket).local_addr().ok();
+        if address
+            .as_ref()
+            .is_some_and(|address| address.as_socket().is_some())
+        {
+            // whoever made the socket may not know them: what cannot be set is left as it is
+            drop(set_options(&SockRef::from(socket), frame.plan));
+        }
+        let address = address
+            .and_then(|address| address.as_socket())
+            .map(|address| address.to_string());
+        self.name = address.unwrap_or_else(|| format!("fd:{name}"));
+        self.share(socket, workers)
+    }
+
+    fn share(&mut self, socket: &OwnedFd, workers: usize) -> Result<()> {
+        for _ in 0..workers {
+            self.sockets
+                .push(socket.try_clone().context("duplicating a listener")?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            drop(std::fs::remove_file(file));
+        }
+    }
+}
+
+/// A listening socket whose options every accepted connection inherits, so that accepting costs one system call.
+fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    set_options(&SockRef::from(&socket), plan)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
+    if let Some(size) = plan.socket_buffer {
+        socket.set_send_buffer_size(size)?;
+        socket.set_recv_buffer_size(size)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    // kernels and sandboxes that lack these serve without them
+    drop(socket.set_tcp_notsent_lowat(plan.unsent));
+    drop(
+        socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(CLIENT_KEEP_ALIVE)
+                .with_interval(CLIENT_KEEP_ALIVE),
+        ),
+    );
+    Ok(())
+}
+
+/// A listening socket of either family, ready to be awaited.
+pub enum ListeningSocket {
+    /// A port.
+    Tcp(TcpListener),
+    /// A file.
+    Unix(UnixListener),
+}
+
+impl ListeningSocket {
+    /// Takes a socket that listens.
+    ///
+    /// # Errors
+    /// A socket that is none, or does not listen.
+    pub fn new(socket: OwnedFd) -> Result<ListeningSocket> {
+        let domain = SockRef::from(&socket)
+            .domain()
+            .context("asking a listener for its kind")?;
+        SockRef::from(&socket)
+            .set_nonblocking(true)
+            .context("preparing a listener")?;
+        if domain == Domain::UNIX {
+            UnixListener::from_std(socket.into()).map(ListeningSocket::Unix)
+        } else {
+            TcpListener::from_std(socket.into()).map(ListeningSocket::Tcp)
+        }
+        .context("preparing a listener")
+    }
+
+    /// The next connection, and its address where it has one.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory, or the client has left already.
+    pub async fn accept(&self, plan: &Plan) -> io::Result<(Stream, Option<SocketAddr>)> {
+        match self {
+            ListeningSocket::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((Stream::tcp(stream, plan.tight), Some(address)))
+            }
+            ListeningSocket::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::unix(stream, plan.socket_buffer), None))
+            }
+        }
+    }
+}
+
+/// A task that accepts on a socket.
+pub struct Acceptor {
+    task: JoinHandle<()>,
+    duty: Rc<AcceptState>,
+}
+
+/// What a porter does.
+struct AcceptState {
+    /// What it accepts on; `None` once that is over.
+    listener: RefCell<Option<Rc<ListeningSocket>>>,
+    /// Somebody was let in and has no seat yet.
+    is_seating: Cell<bool>,
+}
+
+impl Acceptor {
+    /// Accepts on a socket until [`end`](Self::end).
+    ///
+    /// # Errors
+    /// A socket that is none, or does not listen.
+    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Acceptor> {
+        let duty = Rc::new(AcceptState {
+            listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
+            is_seating: Cell::new(false),
+        });
+        let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
+        let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
+        Ok(Acceptor { task, duty })
+    }
+
+    /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
+    pub fn end(self) {
+        drop(self.duty.listener.take());
+        if !self.duty.is_seating.get() {
+            self.task.abort();
+        }
+    }
+}
+
+impl AcceptState {
+    fn listener(&self) -> Option<Rc<ListeningSocket>> {
+        self.listener.borrow().clone()
+    }
+}
+
+/// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the
+/// door full, those who are silent longest give way.
+async fn admit(worker: &Rc<Worker>, io: Stream, address: Option<SocketAddr>) {
+    metrics::inc(&worker.metrics.connections_accepted);
+    let take = || {
+        let limit = worker.budget.plan().connections;
+        (worker.table.open() < limit)
+            .then(|| worker.budget.take(CONNECTION))
+            .flatten()
+    };
+    let client = address.map(|address| address.ip());
+    let permit = match take() {
+        Some(permit) => permit,
+        None => Box::pin(await_seat(worker, client, take)).await,
+    };
+    let slot = worker.table.slot(client);
+    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, slot, permit));
+}
+
+/// Waits for a seat, and asks others to leave until there is one.
+async fn await_seat(
+    worker: &Worker,
+    client: Option<IpAddr>,
+    take: impl FnMut() -> Option<Permit>,
+) -> Permit {
+    let since = worker.table.now();
+    let claim = Claim {
+        group: Group::of(client),
+        since,
+        is_whole: true,
+    };
+    let mut slot = pin!(worker.table.room.until(claim, take));
+    loop {
+        make_room(worker, worker.table.now().wrapping_sub(since));
+        if let Ok(permit) = timeout(STEP, &mut slot).await {
+            return permit;
+        }
+    }
+}
+
+/// Asks some to leave for a connection that has waited for so many milliseconds: first those that are silent longest, then
+/// requests that wait for memory, then the stream that makes least progress. A share of all at a time, so that a crowd of
+/// newcomers has its turn within a second, and among them one that only wants to know whether we are well.
+fn make_room(worker: &Worker, waited: u32) {
+    let many = (worker.budget.plan().connections / 32).clamp(EVICTED_AT_ONCE, 1024);
+    if worker.evict_idle(many, true) > 0 || waited < WAITERS_LEAVE {
+        return;
+    }
+    let table = &worker.table;
+    if table.evict_waiting(many, None) == 0 && waited >= STREAMS_LEAVE {
+        worker.evict_least(Scope::Memory, Reason::Waited(1_000));
+    }
+}
+
+/// Accepts until the duty is over.
+///
+/// # Errors
+/// A listener that is none any more.
+async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
+    let mut shortage = None;
+    while let Some(listener) = duty.listener() {
+        let accepted = listener.accept(worker.budget.plan()).await;
+        drop(listener);
+        match accepted {
+            Ok((io, address)) => {
+                duty.is_seating.set(true);
+                admit(worker, io, address).await;
+                duty.is_seating.set(false);
+                if shortage
+                    .take_if(|since: &mut Instant| since.elapsed() >= RECOVERED)
+                    .is_some()
+                {
+                    log::info("accepting again", &[]);
+                }
+            }
+            Err(error) => match Trouble::of(&error) {
+                Trouble::Client => {}
+                Trouble::Shortage => {
+                    if shortage.replace(Instant::now()).is_none() {
+                        log::warn("accept", &[("error", &error)]);
+                    }
+                    pause(worker).await;
+                }
+                Trouble::ListeningSocket => return Err(error).context("accept"),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// What a failed accept means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The connection that was to be accepted is gone, or was refused by a firewall: the next may be fine.
+    Client,
+    /// Descriptors or memory have run out, and come back.
+    Shortage,
+    /// The listener itself is broken, and stays so.
+    ListeningSocket,
+}
+
+impl Trouble {
+    /// By the error's number, as accept(2) explains them; what is not known may pass.
+    pub fn of(error: &io::Error) -> Trouble {
+        match error.raw_os_error() {
+            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => {
+                Trouble::ListeningSocket
+            }
+            Some(
+                libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET,
+            ) => Trouble::Client,
+            _ => Trouble::Shortage,
+        }
+    }
+}
+
+/// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
+/// accepting pauses.
+async fn pause(worker: &Worker) {
+    worker.evict_idle(EVICTED_AT_ONCE, true);
+    worker.pool.clear();
+    sleep(PAUSE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_accept_is_the_clients_a_shortage_or_the_end_of_the_listener() {
+        for (trouble, numbers) in [
+            (
+                Trouble::Client,
+                &[libc::ECONNABORTED, libc::EPERM, libc::EHOSTUNREACH][..],
+            ),
+            (
+                Trouble::Shortage,
+                &[
+                    libc::EMFILE,
+                    libc::ENFILE,
+                    libc::ENOBUFS,
+                    libc::ENOMEM,
+                    libc::EAGAIN,
+                ],
+            ),
+            (
+                Trouble::ListeningSocket,
+                &[libc::EBADF, libc::EINVAL, libc::ENOTSOCK],
+            ),
+        ] {
+            for number in numbers {
+                let error = io::Error::from_raw_os_error(*number);
+                assert_eq!(Trouble::of(&error), trouble, "{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One thread of the program: its runtime, its listeners and its exchanges.
+
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{runtime::LocalRuntime, sync::mpsc, time::sleep};
+
+use crate::{
+    config::{Config, Listen},
+    exchange::worker::Worker,
+    memory::budget::{Budget, Plan},
+    observe::metrics::Metrics,
+    server::{
+        listener::{Acceptor, Listener, ListeningSocket},
+        metrics_endpoint,
+        pressure::Pressure,
+        supervisor::{Pulse, Reporter},
+    },
+    sys::systemd,
+};
+
+/// What every worker is born with.
+#[derive(Clone)]
+pub struct WorkerInit {
+    pub reporter: Reporter,
+    /// Where systemd watches us.
+    pub pulse: Option<Arc<Pulse>>,
+    pub config: Arc<Config>,
+    pub plan: Plan,
+    /// Connections to upstreams that this worker has descriptors for.
+    pub upstreams: usize,
+    /// The process's memory limit, and whether a cgroup sets it.
+    pub limit: Option<(u64, bool)>,
+    pub metrics: Arc<Metrics>,
+    pub start: SystemTime,
+}
+
+/// What a worker is told.
+pub enum Command {
+    /// Serve this from now on: open these doors, keep those, close the others.
+    Reload {
+        config: Arc<Config>,
+        opened: Vec<(Listen, OwnedFd)>,
+        kept: Vec<Listen>,
+    },
+    /// Health says 503, clients are told to leave.
+    Drain,
+    /// Close the doors; be gone by then. A second one may only bring the end nearer.
+    Close(Instant),
+}
+
+/// Starts a worker on a thread of its own.
+pub fn spawn_worker(
+    index: usize,
+    init: WorkerInit,
+    listeners: &[Listener],
+) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let sockets = sockets(listeners, index)?;
+    let reporter = init.reporter.clone();
+    let work = move || runtime()?.block_on(run_worker(init, sockets, None, receiver));
+    let thread = thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .stack_size(512 * 1024)
+        .spawn(move || reporter.run(work))
+        .context("starting a worker")?;
+    Ok((sender, thread))
+}
+
+pub fn runtime() -> Result<LocalRuntime> {
+    // tokio panics where it lacks some of its six descriptors; an error is what is to be heard
+    let probe = [(); 3].map(|()| UnixStream::pair());
+    for pair in probe {
+        pair.context("starting the runtime")?;
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .context("starting the runtime")
+}
+
+/// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
+pub async fn run_worker(
+    init: WorkerInit,
+    sockets: Vec<(Listen, OwnedFd)>,
+    exposed: Option<OwnedFd>,
+    mut words: mpsc::UnboundedReceiver<Command>,
+) -> Result<()> {
+    let reporter = init.reporter;
+    let worker = Worker::new(
+        init.config,
+        Budget::new(init.plan),
+        init.upstreams,
+        init.metrics,
+        init.start,
+    );
+    let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
+    for (listen, socket) in sockets {
+        acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
+    }
+    let pressure = Rc::new(Pressure::new(Rc::clone(&worker), init.limit));
+    reporter.spawn(
+        "timer",
+        sweep(&worker, &pressure, init.pulse, reporter.worker()),
+    );
+    if let Some(socket) = exposed {
+        let listener = ListeningSocket::new(socket)?;
+        let answer = metrics_endpoint::answer(Rc::clone(&worker), listener);
+        reporter.spawn("metrics listener", answer);
+    }
+    reporter.accepts();
+    while let Some(word) = words.recv().await {
+        match word {
+            Command::Reload {
+                config,
+                opened,
+                kept,
+            } => {
+                worker.reload(config);
+                pressure.trim_again();
+                for (_, acceptor) in acceptors.extract_if(.., |(listen, _)| !kept.contains(listen))
+                {
+                    acceptor.end();
+                }
+                for (listen, socket) in opened {
+                    acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
+                }
+            }
+            Command::Drain => worker.draining.set(true),
+            Command::Close(end) => {
+                for (_, acceptor) in acceptors.drain(..) {
+                    acceptor.end();
+                }
+                close(&worker, end, &mut words).await;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.
+pub fn sweep(
+    worker: &Rc<Worker>,
+    pressure: &Rc<Pressure>,
+    pulse: Option<Arc<Pulse>>,
+    index: usize,
+) -> impl Future<Output = Result<()>> + use<> {
+    let (table, pressure) = (Rc::clone(&worker.table), Rc::clone(pressure));
+    let longest = pulse.as_ref().map(|pulse| pulse.longest_sleep());
+    async move {
+        let look = move || {
+            if pulse
+                .as_ref()
+                .is_some_and(|pulse| pulse.beat(index, Instant::now()))
+            {
+                systemd::notify("WATCHDOG=1");
+            }
+            pressure.look()
+        };
+        match table.sweep(longest, look).await {}
+    }
+}
+
+/// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
+pub async fn close(
+    worker: &Worker,
+    mut end: Instant,
+    words: &mut mpsc::UnboundedReceiver<Command>,
+) {
+    while worker.table.open() > 0 && Instant::now() < end {
+        worker.table.finish();
+        sleep(Duration::from_millis(10)).await;
+        if let Ok(Command::Close(sooner)) = words.try_recv() {
+            end = end.min(sooner);
+        }
+    }
+    let last = Instant::now() + LAST_WORDS;
+    while worker.table.open() > 0 && Instant::now() < last {
+        worker.table.close();
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, OwnedFd)>> {
+    listeners
+        .iter()
+        .map(|listener| Ok((listener.listen.clone(), listener.socket(worker)?)))
+        .collect()
+}
+
+/// How long those get to leave whose time is over, before their sockets are closed under them.
+const LAST_WORDS: Duration = Duration::from_millis(200);

@@ -1,0 +1,99 @@
+//! The allocator and how little it may keep.
+
+#[cfg(not(fuzzing))]
+use mimalloc::MiMalloc;
+#[cfg(not(fuzzing))]
+use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::{c_int, c_long};
+#[cfg(not(fuzzing))]
+#[global_allocator]
+pub static ALLOCATOR: Allocator = Allocator;
+
+/// [`MiMalloc`], but for small alignments, where it always takes mimalloc's aligned path. The plain path saves 2.4 % of a
+/// request's instructions (22.0 against 22.6 thousand).
+#[cfg(not(fuzzing))]
+pub struct Allocator;
+
+#[cfg(not(fuzzing))]
+impl Allocator {
+    /// Whether `mi_malloc` alone honours a layout: it aligns to 16, but blocks under 16 bytes only to 8.
+    const fn aligns_anyway(size: usize, align: usize) -> bool {
+        align <= 8 || (align == 16 && size >= 16)
+    }
+}
+
+// SAFETY: each method hands its arguments to `MiMalloc`, or to the function of mimalloc with the same contract where
+// `aligns_anyway` says that the unaligned form gives the alignment; blocks of both forms are freed and resized by both.
+#[cfg(not(fuzzing))]
+unsafe impl GlobalAlloc for Allocator {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if Allocator::aligns_anyway(layout.size(), layout.align()) {
+            // SAFETY: no precondition.
+            unsafe { libmimalloc_sys::mi_malloc(layout.size()).cast() }
+        } else {
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.alloc(layout) }
+        }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if Allocator::aligns_anyway(layout.size(), layout.align()) {
+            // SAFETY: no precondition.
+            unsafe { libmimalloc_sys::mi_zalloc(layout.size()).cast() }
+        } else {
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.alloc_zeroed(layout) }
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { MiMalloc.dealloc(block, layout) }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if Allocator::aligns_anyway(size, layout.align()) {
+            // SAFETY: the caller promises that the block came from this allocator.
+            unsafe { libmimalloc_sys::mi_realloc(block.cast(), size).cast() }
+        } else {
+            // SAFETY: the caller keeps the contract.
+            unsafe { MiMalloc.realloc(block, layout, size) }
+        }
+    }
+}
+
+/// Runs before mimalloc's own constructor and thus before the first allocation: entries with a number come first.
+#[used]
+#[unsafe(link_section = ".init_array.00001")]
+pub static BEFORE_FIRST_ALLOCATION: extern "C" fn() = tune_allocator;
+
+extern "C" fn tune_allocator() {
+    for (option, value) in OPTIONS {
+        // SAFETY: writes to mimalloc's static table while there is one thread. As a default it yields to the
+        // environment's MIMALLOC_*, which is read after this.
+        unsafe { libmimalloc_sys::mi_option_set_default(option, value) }
+    }
+}
+
+/// Positions in the enum of mimalloc 3.3; a test holds each against the name that the C side prints.
+pub const ARENA_RESERVE: c_int = 23;
+
+pub const ALLOW_THP: c_int = 43;
+
+pub const OPTIONS: [(c_int, c_long); 2] = [
+    // KiB. The usual arena of 1 GiB costs 150 kB of bitmaps before anything is stored in it.
+    (ARENA_RESERVE, 1024),
+    // mimalloc then calls prctl(PR_SET_THP_DISABLE): with huge pages an idle process holds 8 MB instead of 2.
+    (ALLOW_THP, 0),
+];
+
+/// Gives the calling thread's free memory back to the system. Worth calling after a burst, for it
+/// comes back by itself only with more work; takes a millisecond for 6 MB, microseconds where there is nothing.
+pub fn collect() {
+    // SAFETY: touches only the allocator's own state of this thread.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}

@@ -1,0 +1,114 @@
+//! What socket2 does not offer.
+
+use std::{ffi::c_int, os::fd::AsRawFd as _, time::Duration};
+
+/// Sets how much a TCP connection may receive that is not read: `SO_RCVBUF`, and the clamp of the window that was taken
+/// from it when the connection came (tcp(7)). What cannot be set stays as it is.
+pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
+    let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
+    drop(socket.set_recv_buffer_size(size));
+    // SAFETY: the value is a `c_int` that lives through the call, and its size is given.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_WINDOW_CLAMP,
+            (&raw const clamp).cast(),
+            libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or_default(),
+        );
+    }
+}
+
+/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)); none where the
+/// connection is over, though the kernel goes on counting those that a reset has thrown away. One system call, two where
+/// there are some.
+pub fn unsent(socket: &socket2::Socket) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one `c_int`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 || (bytes > 0 && socket.peer_addr().is_err()) {
+        return 0;
+    }
+    usize::try_from(bytes).unwrap_or(0)
+}
+
+/// Lets the close of a connection be a reset where bytes are left that the other side has not taken: the kernel would keep
+/// them, and the socket, for minutes. A unix socket knows no reset.
+pub fn reset_unsent(socket: &socket2::Socket) {
+    if unsent(socket) > 0 {
+        drop(socket.set_linger(Some(Duration::ZERO)));
+    }
+}
+
+/// Whether the other side has closed, seen past bytes that wait to be read. One system call.
+pub fn has_hung_up(socket: &socket2::Socket) -> bool {
+    poll_now(socket, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// What poll(2) says of a socket now.
+pub fn poll_now(socket: &socket2::Socket, events: libc::c_short) -> libc::c_short {
+    let mut asked = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    // SAFETY: one `pollfd`, and no time to wait.
+    let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    if count > 0 { asked.revents } else { 0 }
+}
+
+/// Whether the connection is over in both directions, or broken: nothing that waits in it will ever be taken. One system
+/// call.
+pub fn is_dead(socket: &socket2::Socket) -> bool {
+    poll_now(socket, 0) & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// Bytes that have come and were not read (`FIONREAD`). One system call.
+pub fn unread(socket: &socket2::Socket) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one `c_int`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result < 0 {
+        return 0;
+    }
+    usize::try_from(bytes).unwrap_or(0)
+}
+
+/// The next bytes of a socket, at most so many, which stay where they are. One system call.
+pub fn peek(socket: &socket2::Socket, most: usize) -> Vec<u8> {
+    let mut bytes = vec![0_u8; most];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most `most` bytes to a live buffer of that size.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), most, flags) };
+    bytes.truncate(usize::try_from(count).unwrap_or(0));
+    bytes
+}
+
+/// A number that changes whenever the other side's kernel takes bytes: of TCP all that it ever acknowledged
+/// (`tcpi_bytes_acked`, Linux 4.1), else what it has not taken yet. It wraps. One or two system calls.
+pub fn taken(socket: &socket2::Socket) -> u32 {
+    /// Where `tcpi_bytes_acked` stands in `struct tcp_info`, as eight bytes.
+    const ACKED: usize = 120;
+    let mut info = [0_u64; ACKED / 8 + 1];
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to a live array of that size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let acked = info.last().copied().unwrap_or(0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is only asked whether it changes"
+    )]
+    if result == 0 && len as usize == size_of_val(&info) && acked > 0 {
+        acked as u32
+    } else {
+        unsent(socket) as u32
+    }
+}

@@ -1,0 +1,692 @@
+//! Upstream connections: idle ones kept, busy ones lent, never more than the configuration allows.
+//!
+//! A host's connections count against `max_conns_per_host` from the start of the dial to the close; whoever finds none
+//! waits in line. Idle connections are bare sockets, reused last-in first-out, and dropped when the upstream closes
+//! them, when their time is over, or when more would be idle than allowed.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Context, Waker},
+};
+
+use crate::{
+    config::Transport,
+    memory::{
+        budget::{Budget, IDLE_UPSTREAM, Permit, TLS_SESSION},
+        queue::Queue,
+    },
+    net::{Direction, Stream, WideBuffer},
+    observe::metrics::{self, Metrics},
+    route::Origin,
+    sys::socket,
+};
+
+/// All upstream connections of a worker.
+#[derive(Debug)]
+pub struct Pool {
+    limits: RefCell<Limits>,
+    hosts: RefCell<Vec<Weak<Host>>>,
+    idle: Cell<usize>,
+    /// Connections to all upstreams, idle ones included, and how many there may be at most, by the process's descriptors.
+    open: Cell<usize>,
+    most: usize,
+    next: Cell<u32>,
+    /// Counts configurations: what was verified under an earlier one is not used under a later.
+    trust: Cell<u32>,
+    budget: Rc<Budget>,
+    metrics: Arc<Metrics>,
+}
+
+/// A worker's share of `transport:`.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    idle: usize,
+    idle_per_host: usize,
+    per_host: usize,
+    idle_millis: Option<u32>,
+}
+
+/// The connections to one origin.
+#[derive(Debug)]
+pub struct Host {
+    /// Who it is.
+    pub origin: Origin,
+    /// Its number, from 1.
+    pub id: u32,
+    /// Who waits for one of its connections.
+    pub queue: Queue,
+    pool: Rc<Pool>,
+    /// [`Pool::trust`] when it was made.
+    trust: u32,
+    idle: RefCell<Vec<Idle>>,
+    open: Cell<usize>,
+    /// Requests waited for one at the last look.
+    waited: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    io: Stream,
+    wide: Option<Box<WideBuffer>>,
+    since: u32,
+    _permit: Permit,
+}
+
+/// What a checkout found.
+#[derive(Debug)]
+pub enum Checkout {
+    /// An idle connection: the upstream may have closed it by the time the request arrives.
+    Reused(Lease),
+    /// `ReadSize` for a new connection: dial it.
+    Room(Lease),
+}
+
+/// A borrowed connection, or the room for one; both are given up on drop.
+#[derive(Debug)]
+pub struct Lease {
+    /// The connection; `None` until it is dialled.
+    pub io: Option<Stream>,
+    /// What it was widened by for long answers: as long as it lives.
+    wide_in: Option<Box<WideBuffer>>,
+    /// The same for this request alone.
+    wide_out: Option<Box<WideBuffer>>,
+    host: Rc<Host>,
+    /// It lies among the idle ones now, and its room with it.
+    kept: bool,
+    /// It is a tunnel's, and counts no more against `max_conns_per_host`.
+    detached: bool,
+    _tls: Option<Permit>,
+}
+
+impl Pool {
+    /// An empty pool of at most `most` connections; `workers` share the limits.
+    pub fn new(
+        transport: &Transport,
+        workers: usize,
+        most: usize,
+        budget: Rc<Budget>,
+        metrics: Arc<Metrics>,
+    ) -> Rc<Pool> {
+        let limits = RefCell::new(Limits::of(transport, workers));
+        Rc::new(Pool {
+            limits,
+            hosts: RefCell::default(),
+            idle: Cell::new(0),
+            open: Cell::new(0),
+            most,
+            next: Cell::new(1),
+            trust: Cell::new(0),
+            budget,
+            metrics,
+        })
+    }
+
+    /// Ends what the roots of an earlier configuration vouched for: TLS connections from before this call are used to the
+    /// end of their exchange and then closed, because the files that they were verified by may have changed. Called at
+    /// each reload, before [`Pool::host`]; others stay.
+    pub fn renew_trust(&self) {
+        self.trust.set(self.trust.get().wrapping_add(1));
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            if !host.is_trusted() {
+                host.retain(|_| false);
+            }
+        }
+    }
+
+    /// Takes over other limits; connections over them go as they come back.
+    pub fn set_limits(&self, transport: &Transport, workers: usize) {
+        *self.limits.borrow_mut() = Limits::of(transport, workers);
+    }
+
+    /// The connections of an origin, shared by all routes that lead there.
+    pub fn host(self: &Rc<Pool>, origin: &Origin) -> Rc<Host> {
+        let mut hosts = self.hosts.borrow_mut();
+        hosts.retain(|host| host.strong_count() > 0);
+        if let Some(host) = hosts
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|host| host.origin == *origin && host.is_trusted())
+        {
+            return host;
+        }
+        let host = Rc::new(Host {
+            origin: origin.clone(),
+            id: self.next.replace(self.next.get().wrapping_add(1).max(1)),
+            queue: Queue::default(),
+            pool: Rc::clone(self),
+            trust: self.trust.get(),
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            waited: Cell::new(false),
+        });
+        hosts.push(Rc::downgrade(&host));
+        host
+    }
+
+    /// Closes idle connections that the upstream has closed or whose time is over; says whether any are left.
+    pub fn sweep(&self, now: u32) -> bool {
+        let limit = self.limits.borrow().idle_millis;
+        let is_scarce = self.budget.is_scarce();
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            host.retain(|idle| {
+                !(is_scarce && idle.wide.is_some())
+                    && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
+                    && is_quiet(&mut idle.io)
+            });
+        }
+        self.idle.get() > 0
+    }
+
+    /// Closes every idle connection: memory is short.
+    pub fn clear(&self) {
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            host.retain(|_| false);
+        }
+    }
+
+    /// Shows every host for one of whose connections requests wait, or waited when this was called last.
+    pub fn each_waiting(&self, mut show: impl FnMut(&Host)) {
+        for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            let waits = host.queue.len() > 0;
+            if host.waited.replace(waits) || waits {
+                show(&host);
+            }
+        }
+    }
+
+    /// Makes room among the idle ones by closing the one that is idle longest.
+    fn evict_oldest(&self, now: u32) {
+        let hosts = self.hosts.borrow();
+        let age = |host: &Rc<Host>| {
+            host.idle
+                .borrow()
+                .first()
+                .map(|idle| now.wrapping_sub(idle.since))
+        };
+        if let Some(host) = hosts.iter().filter_map(Weak::upgrade).max_by_key(age) {
+            let mut first = true;
+            host.retain(|_| !std::mem::take(&mut first));
+        }
+    }
+
+    fn count_idle(&self, more: bool) {
+        let idle = if more {
+            self.idle.get() + 1
+        } else {
+            self.idle.get() - 1
+        };
+        self.idle.set(idle);
+        let gauge = &self.metrics.upstream_idle;
+        if more {
+            metrics::inc(gauge);
+        } else {
+            metrics::dec(gauge);
+        }
+    }
+}
+
+impl Limits {
+    fn of(transport: &Transport, workers: usize) -> Limits {
+        let share =
+            |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
+        Limits {
+            idle: share(transport.max_idle_conns),
+            idle_per_host: share(transport.max_idle_conns_per_host),
+            per_host: share(transport.max_conns_per_host),
+            idle_millis: transport
+                .idle_conn_timeout
+                .map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
+        }
+    }
+}
+
+impl Host {
+    /// Takes an idle connection, or the room for a new one; `None` where neither is to be had: wait in `queue`.
+    pub fn checkout(self: &Rc<Host>) -> Option<Checkout> {
+        while let Some(mut idle) = self.pop() {
+            if is_quiet(&mut idle.io) {
+                let mut lease = self.lease();
+                lease.io = Some(idle.io);
+                lease.wide_in = idle.wide;
+                return Some(Checkout::Reused(lease));
+            }
+            self.close();
+        }
+        self.room().map(Checkout::Room)
+    }
+
+    /// Takes room for a new connection and passes the idle ones by: what was idle has just proved to be dead.
+    pub fn room(self: &Rc<Host>) -> Option<Lease> {
+        if self.open.get() >= self.pool.limits.borrow().per_host {
+            return None;
+        }
+        if self.pool.open.get() >= self.pool.most {
+            // no descriptor for it: one that is idle, of whatever host, gives its own
+            self.pool.evict_oldest(0);
+        }
+        self.open.set(self.open.get() + 1);
+        self.pool.open.set(self.pool.open.get() + 1);
+        metrics::inc(&self.pool.metrics.upstream_open);
+        Some(self.lease())
+    }
+
+    fn lease(self: &Rc<Host>) -> Lease {
+        let tls = self
+            .origin
+            .tls
+            .as_ref()
+            .map(|_| self.pool.budget.force(TLS_SESSION));
+        Lease {
+            io: None,
+            wide_in: None,
+            wide_out: None,
+            host: Rc::clone(self),
+            kept: false,
+            detached: false,
+            _tls: tls,
+        }
+    }
+
+    /// Whether its connections were verified under the configuration in force, where they are verified at all.
+    fn is_trusted(&self) -> bool {
+        self.origin.tls.is_none() || self.trust == self.pool.trust.get()
+    }
+
+    fn pop(&self) -> Option<Idle> {
+        let idle = self.idle.borrow_mut().pop()?;
+        self.pool.count_idle(false);
+        Some(idle)
+    }
+
+    fn put(&self, io: Stream, wide: Option<Box<WideBuffer>>, now: u32) -> Result<(), Stream> {
+        let limits = *self.pool.limits.borrow();
+        let waited_for = self.queue.len() > 0;
+        let is_scarce = self.pool.budget.is_scarce();
+        let is_dear = is_scarce && (wide.is_some() || !waited_for);
+        let is_of_use = !is_dear && self.is_trusted();
+        if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || !is_of_use {
+            return Err(io);
+        }
+        if !waited_for && (self.idle.borrow().len() >= limits.idle_per_host || limits.idle == 0) {
+            return Err(io);
+        }
+        if self.pool.idle.get() >= limits.idle {
+            self.pool.evict_oldest(now);
+        }
+        let tls = if self.origin.tls.is_some() {
+            TLS_SESSION
+        } else {
+            0
+        };
+        let price = IDLE_UPSTREAM + tls;
+        let Some(permit) = self.pool.budget.take_inside(price) else {
+            return Err(io);
+        };
+        self.idle.borrow_mut().push(Idle {
+            io,
+            wide,
+            since: now,
+            _permit: permit,
+        });
+        self.pool.count_idle(true);
+        self.queue.wake();
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.vanish();
+        self.make_room();
+    }
+
+    /// A connection is closed.
+    fn vanish(&self) {
+        self.pool.open.set(self.pool.open.get() - 1);
+        metrics::dec(&self.pool.metrics.upstream_open);
+    }
+
+    /// One less counts against `max_conns_per_host`.
+    fn make_room(&self) {
+        self.open.set(self.open.get() - 1);
+        self.queue.wake();
+    }
+
+    fn retain(&self, mut keep: impl FnMut(&mut Idle) -> bool) {
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        idle.retain_mut(&mut keep);
+        let gone = before - idle.len();
+        if idle.is_empty() {
+            idle.shrink_to_fit();
+        }
+        drop(idle);
+        for _ in 0..gone {
+            self.pool.count_idle(false);
+            self.close();
+        }
+    }
+}
+
+impl Lease {
+    /// Brings the connection back for the next request; only where both messages were read and written to their end.
+    pub fn give_back(mut self, now: u32) {
+        if let Some(io) = self.io.take() {
+            if let Some(wide) = &self.wide_out {
+                io.narrow(wide);
+            }
+            self.kept = self.host.put(io, self.wide_in.take(), now).is_ok();
+        }
+    }
+
+    /// Lets the kernel hold more of a long body, where memory allows it.
+    pub fn widen(&mut self, direction: Direction) {
+        let Some(io) = &self.io else { return };
+        let wide = match direction {
+            Direction::In => &mut self.wide_in,
+            Direction::Out => &mut self.wide_out,
+        };
+        if wide.is_none() {
+            *wide = io.widen(direction, &self.host.pool.budget);
+        }
+    }
+
+    /// It is a tunnel from now on: as many as memory allows, and none of `max_conns_per_host`.
+    pub fn detach(&mut self) {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.host.make_room();
+        }
+    }
+
+    /// Who pays for it.
+    pub fn budget(&self) -> &Rc<Budget> {
+        &self.host.pool.budget
+    }
+
+    /// Whose connection it is.
+    pub fn host(&self) -> &Rc<Host> {
+        &self.host
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // a request that was given up must not stay in the kernel
+        if let Some(io) = &self.io
+            && self.host.pool.budget.plan().tight
+        {
+            socket::reset_unsent(&io.socket());
+        }
+        match (self.kept, self.detached) {
+            (true, _) => {}
+            (false, true) => self.host.vanish(),
+            (false, false) => self.host.close(),
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.retain(|_| false);
+    }
+}
+
+/// Whether an idle connection is alive and silent. No system call but after a read that filled its buffer.
+fn is_quiet(io: &mut Stream) -> bool {
+    io.is_quiet(&mut Context::from_waker(Waker::noop()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
+    use std::{future::Future, os::fd::AsRawFd, pin::pin, task::Poll, time::SystemTime};
+
+    use tokio::{net::UnixStream, runtime};
+
+    use crate::{
+        client_group::Group,
+        memory::{budget::Plan, queue::Claim},
+        route::{Address, Tls},
+    };
+
+    const CLAIM: Claim = Claim {
+        group: Group::UNIX,
+        since: 0,
+        is_whole: true,
+    };
+
+    const WIDE: Limits = Limits {
+        idle: usize::MAX,
+        idle_per_host: usize::MAX,
+        per_host: usize::MAX,
+        idle_millis: None,
+    };
+
+    fn pool(limits: Limits) -> Rc<Pool> {
+        Rc::new(Pool {
+            limits: RefCell::new(limits),
+            hosts: RefCell::default(),
+            idle: Cell::new(0),
+            open: Cell::new(0),
+            most: usize::MAX,
+            next: Cell::new(1),
+            trust: Cell::new(0),
+            budget: Budget::new(Plan::new(None, 1, None)),
+            metrics: Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)),
+        })
+    }
+
+    fn origin(name: &str) -> Origin {
+        Origin {
+            address: Address::Tcp(name.to_owned(), 80),
+            tls: None,
+        }
+    }
+
+    /// Sockets need a reactor.
+    fn with_sockets(test: impl FnOnce()) {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        runtime.block_on(async { test() });
+    }
+
+    /// A connection as if dialled, and its other end.
+    fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
+        let mut lease = host.room().expect("there is room");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        lease.io = Some(Stream::Unix(ours));
+        (lease, theirs)
+    }
+
+    fn descriptor(lease: &Lease) -> i32 {
+        lease.io.as_ref().unwrap().socket().as_raw_fd()
+    }
+
+    #[test]
+    fn a_connection_holds_its_price_and_a_session_its_own() {
+        with_sockets(|| {
+            let tls = Tls {
+                server_name: "a".to_owned(),
+                ca_file: None,
+                insecure_skip_verify: false,
+            };
+            for (tls, session) in [(None, 0), (Some(tls), TLS_SESSION)] {
+                let pool = pool(WIDE);
+                let host = pool.host(&Origin { tls, ..origin("a") });
+                let (lease, _theirs) = dialled(&host);
+                assert_eq!(pool.budget.spent(), session, "busy");
+                lease.give_back(0);
+                assert_eq!(pool.budget.spent(), IDLE_UPSTREAM + session, "idle");
+                let reused = host.checkout();
+                assert!(matches!(reused, Some(Checkout::Reused(_))));
+                assert_eq!(pool.budget.spent(), session, "busy again");
+                drop(reused);
+                assert_eq!((pool.budget.spent(), host.open.get()), (0, 0), "closed");
+            }
+        });
+    }
+
+    #[test]
+    fn no_more_are_kept_than_allowed() {
+        with_sockets(|| {
+            for (name, kept, limits) in [
+                ("no limits", 3, WIDE),
+                (
+                    "of a host",
+                    2,
+                    Limits {
+                        idle_per_host: 2,
+                        ..WIDE
+                    },
+                ),
+                ("over all", 2, Limits { idle: 2, ..WIDE }),
+                ("none idle", 0, Limits { idle: 0, ..WIDE }),
+                (
+                    "no time",
+                    0,
+                    Limits {
+                        idle_millis: Some(0),
+                        ..WIDE
+                    },
+                ),
+                (
+                    "open, as many as are allowed",
+                    3,
+                    Limits {
+                        per_host: 3,
+                        ..WIDE
+                    },
+                ),
+                (
+                    "open, more than are allowed now",
+                    2,
+                    Limits {
+                        per_host: 2,
+                        ..WIDE
+                    },
+                ),
+            ] {
+                let pool = pool(WIDE);
+                let host = pool.host(&origin("a"));
+                let lent: Vec<_> = (0..3).map(|_| dialled(&host)).collect();
+                *pool.limits.borrow_mut() = limits;
+                let last = descriptor(&lent[2].0);
+                let mut theirs = Vec::new();
+                for (now, (lease, other)) in (1..).zip(lent) {
+                    lease.give_back(now);
+                    theirs.push(other);
+                }
+                assert_eq!((pool.idle.get(), host.open.get()), (kept, kept), "{name}");
+                if name == "of a host" || kept == 0 {
+                    continue;
+                }
+                let Some(Checkout::Reused(lease)) = host.checkout() else {
+                    panic!("{name}: none is idle")
+                };
+                assert_eq!(descriptor(&lease), last, "{name}: the last one first");
+            }
+        });
+    }
+
+    #[test]
+    fn who_is_idle_longest_makes_room_whoever_it_belongs_to() {
+        with_sockets(|| {
+            let pool = pool(Limits { idle: 2, ..WIDE });
+            let (one, other) = (pool.host(&origin("a")), pool.host(&origin("b")));
+            assert!(Rc::ptr_eq(&one, &pool.host(&origin("a"))) && one.id != other.id);
+            let lent = [dialled(&one), dialled(&other), dialled(&one)];
+            let [(first, _a), (second, _b), (third, _c)] = lent;
+            first.give_back(10);
+            second.give_back(5);
+            third.give_back(20);
+            assert_eq!((one.idle.borrow().len(), other.open.get()), (2, 0));
+        });
+    }
+
+    #[test]
+    fn time_is_over_at_its_last_millisecond_also_where_the_clock_wraps() {
+        with_sockets(|| {
+            for since in [0, 50, u32::MAX - 10] {
+                let pool = pool(Limits {
+                    idle_millis: Some(100),
+                    ..WIDE
+                });
+                let host = pool.host(&origin("a"));
+                let (lease, _theirs) = dialled(&host);
+                lease.give_back(since);
+                assert!(pool.sweep(since.wrapping_add(99)), "since {since}");
+                assert!(!pool.sweep(since.wrapping_add(100)), "since {since}");
+                assert_eq!(host.open.get(), 0);
+            }
+        });
+    }
+
+    #[test]
+    fn who_waits_gets_what_comes_back_though_none_may_be_idle() {
+        with_sockets(|| {
+            let pool = pool(Limits {
+                idle: 0,
+                per_host: 1,
+                ..WIDE
+            });
+            let host = pool.host(&origin("a"));
+            let (lease, _theirs) = dialled(&host);
+            let waiting = || {
+                let mut found = Vec::new();
+                pool.each_waiting(|host| found.push(host.id));
+                found
+            };
+            assert!(host.room().is_none() && waiting().is_empty());
+            let mut context = Context::from_waker(Waker::noop());
+            let mut next = pin!(host.queue.until(CLAIM, || host.checkout()));
+            assert!(next.as_mut().poll(&mut context).is_pending());
+            assert_eq!(waiting(), [host.id]);
+            let same = descriptor(&lease);
+            lease.give_back(0);
+            let Poll::Ready(Checkout::Reused(lease)) = next.as_mut().poll(&mut context) else {
+                panic!("it came back")
+            };
+            assert_eq!(descriptor(&lease), same);
+        });
+    }
+
+    #[test]
+    fn what_was_verified_before_a_reload_is_not_used_after_it() {
+        with_sockets(|| {
+            for is_tls in [true, false] {
+                let pool = pool(WIDE);
+                let tls = is_tls.then(Tls::default);
+                let origin = Origin { tls, ..origin("a") };
+                let before = pool.host(&origin);
+                assert!(Rc::ptr_eq(&before, &pool.host(&origin)), "shared by routes");
+                let (idle, _one) = dialled(&before);
+                let (busy, _other) = dialled(&before);
+                idle.give_back(0);
+                pool.renew_trust();
+                let after = pool.host(&origin);
+                assert_eq!(Rc::ptr_eq(&before, &after), !is_tls);
+                assert_eq!(pool.idle.get(), usize::from(!is_tls), "idle ones");
+                // an exchange that began before the reload goes on with its own configuration
+                busy.give_back(1);
+                let (late, _third) = dialled(&before);
+                late.give_back(2);
+                let kept = if is_tls { 0 } else { 3 };
+                assert_eq!((pool.idle.get(), before.open.get()), (kept, kept));
+            }
+        });
+    }
+
+    #[test]
+    fn places_are_as_many_as_the_limit_says() {
+        let places = ConcurrencyLimit::new(Some(3), 2);
+        let taken: Vec<ConcurrencyPermit> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(taken.len(), 2, "a worker's share, rounded up");
+        places.set_limit(Some(3), 1);
+        assert!(places.take().is_some(), "one more, and it is free again");
+        drop(taken);
+        assert_eq!(std::iter::from_fn(|| places.take()).take(9).count(), 9);
+    }
+}

@@ -1,0 +1,533 @@
+//! TLS towards upstreams: 1.2 and 1.3, the certificate verified against the right roots, sessions resumed.
+//!
+//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. `roots.rs` has read the same
+//! files at load, so that a later dial meets no surprise.
+
+use std::{cell::RefCell, env, sync::Arc};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    config::{
+        address::server_name,
+        certificates::{self, Anchors, Roots},
+    },
+    failure::Failure,
+    route,
+};
+
+/// What TLS needs for each distinct `tls:` of the configuration; belongs to one worker and one configuration, so that a
+/// reload reads changed files.
+#[derive(Default)]
+pub struct Connectors {
+    built: RefCell<Vec<Built>>,
+}
+
+struct Built {
+    tls: route::Tls,
+    verifier: Arc<dyn ServerCertVerifier>,
+    connector: TlsConnector,
+}
+
+impl Connectors {
+    /// Shakes hands over a fresh connection. Has no time-out of its own.
+    pub async fn connect(
+        &self,
+        tls: &route::Tls,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        let (connector, name) = self.connector(tls).map_err(Failure::TlsFailed)?;
+        let handshake = connector.connect_with(name, stream, |connection| {
+            connection.set_buffer_limit(Some(SEND_BUFFER));
+        });
+        let stream = handshake
+            .await
+            .map_err(|error| Failure::TlsFailed(format!("{}: {error}", tls.server_name)))?;
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let bytes: usize = certificates
+            .iter()
+            .map(|certificate| certificate.len())
+            .sum();
+        if bytes > MAX_CHAIN {
+            return Err(Failure::TlsFailed(format!(
+                "{}: {bytes} bytes of certificates",
+                tls.server_name
+            )));
+        }
+        Ok(stream)
+    }
+
+    fn connector(&self, tls: &route::Tls) -> Result<(TlsConnector, ServerName<'static>), String> {
+        let name = server_name(&tls.server_name)?;
+        let mut built = self.built.borrow_mut();
+        if let Some(known) = built.iter().find(|known| known.tls == *tls) {
+            return Ok((known.connector.clone(), name));
+        }
+        // One set of roots for all names that are verified alike.
+        let alike = |known: &&Built| {
+            known.tls.ca_file == tls.ca_file
+                && known.tls.insecure_skip_verify == tls.insecure_skip_verify
+        };
+        let verifier = match built.iter().find(alike) {
+            Some(known) => Arc::clone(&known.verifier),
+            None => verifier(tls, &Roots::of(&|name| env::var_os(name)))?,
+        };
+        let config = client_config(Arc::clone(&verifier))?;
+        let connector = TlsConnector::from(Arc::new(config));
+        built.push(Built {
+            tls: tls.clone(),
+            verifier,
+            connector: connector.clone(),
+        });
+        Ok((connector, name))
+    }
+}
+
+fn verifier(tls: &route::Tls, environment: &Roots) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let provider = Arc::new(ring::default_provider());
+    if tls.insecure_skip_verify {
+        return Ok(Arc::new(AnyCertificate(provider)));
+    }
+    let anchors = match &tls.ca_file {
+        Some(path) => certificates::of_file(path).map_err(|error| format!("ca_file: {error}"))?,
+        None => environment
+            .load()
+            .map_err(|(variable, sentence)| format!("{variable}: {sentence}"))?,
+    };
+    Ok(Arc::new(AnchorsVerifier::new(anchors, provider)?))
+}
+
+fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(config)
+}
+
+/// Believes what descends from an anchor, and an anchor of the operator's own that a server presents as its certificate.
+///
+/// `openssl req -x509` marks a self-signed certificate as an authority's, which webpki refuses as a server's own. Other
+/// programs take it where it is listed, and so does this one: the certificate, byte by byte, must be one of the
+/// operator's files. Nothing less will do. A key alone proves nothing here, nor does a name: both are the presenter's
+/// to choose before any signature was looked at.
+#[derive(Debug)]
+struct AnchorsVerifier {
+    usual: Arc<WebPkiServerVerifier>,
+    /// [`Anchors::own`].
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl AnchorsVerifier {
+    fn new(anchors: Anchors, provider: Arc<CryptoProvider>) -> Result<AnchorsVerifier, String> {
+        let roots = Arc::new(anchors.roots);
+        let usual = WebPkiServerVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(AnchorsVerifier {
+            usual,
+            own: anchors.own,
+        })
+    }
+}
+
+impl ServerCertVerifier for AnchorsVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict = self.usual.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verdict {
+            // webpki has looked at the dates before it looked at this.
+            Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
+
+fn is_authority(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(other)) = error else {
+        return false;
+    };
+    // rustls has no variant of its own for it, and webpki is not among our dependencies.
+    other.to_string() == "CaUsedAsEndEntity"
+}
+
+/// `insecure_skip_verify`: any certificate, whoever it names; that the other side holds its key is still proved.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Bytes of an upstream's certificates: rustls keeps them as long as the connection. Chains have 2 to 6 kB.
+const MAX_CHAIN: usize = 16 * 1024;
+/// Bytes that may wait inside a connection for a socket that takes none: one record.
+const SEND_BUFFER: usize = 16 * 1024;
+/// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.
+const SESSIONS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    mod trust;
+
+    use std::{
+        io::{ErrorKind, Read, Write},
+        net::{SocketAddr, TcpListener},
+        path::Path,
+        thread::{self, JoinHandle},
+    };
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd,
+    };
+    use rustls::{
+        HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection, StreamOwned,
+        SupportedProtocolVersion,
+        crypto::ring::sign::any_supported_type,
+        pki_types::PrivateKeyDer,
+        sign::{CertifiedKey, SingleCertAndKey},
+        version,
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        runtime::Builder,
+    };
+
+    use super::*;
+    use crate::config::certificates::tests::{authority, file};
+
+    /// Kind, version and SNI; `None` where the client went away.
+    type Seen = Option<(HandshakeKind, ProtocolVersion, Option<String>)>;
+
+    struct Certificate {
+        pem: String,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    }
+
+    fn signed(by: &CertifiedIssuer<'_, KeyPair>, params: &CertificateParams) -> Certificate {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, by).unwrap();
+        Certificate {
+            pem: by.pem(),
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        }
+    }
+
+    fn self_signed(params: &CertificateParams) -> Certificate {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Certificate {
+            pem: certificate.pem(),
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        }
+    }
+
+    fn params(name: &str) -> CertificateParams {
+        CertificateParams::new(vec![name.to_owned()]).unwrap()
+    }
+
+    /// Answers `count` connections: echoes five bytes, then closes without a word. Gives what each handshake was.
+    fn serve(
+        certificate: &Certificate,
+        versions: &'static [&'static SupportedProtocolVersion],
+        count: usize,
+    ) -> (SocketAddr, JoinHandle<Vec<Seen>>) {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+                certificate.chain.clone(),
+                // not compared with the certificate's: a test may lack the right one
+                any_supported_type(&certificate.key).unwrap(),
+            ))));
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let answer = |_| {
+                let (stream, _) = listener.accept().unwrap();
+                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = StreamOwned::new(connection, stream);
+                let mut buffer = [0; 5];
+                stream.read_exact(&mut buffer).ok()?;
+                stream.write_all(&buffer).ok()?;
+                stream.flush().ok()?;
+                Some((
+                    stream.conn.handshake_kind()?,
+                    stream.conn.protocol_version()?,
+                    stream.conn.server_name().map(str::to_owned),
+                ))
+            };
+            (0..count).map(answer).collect()
+        });
+        (address, server)
+    }
+
+    fn tls(name: &str, ca_file: Option<&Path>, insecure_skip_verify: bool) -> route::Tls {
+        route::Tls {
+            server_name: name.to_owned(),
+            ca_file: ca_file.map(Path::to_owned),
+            insecure_skip_verify,
+        }
+    }
+
+    fn exchange(
+        connectors: &Connectors,
+        tls: &route::Tls,
+        address: SocketAddr,
+    ) -> Result<(), String> {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let connected = connectors.connect(tls, stream).await;
+            let mut stream = match connected {
+                Ok(stream) => stream,
+                Err(Failure::TlsFailed(reason)) => return Err(reason),
+                Err(other) => panic!("{other:?}"),
+            };
+            stream.write_all(b"hello").await.unwrap();
+            let mut buffer = [0; 5];
+            stream.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(&buffer, b"hello");
+            let end = stream.read(&mut buffer).await.unwrap_err();
+            assert_eq!(
+                end.kind(),
+                ErrorKind::UnexpectedEof,
+                "a cut is no clean end"
+            );
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn certificates_are_judged() {
+        let ca = authority();
+        let mut expired = params("a.example");
+        expired.not_before = date_time_ymd(2001, 1, 1);
+        expired.not_after = date_time_ymd(2002, 1, 1);
+        let mut own_authority = params("a.example");
+        own_authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let mut old_authority = expired.clone();
+        old_authority.is_ca = own_authority.is_ca;
+        let stranger = file("stranger", &authority().pem());
+        for (case, certificate, name, complaint) in [
+            ("good", signed(&ca, &params("a.example")), "a.example", None),
+            (
+                "IP literal",
+                signed(&ca, &params("127.0.0.1")),
+                "127.0.0.1",
+                None,
+            ),
+            (
+                "self-signed and listed",
+                self_signed(&params("a.example")),
+                "a.example",
+                None,
+            ),
+            (
+                "own authority",
+                self_signed(&own_authority),
+                "a.example",
+                None,
+            ),
+            (
+                "own authority, wrong name",
+                self_signed(&own_authority),
+                "b.example",
+                Some("not valid for name"),
+            ),
+            (
+                "own authority, expired",
+                self_signed(&old_authority),
+                "a.example",
+                Some("expired"),
+            ),
+            (
+                "expired",
+                signed(&ca, &expired),
+                "a.example",
+                Some("expired"),
+            ),
+            (
+                "wrong name",
+                signed(&ca, &params("a.example")),
+                "b.example",
+                Some("not valid for name"),
+            ),
+        ] {
+            let roots = file(&case.replace(' ', "-"), &certificate.pem);
+            let check = |tls: route::Tls| {
+                let (address, server) = serve(&certificate, rustls::ALL_VERSIONS, 1);
+                let outcome = exchange(&Connectors::default(), &tls, address);
+                server.join().unwrap();
+                outcome
+            };
+            let trusted = check(tls(name, Some(&roots.0), false));
+            match complaint {
+                None => assert_eq!(trusted, Ok(()), "{case}"),
+                Some(complaint) => {
+                    let reason = trusted.expect_err(case);
+                    assert!(reason.contains(complaint), "{case}: {reason}");
+                }
+            }
+            assert_eq!(check(tls(name, None, true)), Ok(()), "{case}, not verified");
+            let built_in = check(tls(name, None, false)).expect_err(case);
+            // A sandbox without roots says so by a variable that names no file.
+            assert!(
+                built_in.contains("invalid peer certificate")
+                    || built_in.starts_with("SSL_CERT_FILE: "),
+                "{case}: {built_in}"
+            );
+            assert!(
+                check(tls(name, Some(&stranger.0), false)).is_err(),
+                "{case}, other roots"
+            );
+        }
+    }
+
+    #[test]
+    fn sessions_are_resumed_in_both_versions() {
+        const NEW: &[&SupportedProtocolVersion] = &[&version::TLS13];
+        const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
+        let certificate = self_signed(&params("a.example"));
+        let roots = file("resumed", &certificate.pem);
+        let tls = tls("a.example", Some(&roots.0), false);
+        for (versions, version) in [
+            (NEW, ProtocolVersion::TLSv1_3),
+            (OLD, ProtocolVersion::TLSv1_2),
+        ] {
+            let (address, server) = serve(&certificate, versions, 3);
+            let connectors = Connectors::default();
+            for _ in 0..3 {
+                exchange(&connectors, &tls, address).unwrap();
+            }
+            let name = Some("a.example".to_owned());
+            let seen = |kind| Some((kind, version, name.clone()));
+            assert_eq!(
+                server.join().unwrap(),
+                [
+                    HandshakeKind::Full,
+                    HandshakeKind::Resumed,
+                    HandshakeKind::Resumed
+                ]
+                .map(seen)
+            );
+            assert_eq!(connectors.built.borrow().len(), 1);
+        }
+    }
+
+    #[test]
+    fn names_that_are_verified_alike_share_their_roots() {
+        let roots = file("shared", &authority().pem());
+        let connectors = Connectors::default();
+        for (name, ca_file, insecure) in [
+            ("a.example", Some(&*roots.0), false),
+            ("b.example", Some(&*roots.0), false),
+            ("a.example", Some(&*roots.0), true),
+            ("a.example", None, true),
+        ] {
+            connectors.connector(&tls(name, ca_file, insecure)).unwrap();
+        }
+        let built = connectors.built.borrow();
+        let [a, b, c, d] = &built[..] else {
+            panic!("{} were built", built.len());
+        };
+        assert!(Arc::ptr_eq(&a.verifier, &b.verifier));
+        for other in [&c.verifier, &d.verifier] {
+            assert!(!Arc::ptr_eq(&a.verifier, other));
+        }
+        assert!(!Arc::ptr_eq(&c.verifier, &d.verifier));
+    }
+}
