@@ -1,4 +1,4 @@
-//! A stage on which an answer is read as the program reads it, for the tests of `wire.rs` and for fuzzing.
+//! A stage on which an answer is read as the program reads it, for the tests of `http1/client.rs` and for fuzzing.
 //!
 //! Never part of the program.
 

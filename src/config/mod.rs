@@ -1,6 +1,6 @@
 //! What the configuration means: every value parsed, every default filled in.
 //!
-//! `document.rs` reads the YAML and collects what is wrong with it, `entry.rs` and `policy.rs` read the routes and CORS;
+//! `document.rs` reads the YAML and collects what is wrong with it, `routes.rs` and `cors.rs` read the routes and CORS;
 //! this room turns it all into a [`Config`], after which nothing re-reads a string. It never asks the network or the
 //! clock; of the disk it reads the configuration and the certificates that `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`
 //! name.

@@ -1,7 +1,7 @@
 //! The upstream half of HTTP/1.1: a request written, an answer read, both at the same time.
 //!
 //! A codec of our own, because what it holds is what an exchange costs: one buffer, taken when bytes are there and given
-//! back when they are gone; no task, no channel. Requests were checked before they came here; `answer.rs` reads the head
+//! back when they are gone; no task, no channel. Requests were checked before they came here; `response_head.rs` reads the head
 //! of an answer.
 
 use std::{

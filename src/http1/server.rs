@@ -1,6 +1,6 @@
 //! The client's side of HTTP/1.1: request heads collected, bodies read, answers written.
 //!
-//! A head is collected in a buffer of its own, as large as the bytes that came, and read strictly by `screen.rs`; what
+//! A head is collected in a buffer of its own, as large as the bytes that came, and read strictly by `request_head.rs`; what
 //! came behind it waits there until the body, or the next request, is asked for. So no byte is read in two ways, and
 //! between two messages nothing is held but the socket.
 

@@ -1,7 +1,7 @@
 //! One event, one line on stdout, as text (`key=value`) or JSON.
 //!
 //! It never blocks: a line that finds stdout full is dropped and counted, and the count goes out before the next line.
-//! `line.rs` keeps it bounded and in one piece. Never here: header values, bodies, queries.
+//! `log_line.rs` keeps it bounded and in one piece. Never here: header values, bodies, queries.
 
 use std::{
     cell::Cell,

@@ -1,6 +1,6 @@
 //! TLS towards upstreams: 1.2 and 1.3, the certificate verified against the right roots, sessions resumed.
 //!
-//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. `roots.rs` has read the same
+//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. `certificates.rs` has read the same
 //! files at load, so that a later dial meets no surprise.
 
 use std::{cell::RefCell, env, sync::Arc};
