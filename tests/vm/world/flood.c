@@ -842,7 +842,8 @@ static bool watch_tick(void)
             if (probed[kind])
                 probe(kind);
     }
-    for (int fd = 0; turn++ % 10 == 0 && fd < DESCRIPTORS; fd++)
+    bool look = turn++ % 10 == 0;
+    for (int fd = 0; look && fd < DESCRIPTORS; fd++)
         if (table[fd] && now() - table[fd]->since > PATIENCE)
             probe_done(table[fd], 0);
     return now() < end || seen.open > 0;
