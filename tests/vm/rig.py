@@ -5,7 +5,7 @@ rig.py NAME SYSTEMD > NAME.json
 
 NAME.toml, nix/service.toml and world/ go in, that is the same files that the NixOS test is made
 of; a JSON file with each machine's files and units comes out. {BIN} in it stands for the static
-binary. SYSTEMD is the version of systemd on the machines: before 253 there is no notify-reload.
+binary, {FLOOD} for world/flood.c compiled. SYSTEMD is the version of systemd on the machines: before 253 there is no notify-reload.
 
 The machines are as strict as NixOS is: the configuration is written as pkgs.formats.yaml writes it, a transient
 unit finds no program by its name, only the ports that the module opens are open, and a specialisation is switched
@@ -21,6 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONFIG = "/etc/lean-proxy/config.yaml"
+FLOOD = {"from": "{FLOOD}", "mode": "755"}  # world/flood.c, compiled
 # User Mode Linux gives every packet 64 KB of memory where it may merge them: a window of packets
 # would fill a small receive buffer at once.
 NETWORK = {"/etc/systemd/network/10-vec.link": "[Match]\nOriginalName=vec*\n[Link]\nGenericReceiveOffload=no\n"}
@@ -50,6 +51,7 @@ def proxy(options: dict[str, Any], systemd: int) -> dict[str, Any]:
     files: dict[str, Any] = {
         "/usr/bin/lean-proxy": {"from": "{BIN}", "mode": "755"},
         "/etc/vm/client.py": {"from": str(HERE / "world/client.py")},
+        "/etc/vm/flood": FLOOD,
     }
     if changes:
         lines = ["L /run/booted-system - - - - /srv/system", "z /srv/system/bin/* 755", "z /srv/system/specialisation/*/bin/* 755"]
@@ -141,7 +143,7 @@ def upstream() -> dict[str, Any]:
     text += section("Service", {"ExecStart": "/usr/bin/python3 /etc/vm/upstream.py 8080", "LimitNOFILE": 65536})
     text += section("Install", {"WantedBy": "multi-user.target"})
     programs = {f"/etc/vm/{p}.py": {"from": str(HERE / f"world/{p}.py")} for p in ("client", "upstream")}
-    return {"files": NETWORK | SEARCH | programs, "units": {"upstream.service": text}}
+    return {"files": NETWORK | SEARCH | programs | {"/etc/vm/flood": FLOOD}, "units": {"upstream.service": text}}
 
 
 def service(options: dict[str, Any], low: bool, sockets: list[str], systemd: int) -> str:

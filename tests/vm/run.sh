@@ -21,13 +21,14 @@ names=("$@")
 VM_PKGS=${VM_PKGS:+$VM_PKGS,}iptables "$rig/vm-image.sh" "$base" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cc -std=c11 -O2 -Wall -Wextra -Werror -static -o "$work/flood" "$here/world/flood.c"
 failed=()
 for name in "${names[@]}"; do
   python3 "$here/rig.py" "$name" "$systemd" > "$work/$name.json"
   start=$SECONDS
-  if python3 "$rig/vmtest.py" "$work/$name.json" "$here/$name.py" --base "$base" --set "BIN=$binary" --out "$work/out" > "$work/$name.log" 2>&1; then
+  if python3 "$rig/vmtest.py" "$work/$name.json" "$here/$name.py" --base "$base" --set "BIN=$binary" --set "FLOOD=$work/flood" --out "$work/out" > "$work/$name.log" 2>&1; then
     echo "vm $name: $(tail -1 "$work/$name.log") ($((SECONDS - start)) s)"
-    grep -E 'memory\.(current|peak) |clients, |fresh request|exposure' "$work/$name.log" | grep -v 'must succeed' | sed 's/^ *[0-9.]* */    /' || true
+    grep -E 'memory\.(current|peak) |clients, |fresh request|exposure|flood: ' "$work/$name.log" | grep -v 'must succeed' | sed 's/^ *[0-9.]* */    /' || true
   else
     failed+=("$name")
     echo "vm $name: FAILED"
