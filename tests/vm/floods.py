@@ -41,7 +41,7 @@ UPLOADS = "--clients 300 --path /sink --body 100000000"
 MUTE = "--mute --total 0"
 LONG = "--clients 100 --path /silent/ --path-bytes 60000 --total 0"
 # An honest client that uploads at a steady pace while the flood is on.
-STEADY = "--clients 3 --path /other/drain --body 300000 --pace 60000"
+STEADY = "--clients 3 --path /other/drain --body 300000 --pace 60000 --finish"
 
 # "attacks" are the other machine's; "local" runs on the proxy's own machine, against its unix socket. "good" is the page that
 # is asked for meanwhile (default: one of another target), "share" the part of these requests that has to be served
@@ -84,6 +84,8 @@ ROWS: list[dict[str, Any]] = [
     {"name": "certificates of 64 kB", "config": "300 https targets", "attacks": ["--clients 300 --path /tls/ --paths 300 --total 0"]},
     {"name": "unix socket, unread", "config": "unix", "attacks": ["local --clients 200 --path /body/100000000 --read 0 --total 0"]},
     {"name": "unix target, uploads", "config": "unix", "attacks": ["--clients 200 --path /sink --body 100000000 --total 0"]},
+    # what a closed unix socket had sent stays charged to its sender until the other side reads or closes, and here it never does
+    {"name": "unix target, uploads given up", "config": "unix", "attacks": ["--clients 200 --path /sink --body 10000000 --stay 300 --total 0"], "stays": True},
     {"name": "unix target, heads of 90 kB", "config": "unix", "attacks": ["local --clients 100 --path /head/90 --read 0 --total 0"]},
     {
         "name": "all at once",
@@ -176,7 +178,7 @@ def attack(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], d
     """Runs a row's attackers; what `watch` saw meanwhile, what became of them, and of the steady uploads."""
     journal(row.get("journal", "runs"))
     if "steady" in row:
-        run("upstream", "steady", f"{FLOOD} attack {address}:8080 {row['steady']} --seconds {SECONDS}")
+        run("upstream", "steady", f"{FLOOD} attack {address}:8080 {row['steady']} --seconds {SECONDS + 12}")
     attackers = []
     for index, options in enumerate(row["attacks"]):
         machine, to = ("proxy", "unix:/run/lean-proxy/socket") if options.startswith("local ") else ("upstream", f"{address}:8080")

@@ -25,6 +25,7 @@
  *   --fields          header fields follow without an end
  *   --body BYTES      a POST with this Content-Length
  *   --pace BYTES      bytes a second of what follows the head (default: as many as are taken)
+ *   --finish          ends as soon as every connection has its complete answer
  *   --again           sends the request again after each complete answer
  * attack, the answer:
  *   --read BYTES      bytes a second that are read (default: all); 0 = none, the status is only peeked at
@@ -310,7 +311,7 @@ static struct {
     struct address to;
     long clients, total, rate, rcvbuf, stay, path_bytes, host_bytes, paths;
     const char *path, *from, *leave;
-    bool mute, close, upgrade, fields, frames, again, has_total;
+    bool mute, close, upgrade, fields, frames, again, finish, has_total;
     uint64_t body, pace, read, take;
 } plan = {.clients = 1, .paths = 1, .path = "/good", .pace = UINT64_MAX, .read = UINT64_MAX, .take = UINT64_MAX};
 
@@ -521,7 +522,7 @@ static bool attack_tick(void)
             attack_ready(c, 0);
     }
     open_more();
-    return now() < end;
+    return now() < end && !(plan.finish && seen.complete >= plan.total);
 }
 
 static void attack(void)
@@ -910,6 +911,7 @@ static void take_option(char option, const char *value)
     case 'w': plan.frames = true; break;
     case 'B': plan.body = number; break;
     case 'a': plan.pace = number; break;
+    case 'E': plan.finish = true; break;
     case 'A': plan.again = true; break;
     case 'R': plan.read = number; break;
     case 'T': plan.take = number; break;
@@ -927,7 +929,7 @@ int main(int argc, char **argv)
         {"seconds", 1, 0, 's'}, {"clients", 1, 0, 'c'}, {"total", 1, 0, 't'}, {"rate", 1, 0, 'r'}, {"rcvbuf", 1, 0, 'b'},
         {"from", 1, 0, 'f'}, {"stay", 1, 0, 'y'}, {"mute", 0, 0, 'm'}, {"path", 1, 0, 'p'}, {"path-bytes", 1, 0, 'P'},
         {"host-bytes", 1, 0, 'H'}, {"paths", 1, 0, 'n'}, {"close", 0, 0, 'x'}, {"upgrade", 0, 0, 'u'}, {"fields", 0, 0, 'F'}, {"frames", 0, 0, 'w'},
-        {"body", 1, 0, 'B'}, {"pace", 1, 0, 'a'}, {"again", 0, 0, 'A'}, {"read", 1, 0, 'R'}, {"take", 1, 0, 'T'},
+        {"body", 1, 0, 'B'}, {"pace", 1, 0, 'a'}, {"again", 0, 0, 'A'}, {"finish", 0, 0, 'E'}, {"read", 1, 0, 'R'}, {"take", 1, 0, 'T'},
         {"leave", 1, 0, 'L'}, {"tls", 1, 0, 'C'}, {"good", 1, 0, 'G'}, {"cgroup", 1, 0, 'D'}, {0, 0, 0, 0},
     };
     if (argc < 3)
