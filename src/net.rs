@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
+    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -28,9 +29,44 @@ pub enum Stream {
     /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
     Bounded(TcpStream),
     /// `unix:`.
-    Unix(UnixStream),
+    Unix(Box<Unix>),
     /// `https://`; boxed, for it is a kilobyte and most are not.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A unix connection. Bytes that the other side has not read stay charged to this process when it closes its end, for as
+/// long as the other side lives (`unix_attach_fds`, `sock_alloc_send_pskb`): so they are paid for as long.
+#[derive(Debug)]
+pub struct Unix {
+    /// `None` while it is dropped.
+    stream: Option<UnixStream>,
+    budget: Option<Rc<Budget>>,
+}
+
+impl Unix {
+    fn stream(&self) -> &UnixStream {
+        self.stream.as_ref().expect("it is there until the drop")
+    }
+
+    fn stream_mut(&mut self) -> &mut UnixStream {
+        self.stream.as_mut().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        let (Some(stream), Some(budget)) = (self.stream.take(), self.budget.take()) else {
+            return;
+        };
+        let socket = SockRef::from(&stream);
+        if socket::unsent(&socket) == 0 {
+            return;
+        }
+        drop(socket.shutdown(Shutdown::Both));
+        if let Ok(stream) = stream.into_std() {
+            budget.keep_unread(stream.into());
+        }
+    }
 }
 
 /// Which way bytes go through a socket.
@@ -56,7 +92,7 @@ impl Stream {
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
-            Stream::Unix(stream) => stream.poll_read_ready(cx),
+            Stream::Unix(unix) => unix.stream().poll_read_ready(cx),
             Stream::Tls(stream) => {
                 let (socket, session) = stream.get_mut();
                 match io::BufRead::fill_buf(&mut session.reader()) {
@@ -77,7 +113,8 @@ impl Stream {
             Stream::Tcp(stream) | Stream::Bounded(stream) => {
                 stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
             }
-            Stream::Unix(stream) => loop {
+            Stream::Unix(unix) => loop {
+                let stream = unix.stream();
                 ready!(stream.poll_read_ready(cx))?;
                 match stream.try_io(Interest::READABLE, || {
                     SockRef::from(&*stream).peek(&mut byte)
@@ -103,8 +140,16 @@ impl Stream {
 
     /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
     /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
-    pub fn unix(stream: UnixStream, send_buffer: Option<usize>) -> Stream {
-        let io = Stream::Unix(stream);
+    /// `budget` pays for what is not read when it is closed; `None` = nothing pays.
+    pub fn unix(
+        stream: UnixStream,
+        send_buffer: Option<usize>,
+        budget: Option<&Rc<Budget>>,
+    ) -> Stream {
+        let io = Stream::Unix(Box::new(Unix {
+            stream: Some(stream),
+            budget: budget.map(Rc::clone),
+        }));
         if let Some(size) = send_buffer {
             io.set_buffer(Direction::Out, size);
         }
@@ -154,7 +199,7 @@ impl Stream {
     pub fn socket(&self) -> SockRef<'_> {
         match self {
             Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
-            Stream::Unix(stream) => SockRef::from(stream),
+            Stream::Unix(unix) => SockRef::from(unix.stream()),
             Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
         }
     }
@@ -168,7 +213,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
@@ -183,7 +228,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -196,7 +241,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Stream::Bounded(stream) => send_apart(stream, cx, pieces),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write_vectored(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
         }
     }
@@ -208,7 +253,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -216,7 +261,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -238,5 +283,64 @@ pub fn send_apart(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             sent => return Poll::Ready(sent),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixStream as Peer,
+    };
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::memory::budget::Plan;
+
+    /// Writes as much as the socket takes; says how much.
+    fn fill(mut socket: &Peer) -> usize {
+        socket.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = socket.write(&[b'x'; 1024]) {
+            sent += count;
+        }
+        sent
+    }
+
+    #[test]
+    fn what_the_other_side_of_a_closed_unix_connection_has_not_read_is_paid_for_until_it_is_read() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let (ours, mut theirs) = Peer::pair().unwrap();
+        let sent = fill(&ours);
+        let ours = UnixStream::from_std(ours).unwrap();
+        drop(Stream::unix(ours, None, Some(&budget)));
+        assert!(budget.spent() > sent as u64, "{} of {sent}", budget.spent());
+        assert!(budget.release_unread(), "nothing was read");
+        let mut all = Vec::new();
+        theirs.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), sent, "it gets all of it, and the end");
+        assert!(!budget.release_unread());
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn a_quarter_of_the_budget_in_unread_bytes_is_too_much_for_another_unix_connection() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let mut peers = Vec::new();
+        while !budget.is_stuffed() {
+            let (ours, theirs) = Peer::pair().unwrap();
+            fill(&ours);
+            let ours = UnixStream::from_std(ours).unwrap();
+            drop(Stream::unix(ours, None, Some(&budget)));
+            peers.push(theirs);
+            assert!(peers.len() < 1_000, "nothing was paid for");
+        }
+        drop(peers);
+        assert!(!budget.release_unread() && !budget.is_stuffed());
     }
 }

@@ -8,10 +8,11 @@ use std::{
     cell::{Cell, RefCell},
     fmt,
     ops::Deref,
+    os::fd::OwnedFd,
     rc::Rc,
 };
 
-use crate::memory::queue::Queue;
+use crate::{memory::queue::Queue, sys::socket};
 
 /// An open client connection at rest: 0.6 kB of ours, 3.8 kB of the kernel's.
 pub const CONNECTION: u64 = 4_400;
@@ -48,6 +49,9 @@ pub const UNSENT: u64 = 12_000;
 /// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
 /// more as it is read.
 const HANDSHAKE: u64 = 160_000;
+
+/// What a unix socket costs that is over but not read: itself and its queue's own.
+const UNREAD: u64 = 2_000;
 
 /// Requests that may wait for memory though there is none for waiting: 200 kB where sockets are narrow.
 pub const SPARED: usize = 16;
@@ -204,6 +208,8 @@ pub struct Budget {
     pressed: Cell<bool>,
     /// Says whether memory is near the limit now; asked between two ticks where much is spent.
     gauge: RefCell<Option<Gauge>>,
+    /// Unix sockets that are over, but for what the other side has not read of them; each with what it costs.
+    unread: RefCell<Vec<(OwnedFd, Permit)>>,
     /// Who waits for an exchange's worth.
     pub queue: Queue,
     /// Who waits for a seat; woken by whatever comes free.
@@ -254,9 +260,44 @@ impl Budget {
             refused: Cell::new(false),
             pressed: Cell::new(false),
             gauge: RefCell::default(),
+            unread: RefCell::default(),
             queue: Queue::default(),
             room: Rc::default(),
         })
+    }
+
+    /// Keeps a unix socket that is over, and a permit for what the other side has not read: it is charged to this process
+    /// until that is read or the other side is gone. Without a limit nothing is kept.
+    pub fn keep_unread(self: &Rc<Budget>, socket: OwnedFd) {
+        if self.plan.pool.is_some() {
+            let price = UNREAD + unsent_of(&socket) as u64;
+            self.unread.borrow_mut().push((socket, self.force(price)));
+        }
+    }
+
+    /// Lets go what was read meanwhile; says whether anything is left. Called at each tick.
+    pub fn release_unread(&self) -> bool {
+        // a permit that is dropped wakes those that wait, who may ask for more
+        let over: Vec<(OwnedFd, Permit)> = {
+            let mut unread = self.unread.borrow_mut();
+            let over = unread
+                .extract_if(.., |(socket, _)| unsent_of(socket) == 0)
+                .collect();
+            if unread.is_empty() {
+                unread.shrink_to_fit();
+            }
+            over
+        };
+        drop(over);
+        !self.unread.borrow().is_empty()
+    }
+
+    /// Whether sockets that are over hold so much (a quarter of the budget) that no new unix connection should be made:
+    /// the upstream has stopped reading.
+    pub fn is_stuffed(&self) -> bool {
+        let paid = |(_, permit): &(OwnedFd, Permit)| permit.bytes;
+        let held: u64 = self.unread.borrow().iter().map(paid).sum();
+        self.plan.pool.is_some_and(|pool| held > pool / 4)
     }
 
     /// What it was made from.
@@ -519,6 +560,11 @@ impl Permit {
             self.budget.wake();
         }
     }
+}
+
+/// Bytes of a socket that the other side has not read.
+fn unsent_of(socket: &OwnedFd) -> usize {
+    socket::unsent(&socket2::SockRef::from(socket))
 }
 
 /// What the head of a response costs that is held in a buffer of so many bytes: a quarter more is what the allocator

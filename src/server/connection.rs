@@ -805,7 +805,7 @@ mod tests {
             runtime.block_on(async {
                 let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
                 client.write_all(head.as_bytes()).await.unwrap();
-                let mut codec = ServerCodec::new(Stream::Unix(server));
+                let mut codec = ServerCodec::new(Stream::unix(server, None, None));
                 let mut scratch = [0; 1024];
                 let arrival =
                     poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));

@@ -29,7 +29,7 @@ use crate::{
     connection_table::eviction::{Reason, Scope},
     exchange::worker::Worker,
     memory::{
-        budget::{CONNECTION, Permit, Plan},
+        budget::{Budget, CONNECTION, Permit, Plan},
         queue::Claim,
     },
     net::Stream,
@@ -287,7 +287,8 @@ impl ListeningSocket {
     ///
     /// # Errors
     /// Out of descriptors or memory, or the client has left already.
-    pub async fn accept(&self, plan: &Plan) -> io::Result<(Stream, Option<SocketAddr>)> {
+    pub async fn accept(&self, budget: &Rc<Budget>) -> io::Result<(Stream, Option<SocketAddr>)> {
+        let plan = budget.plan();
         match self {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
@@ -295,7 +296,7 @@ impl ListeningSocket {
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::unix(stream, plan.socket_buffer), None))
+                Ok((Stream::unix(stream, plan.socket_buffer, Some(budget)), None))
             }
         }
     }
@@ -406,7 +407,7 @@ fn make_room(worker: &Worker, waited: u32) {
 async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
     let mut shortage = None;
     while let Some(listener) = duty.listener() {
-        let accepted = listener.accept(worker.budget.plan()).await;
+        let accepted = listener.accept(&worker.budget).await;
         drop(listener);
         match accepted {
             Ok((io, address)) => {

@@ -43,7 +43,7 @@ const MAX_HEAD: usize = 8192;
 pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()> {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {
-        let io = match listener.accept(worker.budget.plan()).await {
+        let io = match listener.accept(&worker.budget).await {
             Ok((io, _)) => io,
             Err(error) if Trouble::of(&error) == Trouble::ListeningSocket => {
                 return Err(error).context("accept");

@@ -96,6 +96,7 @@ impl Pressure {
     pub fn look(&self) -> bool {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.table.now());
+        let unread = worker.budget.release_unread();
         if idle && let Some(limit) = worker.state().config.transport.idle_conn_timeout {
             worker.table.keep_pace(limit);
         }
@@ -110,6 +111,7 @@ impl Pressure {
         self.tell_repeats();
         !worker.repeats.is_empty()
             || idle
+            || unread
             || tidy
             || worker.budget.is_pressed()
             || worker.table.room.len() > 0

@@ -113,7 +113,9 @@ impl Dialer {
                 let connected = connected.map_err(|error| {
                     Failure::DialFailed(format!("unix:{}: {error}", path.display()))
                 });
-                return connected.map(|stream| Stream::unix(stream, self.options.send_buffer));
+                return connected.map(|stream| {
+                    Stream::unix(stream, self.options.send_buffer, self.budget.as_ref())
+                });
             }
         };
         match &origin.tls {

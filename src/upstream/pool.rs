@@ -19,7 +19,7 @@ use crate::{
     },
     net::{Direction, Stream, WideBuffer},
     observe::metrics::{self, Metrics},
-    route::Origin,
+    route::{Address, Origin},
     sys::socket,
 };
 
@@ -170,6 +170,8 @@ impl Pool {
         let limit = self.limits.borrow().idle_millis;
         let is_scarce = self.budget.is_scarce();
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            // what closed unix sockets held may have come free
+            host.queue.wake();
             host.retain(|idle| {
                 !(is_scarce && idle.wide.is_some())
                     && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
@@ -260,6 +262,9 @@ impl Host {
     /// Takes room for a new connection and passes the idle ones by: what was idle has just proved to be dead.
     pub fn room(self: &Rc<Host>) -> Option<Lease> {
         if self.open.get() >= self.pool.limits.borrow().per_host {
+            return None;
+        }
+        if matches!(self.origin.address, Address::Unix(_)) && self.pool.budget.is_stuffed() {
             return None;
         }
         if self.pool.open.get() >= self.pool.most {
@@ -497,7 +502,7 @@ mod tests {
     fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
         let mut lease = host.room().expect("there is room");
         let (ours, theirs) = UnixStream::pair().unwrap();
-        lease.io = Some(Stream::Unix(ours));
+        lease.io = Some(Stream::unix(ours, None, None));
         (lease, theirs)
     }
 
