@@ -61,6 +61,10 @@ const SPARED: u32 = 250;
 /// answered for its next; in milliseconds, of which up to a tick may be gone already.
 const AWAITED: (u32, u32) = (1_000, 500);
 
+/// The same for a connection that has said nothing yet, in milliseconds: a request mostly comes with the connection, and
+/// some thousand that stay mute must not keep the others out for seconds.
+const SILENT: u32 = 50;
+
 /// The same for a connection that had its last answer and only reads on, in milliseconds: enough for an answer to arrive.
 const LINGERED: u32 = 50;
 
@@ -305,10 +309,10 @@ impl ConnectionTable {
                 entry.phase.get(),
                 Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
             );
-            let spared = if entry.phase.get() == Phase::Lingering {
-                LINGERED
-            } else {
-                SPARED
+            let spared = match entry.phase.get() {
+                Phase::Fresh => SILENT,
+                Phase::Lingering => LINGERED,
+                _ => SPARED,
             };
             if !is_silent || entry.order.get() == Directive::Leave || (spare && age < spared) {
                 continue;

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Connections that the kernel holds for us until there is room.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
 
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
@@ -390,7 +390,7 @@ async fn await_seat(
 /// requests that wait for memory, then the stream that makes least progress. A share of all at a time, so that a crowd of
 /// newcomers has its turn within a second, and among them one that only wants to know whether we are well.
 fn make_room(worker: &Worker, waited: u32) {
-    let many = (worker.budget.plan().connections / 32).clamp(EVICTED_AT_ONCE, 1024);
+    let many = (worker.budget.plan().connections / 8).clamp(EVICTED_AT_ONCE, 1024);
     if worker.evict_idle(many, true) > 0 || waited < WAITERS_LEAVE {
         return;
     }
