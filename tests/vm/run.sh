@@ -12,6 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 binary=$(realpath "$1"); shift
 rig=${VMRIG:-$here/../../../shared/vmrig}
+for program in vm-image.sh vmtest.py; do
+  [ -e "$rig/$program" ] || { echo "no $program in $rig: VMRIG names the folder of the runner, see docs/nix.md" >&2; exit 3; }
+done
 base=${VMTEST_BASE:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-proxy-vm}
 systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')} # the base is this machine's own release
 names=("$@")
