@@ -171,9 +171,7 @@ section {
   };
 
   limits = part "Memory." {
-    memory =
-      key bytes
-        "Bytes to stay inside of, or a size such as \"10MiB\"; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
+    memory = key bytes "Bytes to stay inside of, or a size such as \"10MiB\"; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
   };
 
   log = part "The log, which goes to the journal." {
