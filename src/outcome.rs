@@ -66,7 +66,7 @@ outcomes! {
 
     /// No route for this path.
     NoRoute "no-route" Client,
-    /// A `.` or `..` segment in the path.
+    /// A `..` segment, plain or percent-encoded, in the path.
     DotSegment "dot-segment" Client,
     /// CONNECT or TRACE; anything but GET and HEAD on the health path.
     MethodNotAllowed "method-not-allowed" Client,
