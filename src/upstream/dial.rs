@@ -512,16 +512,24 @@ mod tests {
         });
     }
 
-    /// How many sockets of this machine wait for one of these ports to answer (`SYN_SENT`).
-    fn connecting(ports: &[u16]) -> usize {
+    /// Local addresses of this machine's sockets towards these ports, each with whether it waits for an answer (`SYN_SENT`).
+    fn towards(ports: &[u16]) -> Vec<(String, bool)> {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let is_one = |line: &&str| {
-            let mut words = line.split_whitespace().skip(2);
-            let port = words.next().and_then(|remote| remote.split(':').nth(1));
+        let is_one = |remote: &str| {
+            let port = remote.split(':').nth(1);
             let port = port.and_then(|port| u16::from_str_radix(port, 16).ok());
-            port.is_some_and(|port| ports.contains(&port)) && words.next() == Some("02")
+            port.is_some_and(|port| ports.contains(&port))
         };
-        table.lines().filter(is_one).count()
+        let mut found = Vec::new();
+        for line in table.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let [_, local, remote, state, ..] = words[..]
+                && is_one(remote)
+            {
+                found.push((local.to_owned(), state == "02"));
+            }
+        }
+        found
     }
 
     #[test]
@@ -534,16 +542,19 @@ mod tests {
             let mut dialer = dialer(|_| Box::pin(async { Ok(vec![]) }));
             dialer.stagger = Duration::from_millis(1);
             let addresses = [&*dead, &[good]].concat();
-            let before = connecting(&ports);
+            // those that keep the backlogs full
+            let fillers: Vec<String> = towards(&ports).into_iter().map(|it| it.0).collect();
+            let is_ours = |(local, waits): &(String, bool)| *waits && !fillers.contains(local);
             let mut most = 0;
             let mut race = pin!(dialer.race(&addresses));
             let raced = poll_fn(|cx| {
                 let raced = race.as_mut().poll(cx);
-                most = most.max(connecting(&ports).saturating_sub(before));
+                most = most.max(towards(&ports).iter().filter(|it| is_ours(it)).count());
                 raced
             });
             assert_eq!(raced.await.unwrap().peer_addr().unwrap(), good);
-            assert!((2..=MAX_RACING).contains(&most), "{most} at the same time");
+            // without a bound it would be all nine; other programs may use the same ports
+            assert!((2..dead.len()).contains(&most), "{most} at the same time");
         });
     }
 
