@@ -35,7 +35,7 @@ pub enum Stream {
 }
 
 /// A unix connection. Bytes that the other side has not read stay charged to this process when it closes its end, for as
-/// long as the other side lives (`unix_attach_fds`, `sock_alloc_send_pskb`): so they are paid for as long.
+/// long as the other side lives (measured; a unix socket's `sk_wmem_alloc`): so they are paid for as long.
 #[derive(Debug)]
 pub struct Unix {
     /// `None` while it is dropped.
