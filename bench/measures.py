@@ -119,7 +119,7 @@ class Lab:
 
     def site(self, contender: Contender, connections: int = 1024, one_process: bool = False, tls: bool = False) -> Site:
         port = free_port()
-        folder = self.work / f"{contender.name}-{port}"
+        folder = self.work / f"site-{port}"
         folder.mkdir(mode=0o755)
         upstream, roots = (self.tls_upstream, self.roots) if tls else (self.upstream, "")
         return Site(folder, contender.binary, port, upstream, connections, one_process, roots)
