@@ -1,55 +1,44 @@
 //! Which connections are told to leave because others need what they hold, or to finish because the program stops.
 
 use crate::{
-    client_group::Group,
+    client_group::{Group, majority},
     connection_table::{
-        eviction::{self, BLOCKED, Reason, Scope},
+        eviction::{self, BLOCKED, Grace, Reason, Scope},
         phase::Phase,
         slot_state::{Directive, SlotState, flag},
         table::ConnectionTable,
     },
 };
 
-/// A connection that has only just come, or just said something, is not evicted for this long, so that two floods do not
-/// starve each other and a client in the middle of its work is left alone; in milliseconds.
-const SPARED: u32 = 250;
-
-/// The same for a connection that has said nothing yet, in milliseconds: a request mostly comes with the connection, and
-/// some thousand that stay mute must not keep the others out for seconds.
-const SILENT: u32 = 50;
-
-/// The same for a connection that had its last answer and only reads on, in milliseconds: enough for an answer to arrive.
-const LINGERED: u32 = 50;
-
 /// How long a connection that has just come may take for its first byte when the program stops, and one that was just
 /// answered for its next; in milliseconds, of which up to a tick may be gone already.
 const AWAITED: (u32, u32) = (1_000, 500);
 
 impl ConnectionTable {
-    /// Asks up to `many` connections to leave that do nothing, or are not done with a request head: those who are at it
-    /// longest first. Says how many were asked. `spare` keeps those that have only just come, or just said something.
-    pub fn evict_idle(&self, many: usize, spare: bool) -> usize {
+    /// Asks up to `many` connections to leave that do nothing, or are not done with a request head, and have been at it for
+    /// longer than their `grace`: those first of the group that has more than half of such connections, and of these the
+    /// longest at it. One whose task has not run yet may have its request in the socket, and stays. Says how many were
+    /// asked.
+    pub fn evict_idle(&self, many: usize, grace: Grace) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut victims: Vec<(u32, &SlotState)> = Vec::with_capacity(many + 1);
-        for entry in entries.iter() {
+        let idle = entries.iter().filter_map(|entry| {
             let age = now.wrapping_sub(entry.since.get());
-            let is_silent = matches!(
-                entry.phase.get(),
-                Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
+            let is_over = age >= grace.of(entry.phase.get())?;
+            let has_run = entry.waker.is_some();
+            (is_over && has_run && entry.order.get() != Directive::Leave).then_some((age, entry))
+        });
+        let most = majority(idle.clone().map(|(_, entry)| entry.group.get()));
+        let mut victims: Vec<((bool, u32), &SlotState)> = Vec::with_capacity(many + 1);
+        for (age, entry) in idle {
+            let rank = (
+                most.is_some_and(|most| most.group == entry.group.get()),
+                age,
             );
-            let spared = match entry.phase.get() {
-                Phase::Fresh => SILENT,
-                Phase::Lingering => LINGERED,
-                _ => SPARED,
-            };
-            if !is_silent || entry.order.get() == Directive::Leave || (spare && age < spared) {
-                continue;
-            }
-            let at = victims.partition_point(|(older, _)| *older >= age);
+            let at = victims.partition_point(|(other, _)| *other >= rank);
             if at < many {
                 victims.truncate(many - 1);
-                victims.insert(at, (age, entry));
+                victims.insert(at, (rank, entry));
             }
         }
         for (_, entry) in &victims {
@@ -164,5 +153,56 @@ impl ConnectionTable {
                 entry.tell(Directive::Leave);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{rc::Rc, task::Waker};
+
+    use super::*;
+    use crate::connection_table::slot::Slot;
+
+    /// Connections of one address each, that rest and whose tasks have run.
+    fn slots(table: &Rc<ConnectionTable>, last_bytes: &[u8]) -> Vec<Slot> {
+        let slot = |last: &u8| {
+            let address = std::net::Ipv4Addr::new(10, 0, 0, *last);
+            let slot = table.slot(Some(address.into()));
+            slot.settle(Waker::noop());
+            slot.enter(Phase::Idle, None);
+            slot
+        };
+        last_bytes.iter().map(slot).collect()
+    }
+
+    fn told(slots: &[Slot]) -> Vec<bool> {
+        let is_told = |slot: &Slot| slot.order() == Directive::Leave;
+        slots.iter().map(is_told).collect()
+    }
+
+    #[test]
+    fn the_address_with_most_idle_connections_gives_way_first() {
+        let table = ConnectionTable::new(Rc::default());
+        let all = slots(&table, &[1, 2, 2, 3, 2, 2]);
+        assert_eq!(table.evict_idle(2, Grace::NONE), 2);
+        let own = [1, 2, 4, 5].map(|index| told(&all)[index]);
+        assert_eq!(own.iter().filter(|told| **told).count(), 2);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 4, "then all others");
+        assert_eq!(told(&all), [true; 6]);
+    }
+
+    #[test]
+    fn a_connection_that_has_not_run_yet_or_still_has_its_grace_stays() {
+        let table = ConnectionTable::new(Rc::default());
+        let fresh = table.slot(None);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 0, "it may have a request");
+        fresh.settle(Waker::noop());
+        let far = Grace {
+            silent: 60_000,
+            ..Grace::NONE
+        };
+        assert_eq!(table.evict_idle(9, far), 0);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 1);
+        assert_eq!(fresh.order(), Directive::Leave);
     }
 }
