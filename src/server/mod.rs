@@ -3,10 +3,13 @@
 //! One worker is one thread with one runtime, its own listeners (`SO_REUSEPORT`) and its share of every bound; nothing
 //! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
 
+pub mod admission;
+pub mod closing;
 pub mod connection;
 pub mod listener;
 pub mod metrics_endpoint;
 pub mod pressure;
+pub mod refusal;
 pub mod signals;
 pub mod supervisor;
 pub mod worker;
