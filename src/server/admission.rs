@@ -16,7 +16,7 @@ use crate::{
         server::ServerCodec,
     },
     memory::{
-        budget::{Permit, SPARED},
+        budget::{Budget, Permit, SPARED},
         concurrency::ConcurrencyPermit,
         queue::Claim,
     },
@@ -46,44 +46,8 @@ pub async fn admit(
     Box::pin(async move {
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        // of those that wait already one group may hold the most: it has no more than half of what is left for all, and
-        // that for requests that need no more of their client
-        let most = budget
-            .queue
-            .majority()
-            .filter(|most| most.count > SPARED / 2);
-        let spared = match most {
-            Some(most) if most.group != slot.group() => SPARED,
-            Some(_) if head.has_body() => 0,
-            Some(_) => SPARED / 2,
-            None => SPARED,
-        };
-        if !is_brief && let Some(_waiter) = budget.waiter(size, spared) {
-            slot.enter(Phase::Waiting, None);
-            let _waiting = GaugeGuard::new(&worker.metrics.waiting);
-            let limit = Some(worker.state().config.proxy.queue_timeout);
-            let claim = Claim {
-                group: slot.group(),
-                since: slot.now(),
-                is_whole: !head.has_body(),
-            };
-            let line = budget.queue.until(claim, || budget.exchange(size));
-            let mut waits = pin!(slot.within(limit, line));
-            let permit = poll_fn(|context| {
-                let polled = waits.as_mut().poll(context);
-                if polled.is_pending()
-                    && codec
-                        .poll_gone_before(context, slot, head.has_body())
-                        .is_ready()
-                {
-                    return Poll::Ready(None);
-                }
-                slot.has_looked();
-                polled.map(Some)
-            });
-            if let Ok(permit) = permit.await? {
-                return Some((Some(permit), None, waited()));
-            }
+        if !is_brief && let Some(permit) = wait_for_memory(worker, codec, slot, head, size).await? {
+            return Some((Some(permit), None, waited()));
         }
         slot.enter(Phase::Busy, None);
         let claim = Claim {
@@ -96,6 +60,60 @@ pub async fn admit(
         Some((None, Some(place), waited()))
     })
     .await
+}
+
+/// Waits in line for the worth of an exchange, up to `queue_timeout`. `None` = the client has left meanwhile;
+/// `Some(None)` = no memory, not even for waiting, or not in time.
+async fn wait_for_memory(
+    worker: &Worker,
+    codec: &mut ServerCodec,
+    slot: &SlotRef,
+    head: &Head,
+    size: usize,
+) -> Option<Option<Permit>> {
+    let budget = &worker.budget;
+    let Some(_waiter) = budget.waiter(size, spared(budget, slot, head)) else {
+        return Some(None);
+    };
+    slot.enter(Phase::Waiting, None);
+    let _waiting = GaugeGuard::new(&worker.metrics.waiting);
+    let limit = Some(worker.state().config.proxy.queue_timeout);
+    let claim = Claim {
+        group: slot.group(),
+        since: slot.now(),
+        is_whole: !head.has_body(),
+    };
+    let line = budget.queue.until(claim, || budget.exchange(size));
+    let mut waits = pin!(slot.within(limit, line));
+    let permit = poll_fn(|context| {
+        let polled = waits.as_mut().poll(context);
+        if polled.is_pending()
+            && codec
+                .poll_gone_before(context, slot, head.has_body())
+                .is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        slot.has_looked();
+        polled.map(Some)
+    });
+    Some(permit.await?.ok())
+}
+
+/// How many requests may wait already, where memory is left for none, for this one to wait as well. Of those that wait one
+/// group may hold the most: it has no more than half of what is left for all, and that for requests that need no more of
+/// their client.
+fn spared(budget: &Budget, slot: &SlotRef, head: &Head) -> usize {
+    let most = budget
+        .queue
+        .majority()
+        .filter(|most| most.count > SPARED / 2);
+    match most {
+        Some(most) if most.group != slot.group() => SPARED,
+        Some(_) if head.has_body() => 0,
+        Some(_) => SPARED / 2,
+        None => SPARED,
+    }
 }
 
 /// A request that a trusted proxy brings counts as its client's.
@@ -125,10 +143,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http1::request_head::Arrival,
-        memory::budget::{Budget, Plan},
-        net::Stream,
-        observe::metrics::Metrics,
+        http1::request_head::Arrival, memory::budget::Plan, net::Stream, observe::metrics::Metrics,
     };
 
     #[test]

@@ -261,63 +261,77 @@ fn serve(
             ));
             poll_fn(|context| {
                 let end = exchange.as_mut().poll(context);
-                let mut codec = codec.borrow_mut();
-                let is_cut = matches!(codec.poll_interim(context), Poll::Ready(Err(_)))
-                    || slot.order() == Directive::Leave
-                    || (is_full && slot.is_overdue());
-                let end = match end {
-                    Poll::Pending if is_cut => Poll::Ready(End::Broken),
-                    Poll::Pending => codec.poll_gone(context, slot).map(|()| End::Broken),
-                    end @ Poll::Ready(_) => end,
-                };
-                slot.has_looked();
-                end
+                poll_client(context, &mut codec.borrow_mut(), slot, end, is_full)
             })
             .await
         };
-        let has_sent_much = slot.bytes() as usize > NARROW;
         match end {
             End::Stays => {
-                let codec = codec.get_mut();
-                if has_sent_much && is_unread(worker, &codec.io) {
-                    Box::pin(settle(worker, &mut codec.io, slot, NARROW))
-                        .await
-                        .ok()?;
-                }
-                if codec.receives_wide() {
-                    return None;
-                }
-                codec.narrow();
+                stay(worker, codec.get_mut(), slot).await?;
+                return Some(codec.into_inner());
             }
             End::Tunnel(tunnel) => {
                 drop(full);
                 Box::pin(join(worker, codec.into_inner(), slot, *tunnel)).await;
-                return None;
-            }
-            End::Closes if codec.get_mut().is_amid_message() => {
-                drop((permit, full));
-                let rest = if codec.get_mut().is_broken() {
-                    REFUSED_REST
-                } else {
-                    usize::MAX
-                };
-                let io = codec.into_inner().into_parts().0;
-                Box::pin(linger(worker, io, slot, rest)).await;
-                return None;
             }
             End::Closes => {
                 drop((permit, full));
-                if worker.budget.plan().tight && socket::unsent(&codec.get_mut().io.socket()) > 0 {
-                    Box::pin(depart(worker, &mut codec.get_mut().io, slot)).await;
-                }
-                return None;
+                Box::pin(finish(worker, codec.into_inner(), slot)).await;
             }
-            End::Broken => {
-                leave(worker, &codec.get_mut().io);
-                return None;
-            }
+            End::Broken => leave(worker, &codec.get_mut().io),
         }
-        Some(codec.into_inner())
+        None
+    }
+}
+
+/// While an exchange is in work: writes the interim answers that wait, and ends the exchange where its client has left,
+/// has to leave, or holds the reserve for too long.
+fn poll_client(
+    context: &mut Context<'_>,
+    codec: &mut ServerCodec,
+    slot: &SlotRef,
+    end: Poll<End>,
+    is_full: bool,
+) -> Poll<End> {
+    let is_cut = matches!(codec.poll_interim(context), Poll::Ready(Err(_)))
+        || slot.order() == Directive::Leave
+        || (is_full && slot.is_overdue());
+    let end = match end {
+        Poll::Pending if is_cut => Poll::Ready(End::Broken),
+        Poll::Pending => codec.poll_gone(context, slot).map(|()| End::Broken),
+        end @ Poll::Ready(_) => end,
+    };
+    slot.has_looked();
+    end
+}
+
+/// Before the next request: waits until most of a long answer is acknowledged where memory is tight. `None` = the
+/// connection cannot go on.
+async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
+    if slot.bytes() as usize > NARROW && is_unread(worker, &codec.io) {
+        Box::pin(settle(worker, &mut codec.io, slot, NARROW))
+            .await
+            .ok()?;
+    }
+    if codec.receives_wide() {
+        return None;
+    }
+    codec.narrow();
+    Some(())
+}
+
+/// Behind the last answer of a connection: what the client still sends is read on, or what it has not acknowledged is
+/// waited for.
+async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
+    if codec.is_amid_message() {
+        let rest = if codec.is_broken() {
+            REFUSED_REST
+        } else {
+            usize::MAX
+        };
+        linger(worker, codec.into_parts().0, slot, rest).await;
+    } else if worker.budget.plan().tight && socket::unsent(&codec.io.socket()) > 0 {
+        depart(worker, &mut codec.io, slot).await;
     }
 }
 
