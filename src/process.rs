@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::{cli, config::document::plain, sys};
+use crate::{cli, config::wording::plain, sys};
 
 /// A file that holds this process's number and a newline; removed on drop, unless another process has written it anew.
 #[derive(Debug)]

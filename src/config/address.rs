@@ -11,7 +11,7 @@ use http::HeaderValue;
 use rustls::pki_types::ServerName;
 
 use crate::{
-    config::document::quote,
+    config::wording::quote,
     direct::{Destination, DestinationHost},
     route::{Address, HostPattern, Origin, Target, Tls, holds_dot_segment},
 };

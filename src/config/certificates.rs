@@ -16,7 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-use crate::config::document::plain;
+use crate::config::wording::plain;
 
 /// Whether this can be a `ca_file`: one certificate at least, and one that can be a root. Errors begin with the path.
 pub fn check_file(path: &Path) -> Result<(), String> {

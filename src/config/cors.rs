@@ -2,8 +2,9 @@
 
 use crate::{
     config::{
-        document::{Section, quote},
+        document::Section,
         scalars::{Unit, boolean},
+        wording::quote,
     },
     cors::{Cors, Credentials, Settings},
 };

@@ -3,19 +3,16 @@
 //! A [`Document`] is the tree as written; [`Section`] and [`Field`] are typed looks at it that never fail: what is wrong
 //! is remembered, and a default stands in, so that one run finds every mistake. Never a panic, whatever the bytes.
 
+mod section;
+
 use std::{
-    cell::RefCell,
-    fmt::{self, Write as _},
-    fs::File,
-    io::Read as _,
-    ops::RangeInclusive,
-    path::Path as FilePath,
-    time::Duration,
+    cell::RefCell, fmt, fs::File, io::Read as _, ops::RangeInclusive, path::Path as FilePath,
 };
 
+pub use self::section::{MAX_SECONDS, Section};
 use crate::config::{
-    keys,
     scalars::{self, Unit, boolean, decimal},
+    wording::{one_line, plain, quote, shorten},
     yaml::{self, Path, Step, SyntaxError, Tree, Value},
 };
 
@@ -45,13 +42,6 @@ pub struct Field<'a> {
     value: &'a Value,
 }
 
-/// A mapping whose keys are asked for by name; what nobody asked for is an unknown key.
-pub struct Section<'a> {
-    field: Field<'a>,
-    entries: &'a [(String, Value)],
-    asked: RefCell<Vec<&'static str>>,
-}
-
 /// Reads a file of at most 1 MiB. Errors are one line that begins with the file's name.
 pub fn read(path: &FilePath) -> Result<String, String> {
     let name = path.display();
@@ -73,15 +63,6 @@ pub fn read(path: &FilePath) -> Result<String, String> {
             .count();
         format!("{name}:{line}: must be UTF-8")
     })
-}
-
-/// An error without the number that Rust appends to the system's own words.
-pub fn plain(error: &dyn fmt::Display) -> String {
-    let mut text = error.to_string();
-    if let Some(number) = text.find(" (os error") {
-        text.truncate(number);
-    }
-    text
 }
 
 impl<'a> Document<'a> {
@@ -468,156 +449,6 @@ impl<'a> Field<'a> {
     }
 }
 
-impl<'a> Section<'a> {
-    /// The mapping itself.
-    pub fn field(&self) -> &Field<'a> {
-        &self.field
-    }
-
-    /// The value of a key; `None` where it is absent or `null`.
-    pub fn get(&self, key: &'static str) -> Option<Field<'a>> {
-        let mut asked = self.asked.borrow_mut();
-        if !asked.contains(&key) {
-            asked.push(key);
-        }
-        let (_, value) = self.entries.iter().find(|(name, _)| name == key)?;
-        let field = self.field.below(Step::Key(key.to_owned()), value);
-        (!field.is_null()).then_some(field)
-    }
-
-    /// The field of a key, be it there or not: for what is said of a key that lacks.
-    pub fn place(&self, key: &'static str) -> Field<'a> {
-        self.field.below(Step::Key(key.to_owned()), &Value::Null)
-    }
-
-    /// True where no key is given.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Remembers what is wrong with a key, or with one element of its list.
-    pub fn complain_at(&self, key: &'static str, index: Option<usize>, sentence: String) {
-        let field = self.place(key);
-        match index {
-            Some(index) => field
-                .below(Step::Index(index), &Value::Null)
-                .complain(sentence),
-            None => field.complain(sentence),
-        }
-    }
-
-    /// A mapping below this one; an absent one is read as empty, so that defaults live in one place.
-    pub fn section<T>(&self, key: &'static str, read: impl FnOnce(&Section<'a>) -> T) -> T {
-        self.get(key)
-            .unwrap_or_else(|| self.place(key))
-            .section(read)
-    }
-
-    /// A string, `""` where there is none.
-    pub fn text(&self, key: &'static str) -> String {
-        self.get(key)
-            .and_then(|field| field.text())
-            .unwrap_or_default()
-    }
-
-    /// A boolean.
-    pub fn flag(&self, key: &'static str, default: bool) -> bool {
-        self.get(key)
-            .and_then(|field| field.flag())
-            .unwrap_or(default)
-    }
-
-    /// A whole number.
-    pub fn whole(
-        &self,
-        key: &'static str,
-        unit: Unit,
-        default: i64,
-        range: &RangeInclusive<i64>,
-    ) -> i64 {
-        self.get(key)
-            .and_then(|field| field.whole(unit, range))
-            .unwrap_or(default)
-    }
-
-    /// A number of seconds; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
-    pub fn time(&self, key: &'static str, default: f64) -> Option<Duration> {
-        self.time_or(key, duration(default))
-    }
-
-    /// The same, with a default that may be none.
-    pub fn time_or(&self, key: &'static str, default: Option<Duration>) -> Option<Duration> {
-        let written = self
-            .get(key)
-            .and_then(|field| field.seconds(&(0.0..=MAX_SECONDS)));
-        written.map_or(default, duration)
-    }
-
-    /// A string that `parse` understands or complains of.
-    pub fn parsed<T>(
-        &self,
-        key: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        self.get(key)?.parsed(parse)
-    }
-
-    /// A list of such strings.
-    pub fn parsed_list<T>(
-        &self,
-        key: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Vec<T> {
-        let items = self.get(key).map_or_else(Vec::new, |field| field.items());
-        items
-            .iter()
-            .filter_map(|item| item.parsed(&parse))
-            .collect()
-    }
-
-    /// A list of strings.
-    pub fn words(&self, key: &'static str, default: &[String]) -> Vec<String> {
-        match self.get(key) {
-            Some(field) => field.items().iter().filter_map(Field::text).collect(),
-            None => default.to_vec(),
-        }
-    }
-
-    /// One of a few words, in any case.
-    pub fn one_of<T: Copy>(&self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        self.parsed(key, |text| {
-            let chosen = choices
-                .iter()
-                .find(|(word, _)| word.eq_ignore_ascii_case(text));
-            chosen.map(|(_, value)| *value).ok_or_else(|| {
-                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-                format!("must be one of {}, got {}", words.join(", "), quote(text))
-            })
-        })
-    }
-
-    fn complain_of_unknown_keys(&self) {
-        let asked = self.asked.borrow();
-        for (key, value) in self.entries {
-            if key.starts_with("x-") || asked.contains(&key.as_str()) {
-                continue;
-            }
-            let sentence = match (keys::home(key), nearest(key, &asked)) {
-                (Some(home), _) => format!("unknown key here; `{key}` belongs to {home}"),
-                (None, Some(meant)) => format!("unknown key, did you mean `{meant}`?"),
-                (None, None) => format!("unknown key; known here: {}", asked.join(", ")),
-            };
-            self.field
-                .below(Step::Key(key.clone()), value)
-                .complain(sentence);
-        }
-    }
-}
-
-fn duration(seconds: f64) -> Option<Duration> {
-    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
-}
-
 /// What is said of a text that is no number of these.
 fn no_number(text: &str, unit: Unit) -> String {
     let shown = quote(text);
@@ -632,65 +463,6 @@ fn no_number(text: &str, unit: Unit) -> String {
         Unit::Bytes => format!("must be bytes, or a size such as 64KiB or 10MB, got {shown}"),
         Unit::Plain => format!("must be a number, got {shown}"),
     }
-}
-
-/// Text in quotes, control bytes escaped, cut where it is long.
-pub fn quote(text: &str) -> String {
-    format!("{:?}", shorten(text))
-}
-
-/// The known word closest to `word`, if it is close enough to be what was meant.
-fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    if word.len() > 64 {
-        return None;
-    }
-    let word = word.to_ascii_lowercase().replace('-', "_");
-    let allowed = (word.len() / 2).clamp(1, 3);
-    known
-        .iter()
-        .map(|candidate| (distance(word.as_bytes(), candidate.as_bytes()), *candidate))
-        .filter(|(distance, _)| *distance <= allowed)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein's distance: insertions, deletions and replacements from `a` to `b`.
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut corner = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b) {
-            let replaced = corner + usize::from(x != y);
-            corner = *cell;
-            left = replaced.min(corner + 1).min(left + 1);
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
-fn shorten(text: &str) -> String {
-    if text.chars().count() <= MAX_SHOWN {
-        return text.to_owned();
-    }
-    text.chars().take(MAX_SHOWN).chain(['…']).collect()
-}
-
-/// What goes to a terminal or a log: one line, no control bytes, not endless.
-fn one_line(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars().take(MAX_LINE) {
-        if c.is_control() {
-            let _ = write!(out, "{}", c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// A path as people write it.
@@ -709,57 +481,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Ten years; whoever wants more wants 0.
-pub const MAX_SECONDS: f64 = 315_360_000.0;
 /// What a configuration may measure; the largest known ones are a hundredth of it.
 const MAX_BYTES: u64 = 1024 * 1024;
 const TOO_LARGE: &str = "is larger than 1 MiB";
 /// Errors that are shown; each costs a parse or two.
 const MAX_ERRORS: usize = 100;
-/// Characters of a value that a message repeats.
-const MAX_SHOWN: usize = 80;
-/// Characters of a message.
-const MAX_LINE: usize = 600;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_word_that_was_meant() {
-        let known = ["listen", "routes", "cors", "dial_timeout"];
-        let cases = [
-            ("listn", Some("listen")),
-            ("Listen", Some("listen")),
-            ("route", Some("routes")),
-            ("dial-timeout", Some("dial_timeout")),
-            ("dialtimeout", Some("dial_timeout")),
-            ("zzzz", None),
-            ("", None),
-        ];
-        for (word, meant) in cases {
-            assert_eq!(nearest(word, &known), meant, "{word}");
-        }
-        assert_eq!(nearest(&"l".repeat(100_000), &known), None);
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("", "ab", 2),
-            ("ab", "", 2),
-            ("kitten", "sitting", 3),
-            ("ab", "ba", 2),
-        ] {
-            assert_eq!(distance(a.as_bytes(), b.as_bytes()), expected, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn messages_are_one_short_line() {
-        assert_eq!(one_line("a\nb\u{1b}[1m\u{7f}é"), "a\\nb\\u{1b}[1m\\u{7f}é");
-        assert!(one_line(&"é".repeat(10_000)).chars().count() <= MAX_LINE);
-        assert!(quote(&"\u{0}".repeat(10_000)).len() < 1000);
-    }
-}

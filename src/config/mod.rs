@@ -12,6 +12,7 @@ pub mod document;
 pub mod keys;
 pub mod routes;
 pub mod scalars;
+pub mod wording;
 pub mod yaml;
 
 use std::{
@@ -27,9 +28,10 @@ use crate::{
         address::{parse_listen, parse_network, parse_path},
         certificates::Roots,
         cors::Policy,
-        document::{Document, Environment, Field, MAX_SECONDS, Section, quote},
+        document::{Document, Environment, Field, MAX_SECONDS, Section},
         routes::Common,
         scalars::{Unit, boolean_or_digit, octal_mode},
+        wording::quote,
     },
     cors::Cors,
     route::{Route, Routes, Tls},

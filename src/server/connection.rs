@@ -7,53 +7,29 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::{Future, poll_fn},
-    io,
     pin::{Pin, pin},
     rc::Rc,
-    sync::Once,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-use http::{
-    Method,
-    header::{self, HeaderMap},
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    client_group::{self, Group},
-    config::Level,
     connection_table::{Directive, Slot, SlotRef, TimerKind, phase::Phase},
-    cors::Verdict,
     exchange::{self, End, body::Tunnel, context::ExchangeContext, tunnel, worker::Worker},
     http1::{
-        request_head::{self, Arrival, Head, Refusal},
+        request_head::{Arrival, Head, Refusal},
         server::ServerCodec,
     },
-    memory::{
-        budget::{CONNECTION, NARROW, Permit, SPARED, UNSENT},
-        concurrency::ConcurrencyPermit,
-        queue::Claim,
-    },
+    memory::budget::{CONNECTION, NARROW, Permit, UNSENT},
     net::Stream,
-    observe::{
-        log::{self, Record},
-        metrics::{self, GaugeGuard},
+    observe::metrics,
+    server::{
+        admission::{BRIEF, admit, count_by_client, is_brief},
+        closing::{depart, is_unread, leave, linger, settle},
+        refusal::{REFUSED_REST, refuse, tell_unanswered},
     },
-    outcome::Outcome,
     sys::socket,
-    yield_budget::YieldBudget,
 };
-
-/// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_secs(5);
-
-/// How much is read on behind a refusal: whoever sends more does not listen.
-const REFUSED_REST: usize = 256 * 1024;
-
-/// How an answer that was given without memory of its own may hold the reserve.
-const BRIEF: Duration = Duration::from_secs(1);
 
 /// Serves one client until it leaves or is asked to. Written by hand and not as an `async` block, because its size is
 /// what an idle connection costs.
@@ -247,156 +223,6 @@ impl Drop for Connection {
     }
 }
 
-/// A client that speaks TLS to a plain listener is most often a mistake in the configuration of one of the two, and so is
-/// told once at `warn`; scanners do it too, and are not worth a line each.
-fn refusal_level(refusal: Refusal) -> Level {
-    static TOLD: Once = Once::new();
-    let mut level = Level::Debug;
-    if refusal == Refusal::TlsHello {
-        TOLD.call_once(|| level = Level::Warn);
-    }
-    level
-}
-
-/// Says why a connection is not served on, and closes it.
-async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, refusal: Refusal) {
-    tell_refused(worker, slot, refusal);
-    slot.enter(Phase::Lingering, Some(LINGER));
-    let answer = refusal.answer(&grant(worker, &codec));
-    let mut bytes = answer.as_slice();
-    let written = poll_fn(|context| {
-        while !bytes.is_empty() {
-            match Pin::new(&mut codec.io).poll_write(context, bytes) {
-                Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending if slot.is_overdue() || slot.order() == Directive::Leave => {
-                    return Poll::Ready(false);
-                }
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(true)
-    })
-    .await;
-    // where memory is short, what a flood still has in the kernel's queues costs more than its last word is worth
-    let is_flood = matches!(
-        refusal,
-        Refusal::NoMemory | Refusal::HeadTooLarge | Refusal::TargetTooLong
-    );
-    if written && !(is_flood && worker.budget.plan().tight) {
-        linger(worker, codec.into_parts().0, slot, REFUSED_REST).await;
-    } else if worker.budget.plan().tight {
-        socket::reset_unsent(&codec.io.socket());
-    }
-}
-
-/// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
-fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
-    let state = worker.state();
-    let mut fields = HeaderMap::new();
-    if let Some(policy) = &state.config.cors {
-        let asked = request_head::origin(codec.unread()).map(|origin| (header::ORIGIN, origin));
-        if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
-            policy.stamp(&grant, &mut fields);
-        }
-    }
-    fields
-}
-
-/// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
-fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
-    let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
-    worker.metrics.answered(status);
-    worker.metrics.failed(outcome);
-    let (client, reason) = (log::client(slot.client()), refusal.reason());
-    let (bound, value) = worker.memory_bound();
-    let fields: [log::Field<'_>; 5] = [
-        ("client", &client),
-        ("status", &status),
-        ("reason", &reason),
-        ("bound", &bound),
-        ("value", &value),
-    ];
-    match refusal {
-        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
-            log::warn("no answer", &fields);
-        }
-        Refusal::NoMemory => {}
-        _ => log::event(
-            refusal_level(refusal),
-            "refused",
-            fields.get(..3).unwrap_or_default(),
-        ),
-    }
-    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
-    if let Some(mut record) = record {
-        record.answers(status);
-        record.outcome = outcome;
-    }
-}
-
-/// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
-#[cold]
-fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
-    let outcome = if slot.order() == Directive::Leave {
-        slot.leave_outcome()
-    } else {
-        Outcome::NoMemory
-    };
-    worker.metrics.failed(outcome);
-    let client = log::client(slot.client());
-    let (bound, value) = worker.memory_bound();
-    if worker.repeats.is_first(outcome.word(), slot.now()) {
-        log::warn(
-            "no answer",
-            &[
-                ("client", &client),
-                ("reason", &outcome),
-                ("bound", &bound),
-                ("value", &value),
-            ],
-        );
-    }
-    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
-    if let Some(mut record) = record {
-        record.outcome = outcome;
-    }
-}
-
-/// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
-/// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
-async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: usize) {
-    slot.enter(Phase::Lingering, Some(LINGER));
-    let is_tight = worker.budget.plan().tight;
-    poll_fn(|context| {
-        if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
-            return Poll::Ready(());
-        }
-        let mut yield_budget = YieldBudget::new();
-        loop {
-            if slot.is_overdue() || slot.order() == Directive::Leave {
-                return Poll::Ready(());
-            }
-            let mut scratch = worker.scratch.borrow_mut();
-            let mut buffer = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
-                    rest = rest.saturating_sub(buffer.filled().len());
-                }
-                // what the client sent is read, but it has not yet acknowledged its answer
-                Ok(()) if is_tight && socket::unsent(&io.socket()) > 0 => {
-                    slot.look_back(true);
-                    return Poll::Pending;
-                }
-                _ => return Poll::Ready(()),
-            }
-            ready!(yield_budget.poll_next(context));
-        }
-    })
-    .await;
-    leave(worker, &io);
-}
-
 /// Serves one request; gives the connection back where it can go on.
 #[expect(
     clippy::manual_async_fn,
@@ -435,243 +261,78 @@ fn serve(
             ));
             poll_fn(|context| {
                 let end = exchange.as_mut().poll(context);
-                let mut codec = codec.borrow_mut();
-                let is_cut = matches!(codec.poll_interim(context), Poll::Ready(Err(_)))
-                    || slot.order() == Directive::Leave
-                    || (is_full && slot.is_overdue());
-                let end = match end {
-                    Poll::Pending if is_cut => Poll::Ready(End::Broken),
-                    Poll::Pending => codec.poll_gone(context, slot).map(|()| End::Broken),
-                    end @ Poll::Ready(_) => end,
-                };
-                slot.has_looked();
-                end
+                poll_client(context, &mut codec.borrow_mut(), slot, end, is_full)
             })
             .await
         };
-        let has_sent_much = slot.bytes() as usize > NARROW;
         match end {
             End::Stays => {
-                let codec = codec.get_mut();
-                if has_sent_much && is_unread(worker, &codec.io) {
-                    Box::pin(settle(worker, &mut codec.io, slot, NARROW))
-                        .await
-                        .ok()?;
-                }
-                if codec.receives_wide() {
-                    return None;
-                }
-                codec.narrow();
+                stay(worker, codec.get_mut(), slot).await?;
+                return Some(codec.into_inner());
             }
             End::Tunnel(tunnel) => {
                 drop(full);
                 Box::pin(join(worker, codec.into_inner(), slot, *tunnel)).await;
-                return None;
-            }
-            End::Closes if codec.get_mut().is_amid_message() => {
-                drop((permit, full));
-                let rest = if codec.get_mut().is_broken() {
-                    REFUSED_REST
-                } else {
-                    usize::MAX
-                };
-                let io = codec.into_inner().into_parts().0;
-                Box::pin(linger(worker, io, slot, rest)).await;
-                return None;
             }
             End::Closes => {
                 drop((permit, full));
-                if worker.budget.plan().tight && socket::unsent(&codec.get_mut().io.socket()) > 0 {
-                    Box::pin(depart(worker, &mut codec.get_mut().io, slot)).await;
-                }
-                return None;
+                Box::pin(finish(worker, codec.into_inner(), slot)).await;
             }
-            End::Broken => {
-                leave(worker, &codec.get_mut().io);
-                return None;
-            }
+            End::Broken => leave(worker, &codec.get_mut().io),
         }
-        Some(codec.into_inner())
+        None
     }
 }
 
-/// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
-fn is_unread(worker: &Worker, io: &Stream) -> bool {
-    worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
-}
-
-/// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
-/// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
-/// stands for.
-fn leave(worker: &Worker, io: &Stream) {
-    if worker.budget.plan().tight {
-        socket::reset_unsent(&io.socket());
-    }
-}
-
-/// Waits until the client has acknowledged all but `most` bytes of what it was sent: until then the exchange holds its
-/// memory, and gives way as a stream does that its client blocks.
-///
-/// # Errors
-/// The client is gone, or has to go: the close will be a reset.
-async fn settle(worker: &Worker, io: &mut Stream, slot: &SlotRef, most: usize) -> io::Result<()> {
-    let limit = worker.state().config.server.write_timeout;
-    let mut left = socket::unsent(&io.socket());
-    let settled = poll_fn(|context| {
-        // its next request is what most often tells that it has read this answer; else the sweep looks back
-        let _ = io.poll_read_ready(context)?;
-        // a queue does not get shorter any more once its connection is gone
-        if socket::is_dead(&io.socket()) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        let unsent = socket::unsent(&io.socket());
-        if unsent < left {
-            slot.took(left - unsent);
-            left = unsent;
-        }
-        if left <= most {
-            return Poll::Ready(Ok(()));
-        }
-        let is_stalled = slot.is_stalled(TimerKind::Client, limit, || socket::taken(&io.socket()));
-        slot.has_looked();
-        if is_stalled || slot.order() == Directive::Leave {
-            tell_unread(worker, slot, unsent, is_stalled);
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
-    })
-    .await;
-    slot.look_back(false);
-    slot.took(0);
-    if settled.is_err() {
-        leave(worker, io);
-    }
-    settled
-}
-
-/// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
-#[cold]
-fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool) {
-    let outcome = if is_stalled {
-        Outcome::WriteTimedOut
-    } else {
-        slot.leave_outcome()
-    };
-    worker.metrics.failed(outcome);
-    log::debug(
-        "answer not read",
-        &[
-            ("client", &log::client(slot.client())),
-            ("unread", &unsent),
-            ("outcome", &outcome),
-        ],
-    );
-}
-
-/// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
-/// the client has acknowledged all of it. It is one of those that give way first.
-async fn depart(worker: &Worker, io: &mut Stream, slot: &SlotRef) {
-    let _permit = worker.budget.force(UNSENT);
-    slot.enter(Phase::Lingering, None);
-    let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
-    if told.is_ok() {
-        drop(settle(worker, io, slot, 0).await);
-    } else {
-        leave(worker, io);
-    }
-}
-
-/// Pays for an exchange whose request head stands in a buffer of `size` bytes, or waits for its worth in line. Without
-/// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
-/// the second part holds a place of it. The third is how many milliseconds it has waited.
-async fn admit(
-    worker: &Worker,
+/// While an exchange is in work: writes the interim answers that wait, and ends the exchange where its client has left,
+/// has to leave, or holds the reserve for too long.
+fn poll_client(
+    context: &mut Context<'_>,
     codec: &mut ServerCodec,
     slot: &SlotRef,
-    (head, size): (&Head, usize),
-    is_brief: bool,
-) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
-    let budget = &worker.budget;
-    if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(size)
-    {
-        return Some((Some(permit), None, 0));
-    }
-    // rare, and large: boxed, it costs the others nothing
-    Box::pin(async move {
-        let since = Instant::now();
-        let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        // of those that wait already one group may hold the most: it has no more than half of what is left for all, and
-        // that for requests that need no more of their client
-        let most = budget
-            .queue
-            .majority()
-            .filter(|most| most.count > SPARED / 2);
-        let spared = match most {
-            Some(most) if most.group != slot.group() => SPARED,
-            Some(_) if head.has_body() => 0,
-            Some(_) => SPARED / 2,
-            None => SPARED,
-        };
-        if !is_brief && let Some(_waiter) = budget.waiter(size, spared) {
-            slot.enter(Phase::Waiting, None);
-            let _waiting = GaugeGuard::new(&worker.metrics.waiting);
-            let limit = Some(worker.state().config.proxy.queue_timeout);
-            let claim = Claim {
-                group: slot.group(),
-                since: slot.now(),
-                is_whole: !head.has_body(),
-            };
-            let line = budget.queue.until(claim, || budget.exchange(size));
-            let mut waits = pin!(slot.within(limit, line));
-            let permit = poll_fn(|context| {
-                let polled = waits.as_mut().poll(context);
-                if polled.is_pending()
-                    && codec
-                        .poll_gone_before(context, slot, head.has_body())
-                        .is_ready()
-                {
-                    return Poll::Ready(None);
-                }
-                slot.has_looked();
-                polled.map(Some)
-            });
-            if let Ok(permit) = permit.await? {
-                return Some((Some(permit), None, waited()));
-            }
-        }
-        slot.enter(Phase::Busy, None);
-        let claim = Claim {
-            group: slot.group(),
-            since: slot.now(),
-            is_whole: true,
-        };
-        let line = worker.reserve.queue.until(claim, || worker.reserve.take());
-        let place = slot.within(Some(2 * BRIEF), line).await.ok()?;
-        Some((None, Some(place), waited()))
-    })
-    .await
+    end: Poll<End>,
+    is_full: bool,
+) -> Poll<End> {
+    let is_cut = matches!(codec.poll_interim(context), Poll::Ready(Err(_)))
+        || slot.order() == Directive::Leave
+        || (is_full && slot.is_overdue());
+    let end = match end {
+        Poll::Pending if is_cut => Poll::Ready(End::Broken),
+        Poll::Pending => codec.poll_gone(context, slot).map(|()| End::Broken),
+        end @ Poll::Ready(_) => end,
+    };
+    slot.has_looked();
+    end
 }
 
-/// A request that a trusted proxy brings counts as its client's.
-fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: &SlotRef) {
-    let state = worker.state();
-    let trusted = &state.config.server.trusted_proxies;
-    if trusted.is_empty() {
-        return;
+/// Before the next request: waits until most of a long answer is acknowledged where memory is tight. `None` = the
+/// connection cannot go on.
+async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
+    if slot.bytes() as usize > NARROW && is_unread(worker, &codec.io) {
+        Box::pin(settle(worker, &mut codec.io, slot, NARROW))
+            .await
+            .ok()?;
     }
-    let fields = client_group::field_values(codec.head_text(head), b"x-forwarded-for");
-    let group = Group::forwarded(slot.client(), trusted, fields);
-    slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
+    if codec.receives_wide() {
+        return None;
+    }
+    codec.narrow();
+    Some(())
 }
 
-/// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
-fn is_brief(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
-    let path = request_head::path(codec.target(head));
-    let state = worker.state();
-    path == state.config.health_path.as_bytes()
-        || (state.answers_options && codec.has_method(head, b"OPTIONS"))
-        || (state.answers_directly && state.answers(codec.host(head), path))
+/// Behind the last answer of a connection: what the client still sends is read on, or what it has not acknowledged is
+/// waited for.
+async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
+    if codec.is_amid_message() {
+        let rest = if codec.is_broken() {
+            REFUSED_REST
+        } else {
+            usize::MAX
+        };
+        linger(worker, codec.into_parts().0, slot, rest).await;
+    } else if worker.budget.plan().tight && socket::unsent(&codec.io.socket()) > 0 {
+        depart(worker, &mut codec.io, slot).await;
+    }
 }
 
 /// Carries bytes both ways until the tunnel ends.
@@ -738,13 +399,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::SystemTime};
-
     use super::*;
-    use crate::{
-        memory::budget::{Budget, Plan},
-        observe::metrics::Metrics,
-    };
 
     fn size_of_output<A, B, C, D, R>(_: impl Fn(A, B, C, D) -> R) -> usize {
         size_of::<R>()
@@ -765,55 +420,5 @@ mod tests {
             "{} bytes",
             size_of::<Connection>()
         );
-    }
-
-    #[test]
-    fn what_a_route_answers_by_itself_waits_for_no_memory() {
-        use tokio::io::AsyncWriteExt as _;
-
-        let config = crate::config::tests::good(
-            "routes: [{path: /, target: \"http://h\"}, {path: /fixed/, host: [a.example, b.example], respond: {}}]",
-        );
-        let budget = Budget::new(Plan::new(None, 1, None));
-        let metrics = Arc::new(Metrics::default());
-        let worker = Worker::new(
-            config,
-            Rc::clone(&budget),
-            usize::MAX,
-            metrics,
-            SystemTime::now(),
-        );
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        for (head, expected) in [
-            (
-                "GET /fixed/x?q HTTP/1.1\r\nX-A: 1\r\nHOST:  B.example:80 \r\n\r\n",
-                true,
-            ),
-            ("GET /fixed/ HTTP/1.1\r\nHost: a.example\r\n\r\n", true),
-            (
-                "GET /fixed/ HTTP/1.1\r\nHost: c.example\r\nX-Host: a.example\r\n\r\n",
-                false,
-            ),
-            ("GET /fixed HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
-            ("GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
-            ("GET /fixed/ HTTP/1.0\r\n\r\n", false),
-            ("GET /health HTTP/1.1\r\nHost: c.example\r\n\r\n", true),
-        ] {
-            runtime.block_on(async {
-                let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
-                client.write_all(head.as_bytes()).await.unwrap();
-                let mut codec = ServerCodec::new(Stream::unix(server, None, None));
-                let mut scratch = [0; 1024];
-                let arrival =
-                    poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));
-                let Ok(Arrival::Head(found)) = arrival.await else {
-                    panic!("{head}")
-                };
-                assert_eq!(is_brief(&worker, &codec, &found), expected, "{head}");
-            });
-        }
     }
 }

@@ -3,16 +3,19 @@
 //! One worker is one thread with one runtime, its own listeners (`SO_REUSEPORT`) and its share of every bound; nothing
 //! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
 
+pub mod admission;
+pub mod closing;
 pub mod connection;
+pub mod controller;
 pub mod listener;
 pub mod metrics_endpoint;
 pub mod pressure;
+pub mod refusal;
 pub mod signals;
 pub mod supervisor;
 pub mod worker;
 
 use std::{
-    convert::Infallible,
     os::fd::OwnedFd,
     path::Path,
     sync::Arc,
@@ -21,10 +24,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::sync::mpsc;
 
 use crate::{
     config::{Config, Listen, Memory},
@@ -36,19 +36,14 @@ use crate::{
     outcome::Outcome,
     process::PidFile,
     server::{
+        controller::{Controller, PARTING, Reread, open},
         listener::{Frame, Listener},
-        signals::{Call, Signals},
+        signals::Signals,
         supervisor::{Pulse, Supervisor, first},
         worker::{Command, WorkerInit, run_worker, runtime, sockets, spawn_worker},
     },
     sys::{self, cgroup, code_pages, systemd},
 };
-
-/// Reads the configuration again; `Err` = every mistake, one line each.
-pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
-
-/// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
-const PARTING: Duration = Duration::from_secs(1);
 
 /// What the command line named.
 #[derive(Debug, Clone, Copy)]
@@ -100,20 +95,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
 
     // the first worker's, before there are others: what tokio makes once for all of them is then made by one thread
     let runtime = runtime()?;
-    let (mut words, mut threads) = (Vec::new(), Vec::new());
-    for index in 1..config.threads {
-        let reporter = supervisor.reporter(index);
-        let (sender, thread) = spawn_worker(
-            index,
-            WorkerInit {
-                reporter,
-                ..init.clone()
-            },
-            &listeners,
-        )?;
-        words.push(sender);
-        threads.push(thread);
-    }
+    let (mut words, threads) = spawn_others(&supervisor, &init, &listeners)?;
     let (sender, receiver) = mpsc::unbounded_channel();
     words.push(sender);
     let own = sockets(&listeners, 0)?;
@@ -142,6 +124,12 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     );
     runtime.block_on(work)?;
     await_end(&threads);
+    log_end(start, &metrics);
+    Ok(())
+}
+
+/// The last line of the log.
+fn log_end(start: SystemTime, metrics: &Metrics) {
     log::info(
         "stopped",
         &[
@@ -150,7 +138,32 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
             ("cut", &metrics.ended(Outcome::Shutdown)),
         ],
     );
-    Ok(())
+}
+
+/// The way to each worker, and its thread.
+type Workers = (Vec<mpsc::UnboundedSender<Command>>, Vec<JoinHandle<()>>);
+
+/// Starts every worker but the first.
+fn spawn_others(
+    supervisor: &Supervisor,
+    init: &WorkerInit,
+    listeners: &[Listener],
+) -> Result<Workers> {
+    let (mut words, mut threads) = (Vec::new(), Vec::new());
+    for index in 1..init.config.threads {
+        let reporter = supervisor.reporter(index);
+        let (sender, thread) = spawn_worker(
+            index,
+            WorkerInit {
+                reporter,
+                ..init.clone()
+            },
+            listeners,
+        )?;
+        words.push(sender);
+        threads.push(thread);
+    }
+    Ok((words, threads))
 }
 
 /// Waits for the other workers, who have been told to be gone as well. One that hangs does not keep the program.
@@ -177,17 +190,6 @@ fn plan(config: &Config, limit: Option<u64>) -> Result<Plan> {
             footprint::mebibytes(limit.unwrap_or(0)),
         )
     })
-}
-
-fn open<'a>(
-    places: impl IntoIterator<Item = &'a Listen>,
-    workers: usize,
-    frame: &Frame<'_>,
-) -> Result<Vec<Listener>> {
-    places
-        .into_iter()
-        .map(|listen| Listener::open(listen, workers, frame))
-        .collect()
 }
 
 /// The limit that binds, and whether it is a cgroup's.
@@ -313,161 +315,4 @@ async fn lead(
         Err(supervisor.loss().await)
     };
     first(work, heard).await
-}
-
-/// The one who hears the signals and tells the workers.
-struct Controller {
-    words: Vec<mpsc::UnboundedSender<Command>>,
-    listeners: Vec<Listener>,
-    /// That of the metrics.
-    exposed: Option<Listener>,
-    config: Arc<Config>,
-    plan: Plan,
-    inherited: Vec<(String, OwnedFd)>,
-    reread: Reread,
-    pid_file: Option<PidFile>,
-}
-
-impl Controller {
-    async fn command(mut self, mut signals: Signals) -> Infallible {
-        while let Call::Reload = signals.next().await {
-            self.reload();
-        }
-        systemd::notify("STOPPING=1");
-        log::info("stopping", &[]);
-        self.tell(|| Command::Drain);
-        let (delay, grace) = (
-            self.config.server.shutdown_delay,
-            self.config.server.shutdown_timeout,
-        );
-        let hurried = timeout(delay, signals.next_stop()).await.is_ok();
-        if !hurried {
-            let end = Instant::now() + grace;
-            self.tell(|| Command::Close(end));
-            // the doors' files go with them
-            self.listeners.clear();
-            signals.next_stop().await;
-        }
-        self.listeners.clear();
-        self.exposed = None;
-        self.pid_file = None;
-        log::info("stopping at once, at the second signal", &[]);
-        let now = Instant::now();
-        self.tell(|| Command::Close(now));
-        // a worker that hangs does not hear it
-        sleep(PARTING).await;
-        std::process::exit(0);
-    }
-
-    fn tell(&self, word: impl Fn() -> Command) {
-        for worker in &self.words {
-            drop(worker.send(word()));
-        }
-    }
-
-    /// Takes over the configuration as it is now; a bad one changes nothing.
-    fn reload(&mut self) {
-        systemd::notify(&format!(
-            "RELOADING=1\nMONOTONIC_USEC={}",
-            systemd::monotonic_usec()
-        ));
-        match (self.reread)() {
-            Ok(config) => {
-                if let Err(error) = self.take_over(config) {
-                    log::error(
-                        "not reloaded, the old configuration stays",
-                        &[("error", &format!("{error:#}"))],
-                    );
-                }
-            }
-            Err(errors) => {
-                for error in errors {
-                    log::error(
-                        "not reloaded, the old configuration stays",
-                        &[("error", &error)],
-                    );
-                }
-            }
-        }
-        systemd::notify("READY=1");
-    }
-
-    fn take_over(&mut self, config: Arc<Config>) -> Result<()> {
-        let mut fresh = self.open(&config)?;
-        let sockets: Vec<_> = (0..self.words.len())
-            .map(|worker| sockets(&fresh, worker))
-            .collect::<Result<_>>()?;
-        for listener in &fresh {
-            log::info("listening", &[("address", &listener.name)]);
-        }
-        self.listeners
-            .retain(|listener| config.listen.contains(&listener.listen));
-        self.set_mode(config.server.unix_socket_mode);
-        self.listeners.append(&mut fresh);
-        let kept: Vec<Listen> = self
-            .listeners
-            .iter()
-            .map(|listener| listener.listen.clone())
-            .collect();
-        log::init(config.log);
-        for (worker, opened) in self.words.iter().zip(sockets) {
-            drop(worker.send(Command::Reload {
-                config: Arc::clone(&config),
-                opened,
-                kept: kept.clone(),
-            }));
-        }
-        warn_of_fixed(&self.config, &config);
-        log::info("reloaded", &[("routes", &config.routes.len())]);
-        self.config = config;
-        Ok(())
-    }
-
-    /// The doors that a configuration has and we have not.
-    fn open(&self, config: &Config) -> Result<Vec<Listener>> {
-        let frame = Frame {
-            plan: &self.plan,
-            inherited: &self.inherited,
-            unix_socket_mode: config.server.unix_socket_mode,
-        };
-        let is_new = |listen: &&Listen| {
-            !self
-                .listeners
-                .iter()
-                .any(|listener| listener.listen == **listen)
-        };
-        open(
-            config.listen.iter().filter(is_new),
-            self.words.len(),
-            &frame,
-        )
-    }
-
-    /// Gives the files of the doors that stay another mode, if it is another.
-    fn set_mode(&self, mode: u32) {
-        if mode == self.config.server.unix_socket_mode {
-            return;
-        }
-        for listener in self.listeners.iter().chain(&self.exposed) {
-            if let Err(error) = listener.set_mode(mode) {
-                log::warn("reload", &[("error", &format!("{error:#}"))]);
-            }
-        }
-    }
-}
-
-/// Says which changes a reload cannot take over.
-fn warn_of_fixed(before: &Config, now: &Config) {
-    let fixed = [
-        ("metrics.listen", before.metrics != now.metrics),
-        ("the number of threads", before.threads != now.threads),
-        ("limits.memory", before.memory != now.memory),
-        (
-            "server.max_connections",
-            before.server.max_connections != now.server.max_connections,
-        ),
-    ];
-    for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
-        log::warn("takes effect at the next start only", &[("key", what)]);
-    }
 }

@@ -1,0 +1,198 @@
+//! What a request pays before its exchange begins: memory at once, after a wait, or from the small reserve.
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    client_group::{self, Group},
+    connection_table::{SlotRef, phase::Phase},
+    exchange::worker::Worker,
+    http1::{
+        request_head::{self, Head},
+        server::ServerCodec,
+    },
+    memory::{
+        budget::{Budget, Permit, SPARED},
+        concurrency::ConcurrencyPermit,
+        queue::Claim,
+    },
+    observe::metrics::GaugeGuard,
+};
+
+/// How an answer that was given without memory of its own may hold the reserve.
+pub const BRIEF: Duration = Duration::from_secs(1);
+
+/// Pays for an exchange whose request head stands in a buffer of `size` bytes, or waits for its worth in line. Without
+/// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
+/// the second part holds a place of it. The third is how many milliseconds it has waited.
+pub async fn admit(
+    worker: &Worker,
+    codec: &mut ServerCodec,
+    slot: &SlotRef,
+    (head, size): (&Head, usize),
+    is_brief: bool,
+) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
+    let budget = &worker.budget;
+    if budget.queue.len() == 0
+        && let Some(permit) = budget.exchange(size)
+    {
+        return Some((Some(permit), None, 0));
+    }
+    // rare, and large: boxed, it costs the others nothing
+    Box::pin(async move {
+        let since = Instant::now();
+        let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
+        if !is_brief && let Some(permit) = wait_for_memory(worker, codec, slot, head, size).await? {
+            return Some((Some(permit), None, waited()));
+        }
+        slot.enter(Phase::Busy, None);
+        let claim = Claim {
+            group: slot.group(),
+            since: slot.now(),
+            is_whole: true,
+        };
+        let line = worker.reserve.queue.until(claim, || worker.reserve.take());
+        let place = slot.within(Some(2 * BRIEF), line).await.ok()?;
+        Some((None, Some(place), waited()))
+    })
+    .await
+}
+
+/// Waits in line for the worth of an exchange, up to `queue_timeout`. `None` = the client has left meanwhile;
+/// `Some(None)` = no memory, not even for waiting, or not in time.
+async fn wait_for_memory(
+    worker: &Worker,
+    codec: &mut ServerCodec,
+    slot: &SlotRef,
+    head: &Head,
+    size: usize,
+) -> Option<Option<Permit>> {
+    let budget = &worker.budget;
+    let Some(_waiter) = budget.waiter(size, spared(budget, slot, head)) else {
+        return Some(None);
+    };
+    slot.enter(Phase::Waiting, None);
+    let _waiting = GaugeGuard::new(&worker.metrics.waiting);
+    let limit = Some(worker.state().config.proxy.queue_timeout);
+    let claim = Claim {
+        group: slot.group(),
+        since: slot.now(),
+        is_whole: !head.has_body(),
+    };
+    let line = budget.queue.until(claim, || budget.exchange(size));
+    let mut waits = pin!(slot.within(limit, line));
+    let permit = poll_fn(|context| {
+        let polled = waits.as_mut().poll(context);
+        if polled.is_pending()
+            && codec
+                .poll_gone_before(context, slot, head.has_body())
+                .is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        slot.has_looked();
+        polled.map(Some)
+    });
+    Some(permit.await?.ok())
+}
+
+/// How many requests may wait already, where memory is left for none, for this one to wait as well. Of those that wait one
+/// group may hold the most: it has no more than half of what is left for all, and that for requests that need no more of
+/// their client.
+fn spared(budget: &Budget, slot: &SlotRef, head: &Head) -> usize {
+    let most = budget
+        .queue
+        .majority()
+        .filter(|most| most.count > SPARED / 2);
+    match most {
+        Some(most) if most.group != slot.group() => SPARED,
+        Some(_) if head.has_body() => 0,
+        Some(_) => SPARED / 2,
+        None => SPARED,
+    }
+}
+
+/// A request that a trusted proxy brings counts as its client's.
+pub fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: &SlotRef) {
+    let state = worker.state();
+    let trusted = &state.config.server.trusted_proxies;
+    if trusted.is_empty() {
+        return;
+    }
+    let fields = client_group::field_values(codec.head_text(head), b"x-forwarded-for");
+    let group = Group::forwarded(slot.client(), trusted, fields);
+    slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
+}
+
+/// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
+pub fn is_brief(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
+    let path = request_head::path(codec.target(head));
+    let state = worker.state();
+    path == state.config.health_path.as_bytes()
+        || (state.answers_options && codec.has_method(head, b"OPTIONS"))
+        || (state.answers_directly && state.answers(codec.host(head), path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{rc::Rc, sync::Arc, time::SystemTime};
+
+    use super::*;
+    use crate::{
+        http1::request_head::Arrival, memory::budget::Plan, net::Stream, observe::metrics::Metrics,
+    };
+
+    #[test]
+    fn what_a_route_answers_by_itself_waits_for_no_memory() {
+        use tokio::io::AsyncWriteExt as _;
+
+        let config = crate::config::tests::good(
+            "routes: [{path: /, target: \"http://h\"}, {path: /fixed/, host: [a.example, b.example], respond: {}}]",
+        );
+        let budget = Budget::new(Plan::new(None, 1, None));
+        let metrics = Arc::new(Metrics::default());
+        let worker = Worker::new(
+            config,
+            Rc::clone(&budget),
+            usize::MAX,
+            metrics,
+            SystemTime::now(),
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for (head, expected) in [
+            (
+                "GET /fixed/x?q HTTP/1.1\r\nX-A: 1\r\nHOST:  B.example:80 \r\n\r\n",
+                true,
+            ),
+            ("GET /fixed/ HTTP/1.1\r\nHost: a.example\r\n\r\n", true),
+            (
+                "GET /fixed/ HTTP/1.1\r\nHost: c.example\r\nX-Host: a.example\r\n\r\n",
+                false,
+            ),
+            ("GET /fixed HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
+            ("GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n", false),
+            ("GET /fixed/ HTTP/1.0\r\n\r\n", false),
+            ("GET /health HTTP/1.1\r\nHost: c.example\r\n\r\n", true),
+        ] {
+            runtime.block_on(async {
+                let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
+                client.write_all(head.as_bytes()).await.unwrap();
+                let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+                let mut scratch = [0; 1024];
+                let arrival =
+                    poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));
+                let Ok(Arrival::Head(found)) = arrival.await else {
+                    panic!("{head}")
+                };
+                assert_eq!(is_brief(&worker, &codec, &found), expected, "{head}");
+            });
+        }
+    }
+}

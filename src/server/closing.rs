@@ -1,0 +1,150 @@
+//! How a client's connection ends: read on a little behind the last answer, or reset what it does not read.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
+    exchange::worker::Worker,
+    memory::budget::{NARROW, UNSENT},
+    net::Stream,
+    observe::log,
+    outcome::Outcome,
+    sys::socket,
+    yield_budget::YieldBudget,
+};
+
+/// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
+pub const LINGER: Duration = Duration::from_secs(5);
+
+/// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
+/// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
+pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: usize) {
+    slot.enter(Phase::Lingering, Some(LINGER));
+    let is_tight = worker.budget.plan().tight;
+    poll_fn(|context| {
+        if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
+            return Poll::Ready(());
+        }
+        let mut yield_budget = YieldBudget::new();
+        loop {
+            if slot.is_overdue() || slot.order() == Directive::Leave {
+                return Poll::Ready(());
+            }
+            let mut scratch = worker.scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut io).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
+                    rest = rest.saturating_sub(buffer.filled().len());
+                }
+                // what the client sent is read, but it has not yet acknowledged its answer
+                Ok(()) if is_tight && socket::unsent(&io.socket()) > 0 => {
+                    slot.look_back(true);
+                    return Poll::Pending;
+                }
+                _ => return Poll::Ready(()),
+            }
+            ready!(yield_budget.poll_next(context));
+        }
+    })
+    .await;
+    leave(worker, &io);
+}
+
+/// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
+pub fn is_unread(worker: &Worker, io: &Stream) -> bool {
+    worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
+}
+
+/// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
+/// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
+/// stands for.
+pub fn leave(worker: &Worker, io: &Stream) {
+    if worker.budget.plan().tight {
+        socket::reset_unsent(&io.socket());
+    }
+}
+
+/// Waits until the client has acknowledged all but `most` bytes of what it was sent: until then the exchange holds its
+/// memory, and gives way as a stream does that its client blocks.
+///
+/// # Errors
+/// The client is gone, or has to go: the close will be a reset.
+pub async fn settle(
+    worker: &Worker,
+    io: &mut Stream,
+    slot: &SlotRef,
+    most: usize,
+) -> io::Result<()> {
+    let limit = worker.state().config.server.write_timeout;
+    let mut left = socket::unsent(&io.socket());
+    let settled = poll_fn(|context| {
+        // its next request is what most often tells that it has read this answer; else the sweep looks back
+        let _ = io.poll_read_ready(context)?;
+        // a queue does not get shorter any more once its connection is gone
+        if socket::is_dead(&io.socket()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let unsent = socket::unsent(&io.socket());
+        if unsent < left {
+            slot.took(left - unsent);
+            left = unsent;
+        }
+        if left <= most {
+            return Poll::Ready(Ok(()));
+        }
+        let is_stalled = slot.is_stalled(TimerKind::Client, limit, || socket::taken(&io.socket()));
+        slot.has_looked();
+        if is_stalled || slot.order() == Directive::Leave {
+            tell_unread(worker, slot, unsent, is_stalled);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    })
+    .await;
+    slot.look_back(false);
+    slot.took(0);
+    if settled.is_err() {
+        leave(worker, io);
+    }
+    settled
+}
+
+/// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
+#[cold]
+fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool) {
+    let outcome = if is_stalled {
+        Outcome::WriteTimedOut
+    } else {
+        slot.leave_outcome()
+    };
+    worker.metrics.failed(outcome);
+    log::debug(
+        "answer not read",
+        &[
+            ("client", &log::client(slot.client())),
+            ("unread", &unsent),
+            ("outcome", &outcome),
+        ],
+    );
+}
+
+/// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
+/// the client has acknowledged all of it. It is one of those that give way first.
+pub async fn depart(worker: &Worker, io: &mut Stream, slot: &SlotRef) {
+    let _permit = worker.budget.force(UNSENT);
+    slot.enter(Phase::Lingering, None);
+    let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
+    if told.is_ok() {
+        drop(settle(worker, io, slot, 0).await);
+    } else {
+        leave(worker, io);
+    }
+}

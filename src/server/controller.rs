@@ -1,0 +1,213 @@
+//! Signals in, commands to the workers out: reload, drain and stop.
+
+use std::{
+    convert::Infallible,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    config::{Config, Listen},
+    memory::budget::Plan,
+    observe::log,
+    process::PidFile,
+    server::{
+        listener::{Frame, Listener},
+        signals::{Call, Signals},
+        worker::{Command, sockets},
+    },
+    sys::systemd,
+};
+
+/// Reads the configuration again; `Err` = every mistake, one line each.
+pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
+
+/// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
+pub const PARTING: Duration = Duration::from_secs(1);
+
+/// Binds these addresses for so many workers.
+///
+/// # Errors
+/// What cannot be bound.
+pub fn open<'a>(
+    places: impl IntoIterator<Item = &'a Listen>,
+    workers: usize,
+    frame: &Frame<'_>,
+) -> Result<Vec<Listener>> {
+    places
+        .into_iter()
+        .map(|listen| Listener::open(listen, workers, frame))
+        .collect()
+}
+
+/// The one who hears the signals and tells the workers.
+pub struct Controller {
+    /// The way to each worker, by its number.
+    pub words: Vec<mpsc::UnboundedSender<Command>>,
+    /// The bound addresses.
+    pub listeners: Vec<Listener>,
+    /// That of the metrics.
+    pub exposed: Option<Listener>,
+    /// What is in force.
+    pub config: Arc<Config>,
+    /// What memory each worker may use.
+    pub plan: Plan,
+    /// The sockets that systemd handed over, by name.
+    pub inherited: Vec<(String, OwnedFd)>,
+    /// Reads the configuration again.
+    pub reread: Reread,
+    /// Removed when the program stops.
+    pub pid_file: Option<PidFile>,
+}
+
+impl Controller {
+    /// Obeys the signals until the program ends.
+    pub async fn command(mut self, mut signals: Signals) -> Infallible {
+        while let Call::Reload = signals.next().await {
+            self.reload();
+        }
+        systemd::notify("STOPPING=1");
+        log::info("stopping", &[]);
+        self.tell(|| Command::Drain);
+        let (delay, grace) = (
+            self.config.server.shutdown_delay,
+            self.config.server.shutdown_timeout,
+        );
+        let hurried = timeout(delay, signals.next_stop()).await.is_ok();
+        if !hurried {
+            let end = Instant::now() + grace;
+            self.tell(|| Command::Close(end));
+            // the doors' files go with them
+            self.listeners.clear();
+            signals.next_stop().await;
+        }
+        self.listeners.clear();
+        self.exposed = None;
+        self.pid_file = None;
+        log::info("stopping at once, at the second signal", &[]);
+        let now = Instant::now();
+        self.tell(|| Command::Close(now));
+        // a worker that hangs does not hear it
+        sleep(PARTING).await;
+        std::process::exit(0);
+    }
+
+    fn tell(&self, word: impl Fn() -> Command) {
+        for worker in &self.words {
+            drop(worker.send(word()));
+        }
+    }
+
+    /// Takes over the configuration as it is now; a bad one changes nothing.
+    fn reload(&mut self) {
+        systemd::notify(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={}",
+            systemd::monotonic_usec()
+        ));
+        match (self.reread)() {
+            Ok(config) => {
+                if let Err(error) = self.take_over(config) {
+                    log::error(
+                        "not reloaded, the old configuration stays",
+                        &[("error", &format!("{error:#}"))],
+                    );
+                }
+            }
+            Err(errors) => {
+                for error in errors {
+                    log::error(
+                        "not reloaded, the old configuration stays",
+                        &[("error", &error)],
+                    );
+                }
+            }
+        }
+        systemd::notify("READY=1");
+    }
+
+    fn take_over(&mut self, config: Arc<Config>) -> Result<()> {
+        let mut fresh = self.open(&config)?;
+        let sockets: Vec<_> = (0..self.words.len())
+            .map(|worker| sockets(&fresh, worker))
+            .collect::<Result<_>>()?;
+        for listener in &fresh {
+            log::info("listening", &[("address", &listener.name)]);
+        }
+        self.listeners
+            .retain(|listener| config.listen.contains(&listener.listen));
+        self.set_mode(config.server.unix_socket_mode);
+        self.listeners.append(&mut fresh);
+        let kept: Vec<Listen> = self
+            .listeners
+            .iter()
+            .map(|listener| listener.listen.clone())
+            .collect();
+        log::init(config.log);
+        for (worker, opened) in self.words.iter().zip(sockets) {
+            drop(worker.send(Command::Reload {
+                config: Arc::clone(&config),
+                opened,
+                kept: kept.clone(),
+            }));
+        }
+        warn_of_fixed(&self.config, &config);
+        log::info("reloaded", &[("routes", &config.routes.len())]);
+        self.config = config;
+        Ok(())
+    }
+
+    /// The doors that a configuration has and we have not.
+    fn open(&self, config: &Config) -> Result<Vec<Listener>> {
+        let frame = Frame {
+            plan: &self.plan,
+            inherited: &self.inherited,
+            unix_socket_mode: config.server.unix_socket_mode,
+        };
+        let is_new = |listen: &&Listen| {
+            !self
+                .listeners
+                .iter()
+                .any(|listener| listener.listen == **listen)
+        };
+        open(
+            config.listen.iter().filter(is_new),
+            self.words.len(),
+            &frame,
+        )
+    }
+
+    /// Gives the files of the doors that stay another mode, if it is another.
+    fn set_mode(&self, mode: u32) {
+        if mode == self.config.server.unix_socket_mode {
+            return;
+        }
+        for listener in self.listeners.iter().chain(&self.exposed) {
+            if let Err(error) = listener.set_mode(mode) {
+                log::warn("reload", &[("error", &format!("{error:#}"))]);
+            }
+        }
+    }
+}
+
+/// Says which changes a reload cannot take over.
+fn warn_of_fixed(before: &Config, now: &Config) {
+    let fixed = [
+        ("metrics.listen", before.metrics != now.metrics),
+        ("the number of threads", before.threads != now.threads),
+        ("limits.memory", before.memory != now.memory),
+        (
+            "server.max_connections",
+            before.server.max_connections != now.server.max_connections,
+        ),
+    ];
+    for (what, _) in fixed.iter().filter(|(_, has_changed)| *has_changed) {
+        log::warn("takes effect at the next start only", &[("key", what)]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Requests that are refused before there is an exchange: what the client is told, the log and the counters.
+
+use std::{future::poll_fn, pin::Pin, sync::Once, task::Poll, time::Instant};
+
+use http::{
+    Method,
+    header::{self, HeaderMap},
+};
+use tokio::io::AsyncWrite;
+
+use crate::{
+    config::Level,
+    connection_table::{Directive, SlotRef, phase::Phase},
+    cors::Verdict,
+    exchange::worker::Worker,
+    http1::{
+        request_head::{self, Refusal},
+        server::ServerCodec,
+    },
+    observe::log::{self, Record},
+    outcome::Outcome,
+    server::closing::{LINGER, linger},
+    sys::socket,
+};
+
+/// How much is read on behind a refusal: whoever sends more does not listen.
+pub const REFUSED_REST: usize = 256 * 1024;
+
+/// A client that speaks TLS to a plain listener is most often a mistake in the configuration of one of the two, and so is
+/// told once at `warn`; scanners do it too, and are not worth a line each.
+fn refusal_level(refusal: Refusal) -> Level {
+    static TOLD: Once = Once::new();
+    let mut level = Level::Debug;
+    if refusal == Refusal::TlsHello {
+        TOLD.call_once(|| level = Level::Warn);
+    }
+    level
+}
+
+/// Says why a connection is not served on, and closes it.
+pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, refusal: Refusal) {
+    tell_refused(worker, slot, refusal);
+    slot.enter(Phase::Lingering, Some(LINGER));
+    let answer = refusal.answer(&grant(worker, &codec));
+    let mut bytes = answer.as_slice();
+    let written = poll_fn(|context| {
+        while !bytes.is_empty() {
+            match Pin::new(&mut codec.io).poll_write(context, bytes) {
+                Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if slot.is_overdue() || slot.order() == Directive::Leave => {
+                    return Poll::Ready(false);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(true)
+    })
+    .await;
+    // where memory is short, what a flood still has in the kernel's queues costs more than its last word is worth
+    let is_flood = matches!(
+        refusal,
+        Refusal::NoMemory | Refusal::HeadTooLarge | Refusal::TargetTooLong
+    );
+    if written && !(is_flood && worker.budget.plan().tight) {
+        linger(worker, codec.into_parts().0, slot, REFUSED_REST).await;
+    } else if worker.budget.plan().tight {
+        socket::reset_unsent(&codec.io.socket());
+    }
+}
+
+/// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
+fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
+    let state = worker.state();
+    let mut fields = HeaderMap::new();
+    if let Some(policy) = &state.config.cors {
+        let asked = request_head::origin(codec.unread()).map(|origin| (header::ORIGIN, origin));
+        if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
+            policy.stamp(&grant, &mut fields);
+        }
+    }
+    fields
+}
+
+/// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
+fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
+    let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
+    worker.metrics.answered(status);
+    worker.metrics.failed(outcome);
+    let (client, reason) = (log::client(slot.client()), refusal.reason());
+    let (bound, value) = worker.memory_bound();
+    let fields: [log::Field<'_>; 5] = [
+        ("client", &client),
+        ("status", &status),
+        ("reason", &reason),
+        ("bound", &bound),
+        ("value", &value),
+    ];
+    match refusal {
+        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
+            log::warn("no answer", &fields);
+        }
+        Refusal::NoMemory => {}
+        _ => log::event(
+            refusal_level(refusal),
+            "refused",
+            fields.get(..3).unwrap_or_default(),
+        ),
+    }
+    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
+    if let Some(mut record) = record {
+        record.answers(status);
+        record.outcome = outcome;
+    }
+}
+
+/// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
+#[cold]
+pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
+    let outcome = if slot.order() == Directive::Leave {
+        slot.leave_outcome()
+    } else {
+        Outcome::NoMemory
+    };
+    worker.metrics.failed(outcome);
+    let client = log::client(slot.client());
+    let (bound, value) = worker.memory_bound();
+    if worker.repeats.is_first(outcome.word(), slot.now()) {
+        log::warn(
+            "no answer",
+            &[
+                ("client", &client),
+                ("reason", &outcome),
+                ("bound", &bound),
+                ("value", &value),
+            ],
+        );
+    }
+    let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
+    if let Some(mut record) = record {
+        record.outcome = outcome;
+    }
+}
