@@ -1,16 +1,20 @@
 //! The life of a request, in order: judge, probe, route, admit, connect, forward, stream.
 //!
-//! [`handle`] never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and nowhere
-//! else. What an exchange holds is given back when the kernel has the last byte of its answer, or when all is dropped.
+//! An exchange is one function, [`Exchange::respond`], from a request's head and body to a response's head and body;
+//! bodies are [`http_body::Body`]. It knows no protocol of the client's: [`http1`] is the adapter that reads the one and
+//! writes the other. It never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and
+//! nowhere else. What an exchange holds is given back when the client's kernel has the last byte of its answer, or when
+//! all is dropped.
 
+pub mod answer;
 pub mod body;
 pub mod client;
 pub mod context;
 pub mod deadline;
 pub mod download;
 pub mod ending;
+pub mod http1;
 pub mod own_answers;
-pub mod respond;
 pub mod round_trip;
 pub mod scope;
 pub mod subject;
@@ -20,33 +24,26 @@ pub mod upstream_request;
 pub mod worker;
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
-    net::IpAddr,
     rc::Rc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{Method, StatusCode, header::HeaderMap};
+use http_body::Body as _;
 
 use crate::{
-    client_address::real_client,
-    connection_table::{Directive, SlotRef},
+    connection_table::Directive,
     cors::{Grant, Verdict},
     exchange::{
-        body::{Body, Tunnel},
-        client::Client,
-        context::ExchangeContext,
+        answer::Answer,
+        body::Body,
         deadline::Limits,
         download::Download,
         own_answers::{add_slash, empty, respond_directly},
-        respond::{Answer, ConnectionMode},
         round_trip::{RoundTrip, RoundTripError},
-        scope::{Exchange, authority},
-        subject::Subject,
+        scope::Exchange,
         upload::Upload,
         upstream_request::content_length,
-        worker::{State, Worker},
     },
     failure::Failure,
     http1::{
@@ -54,157 +51,21 @@ use crate::{
         headers::{self, Present},
         request::RequestHead,
         response_head::{Delimiter, Head},
-        server::ServerCodec,
     },
     location::{self, Asked},
     memory::queue::{Claim, Queue},
     observe::{
-        log::{self, Record},
+        log,
         metrics::{self, GaugeGuard},
     },
     route::{Action, Found, Route, Target, holds_parent_segment},
     upstream::pool::{Checkout, Host, Lease},
 };
 
-/// How an exchange ended.
-pub enum End {
-    /// The client can go on.
-    Stays,
-    /// It has its answer, and must go.
-    Closes,
-    /// It has gone, or its answer broke off.
-    Broken,
-    /// It is to be joined with the upstream.
-    Tunnel(Box<Tunnel>),
-}
-
-/// Answers a request, whatever comes, and sends the answer to its end. `waited` is how many milliseconds it has waited
-/// for memory; `is_full` = without an upstream, for there is no memory for more.
-pub async fn handle(
-    worker: &Worker,
-    codec: &RefCell<ServerCodec>,
-    slot: &SlotRef,
-    parts: Box<RequestHead>,
-    waited: u32,
-    is_full: bool,
-) -> End {
-    let state = worker.state();
-    let subject = subject(&state, slot, &parts);
-    let exchange_context = exchange_context(worker, &state, slot, &subject, waited);
-    let room = worker.room(state.config.transport.write_buffer_size);
-    let client = Client::new(
-        codec,
-        &exchange_context,
-        &worker.buffers,
-        room,
-        state.config.server.write_timeout,
-    );
-    let mut mode = ConnectionMode::of(&parts);
-    let exchange = Exchange {
-        worker,
-        state: &state,
-        client,
-        is_http10: mode.is_http10,
-        is_https: Cell::new(false),
-        is_full,
-        takes_trailers: Cell::new(false),
-        wants_websocket: Cell::new(false),
-        tunnel: Cell::new(None),
-    };
-    let (status, tunnel, answer) = part(exchange.judge(parts).await);
-    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().receives_wide();
-    exchange_context.answers(status);
-    match respond::send(&client, answer, mode).await {
-        Err(_) => End::Broken,
-        Ok(stays) => match tunnel {
-            Some(upstream) => {
-                let (record, route, waited) = (
-                    exchange_context.record.take(),
-                    exchange_context.route.get(),
-                    exchange_context.waited.get(),
-                );
-                let place = exchange.tunnel.take();
-                drop(exchange_context);
-                End::Tunnel(Box::new(Tunnel {
-                    upstream: *upstream,
-                    subject,
-                    config: Arc::clone(&state.config),
-                    counters: Rc::clone(&state.counters),
-                    route,
-                    waited,
-                    record,
-                    place,
-                }))
-            }
-            None if stays => End::Stays,
-            None => End::Closes,
-        },
-    }
-}
-
-/// Takes an answer apart. A function of its own, so that the answer is moved and not borrowed: what is borrowed would keep
-/// its place in the future while the answer is written.
-fn part(mut answer: Answer) -> (u16, Option<Box<Upstream>>, Answer) {
-    (answer.status.as_u16(), answer.tunnel.take(), answer)
-}
-
-fn subject(state: &State, slot: &SlotRef, parts: &RequestHead) -> Subject {
-    let trusted = &state.config.server.trusted_proxies;
-    let client: Option<IpAddr> = if trusted.is_empty() {
-        slot.client()
-    } else {
-        real_client(slot.client(), trusted, &parts.headers)
-    };
-    let method = parts.method.clone();
-    Subject::new(client, method, authority(parts), parts.uri.path())
-}
-
-fn exchange_context<'a>(
-    worker: &'a Worker,
-    state: &'a State,
-    slot: &'a SlotRef,
-    subject: &'a Subject,
-    waited: u32,
-) -> ExchangeContext<'a> {
-    metrics::inc(&worker.metrics.requests);
-    metrics::inc(&worker.metrics.exchanges);
-    let begun = (worker.metrics.is_exposed() || log::access_enabled()).then(|| {
-        let now = Instant::now();
-        now.checked_sub(Duration::from_millis(waited.into()))
-            .unwrap_or(now)
-    });
-    let record = begun.and_then(|begun| {
-        let (method, host) = (subject.method.as_str(), subject.host());
-        Record::begin(subject.client, method, host, subject.path(), begun)
-    });
-    ExchangeContext {
-        slot,
-        waited: Cell::new(waited),
-        subject,
-        config: &state.config,
-        counters: &state.counters,
-        route: Cell::new(None),
-        place: RefCell::default(),
-        record: RefCell::new(record),
-        begun,
-        status: Cell::new(0),
-        received: Cell::new(0),
-        sent: Cell::new(0),
-        head: RefCell::default(),
-        budget: &worker.budget,
-        rest: Cell::new(0),
-        complete: Cell::new(false),
-        outcome: Cell::new(None),
-        cause: OnceCell::new(),
-        told: Cell::new(false),
-        is_tunnel: false,
-        metrics: &worker.metrics,
-    }
-}
-
-impl Exchange<'_> {
-    /// CORS around everything: a preflight is answered here, every other answer is stamped.
-    async fn judge(&self, parts: Box<RequestHead>) -> Answer {
+impl<'a> Exchange<'a> {
+    /// Answers a request, whatever comes. CORS is around everything: a preflight is answered here, every other answer is
+    /// stamped.
+    pub async fn respond(&self, parts: Box<RequestHead>) -> Answer<'a> {
         let path = parts.uri.path();
         let method = &self.client.exchange_context.subject.method;
         let config = &self.state.config;
@@ -265,7 +126,7 @@ impl Exchange<'_> {
         route: &Route,
         target: &Target,
         parts: Box<RequestHead>,
-    ) -> impl Future<Output = Result<Answer, Failure>> {
+    ) -> impl Future<Output = Result<Answer<'a>, Failure>> {
         async move {
             if self.is_full {
                 return Err(Failure::NoMemory);
@@ -344,7 +205,7 @@ impl Exchange<'_> {
         let claim = Claim {
             group: slot.group(),
             since: slot.now().wrapping_sub(exchange_context.waited.get()),
-            is_whole: self.client.is_between(),
+            is_whole: self.client.is_end_stream(),
         };
         slot.queues(true);
         let since = Instant::now();
@@ -420,7 +281,7 @@ impl Exchange<'_> {
         reused: bool,
     ) -> Result<Head, RoundTripError> {
         let attempt = RoundTrip {
-            client: &self.client,
+            client: self.client,
             limits: self.limits(route),
             method: &self.client.exchange_context.subject.method,
             is_http10: self.is_http10,
@@ -441,7 +302,7 @@ impl Exchange<'_> {
         mut head: Head,
         upload: Upload,
         mut upstream: Upstream,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer<'a>, Failure> {
         let slot = self.client.exchange_context.slot;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
@@ -475,12 +336,12 @@ impl Exchange<'_> {
         } else {
             self.client.exchange_context.rest.set(upstream.shrink());
             let download = Download::new(
+                self.client,
                 upstream,
                 (!upload.is_done()).then_some(upload),
                 head,
                 self.takes_trailers.get(),
                 self.limits(route),
-                slot.now(),
             );
             (Body::Upstream(Box::new(download)), None)
         };

@@ -9,7 +9,7 @@ use crate::{
     config::Level,
     cors::Cors,
     direct::{Redirect, Response},
-    exchange::{body::Body, respond::Answer, scope::Exchange},
+    exchange::{answer::Answer, body::Body, scope::Exchange},
     failure::Failure,
     http1::request::RequestHead,
     observe::{health, log},
@@ -17,7 +17,7 @@ use crate::{
     route::Route,
 };
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
     /// Says in the log which origin asked and which ones may: CORS is where a newcomer looks longest.
     #[cold]
     pub fn refuse_preflight(
@@ -25,7 +25,7 @@ impl Exchange<'_> {
         policy: Option<&Cors>,
         parts: &RequestHead,
         headers: HeaderMap,
-    ) -> Answer {
+    ) -> Answer<'a> {
         let is_told = log::enabled(Level::Debug);
         let reason = policy
             .filter(|_| is_told)
@@ -36,7 +36,7 @@ impl Exchange<'_> {
     }
 
     /// Sends the client elsewhere.
-    pub fn redirect(&self, route: &Route, redirect: &Redirect, parts: &RequestHead) -> Answer {
+    pub fn redirect(&self, route: &Route, redirect: &Redirect, parts: &RequestHead) -> Answer<'a> {
         let to = &redirect.to;
         let location = to.location(self.authority(parts), |base, out| {
             route.push_joined(base, parts.uri.path(), parts.uri.query(), out);
@@ -51,7 +51,7 @@ impl Exchange<'_> {
     }
 
     /// The health report.
-    pub fn health(&self, parts: &RequestHead) -> Answer {
+    pub fn health(&self, parts: &RequestHead) -> Answer<'a> {
         if !matches!(
             self.client.exchange_context.subject.method,
             Method::GET | Method::HEAD
@@ -77,7 +77,7 @@ impl Exchange<'_> {
     }
 
     /// The one place where a failure becomes a status and a log line.
-    pub fn fail(&self, failure: &Failure) -> Answer {
+    pub fn fail(&self, failure: &Failure) -> Answer<'a> {
         let exchange_context = self.client.exchange_context;
         exchange_context.note(failure.outcome());
         exchange_context.told.set(true);
@@ -141,7 +141,7 @@ impl Exchange<'_> {
 }
 
 /// A fixed response, whatever the method and the rest of the path.
-pub fn respond_directly(route: &Route, response: &Response) -> Answer {
+pub fn respond_directly(route: &Route, response: &Response) -> Answer<'static> {
     let mut headers = HeaderMap::new();
     if let Some(kind) = &response.content_type {
         headers.insert(header::CONTENT_TYPE, kind.clone());
@@ -151,7 +151,7 @@ pub fn respond_directly(route: &Route, response: &Response) -> Answer {
 }
 
 /// The redirect to a path that ends with a slash.
-pub fn add_slash(route: &Route, query: Option<&str>) -> Answer {
+pub fn add_slash(route: &Route, query: Option<&str>) -> Answer<'static> {
     let query = query.map_or_else(String::new, |query| format!("?{query}"));
     let mut headers = HeaderMap::new();
     if let Ok(location) = HeaderValue::try_from(format!("{}{query}", route.path)) {
@@ -161,6 +161,6 @@ pub fn add_slash(route: &Route, query: Option<&str>) -> Answer {
 }
 
 /// An answer without a body.
-pub fn empty(status: StatusCode, headers: HeaderMap) -> Answer {
+pub fn empty(status: StatusCode, headers: HeaderMap) -> Answer<'static> {
     Answer::new(status, headers, Body::Own(b""))
 }

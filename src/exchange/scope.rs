@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 
-use http::header;
-
 use crate::{
     exchange::{
         client::Client,
@@ -21,7 +19,7 @@ pub struct Exchange<'a> {
     /// What follows from the configuration that it began with.
     pub state: &'a State,
     /// Who asks.
-    pub client: Client<'a>,
+    pub client: &'a Client<'a>,
     /// Whether the client speaks HTTP/1.0.
     pub is_http10: bool,
     /// The client came by https: to its own connection, or to a trusted sender that says so.
@@ -36,11 +34,32 @@ pub struct Exchange<'a> {
     pub tunnel: Cell<Option<ConcurrencyPermit>>,
 }
 
-impl Exchange<'_> {
+impl<'a> Exchange<'a> {
+    /// One that has not begun.
+    pub fn new(
+        worker: &'a Worker,
+        state: &'a State,
+        client: &'a Client<'a>,
+        is_http10: bool,
+        is_full: bool,
+    ) -> Exchange<'a> {
+        Exchange {
+            worker,
+            state,
+            client,
+            is_http10,
+            is_https: Cell::new(false),
+            is_full,
+            takes_trailers: Cell::new(false),
+            wants_websocket: Cell::new(false),
+            tunnel: Cell::new(None),
+        }
+    }
+
     /// The host that was asked for, without looking for it again.
     pub fn authority<'p>(&'p self, parts: &'p RequestHead) -> &'p str {
         let known = self.client.exchange_context.subject.whole_host();
-        known.unwrap_or_else(|| authority(parts))
+        known.unwrap_or_else(|| parts.authority())
     }
 
     /// Who asks, and whether it is believed.
@@ -54,15 +73,4 @@ impl Exchange<'_> {
             trusted: trusted.is_empty() || is_trusted,
         }
     }
-}
-
-/// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
-pub fn authority(parts: &RequestHead) -> &str {
-    let host = || {
-        parts
-            .headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-    };
-    parts.uri.authority().or_else(host).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! The request as the upstream gets it: its head written anew, its body announced.
 
 use http::header::{self, HeaderMap};
+use http_body::Body as _;
 
 use crate::{
     config::Level,
@@ -27,7 +28,7 @@ impl Exchange<'_> {
         parts: &RequestHead,
         present: &Present,
     ) -> Upload {
-        let has_body = !self.client.is_between();
+        let has_body = !self.client.is_end_stream();
         let chunked = present.transfer_encoding;
         let authority = self.authority(parts);
         let mut out = Vec::with_capacity(512);
