@@ -278,7 +278,7 @@ pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMa
 
 /// Whether a field may stand in a trailer section, and neither it nor its twin is withheld: what the operator sets or
 /// removes (a set field is not added there, it stands in the head), and what Connection lists.
-fn passes_behind(name: &HeaderName, withheld: &[HeaderName]) -> bool {
+pub fn passes_behind(name: &HeaderName, withheld: &[HeaderName]) -> bool {
     let is_withheld = |other: &HeaderName| reads_as(name.as_str(), other.as_str());
     may_trail(name) && !withheld.iter().any(is_withheld)
 }
