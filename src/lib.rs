@@ -32,6 +32,7 @@ mod config;
 mod cors;
 mod direct;
 mod failure;
+mod fields;
 mod location;
 mod outcome;
 mod route;
@@ -61,6 +62,7 @@ mod test_support;
 pub mod fuzzing {
     pub use crate::{
         config::address,
+        fields,
         http1::{chunked, request, request_head, response_head},
     };
     pub mod config {

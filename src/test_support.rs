@@ -129,7 +129,11 @@ impl Stage {
         let head = self.head(&mut upstream, method, &mut feed).await?;
         let reading = Reading {
             status: head.status.as_u16(),
-            fields: flat(&head.headers),
+            fields: head
+                .headers
+                .iter()
+                .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
+                .collect(),
             ..Reading::default()
         };
         Some(self.body(upstream, head, reading, &mut feed).await)

@@ -22,7 +22,6 @@ use crate::{
     failure::Failure,
     http1::{
         client::Upstream,
-        headers,
         response_head::{Head, MAX_HEAD},
     },
     memory::{budget::LARGE_HEAD, queue::Claim},
@@ -317,9 +316,7 @@ impl InFlight<'_> {
         text.push(b' ');
         text.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
         text.extend_from_slice(b"\r\n");
-        for (name, value) in &head.headers {
-            headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
-        }
+        head.headers.write(&mut text);
         text.extend_from_slice(b"\r\n");
         self.attempt.client.say(&text);
     }

@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod chunked;
 pub mod client;
+pub mod cursor;
 pub mod headers;
 pub mod request;
 pub mod request_head;

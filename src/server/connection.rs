@@ -243,14 +243,14 @@ fn serve(
         let (worker, slot) = (&*worker, &slot);
         let brief = is_brief(worker, codec.get_mut(), &head);
         count_by_client(worker, codec.get_mut(), &head, slot);
-        let size = codec.get_mut().head_size();
+        let size = codec.get_mut().head_size(&head);
         let Some((permit, full, waited)) =
             admit(worker, codec.get_mut(), slot, (&head, size), brief).await
         else {
             tell_unanswered(worker, slot);
             return None;
         };
-        let parts = match codec.get_mut().open(&head) {
+        let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
             Err(refusal) => {
                 // rare, and large: boxed, these cost the others nothing

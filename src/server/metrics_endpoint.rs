@@ -7,7 +7,6 @@
 use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use http::HeaderMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinHandle,
@@ -16,6 +15,7 @@ use tokio::{
 
 use crate::{
     exchange::worker::Worker,
+    fields::Fields,
     http1::request_head::{self, Refusal},
     memory::budget::CONNECTION,
     net::Stream,
@@ -86,18 +86,16 @@ fn asked(bytes: &[u8], scanned: &mut usize) -> Option<Answer> {
         Ok(head) => head?,
         Err(refusal) => return Some(Answer::Refused(refusal)),
     };
-    let text = bytes
-        .get(head.skip..head.skip + head.len)
-        .unwrap_or_default();
-    let text = bytes::Bytes::copy_from_slice(text);
-    let parts = match request_head::parts(&text, &head) {
+    let is_http10 = head.is_http10;
+    let text = bytes.get(head.skip..head.skip + head.len);
+    let parts = match request_head::parts(text.unwrap_or_default().to_vec(), head) {
         Ok(parts) => parts,
         Err(refusal) => return Some(Answer::Refused(refusal)),
     };
     Some(match (parts.uri.path(), parts.method.as_str()) {
         ("/metrics", method @ ("GET" | "HEAD")) => Answer::Page {
             is_head: method == "HEAD",
-            is_chunked: !head.is_http10,
+            is_chunked: !is_http10,
         },
         ("/metrics", _) => Answer::NotAllowed,
         _ => Answer::NotFound,
@@ -124,7 +122,7 @@ async fn tell(mut io: Stream, metrics: &Metrics) -> io::Result<()> {
             is_head,
             is_chunked,
         } => page(&mut io, metrics, is_head, is_chunked).await?,
-        Answer::Refused(refusal) => write(&mut io, &refusal.answer(&HeaderMap::new())).await?,
+        Answer::Refused(refusal) => write(&mut io, &refusal.answer(&Fields::new())).await?,
         Answer::NotFound => {
             let text = own("404 Not Found", "", "The counters are at /metrics.\n");
             write(&mut io, text.as_bytes()).await?;

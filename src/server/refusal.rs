@@ -2,10 +2,7 @@
 
 use std::{future::poll_fn, pin::Pin, sync::Once, task::Poll, time::Instant};
 
-use http::{
-    Method,
-    header::{self, HeaderMap},
-};
+use http::{Method, header};
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -13,6 +10,7 @@ use crate::{
     connection_table::{Directive, SlotRef, phase::Phase},
     cors::Verdict,
     exchange::worker::Worker,
+    fields::Fields,
     http1::{
         request_head::{self, Refusal},
         server::ServerCodec,
@@ -70,9 +68,9 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, ref
 }
 
 /// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
-fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
+fn grant(worker: &Worker, codec: &ServerCodec) -> Fields {
     let state = worker.state();
-    let mut fields = HeaderMap::new();
+    let mut fields = Fields::new();
     if let Some(policy) = &state.config.cors {
         let asked = request_head::origin(codec.unread()).map(|origin| (header::ORIGIN, origin));
         if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
