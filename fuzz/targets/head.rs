@@ -8,6 +8,7 @@
 use http::Uri;
 use lean_proxy::fuzzing::{
     fields::Fields,
+    refusal,
     request_head::{self, Framing, Head},
 };
 use lean_proxy_fuzz::strict::{self, Reader};
@@ -21,8 +22,8 @@ fuzz_target!(|input: &[u8]| {
         small => 16 * small,
     };
     let at_once = request_head::head(bytes, &mut 0, max);
-    if let Err(refusal) = at_once {
-        let answer = refusal.answer(&Fields::new());
+    if let Err(failure) = &at_once {
+        let answer = refusal::response(failure, &Fields::new());
         let mut reader = Reader::new(answer.as_slice());
         let mut head = reader
             .response_head("")

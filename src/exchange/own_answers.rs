@@ -79,16 +79,8 @@ impl<'a> Exchange<'a> {
         exchange_context.note(failure.outcome());
         exchange_context.told.set(true);
         self.tell(failure);
-        let mut headers = Fields::new();
-        headers.append(header::CONTENT_TYPE, "text/plain; charset=utf-8");
-        if let Some(seconds) = failure.retry_after() {
-            headers.append(header::RETRY_AFTER, seconds);
-        }
-        if let Some(methods) = failure.allow() {
-            headers.append(header::ALLOW, methods);
-        }
         let text = failure.sentence().as_bytes();
-        Answer::new(failure.status(), headers, Body::Own(text))
+        Answer::new(failure.status(), failure.fields(), Body::Own(text))
     }
 
     /// Tells the log why there is no answer; where a bound was full, which one, and how long the request waited for it.

@@ -8,6 +8,7 @@ pub mod chunked;
 pub mod client;
 pub mod cursor;
 pub mod headers;
+pub mod refusal;
 pub mod request;
 pub mod request_head;
 pub mod response_head;

@@ -7,19 +7,18 @@
 use std::net::Ipv6Addr;
 
 use http::{
-    HeaderValue, Method, StatusCode, Version,
+    HeaderValue, Method, Version,
     header::{CONTENT_LENGTH, ORIGIN},
 };
 
 use crate::{
-    failure::METHODS,
+    failure::Failure,
     fields::{Fields, Place},
     http1::{
         chunked::is_token,
         cursor::{Cursor, Fault, LineEnd, find_lf},
         request::{RequestHead, RequestUri},
     },
-    outcome::Outcome,
 };
 
 /// A head that passed.
@@ -56,7 +55,7 @@ pub enum Arrival {
     /// The client has closed, with or without a part of one.
     End,
     /// Not to be served.
-    Refused(Refusal),
+    Refused(Failure),
 }
 
 /// How a request body is delimited (RFC 9112 §6.3).
@@ -66,27 +65,6 @@ pub enum Framing {
     Length(u64),
     /// `Transfer-Encoding: chunked`.
     Chunked,
-}
-
-/// Why a request is answered by a close before anybody looked at what it asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// 400, with what is wrong for the log.
-    Malformed(&'static str),
-    /// 400: the client speaks TLS, and this listener does not.
-    TlsHello,
-    /// 405: CONNECT.
-    Connect,
-    /// 408: the head was not complete in `server.header_timeout`.
-    HeadTimedOut,
-    /// 414: the target alone is over the limit.
-    TargetTooLong,
-    /// 431: the head is over `server.max_header_bytes`, or has too many fields.
-    HeadTooLarge,
-    /// 505: well-formed, but neither HTTP/1.1 nor HTTP/1.0.
-    Version,
-    /// 503: the memory budget has no room for this head.
-    NoMemory,
 }
 
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
@@ -104,108 +82,30 @@ const MAX_METHOD: usize = 64;
 /// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
 const MAX_TARGET: usize = 65_534;
 
-impl Refusal {
-    /// The status that is answered before the close.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Refusal::Malformed(_) | Refusal::TlsHello => StatusCode::BAD_REQUEST,
-            Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
-            Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Refusal::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-
-    /// One plain sentence for the client.
-    pub fn sentence(self) -> &'static str {
-        match self {
-            Refusal::Malformed(_) => "The request is malformed.\n",
-            Refusal::TlsHello => "This port speaks plain HTTP, not TLS.\n",
-            Refusal::Connect => "The method is not allowed.\n",
-            Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
-            Refusal::TargetTooLong => "The request target is too long.\n",
-            Refusal::HeadTooLarge => "The request head is too large.\n",
-            Refusal::Version => "The HTTP version is not supported.\n",
-            Refusal::NoMemory => "There is no room for this request now.\n",
-        }
-    }
-
-    /// What the log says.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Refusal::Malformed(reason) => reason,
-            Refusal::TlsHello => "a TLS hello on a plain listener",
-            Refusal::Connect => "CONNECT",
-            Refusal::HeadTimedOut => "head timed out",
-            Refusal::TargetTooLong => "target too long",
-            Refusal::HeadTooLarge => "head too large",
-            Refusal::Version => "unknown HTTP version",
-            Refusal::NoMemory => "no memory for the head",
-        }
-    }
-
-    /// How the connection ended, for the access line and the metrics.
-    pub fn outcome(self) -> Outcome {
-        match self {
-            Refusal::Malformed(_) => Outcome::Malformed,
-            Refusal::Connect => Outcome::MethodNotAllowed,
-            Refusal::HeadTimedOut => Outcome::HeadTimedOut,
-            Refusal::TargetTooLong => Outcome::TargetTooLong,
-            Refusal::HeadTooLarge => Outcome::HeadTooLarge,
-            Refusal::Version => Outcome::VersionNotSupported,
-            Refusal::NoMemory => Outcome::NoMemory,
-            Refusal::TlsHello => Outcome::TlsHello,
-        }
-    }
-
-    /// The whole answer, to be written as it is before the close; `fields` are added to it (CORS).
-    pub fn answer(self, fields: &Fields) -> Vec<u8> {
-        let (status, sentence) = (self.status(), self.sentence());
-        let extra = match self {
-            Refusal::Connect => format!("allow: {METHODS}\r\n"),
-            Refusal::NoMemory => "retry-after: 1\r\n".to_owned(),
-            _ => String::new(),
-        };
-        let mut answer = format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n",
-            status.as_str(),
-            status.canonical_reason().unwrap_or(""),
-            sentence.len(),
-        )
-        .into_bytes();
-        fields.write(&mut answer);
-        answer.extend_from_slice(b"\r\n");
-        answer.extend_from_slice(sentence.as_bytes());
-        answer
-    }
-}
-
 /// Reads the head at the start of `bytes`; `None` where it is not complete yet.
 ///
 /// `scanned` is how many bytes were looked at in vain before: the caller keeps it, so that a head that drips in byte
 /// by byte is not read again from its start each time.
 ///
 /// # Errors
-/// A [`Refusal`] where the head is malformed, or cannot become right within `max` bytes.
-pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Refusal> {
+/// A [`Failure`] where the head is malformed, or cannot become right within `max` bytes.
+pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Failure> {
     if bytes == b"\r" {
         return Ok(None);
     }
     let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let rest = bytes.get(skip..).unwrap_or_default();
     if rest.starts_with(b"\r") || rest.starts_with(b"\n") {
-        return Err(Refusal::Malformed("an empty line before the request"));
+        return Err(Failure::Malformed("an empty line before the request"));
     }
     if let Some(&first) = rest.first()
         && !is_token(first)
     {
         // no method can come of it: why wait for the rest
         return Err(if first == TLS_HANDSHAKE {
-            Refusal::TlsHello
+            Failure::TlsHello
         } else {
-            Refusal::Malformed("a first byte that begins no method")
+            Failure::Malformed("a first byte that begins no method")
         });
     }
     if !ends_somewhere(bytes, (*scanned).max(skip)) {
@@ -227,12 +127,12 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
 ///
 /// # Errors
 /// The method or the target is none after all.
-pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Refusal> {
+pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
     let (start, end) = head.target;
     let line = text.get(..start).unwrap_or_default().trim_ascii_end();
-    let method = Method::from_bytes(line).map_err(|_| Refusal::Malformed("a malformed method"))?;
+    let method = Method::from_bytes(line).map_err(|_| Failure::Malformed("a malformed method"))?;
     let uri = RequestUri::new(text.get(start..end).unwrap_or_default())
-        .ok_or(Refusal::Malformed("a malformed target"))?;
+        .ok_or(Failure::Malformed("a malformed target"))?;
     let mut headers = Fields::of(text, head.fields);
     if let Some(shorter) = headers.get(CONTENT_LENGTH).and_then(without_zeros) {
         headers.set(CONTENT_LENGTH, shorter);
@@ -285,11 +185,11 @@ pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
 }
 
 /// 414 where the request line alone fills the limit, else 431.
-fn too_large(bytes: &[u8]) -> Refusal {
+fn too_large(bytes: &[u8]) -> Failure {
     if bytes.contains(&b'\n') {
-        Refusal::HeadTooLarge
+        Failure::HeadTooLarge
     } else {
-        Refusal::TargetTooLong
+        Failure::TargetTooLong
     }
 }
 
@@ -303,23 +203,23 @@ struct Seen {
 }
 
 /// Reads a head that begins with the first of these bytes and ends among them.
-fn read_whole(bytes: &[u8], skip: usize) -> Result<Head, Refusal> {
+fn read_whole(bytes: &[u8], skip: usize) -> Result<Head, Failure> {
     let mut cursor = Cursor::new(bytes);
     let (http11, target) = request_line(&mut cursor)?;
     let (mut seen, mut fields) = (Seen::default(), Vec::with_capacity(USUAL_FIELDS));
     while let Some(place) = cursor.field(LineEnd::CrLf).map_err(malformed)? {
         if fields.len() == MAX_FIELDS {
-            return Err(Refusal::HeadTooLarge);
+            return Err(Failure::HeadTooLarge);
         }
         seen.note(place.name(bytes), place.value(bytes), http11)?;
         fields.push(place);
     }
     if !seen.host && http11 {
-        return Err(Refusal::Malformed("no Host"));
+        return Err(Failure::Malformed("no Host"));
     }
     let framing = match (seen.chunked, seen.length) {
         (true, Some(_)) => {
-            return Err(Refusal::Malformed(
+            return Err(Failure::Malformed(
                 "both Content-Length and Transfer-Encoding",
             ));
         }
@@ -337,8 +237,8 @@ fn read_whole(bytes: &[u8], skip: usize) -> Result<Head, Refusal> {
     })
 }
 
-fn malformed(fault: Fault) -> Refusal {
-    Refusal::Malformed(match fault {
+fn malformed(fault: Fault) -> Failure {
+    Failure::Malformed(match fault {
         Fault::Name | Fault::Partial => "a line that begins with no field name",
         Fault::Colon => "a field name without its colon",
         Fault::Value => "a byte in a value that may not stand there",
@@ -346,28 +246,28 @@ fn malformed(fault: Fault) -> Refusal {
 }
 
 /// Takes `METHOD SP target SP HTTP/1.x CRLF`; says whether it is HTTP/1.1, and where the target stands.
-fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Refusal> {
+fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failure> {
     let method = cursor.take_while(is_token);
     if method.is_empty() || method.len() > MAX_METHOD || !cursor.eat(b' ') {
-        return Err(Refusal::Malformed("a malformed method"));
+        return Err(Failure::Malformed("a malformed method"));
     }
     let start = cursor.at();
     let target = cursor.take_while(is_target);
     let end = cursor.at();
     if target.len() > MAX_TARGET {
-        return Err(Refusal::TargetTooLong);
+        return Err(Failure::TargetTooLong);
     }
     if !cursor.eat(b' ') || std::str::from_utf8(target).is_err() {
-        return Err(Refusal::Malformed(
+        return Err(Failure::Malformed(
             "a byte in the target that may not stand there",
         ));
     }
     let version = cursor.take_while(|byte| byte != b'\r' && byte != b'\n');
     if cursor.eat_line_end(LineEnd::CrLf) != Some(true) {
-        return Err(Refusal::Malformed("a bare CR or LF in the request line"));
+        return Err(Failure::Malformed("a bare CR or LF in the request line"));
     }
     if method == b"PRI" {
-        return Err(Refusal::Malformed("the HTTP/2 preface"));
+        return Err(Failure::Malformed("the HTTP/2 preface"));
     }
     let http11 = is_http11(version)?;
     check_form(method, target)?;
@@ -375,14 +275,14 @@ fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Refus
 }
 
 impl Seen {
-    fn note(&mut self, name: &[u8], value: &[u8], http11: bool) -> Result<(), Refusal> {
+    fn note(&mut self, name: &[u8], value: &[u8], http11: bool) -> Result<(), Failure> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 if self.host {
-                    return Err(Refusal::Malformed("more than one Host"));
+                    return Err(Failure::Malformed("more than one Host"));
                 }
                 if !is_host(value) {
-                    return Err(Refusal::Malformed("a malformed Host"));
+                    return Err(Failure::Malformed("a malformed Host"));
                 }
                 self.host = true;
             }
@@ -391,14 +291,14 @@ impl Seen {
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 if self.length.is_some() {
-                    return Err(Refusal::Malformed("more than one Content-Length"));
+                    return Err(Failure::Malformed("more than one Content-Length"));
                 }
                 self.length =
-                    Some(decimal(value).ok_or(Refusal::Malformed("a malformed Content-Length"))?);
+                    Some(decimal(value).ok_or(Failure::Malformed("a malformed Content-Length"))?);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 if self.chunked || !http11 || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refusal::Malformed("a Transfer-Encoding other than chunked"));
+                    return Err(Failure::Malformed("a Transfer-Encoding other than chunked"));
                 }
                 self.chunked = true;
             }
@@ -442,28 +342,28 @@ pub fn path(target: &[u8]) -> &[u8] {
 }
 
 /// Whether it is HTTP/1.1; else HTTP/1.0.
-fn is_http11(version: &[u8]) -> Result<bool, Refusal> {
+fn is_http11(version: &[u8]) -> Result<bool, Failure> {
     match version {
         b"HTTP/1.1" => Ok(true),
         b"HTTP/1.0" => Ok(false),
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
-            Err(Refusal::Version)
+            Err(Failure::VersionNotSupported)
         }
-        _ => Err(Refusal::Malformed("a malformed version")),
+        _ => Err(Failure::Malformed("a malformed version")),
     }
 }
 
 /// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.
-fn check_form(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
+fn check_form(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     match target {
-        _ if method == b"CONNECT" => Err(Refusal::Connect),
+        _ if method == b"CONNECT" => Err(Failure::MethodNotAllowed),
         [b'/', ..] => Ok(()),
         b"*" if method == b"OPTIONS" => Ok(()),
         _ => {
             let authority =
-                strip_scheme(target).ok_or(Refusal::Malformed("a target of no known form"))?;
+                strip_scheme(target).ok_or(Failure::Malformed("a target of no known form"))?;
             let end = authority
                 .iter()
                 .position(|&byte| byte == b'/' || byte == b'?')
@@ -473,7 +373,7 @@ fn check_form(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
             if is_host(authority) && !authority.contains(&b'%') {
                 Ok(())
             } else {
-                Err(Refusal::Malformed("a malformed authority"))
+                Err(Failure::Malformed("a malformed authority"))
             }
         }
     }

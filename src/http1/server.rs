@@ -17,11 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     connection_table::SlotRef,
+    failure::Failure,
     fields::Place,
     http1::{
         chunked,
         request::RequestHead,
-        request_head::{self, Arrival, Framing, Head, Refusal},
+        request_head::{self, Arrival, Framing, Head},
     },
     memory::{
         budget::{Budget, Permit},
@@ -266,10 +267,10 @@ impl ServerCodec {
                         return Poll::Ready(Ok(Arrival::Head(head)));
                     }
                     Ok(None) if !self.pay(budget) => {
-                        return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
+                        return Poll::Ready(Ok(Arrival::Refused(Failure::NoMemory)));
                     }
                     Ok(None) => {}
-                    Err(refusal) => return Poll::Ready(Ok(Arrival::Refused(refusal))),
+                    Err(failure) => return Poll::Ready(Ok(Arrival::Refused(failure))),
                 }
             }
             // where memory is short a read brings little that belongs to a body
@@ -324,7 +325,7 @@ impl ServerCodec {
     ///
     /// # Errors
     /// Those of [`request_head::parts`].
-    pub fn open(&mut self, head: Head) -> Result<Box<RequestHead>, Refusal> {
+    pub fn open(&mut self, head: Head) -> Result<Box<RequestHead>, Failure> {
         let mut text = std::mem::take(&mut self.held);
         // apart, so that neither keeps the other's memory
         self.behind = text.split_off(head.skip + head.len).into();

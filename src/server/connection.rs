@@ -21,8 +21,9 @@ use crate::{
         tunnel,
         worker::Worker,
     },
+    failure::Failure,
     http1::{
-        request_head::{Arrival, Head, Refusal},
+        request_head::{Arrival, Head},
         server::ServerCodec,
     },
     memory::budget::{CONNECTION, NARROW, Permit, UNSENT},
@@ -94,8 +95,8 @@ impl Connection {
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
             }
-            Poll::Ready(Ok(Arrival::Refused(refusal))) => {
-                return Poll::Ready(self.refused(codec, refusal));
+            Poll::Ready(Ok(Arrival::Refused(failure))) => {
+                return Poll::Ready(self.refused(codec, failure));
             }
             Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(codec)),
             Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
@@ -119,7 +120,7 @@ impl Connection {
         }
         if slot.is_overdue() {
             return Poll::Ready(if is_amid {
-                self.refused(codec, Refusal::HeadTimedOut)
+                self.refused(codec, Failure::HeadTimedOut)
             } else {
                 self.close(codec)
             });
@@ -179,10 +180,10 @@ impl Connection {
         }))
     }
 
-    fn refused(&self, codec: ServerCodec, refusal: Refusal) -> State {
+    fn refused(&self, codec: ServerCodec, failure: Failure) -> State {
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            refuse(&worker, codec, &slot, refusal).await;
+            refuse(&worker, codec, &slot, &failure).await;
             None
         }))
     }
@@ -252,9 +253,9 @@ fn serve(
         };
         let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
-            Err(refusal) => {
+            Err(failure) => {
                 // rare, and large: boxed, these cost the others nothing
-                Box::pin(refuse(worker, codec.into_inner(), slot, refusal)).await;
+                Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
                 return None;
             }
         };

@@ -1,6 +1,6 @@
 use super::*;
 
-fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+fn read(bytes: &[u8]) -> Result<Option<Head>, Failure> {
     head(bytes, &mut 0, 65_536)
 }
 
@@ -110,7 +110,7 @@ fn what_can_be_read_in_two_ways_is_refused() {
     ];
     for case in cases {
         assert!(
-            matches!(read(case.as_bytes()), Err(Refusal::Malformed(_))),
+            matches!(read(case.as_bytes()), Err(Failure::Malformed(_))),
             "{}: {:?}",
             case.escape_debug(),
             read(case.as_bytes())
@@ -194,23 +194,31 @@ fn other_refusals_have_their_own_status() {
         "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
         "A: b\r\n".repeat(300)
     );
-    let cases: &[(&str, usize, Refusal)] = &[
-        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 1000, Refusal::Version),
-        ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 1000, Refusal::Version),
+    let cases: &[(&str, usize, Failure)] = &[
+        (
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            1000,
+            Failure::VersionNotSupported,
+        ),
+        (
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            1000,
+            Failure::VersionNotSupported,
+        ),
         (
             "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
             1000,
-            Refusal::Connect,
+            Failure::MethodNotAllowed,
         ),
-        (&long, 1000, Refusal::TargetTooLong),
-        (long.get(..1500).unwrap(), 1000, Refusal::TargetTooLong),
-        (&wide, 65_536, Refusal::HeadTooLarge),
-        (&wide, 500, Refusal::HeadTooLarge),
+        (&long, 1000, Failure::TargetTooLong),
+        (long.get(..1500).unwrap(), 1000, Failure::TargetTooLong),
+        (&wide, 65_536, Failure::HeadTooLarge),
+        (&wide, 500, Failure::HeadTooLarge),
     ];
-    for (case, max, refusal) in cases {
+    for (case, max, failure) in cases {
         assert_eq!(
             head(case.as_bytes(), &mut 0, *max),
-            Err(*refusal),
+            Err(failure.clone()),
             "{case:.40}"
         );
     }
@@ -222,7 +230,7 @@ fn the_limit_counts_to_the_byte() {
     assert!(head(bytes, &mut 0, bytes.len()).is_ok());
     assert_eq!(
         head(bytes, &mut 0, bytes.len() - 1),
-        Err(Refusal::HeadTooLarge)
+        Err(Failure::HeadTooLarge)
     );
 }
 
