@@ -89,7 +89,7 @@ impl Connection {
                     self.permit.resize(CONNECTION);
                     slot.took(0);
                 }
-                slot.set_deadline(None);
+                slot.clear_deadline();
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));

@@ -122,9 +122,9 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
     let slot = connection.client.exchange_context.slot;
     connection.client.exchange_context.place.take();
     slot.client_blocks();
-    slot.set_deadline(read_timeout);
-    let is_whole = poll_fn(|context| connection.poll_rest(context, read_timeout)).await;
-    slot.set_deadline(None);
+    let mut seen = None;
+    let is_whole = poll_fn(|context| connection.poll_rest(context, &mut seen, read_timeout)).await;
+    slot.clear_deadline();
     is_whole
 }
 
