@@ -230,6 +230,13 @@ impl InFlight<'_> {
     ) -> Poll<Result<Option<Head>, RoundTripError>> {
         let exchange_context = self.attempt.client.exchange_context;
         loop {
+            if self.interim > 0
+                && upstream.unread().is_empty()
+                && self.attempt.client.has_told(context)
+            {
+                // the next head is another one
+                exchange_context.free_head();
+            }
             if !self.unread {
                 match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
                     Ok(0) => {
@@ -275,10 +282,6 @@ impl InFlight<'_> {
                 }
                 self.take_interim(head, upload)?;
             }
-            if upstream.unread().is_empty() {
-                // the next head is another one
-                exchange_context.free_head();
-            }
         }
     }
 
@@ -321,7 +324,7 @@ impl InFlight<'_> {
             headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
         }
         text.extend_from_slice(b"\r\n");
-        self.attempt.client.say(&text);
+        self.attempt.client.say(text);
     }
 
     fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> RoundTripError {

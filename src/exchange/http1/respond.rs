@@ -132,7 +132,8 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     *head = in_step(std::mem::take(head));
-    let bytes = head.capacity() + client.exchange_context.rest.get() as usize;
+    let rest = client.exchange_context.rest.get() as usize;
+    let bytes = head.capacity() + rest + client.interim_len();
     client.exchange_context.resize_head(bytes);
 }
 
