@@ -374,6 +374,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         told: Cell::new(false),
         is_tunnel: true,
         metrics: &worker.metrics,
+        repeats: &worker.repeats,
     };
     let (mut client, first) = codec.into_parts();
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());

@@ -17,7 +17,10 @@ use crate::{
         request_head::{self, Refusal},
         server::ServerCodec,
     },
-    observe::log::{self, Record},
+    observe::{
+        log::{self, Record},
+        repeats::Kind,
+    },
     outcome::Outcome,
     server::closing::{LINGER, linger},
     sys::socket,
@@ -97,7 +100,11 @@ fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
         ("value", &value),
     ];
     match refusal {
-        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
+        Refusal::NoMemory
+            if worker
+                .repeats
+                .is_first(Kind("no answer", outcome), slot.now()) =>
+        {
             log::warn("no answer", &fields);
         }
         Refusal::NoMemory => {}
@@ -125,7 +132,10 @@ pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
     worker.metrics.failed(outcome);
     let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
-    if worker.repeats.is_first(outcome.word(), slot.now()) {
+    if worker
+        .repeats
+        .is_first(Kind("no answer", outcome), slot.now())
+    {
         log::warn(
             "no answer",
             &[
