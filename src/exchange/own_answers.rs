@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     fields::Fields,
     http1::request::RequestHead,
-    observe::{health, log},
+    observe::{health, log, repeats::Kind},
     outcome::Blame,
     route::Route,
 };
@@ -89,7 +89,10 @@ impl<'a> Exchange<'a> {
         let exchange_context = self.client.exchange_context;
         let repeats = &self.worker.repeats;
         if failure.blame() == Blame::Proxy
-            && !repeats.is_first(failure.outcome().word(), self.worker.table.now())
+            && !repeats.is_first(
+                Kind("no answer", failure.outcome()),
+                self.worker.table.now(),
+            )
         {
             return;
         }

@@ -229,6 +229,13 @@ impl InFlight<'_> {
     ) -> Poll<Result<Option<Head>, RoundTripError>> {
         let exchange_context = self.attempt.client.exchange_context;
         loop {
+            if self.interim > 0
+                && upstream.unread().is_empty()
+                && self.attempt.client.has_told(context)
+            {
+                // the next head is another one
+                exchange_context.free_head();
+            }
             if !self.unread {
                 match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
                     Ok(0) => {
@@ -274,10 +281,6 @@ impl InFlight<'_> {
                 }
                 self.take_interim(head, upload)?;
             }
-            if upstream.unread().is_empty() {
-                // the next head is another one
-                exchange_context.free_head();
-            }
         }
     }
 
@@ -318,7 +321,7 @@ impl InFlight<'_> {
         text.extend_from_slice(b"\r\n");
         head.headers.write(&mut text);
         text.extend_from_slice(b"\r\n");
-        self.attempt.client.say(&text);
+        self.attempt.client.say(text);
     }
 
     fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> RoundTripError {

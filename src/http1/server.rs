@@ -76,8 +76,9 @@ const FIRST: usize = 4 * 1024;
 /// Bytes of a buffer for a head that comes in several pieces.
 const GROWN: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
 
-/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be. They take
-/// the place of the read buffer in the price of an exchange: it has none while it waits for its answer.
+/// Bytes of interim answers that wait for a client to take them without a permit of their own; what does not fit is
+/// dropped, which a 1xx always may be. They take the place of the read buffer in the price of an exchange: it has none while
+/// it waits for its answer.
 pub const MAX_INTERIM: usize = 4 * 1024;
 
 /// Bytes that are looked at for the end of a body whose client has closed its half.

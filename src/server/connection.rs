@@ -90,7 +90,7 @@ impl Connection {
                     self.permit.resize(CONNECTION);
                     slot.took(0);
                 }
-                slot.set_deadline(None);
+                slot.clear_deadline();
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
@@ -375,6 +375,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         told: Cell::new(false),
         is_tunnel: true,
         metrics: &worker.metrics,
+        repeats: &worker.repeats,
     };
     let (mut client, first) = codec.into_parts();
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());

@@ -13,7 +13,10 @@ use crate::{
     failure::Failure,
     fields::Fields,
     http1::{refusal::response, request_head, server::ServerCodec},
-    observe::log::{self, Record},
+    observe::{
+        log::{self, Record},
+        repeats::Kind,
+    },
     outcome::Outcome,
     server::closing::{LINGER, linger},
     sys::socket,
@@ -93,7 +96,11 @@ fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
         ("value", &value),
     ];
     match failure {
-        Failure::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
+        Failure::NoMemory
+            if worker
+                .repeats
+                .is_first(Kind("no answer", outcome), slot.now()) =>
+        {
             log::warn("no answer", &fields);
         }
         Failure::NoMemory => {}
@@ -121,7 +128,10 @@ pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
     worker.metrics.failed(outcome);
     let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
-    if worker.repeats.is_first(outcome.word(), slot.now()) {
+    if worker
+        .repeats
+        .is_first(Kind("no answer", outcome), slot.now())
+    {
         log::warn(
             "no answer",
             &[

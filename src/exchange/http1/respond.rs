@@ -123,9 +123,9 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
     let slot = connection.client.exchange_context.slot;
     connection.client.exchange_context.place.take();
     slot.client_blocks();
-    slot.set_deadline(read_timeout);
-    let is_whole = poll_fn(|context| connection.poll_rest(context, read_timeout)).await;
-    slot.set_deadline(None);
+    let mut seen = None;
+    let is_whole = poll_fn(|context| connection.poll_rest(context, &mut seen, read_timeout)).await;
+    slot.clear_deadline();
     is_whole
 }
 
@@ -133,7 +133,8 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     *head = in_step(std::mem::take(head));
-    let bytes = head.capacity() + client.exchange_context.rest.get() as usize;
+    let rest = client.exchange_context.rest.get() as usize;
+    let bytes = head.capacity() + rest + client.interim_len();
     client.exchange_context.resize_head(bytes);
 }
 
