@@ -84,6 +84,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use crate::cli::{Asked, Command, ConfigArgument};
@@ -200,7 +201,8 @@ fn check(argument: ConfigArgument) -> u8 {
     };
     match origin.load() {
         Ok(config) => {
-            cli::warn(config.warnings.iter().map(String::as_str));
+            let invalid = config.invalid_certificates(SystemTime::now());
+            cli::warn(config.warnings.iter().chain(&invalid).map(String::as_str));
             let routes = config.routes.len();
             cli::say(&format!(
                 "ok: {routes} {}",

@@ -82,6 +82,7 @@ pub fn ask(config: &Config) -> Result<String> {
     let reachable = config
         .listen
         .iter()
+        .map(|entry| &entry.address)
         .find(|listen| !matches!(listen, Listen::Inherited(_)));
     let path = &config.health_path;
     match reachable

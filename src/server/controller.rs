@@ -32,6 +32,11 @@ pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 /// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
 pub const PARTING: Duration = Duration::from_secs(1);
 
+/// The addresses that clients are awaited on.
+pub fn addresses(config: &Config) -> impl Iterator<Item = &Listen> {
+    config.listen.iter().map(|entry| &entry.address)
+}
+
 /// Binds these addresses for so many workers.
 ///
 /// # Errors
@@ -141,7 +146,7 @@ impl Controller {
             log::info("listening", &[("address", &listener.name)]);
         }
         self.listeners
-            .retain(|listener| config.listen.contains(&listener.listen));
+            .retain(|listener| config.listen.iter().any(|entry| *entry == listener.listen));
         self.set_mode(config.server.unix_socket_mode);
         self.listeners.append(&mut fresh);
         let kept: Vec<Listen> = self
@@ -176,11 +181,7 @@ impl Controller {
                 .iter()
                 .any(|listener| listener.listen == **listen)
         };
-        open(
-            config.listen.iter().filter(is_new),
-            self.words.len(),
-            &frame,
-        )
+        open(addresses(config).filter(is_new), self.words.len(), &frame)
     }
 
     /// Gives the files of the doors that stay another mode, if it is another.

@@ -36,7 +36,7 @@ use crate::{
     outcome::Outcome,
     process::PidFile,
     server::{
-        controller::{Controller, PARTING, Reread, open},
+        controller::{Controller, PARTING, Reread, addresses, open},
         listener::{Frame, Listener},
         signals::Signals,
         supervisor::{Pulse, Supervisor, first},
@@ -72,7 +72,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         inherited: &inherited,
         unix_socket_mode: config.server.unix_socket_mode,
     };
-    let listeners = open(&config.listen, config.threads, &frame)?;
+    let listeners = open(addresses(&config), config.threads, &frame)?;
     let exposed = config
         .metrics
         .as_ref()
@@ -242,7 +242,8 @@ fn log_start(
     if !config.environment.is_empty() {
         log::info("environment", &[("changed", &config.environment)]);
     }
-    for warning in &config.warnings {
+    let invalid = config.invalid_certificates(SystemTime::now());
+    for warning in config.warnings.iter().chain(&invalid) {
         log::warn("config", &[("warning", warning)]);
     }
     log::info(
