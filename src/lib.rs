@@ -26,6 +26,7 @@
 mod cli;
 
 // values and decisions: no tokio, no socket, no clock
+mod any_certificate;
 mod client_address;
 mod client_group;
 mod config;

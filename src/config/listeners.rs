@@ -6,6 +6,7 @@
 use std::{
     fmt::{self, Display},
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -38,7 +39,7 @@ pub struct ListenEntry {
 }
 
 /// `tls:` of a listener.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ListenerTls {
     /// At least one; the first serves clients whose name fits none.
     pub certificates: Vec<Certificate>,
@@ -58,12 +59,22 @@ pub enum TlsVersion {
 }
 
 /// `client_ca_file`, and what it held when it was read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ClientCa {
     /// The file.
     pub file: PathBuf,
+    /// Its state before that.
+    pub stamp: Option<Stamp>,
     /// What it held.
     pub roots: Arc<RootCertStore>,
+}
+
+/// A file's state: another one tells that it was written or replaced. `None` in its place = it cannot be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
 }
 
 /// The two files of an entry of `certificates`; they may be one.
@@ -76,12 +87,14 @@ pub struct CertificateFiles {
 }
 
 /// A chain and its key, and what the files held when they were read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Certificate {
     /// Where they stand.
     pub files: CertificateFiles,
     /// Which entry it is, as messages show it: `listen[0].tls.certificates[0]`.
     pub field: String,
+    /// Their state before that.
+    pub stamps: [Option<Stamp>; 2],
     /// What they held; it fits.
     pub key: Arc<CertifiedKey>,
     /// The DNS names that the certificate is for, in lower case.
@@ -131,6 +144,8 @@ impl Certificate {
         let (cert_file, key_file) = (&files.cert_file, &files.key_file);
         let of_cert = |reason: &dyn Display| flaw("cert_file", cert_file, reason);
         let of_key = |reason: &dyn Display| flaw("key_file", key_file, reason);
+        // before they are read: what changes meanwhile is seen later
+        let stamps = files.stamps();
         let chain = chain(cert_file).map_err(|reason| of_cert(&reason))?;
         let key = private_key(key_file).map_err(|reason| of_key(&reason))?;
         let key =
@@ -150,6 +165,7 @@ impl Certificate {
         Ok(Certificate {
             files: files.clone(),
             field,
+            stamps,
             key: Arc::new(key),
             names,
             validity,
@@ -178,6 +194,37 @@ impl Certificate {
             ));
         }
         None
+    }
+}
+
+impl CertificateFiles {
+    /// The state of both.
+    pub fn stamps(&self) -> [Option<Stamp>; 2] {
+        [&self.cert_file, &self.key_file].map(|path| Stamp::of(path))
+    }
+}
+
+impl Stamp {
+    /// The state of the file that this path leads to.
+    pub fn of(path: &Path) -> Option<Stamp> {
+        let file = fs::metadata(path).ok()?;
+        Some(Stamp {
+            inode: file.ino(),
+            bytes: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        })
+    }
+}
+
+impl ClientCa {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It cannot be used; begins with its path.
+    pub fn load(file: PathBuf) -> Result<ClientCa, String> {
+        let stamp = Stamp::of(&file);
+        let roots = Arc::new(certificates::of_file(&file)?.roots);
+        Ok(ClientCa { file, stamp, roots })
     }
 }
 
@@ -333,16 +380,9 @@ fn certificate(item: &Field<'_>) -> Option<Certificate> {
 fn client_ca(s: &Section<'_>) -> Option<ClientCa> {
     let field = s.get("client_ca_file")?;
     let file = PathBuf::from(field.text().filter(|text| !text.is_empty())?);
-    match certificates::of_file(&file) {
-        Ok(anchors) => Some(ClientCa {
-            file,
-            roots: Arc::new(anchors.roots),
-        }),
-        Err(sentence) => {
-            field.complain(sentence);
-            None
-        }
-    }
+    ClientCa::load(file)
+        .map_err(|sentence| field.complain(sentence))
+        .ok()
 }
 
 const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];

@@ -169,13 +169,12 @@ fn push_relative_name(text: &mut String, set: &[u8]) -> Option<()> {
             None => push_dotted(text, kind)?,
         }
         text.push('=');
-        match known.and_then(|_| string(tag, value)) {
-            Some(value) => push_escaped(text, &value),
-            None => {
-                text.push('#');
-                for byte in whole {
-                    let _ = write!(text, "{byte:02X}");
-                }
+        if let Some(value) = known.and_then(|_| string(tag, value)) {
+            push_escaped(text, &value);
+        } else {
+            text.push('#');
+            for byte in whole {
+                let _ = write!(text, "{byte:02X}");
             }
         }
     }
@@ -452,7 +451,7 @@ mod tests {
                 }
             }
         }
-        let mut longer = good.clone();
+        let mut longer = good;
         longer.push(0);
         assert_eq!(Certificate::parse(&longer), None, "bytes behind it");
     }

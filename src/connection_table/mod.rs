@@ -307,7 +307,7 @@ impl ConnectionTable {
             let age = now.wrapping_sub(entry.since.get());
             let is_silent = matches!(
                 entry.phase.get(),
-                Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
+                Phase::Fresh | Phase::Handshake | Phase::Idle | Phase::Head | Phase::Lingering
             );
             let spared = match entry.phase.get() {
                 Phase::Fresh => SILENT,
@@ -389,6 +389,27 @@ impl ConnectionTable {
         owing.len()
     }
 
+    /// Asks up to `many` connections to leave that have been at their TLS handshake for a moment, those first that are at
+    /// it longest: others wait for what it holds. Says how many were asked.
+    pub fn evict_handshakes(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut slow: Vec<(u32, &SlotState)> = entries
+            .iter()
+            .filter(|entry| {
+                entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= SPARED)
+            .collect();
+        slow.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        slow.truncate(many);
+        for (_, entry) in &slow {
+            entry.tell(Directive::Leave);
+        }
+        slow.len()
+    }
+
     /// The group that holds more than half of this.
     pub fn majority(&self, scope: Scope) -> Option<Majority> {
         let entries = self.entries.borrow();
@@ -426,7 +447,7 @@ impl ConnectionTable {
             let age = now.wrapping_sub(entry.since.get());
             let is_spared = match entry.phase.get() {
                 Phase::Empty => true,
-                Phase::Fresh => age < AWAITED.0,
+                Phase::Fresh | Phase::Handshake => age < AWAITED.0,
                 Phase::Idle => age < AWAITED.1,
                 _ => false,
             };

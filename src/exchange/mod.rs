@@ -585,6 +585,7 @@ impl Exchange<'_> {
             target.host_header.as_bytes()
         });
         let headers = &parts.headers;
+        let subject = self.client.certificate_subject();
         headers::write_request(
             &mut out,
             headers,
@@ -592,7 +593,7 @@ impl Exchange<'_> {
             &route.request_headers,
             host,
             authority.as_bytes(),
-            self.sender(),
+            self.sender(subject.as_deref()),
         );
         let mut withheld = Vec::new();
         if chunked {
@@ -628,12 +629,16 @@ impl Exchange<'_> {
         known.unwrap_or_else(|| authority(parts))
     }
 
-    /// Whether a sender that is believed says so.
+    /// Whether the client came by https: a sender that is believed says so, else its own connection does.
     fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
-        present.forwarded_proto && self.sender().trusted && headers::says_https(&parts.headers)
+        let sender = self.sender(None);
+        if present.forwarded_proto && sender.trusted {
+            return headers::says_https(&parts.headers);
+        }
+        sender.is_secured
     }
 
-    fn sender(&self) -> Sender {
+    fn sender<'s>(&self, subject: Option<&'s str>) -> Sender<'s> {
         let client = self.client.exchange_context.slot.client();
         let trusted = &self.state.config.server.trusted_proxies;
         let is_trusted =
@@ -641,6 +646,8 @@ impl Exchange<'_> {
         Sender {
             client,
             trusted: trusted.is_empty() || is_trusted,
+            is_secured: self.client.is_secured(),
+            subject,
         }
     }
 

@@ -79,6 +79,8 @@ metrics! {
     counter connections_accepted,
     /// Client connections closed under pressure.
     counter connections_evicted,
+    /// TLS handshakes with clients that succeeded.
+    counter tls_handshakes,
     /// Requests in work, those that are answered without an upstream included.
     gauge exchanges,
     /// Upgraded connections that are open.

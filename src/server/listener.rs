@@ -12,10 +12,12 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustls::ServerConfig;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -312,6 +314,8 @@ pub struct Acceptor {
 struct AcceptState {
     /// What it accepts on; `None` once that is over.
     listener: RefCell<Option<Rc<ListeningSocket>>>,
+    /// What rustls is told; `None` = plain HTTP.
+    tls: RefCell<Option<Arc<ServerConfig>>>,
     /// Somebody was let in and has no seat yet.
     is_seating: Cell<bool>,
 }
@@ -321,14 +325,25 @@ impl Acceptor {
     ///
     /// # Errors
     /// A socket that is none, or does not listen.
-    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Acceptor> {
+    pub fn new(
+        worker: &Rc<Worker>,
+        socket: OwnedFd,
+        tls: Option<Arc<ServerConfig>>,
+        reporter: &Reporter,
+    ) -> Result<Acceptor> {
         let duty = Rc::new(AcceptState {
+            tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_seating: Cell::new(false),
         });
         let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
         let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
         Ok(Acceptor { task, duty })
+    }
+
+    /// Connections that come from now on are told this of TLS.
+    pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
+        *self.duty.tls.borrow_mut() = tls;
     }
 
     /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
@@ -348,7 +363,12 @@ impl AcceptState {
 
 /// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the
 /// door full, those who are silent longest give way.
-async fn admit(worker: &Rc<Worker>, io: Stream, address: Option<SocketAddr>) {
+async fn admit(
+    worker: &Rc<Worker>,
+    io: Stream,
+    address: Option<SocketAddr>,
+    tls: Option<Arc<ServerConfig>>,
+) {
     metrics::inc(&worker.metrics.connections_accepted);
     let take = || {
         let limit = worker.budget.plan().connections;
@@ -362,7 +382,7 @@ async fn admit(worker: &Rc<Worker>, io: Stream, address: Option<SocketAddr>) {
         None => Box::pin(await_seat(worker, client, take)).await,
     };
     let slot = worker.table.slot(client);
-    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, slot, permit));
+    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }
 
 /// Waits for a seat, and asks others to leave until there is one.
@@ -412,7 +432,8 @@ async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
         match accepted {
             Ok((io, address)) => {
                 duty.is_seating.set(true);
-                admit(worker, io, address).await;
+                let tls = duty.tls.borrow().clone();
+                admit(worker, io, address, tls).await;
                 duty.is_seating.set(false);
                 if shortage
                     .take_if(|since: &mut Instant| since.elapsed() >= RECOVERED)
