@@ -606,7 +606,7 @@ mod tests {
         }
         assert_eq!(
             (families.len(), samples.len()),
-            (23, 1 + 19 + 5 + (Outcome::ALL.len() - 1) + BOUNDS.len() + 3)
+            (24, 1 + 20 + 5 + (Outcome::ALL.len() - 1) + BOUNDS.len() + 3)
         );
     }
 }
