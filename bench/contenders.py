@@ -1,5 +1,8 @@
 """The proxies and how each is set up: one worker, no access log, kept-alive connections upstream, streaming instead of
-buffering to disk. Every one takes /api/… to the upstream without /api, sets Host and appends to X-Forwarded-For."""
+buffering to disk. Every one takes /api/… to the upstream without /api, sets Host and appends to X-Forwarded-For.
+
+lean-proxy runs twice: as it is shipped, with a file that names a listener and a route and nothing else, and with the numbers
+that go-proxy's files name. What each set-up chooses is said in `settings`, which the report prints under its tables."""
 
 import os
 import re
@@ -27,6 +30,11 @@ class Site:
         return "https" if self.roots else "http"
 
 
+NAMED = """transport: {max_idle_conns: 10, max_idle_conns_per_host: 2, max_conns_per_host: 20}
+proxy: {max_concurrent_requests: 100}
+"""
+
+
 class Unable(Exception):
     """The proxy cannot do it."""
 
@@ -41,30 +49,39 @@ class Contender:
     set_up: SetUp
     binary: str
     version: str = ""
+    settings: str = ""
     library_path: dict[str, str] = field(default_factory=dict)
 
 
-def lean_proxy(site: Site) -> tuple[list[str], dict[str, str]]:
-    # as wide as the others: memory alone bounds it
+def _lean_proxy(site: Site, more: str = "") -> tuple[list[str], dict[str, str]]:
     config = site.folder / "config.yaml"
     tls = f', tls: {{server_name: localhost, ca_file: "{site.roots}"}}' if site.roots else ""
     config.write_text(
         f"""listen: "127.0.0.1:{site.port}"
 routes:
   - {{path: /api/, target: "{site.scheme}://127.0.0.1:{site.upstream}/"{tls}}}
-transport: {{max_idle_conns: 100, max_idle_conns_per_host: 100, max_conns_per_host: 0}}
-proxy: {{max_concurrent_requests: 0}}
-"""
+{more}"""
     )
     return [site.binary, str(config)], {}
 
 
+def lean_proxy(site: Site) -> tuple[list[str], dict[str, str]]:
+    """As it is shipped."""
+    return _lean_proxy(site)
+
+
+def lean_proxy_named(site: Site) -> tuple[list[str], dict[str, str]]:
+    """With go-proxy's numbers."""
+    return _lean_proxy(site, NAMED)
+
+
 def nginx(site: Site) -> tuple[list[str], dict[str, str]]:
     folder = site.folder
+    (folder / "logs").mkdir()  # for what it says before it has read its file
     config = folder / "nginx.conf"
     tls = f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {site.roots}; proxy_ssl_name localhost; proxy_ssl_protocols TLSv1.2 TLSv1.3;"
     config.write_text(
-        f"""daemon off; worker_processes 1; worker_rlimit_nofile 30000; pid {folder}/nginx.pid; error_log {folder}/error.log crit;
+        f"""daemon off; worker_processes 1; worker_rlimit_nofile 20000; pid {folder}/nginx.pid; error_log {folder}/error.log crit;
 {"master_process off;" if site.one_process else ""} {"user root;" if os.getuid() == 0 else ""}
 events {{ worker_connections {site.connections}; }}
 http {{
@@ -135,7 +152,7 @@ server.port = {site.port}
 server.listen-backlog = 4096
 server.max-connections = {site.connections}
 server.max-fds = {2 * site.connections + 100}
-server.max-keep-alive-requests = 100000000
+server.max-keep-alive-requests = 65535
 server.max-keep-alive-idle = 60
 server.max-request-size = 0
 server.stream-response-body = 2
@@ -185,22 +202,60 @@ http://:{site.port} {{
     return [site.binary, "run", "--config", str(config), "--adapter", "caddyfile"], small
 
 
+@dataclass
+class Peer:
+    name: str
+    set_up: SetUp
+    ask_version: str
+    settings: str
+
+
 # by the program's name
-PEERS: dict[str, tuple[str, SetUp, str]] = {
-    "nginx": ("nginx", nginx, "-v"),
-    "haproxy": ("HAProxy", haproxy, "-v"),
-    "lighttpd": ("lighttpd", lighttpd, "-v"),
-    "caddy": ("Caddy", caddy, "version"),
+PEERS: dict[str, Peer] = {
+    "nginx": Peer(
+        "nginx",
+        nginx,
+        "-v",
+        "proxy_buffering and proxy_request_buffering off, proxy_buffer_size and client_body_buffer_size 8k, upstream keepalive 100, "
+        "client_max_body_size 0, client_header_timeout 30s",
+    ),
+    "haproxy": Peer("HAProxy", haproxy, "-v", "nbthread 1, http-reuse always, http-no-delay, timeouts 60s (http-request 30s)"),
+    "lighttpd": Peer("lighttpd", lighttpd, "-v", "stream-response-body 2, stream-request-body 2, max-request-size 0"),
+    "caddy": Peer(
+        "Caddy",
+        caddy,
+        "version",
+        "GOMAXPROCS=1, GOMEMLIMIT=24MiB, flush_interval -1, read_buffer and write_buffer 4096, keepalive_idle_conns_per_host 100",
+    ),
 }
+
+# For nginx, HAProxy and lighttpd, which allot memory per slot, each measure says how many connections they may have.
+SLOTS = "connections (nginx, HAProxy, lighttpd): 1024; 4096 in the rows of many clients and in 10 MiB, 12000 with 5,000 idle clients"
+
+
+def ours(binary: str) -> list[Contender]:
+    number = version([binary, "--version"])
+    return [
+        Contender("lean-proxy", lean_proxy, binary, number, "as shipped: a listener and a route, no other key"),
+        Contender("lean-proxy, go-proxy's numbers", lean_proxy_named, binary, number, ", ".join(NAMED.split("\n")[:2])),
+    ]
 
 
 def find(program: str) -> Contender | None:
     """An installed peer; None where it is not."""
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    if path is None:
-        return None
-    name, set_up, ask = PEERS[program]
-    return Contender(name, set_up, path, version([path, ask]))
+    return None if path is None else peer(program, path)
+
+
+def peer(program: str, path: str, suffix: str = "") -> Contender:
+    known = PEERS[program]
+    return Contender(known.name + suffix, known.set_up, path, version([path, known.ask_version]), known.settings)
+
+
+def linkage(path: str) -> str:
+    """How the binary is linked, as readelf tells."""
+    headers = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True).stdout
+    return "dynamic" if " INTERP " in headers or not headers else "static"
 
 
 def version(command: list[str]) -> str:

@@ -8,7 +8,7 @@ counted here is said and skipped.
 
 import sys
 
-from contenders import Contender, lean_proxy
+from contenders import ours
 from machine import prepare, work_folder
 from measures import Lab, counted, counters
 from run import build
@@ -26,7 +26,7 @@ def main() -> int:
     lab = Lab(build("--example=traffic")["traffic"], work_folder())
     worse = 0
     try:
-        proxy = Contender("lean-proxy", lean_proxy, sys.argv[1])
+        proxy = ours(sys.argv[1])[0]
         lab.seat(proxy)
         available = counters()
         for what, once in MEASURED.items():

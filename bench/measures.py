@@ -119,7 +119,7 @@ class Lab:
 
     def site(self, contender: Contender, connections: int = 1024, one_process: bool = False, tls: bool = False) -> Site:
         port = free_port()
-        folder = self.work / f"{contender.name}-{port}"
+        folder = self.work / f"site-{port}"
         folder.mkdir(mode=0o755)
         upstream, roots = (self.tls_upstream, self.roots) if tls else (self.upstream, "")
         return Site(folder, contender.binary, port, upstream, connections, one_process, roots)
@@ -177,29 +177,34 @@ def idle_with_tls(lab: Lab, contender: Contender) -> Figures:
         return {"idle_tls": proxy.running.pss()}
 
 
-def _crowd(lab: Lab, contender: Contender, name: str, kind: str, count: int, **options: int | float | str) -> Figures:
-    """What it holds with so many clients, how much of that came with each, and the socket buffers of each."""
+def _crowd(
+    lab: Lab, contender: Contender, name: str, kind: str, count: int, slots: int = 4096, **options: int | float | str
+) -> Figures:
+    """What it holds with so many clients, how much of that came with each, and the socket buffers of each; and how many
+    of those that were to stay were kept."""
     box = Box.make(None)
-    with lab.serving(contender, connections=4096, box=box) as proxy:
+    with lab.serving(contender, connections=slots, box=box) as proxy:
         lab.ask(proxy.port, conns=50, count=2000)
         time.sleep(2)
         before = proxy.running.pss()
         clients = lab.traffic(kind, proxy.port, conns=count, **options)
         try:
+            figures: Figures = {}
             if kind == "hold":
-                held = clients.line()["open"]
-                if held < count:
-                    raise Trouble(f"only {held:.0f} of {count} clients were served")
+                count = int(clients.line()["open"])
+                if not count:
+                    raise Trouble("no client was served")
+                figures[f"{name}_kept"] = count
             time.sleep(2.5)
             whole = proxy.running.pss()
-            figures = {name: (whole - before) / count, f"{name}_whole": whole}
+            figures |= {name: (whole - before) / count, f"{name}_whole": whole}
             return figures | ({f"{name}_kernel": box.sockets() / count} if box else {})
         finally:
             clients.end()
 
 
-def held_connections(lab: Lab, contender: Contender) -> Figures:
-    return _crowd(lab, contender, "held", "hold", 1000)
+def held_connections(lab: Lab, name: str, count: int, slots: int, contender: Contender) -> Figures:
+    return _crowd(lab, contender, name, "hold", count, slots)
 
 
 def streams(lab: Lab, contender: Contender) -> Figures:
@@ -355,6 +360,7 @@ _SLOW_HEADS: Kind = ("slow-heads", {"every": 200})
 _BIG_HEADS: Kind = ("big-heads", {"post": 60_000, "every": 1500})
 _DOWNLOADS: Kind = ("read", {"path": "/api/bytes/100000000", "rate": 1_000_000})
 _UPLOADS: Kind = ("write", {"path": "/api/slow/1000000", "post": 20_000_000})
+_SLOW_BODIES: Kind = ("slow-bodies", {"path": "/api/sink", "post": 8192, "every": 5000})
 
 # What comes at once, and from how many.
 ATTACKS: dict[str, list[tuple[Kind, int]]] = {
@@ -363,6 +369,7 @@ ATTACKS: dict[str, list[tuple[Kind, int]]] = {
     "200 heads of 60 kB": [(_BIG_HEADS, 200)],
     "100 slow downloads": [(_DOWNLOADS, 100)],
     "100 uploads into a slow upstream": [(_UPLOADS, 100)],
+    "900 request bodies of 8 kB, a byte each 5 s": [(_SLOW_BODIES, 900)],
     "500 slow heads, 100 of 60 kB, 60 downloads, 40 uploads": [(_SLOW_HEADS, 500), (_BIG_HEADS, 100), (_DOWNLOADS, 60), (_UPLOADS, 40)],
 }
 

@@ -21,6 +21,10 @@ def _kilobytes(value: float) -> str:
     return f"{value / 1024:.1f} kB"
 
 
+def _bytes(value: float) -> str:
+    return f"{value:,.0f} B"
+
+
 def _milliseconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms"
 
@@ -48,13 +52,19 @@ class Row:
     show: Callable[[float], str]
     # Processor time scatters with the machine: compared within each round, with the first peer.
     ratio: bool = False
+    # More is better.
+    more: bool = False
 
 
 ROWS = [
     Row("idle", "idle, PSS", _megabytes),
     Row("idle_tls", "after the first request to an https target, PSS", _megabytes),
     Row("held_whole", "1,000 idle keep-alive connections, PSS", _megabytes),
-    Row("held", "… growth with each", _kilobytes),
+    Row("held_kept", "… of them kept", _thousands, more=True),
+    Row("held", "… growth with each", _bytes),
+    Row("many_whole", "5,000 idle keep-alive connections, PSS", _megabytes),
+    Row("many_kept", "… of them kept", _thousands, more=True),
+    Row("many", "… growth with each", _bytes),
     Row("stream_whole", "200 open event streams, PSS", _megabytes),
     Row("stream", "… growth with each", _kilobytes),
     Row("reader_whole", "100 slow readers of a long body, PSS", _megabytes),
@@ -87,7 +97,7 @@ def _cells(row: Row, values: dict[str, list[float]], names: Sequence[str], refer
             pairs = zip(values[name], values[reference], strict=False)
             middle[name] = statistics.median(own / other for own, other in pairs)
         shown = {name: f"{middle[name]:.2f}" for name in middle} | {reference: f"1 ({shown[reference]})"}
-    best = shown[min(middle, key=lambda name: middle[name])]
+    best = shown[(max if row.more else min)(middle, key=lambda name: middle[name])]
     for name, text in shown.items():
         if text.split(" (")[0] == best.split(" (")[0]:
             shown[name] = f"**{text}**"
@@ -104,7 +114,7 @@ def markdown(results: Results, verdicts: dict[str, dict[str, str]], names: Seque
         if row.key in results:
             cells = _cells(row, results[row.key], names, reference)
             lines.append(_line([row.label + (f", against {reference}" if row.ratio else ""), *cells.values()]))
-            if not cells[names[0]].startswith("**"):
+            if not any(cells[name].startswith("**") for name in names if name.startswith("lean-proxy")):
                 lost.append(row.label.replace("…", f"{group},"))
     lines += ["", f"Best in each row in bold. Rows that another wins: {'; '.join(lost) or 'none'}.", ""]
     if verdicts:
@@ -161,7 +171,7 @@ def picture(courses: dict[str, Course], limit: int, counted: str) -> str:
         lowest = max(height, lowest + 14)  # no name on another
         parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{lowest:.1f}" fill="{colour}" font-weight="bold">{escape(name)}</text>')
     words = [f"{number}: {attack}" for number, (attack, _, _) in enumerate(spans, 1)]
-    for line, of_line in enumerate((words[:3], words[3:])):
+    for line, of_line in enumerate((words[:4], words[4:])):
         parts.append(f'<text x="{LEFT}" y="{HEIGHT - BOTTOM + 24 + 18 * line}">{escape(" · ".join(of_line))}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - BOTTOM + 60}" fill="#666">{end:.0f} s; dashed: the limit that {escape(first)} was told</text>')
     return "\n".join([*parts, "</svg>", ""])

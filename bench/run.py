@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measures lean-proxy beside the proxies that are installed: nginx, HAProxy, lighttpd, Caddy.
 
-    python3 bench/run.py              about half an hour
-    python3 bench/run.py --quick      six to eight minutes
+    python3 bench/run.py              some forty minutes
+    python3 bench/run.py --quick      some ten minutes
+    python3 bench/run.py --contender lighttpd=/opt/static/lighttpd      another build of a peer, beside the installed one
 
 Builds what it needs with cargo; --binary PATH measures a build that is there, such as the static one. Prints a table in
 Markdown, and leaves it with every value of every round and a picture of the memory over time in --out. Linux, Python 3 and
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import measures
-from contenders import PEERS, Contender, Unable, find, lean_proxy, version
+from contenders import PEERS, SLOTS, Contender, Unable, find, linkage, ours, peer
 from machine import CPUS, Box, prepare, read, work_folder
 from measures import ATTACKS, BULK, LIMIT, REQUESTS, Figures, Lab, Trouble, counters, say
 from report import Course, Results, markdown, picture
@@ -46,14 +47,21 @@ def build(*what: str) -> dict[str, str]:
     return found
 
 
-def gather(only: list[str]) -> list[Contender]:
+def gather(only: list[str], others: list[str]) -> list[Contender]:
     peers = []
     for program in only or PEERS:
-        peer = find(program)
-        if peer is None:
+        installed = find(program)
+        if installed is None:
             say(f"{program} is not installed: left out")
         else:
-            peers.append(peer)
+            peers.append(installed)
+    for number, other in enumerate(others, 1):
+        program, path = other.split("=", 1)
+        names = [it.name for it in peers]
+        build = peer(program, path, f" ({linkage(path)})")
+        if build.name in names:
+            build.name = f"{build.name} {number}"
+        peers.append(build)
     return peers
 
 
@@ -90,7 +98,8 @@ class Bench:
         once, often = (1, 3) if quick else (3, 5)
         self.everyone("idle", once, partial(measures.idle, lab))
         self.everyone("idle, https target", once, partial(measures.idle_with_tls, lab))
-        self.everyone("idle connections", once, partial(measures.held_connections, lab))
+        self.everyone("1,000 idle connections", once, partial(measures.held_connections, lab, "held", 1000, 4096))
+        self.everyone("5,000 idle connections", once, partial(measures.held_connections, lab, "many", 5000, 12_000))
         self.everyone("event streams", once, partial(measures.streams, lab))
         self.everyone("slow readers", once, partial(measures.slow_readers, lab))
         self.everyone("busy connections", once, partial(measures.busy, lab))
@@ -114,8 +123,8 @@ class Bench:
             box.remove()
             for attack in ATTACKS:
                 say(attack)
-                self.verdicts[attack] = {it.name: measures.withstand(self.lab, it, attack, 3 if self.quick else 6) for it in self.contenders}
-        for contender in self.contenders[:3]:
+                self.verdicts[attack] = {it.name: measures.withstand(self.lab, it, attack, 6) for it in self.contenders}
+        for contender in [self.contenders[0], *self.contenders[2:4]]:
             say("the course of", contender.name)
             self.courses[contender.name] = measures.course(self.lab, contender, 1 if self.quick else 5)
 
@@ -131,6 +140,12 @@ def setting(lab: Lab, contenders: list[Contender], quick: bool) -> list[str]:
         f"{len(CPUS)} CPUs{f' ({model.group(1)})' if model else ''}, the proxy alone on one of them; {lab.shelf.note}; "
         f"{'quick' if quick else 'full'} run, load average {os.getloadavg()[0]:.1f}."
     ]
+
+
+def settings(contenders: list[Contender]) -> list[str]:
+    """What each was told, for the foot of the tables."""
+    lines = [f"- {it.name}, {linkage(it.binary)}: {it.settings}" for it in contenders]
+    return ["Settings; each with one worker and no access log:", "", *lines, f"- {SLOTS}", ""]
 
 
 def replace_between_marks(page: Path, change: Callable[[str], str]) -> None:
@@ -151,10 +166,25 @@ def put_into_pages(text: str) -> None:
     replace_between_marks(ROOT / "README.md", refresh)
 
 
+def named_path(text: str) -> str:
+    name, _, path = text.partition("=")
+    if name not in PEERS or not os.access(path, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: NAME=PATH, where NAME is one of {', '.join(PEERS)} and PATH a program")
+    return text
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="fewer rounds, shorter attacks")
     arguments.add_argument("--binary", help="the lean-proxy to measure; default: cargo builds it")
+    arguments.add_argument(
+        "--contender",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        type=named_path,
+        help=f"another build of {', '.join(PEERS)} (may be repeated)",
+    )
     arguments.add_argument("--peer", action="append", default=[], choices=list(PEERS), help="only this peer (may be repeated)")
     arguments.add_argument("--out", type=Path, default=ROOT / "target" / "bench", help="folder for bench.md, bench.json and memory.svg")
     arguments.add_argument("--page", action="store_true", help="put the tables into docs/benchmark.md and the README, and the picture beside them")
@@ -162,18 +192,19 @@ def main() -> int:
     prepare()
     traffic = build("--release", "--example=traffic")["traffic"]
     binary = str(Path(asked.binary).resolve()) if asked.binary else build("--release", "--bin=lean-proxy")["lean-proxy"]
-    contenders = [Contender("lean-proxy", lean_proxy, binary, version([binary, "--version"])), *gather(asked.peer)]
+    contenders = [*ours(binary), *gather(asked.peer, asked.contender)]
     lab = Lab(traffic, work_folder())
     try:
         for contender in contenders:
             lab.seat(contender)
         about = setting(lab, contenders, asked.quick)
+        foot = settings(contenders)
         bench = Bench(lab, contenders, asked.quick)
         bench.run()
     finally:
         lab.close()
     names = [it.name for it in contenders]
-    text = markdown(bench.results, bench.verdicts, names, names[min(1, len(names) - 1)], about)
+    text = markdown(bench.results, bench.verdicts, names, names[min(2, len(names) - 1)], about) + "\n".join(foot)
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "bench.md").write_text(text)
     raw = {"setting": about, "results": bench.results, "verdicts": bench.verdicts, "trouble": bench.trouble}

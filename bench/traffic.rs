@@ -13,6 +13,7 @@
 //! traffic events port=N [path] [count]               how late each event comes
 //! traffic slow-heads port=N [conns] [every=MS] [seconds]              a head without end, a byte at a time
 //! traffic big-heads port=N [conns] [post] [every=MS] [seconds]        a head of `post` bytes, a pause, its end
+//! traffic slow-bodies port=N [conns] [path] [post] [every=MS] [seconds]       a body of `post` bytes, a byte at a time
 //! ```
 //!
 //! The upstream answers 400 to a request whose path was not rewritten or that has no X-Forwarded-For: who does less work
@@ -90,6 +91,7 @@ fn main() {
             }
             "slow-heads" => attack(plan, slow_head).await,
             "big-heads" => attack(plan, big_head).await,
+            "slow-bodies" => attack(plan, slow_body).await,
             _ => {
                 println!("traffic: unknown kind \"{kind}\"; see the head of traffic.rs");
                 process::exit(2);
@@ -684,6 +686,19 @@ async fn slow_head(plan: Rc<Plan>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A whole head, and its body a byte at a time. It is over when the proxy answers or hangs up.
+async fn slow_body(plan: Rc<Plan>) -> io::Result<()> {
+    let mut line = plan.dial().await?;
+    line.stream.write_all(&plan.head).await?;
+    for byte in &BLOCK[..plan.post] {
+        line.stream.write_all(std::slice::from_ref(byte)).await?;
+        if timeout(plan.every, line.fill()).await.is_ok() {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+    }
+    line.head().await.map(drop)
 }
 
 async fn big_head(plan: Rc<Plan>) -> io::Result<()> {

@@ -13,7 +13,7 @@
 //! | admit | [`memory::budget`], [`memory::concurrency`] | a permit worth the bytes, and a place; a bounded wait for both ([`memory::queue`]) |
 //! | connect | [`upstream::pool`], [`upstream::dial`], [`upstream::tls`] | an idle upstream connection, or a new one |
 //! | forward | [`exchange::round_trip`] | request out, response head in ([`http1::response_head`]) |
-//! | stream | [`exchange::upload`], [`exchange::download`], [`exchange::respond`] | bodies pass through, trailers included |
+//! | stream | [`exchange::upload`], [`exchange::download`], [`exchange::http1::respond`] | bodies pass through, trailers included |
 //! | or tunnel | [`exchange::tunnel`] | after a 101: bytes both ways |
 //! | fail | [`failure`], [`outcome`] | what went wrong, whose fault it was, which status answers it |
 //! | log | [`exchange::ending`], [`observe::log`], [`observe::metrics`] | one line, and the counters, when the last byte is gone |

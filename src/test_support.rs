@@ -14,16 +14,14 @@ use std::{
 };
 
 use http::{HeaderMap, Method};
+use http_body::Frame;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{
     config::{self, Config, Source},
     connection_table::ConnectionTable,
     exchange::{
-        client::Client,
-        context::ExchangeContext,
-        deadline::Limits,
-        download::{BodyFrame, Download},
+        client::Client, context::ExchangeContext, deadline::Limits, download::Download,
         subject::Subject,
     },
     http1::{client::Upstream, response_head::Head, server::ServerCodec},
@@ -134,8 +132,7 @@ impl Stage {
             fields: flat(&head.headers),
             ..Reading::default()
         };
-        let download = Download::new(upstream, None, head, true, Limits::default(), 0);
-        Some(self.body(download, reading, &mut feed).await)
+        Some(self.body(upstream, head, reading, &mut feed).await)
     }
 
     /// The first head that is not an interim one (RFC 9110 §15.2).
@@ -173,7 +170,8 @@ impl Stage {
 
     async fn body(
         &self,
-        mut download: Download,
+        upstream: Upstream,
+        head: Head,
         mut reading: Reading,
         feed: &mut impl FnMut(),
     ) -> Reading {
@@ -207,21 +205,24 @@ impl Stage {
             metrics: &self.metrics,
         };
         let room = ReadSize::new(4096, true, true);
-        let client = Client::new(&codec, &exchange_context, &self.buffers, room, None);
+        let client = Client::new(&codec, &exchange_context, &self.buffers, room);
+        let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
         loop {
             let got = poll_fn(|context| {
-                let got = download.poll(context, &client);
+                let got = download.poll(context);
                 if got.is_pending() {
                     feed();
                 }
                 got
             });
-            match got.await {
-                Some(Ok(BodyFrame::Data(piece))) => {
+            match got.await.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(piece))) => {
                     assert!(!piece.is_empty(), "an empty piece");
                     reading.body.extend_from_slice(piece.bytes());
                 }
-                Some(Ok(BodyFrame::Trailers(trailers))) => reading.trailers = flat(&trailers),
+                Some(Ok(Err(frame))) => {
+                    reading.trailers = flat(&frame.into_trailers().unwrap_or_default());
+                }
                 Some(Err(_)) => return reading,
                 None => {
                     assert!(download.is_end(), "it ends and has not ended");

@@ -28,3 +28,38 @@ impl YieldBudget {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_turn_ends_and_asks_for_the_next() {
+        let count = Arc::new(Count(AtomicU32::new(0)));
+        let waker = Arc::clone(&count).into();
+        let mut context = Context::from_waker(&waker);
+        let mut yield_budget = YieldBudget::new();
+        for _ in 1..PIECES {
+            assert!(yield_budget.poll_next(&mut context).is_ready());
+            assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        }
+        assert!(yield_budget.poll_next(&mut context).is_pending());
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+}

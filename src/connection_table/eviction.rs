@@ -61,6 +61,60 @@ const UNANSWERED: u32 = 2_000;
 /// client is what holds it up it doubles with each second more.
 const SLOW: u32 = 1_000;
 
+/// How long a connection that does nothing is left alone, in milliseconds, by what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace {
+    /// One that has not sent its first byte: a request mostly comes with its connection.
+    pub silent: u32,
+    /// One that had its last answer and only reads on: enough for an answer to arrive.
+    pub lingering: u32,
+    /// One between two requests, or in the middle of a head.
+    pub others: u32,
+}
+
+/// The least that is left of a [`Grace`], in milliseconds: a request that follows its connection at once gets to be read.
+const LEAST_GRACE: u32 = 2;
+
+/// A grace halves each time that newcomers have waited for this long without a break, in milliseconds: 4,096 of them, as
+/// many as the kernel keeps, have had their turn within half a second though only thirty places change hands.
+const HALVES: u32 = 64;
+
+impl Grace {
+    /// Without a crowd. Two floods do not starve each other, and a client in the middle of its work is left alone.
+    pub const USUAL: Grace = Grace {
+        silent: 50,
+        lingering: 50,
+        others: 250,
+    };
+
+    /// Where memory itself is nearly spent.
+    pub const NONE: Grace = Grace {
+        silent: 0,
+        lingering: 0,
+        others: 0,
+    };
+
+    /// Where newcomers have waited for so many milliseconds without a break.
+    pub fn beside_crowd(waited: u32) -> Grace {
+        let shrink = |grace: u32| (grace >> (waited / HALVES).min(16)).max(LEAST_GRACE);
+        Grace {
+            silent: shrink(Self::USUAL.silent),
+            lingering: shrink(Self::USUAL.lingering),
+            others: shrink(Self::USUAL.others),
+        }
+    }
+
+    /// What a connection in this phase has; `None` = it does something, and is not one of these.
+    pub fn of(self, phase: Phase) -> Option<u32> {
+        match phase {
+            Phase::Fresh => Some(self.silent),
+            Phase::Lingering => Some(self.lingering),
+            Phase::Handshake | Phase::Idle | Phase::Head => Some(self.others),
+            Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Tunnel => None,
+        }
+    }
+}
+
 /// Where a holder stands among those who may be evicted, the highest first; `None` = it stays.
 pub fn rank(holder: &Holder, scope: Scope, reason: Reason) -> Option<(u8, u32)> {
     let (waited, blocked_for) = match reason {
@@ -207,6 +261,20 @@ mod tests {
             let rank = rank(&holder, scope, Reason::Waited(waited));
             assert_eq!(rank.is_some(), goes, "{name}");
         }
+    }
+
+    #[test]
+    fn a_full_backlog_of_newcomers_has_its_turn_within_a_second() {
+        assert_eq!(Grace::beside_crowd(0), Grace::USUAL);
+        // thirty connections change hands each time that their grace is over
+        let (mut waited, mut served) = (0, 0);
+        while served < 4096 {
+            let grace = Grace::beside_crowd(waited);
+            assert!(grace.lingering >= LEAST_GRACE);
+            waited += grace.lingering;
+            served += 30;
+        }
+        assert!(waited < 700, "{waited} ms");
     }
 
     #[test]

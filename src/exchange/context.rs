@@ -4,20 +4,23 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     config::Config,
     connection_table::SlotRef,
-    exchange::subject::Subject,
+    exchange::{
+        subject::Subject,
+        worker::{State, Worker},
+    },
     memory::{
         budget::{Budget, Permit, head_price},
         concurrency::ConcurrencyPermit,
     },
     observe::{
-        log::Record,
-        metrics::{Metrics, RouteCounters},
+        log::{self, Record},
+        metrics::{self, Metrics, RouteCounters},
     },
     outcome::Outcome,
 };
@@ -69,7 +72,51 @@ pub struct ExchangeContext<'a> {
     pub metrics: &'a Arc<Metrics>,
 }
 
-impl ExchangeContext<'_> {
+impl<'a> ExchangeContext<'a> {
+    /// An exchange that begins: it is counted from here on. `waited` is how many milliseconds its request has waited.
+    pub fn begin(
+        worker: &'a Worker,
+        state: &'a State,
+        slot: &'a SlotRef,
+        subject: &'a Subject,
+        waited: u32,
+    ) -> ExchangeContext<'a> {
+        metrics::inc(&worker.metrics.requests);
+        metrics::inc(&worker.metrics.exchanges);
+        let begun = (worker.metrics.is_exposed() || log::access_enabled()).then(|| {
+            let now = Instant::now();
+            now.checked_sub(Duration::from_millis(waited.into()))
+                .unwrap_or(now)
+        });
+        let record = begun.and_then(|begun| {
+            let (method, host) = (subject.method.as_str(), subject.host());
+            Record::begin(subject.client, method, host, subject.path(), begun)
+        });
+        ExchangeContext {
+            slot,
+            waited: Cell::new(waited),
+            subject,
+            config: &state.config,
+            counters: &state.counters,
+            route: Cell::new(None),
+            place: RefCell::default(),
+            record: RefCell::new(record),
+            begun,
+            status: Cell::new(0),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            head: RefCell::default(),
+            budget: &worker.budget,
+            rest: Cell::new(0),
+            complete: Cell::new(false),
+            outcome: Cell::new(None),
+            cause: OnceCell::new(),
+            told: Cell::new(false),
+            is_tunnel: false,
+            metrics: &worker.metrics,
+        }
+    }
+
     /// Whether a large response head is paid for.
     pub fn holds_head(&self) -> bool {
         self.head.borrow().is_some()

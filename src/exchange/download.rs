@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName};
+use http_body::Frame;
 
 use crate::{
     exchange::{
@@ -26,7 +27,8 @@ use crate::{
 
 /// The body of an answer on its way to the client.
 #[derive(Debug)]
-pub struct Download {
+pub struct Download<'a> {
+    client: &'a Client<'a>,
     /// `None` once the connection was given back or closed.
     upstream: Option<Upstream>,
     upload: Option<Upload>,
@@ -42,31 +44,23 @@ pub struct Download {
     deadline: Deadline,
 }
 
-/// What a body consists of.
-#[derive(Debug)]
-pub enum BodyFrame {
-    /// Some of its bytes.
-    Data(BodyChunk),
-    /// The fields behind a chunked body.
-    Trailers(HeaderMap),
-}
-
-impl Download {
+impl<'a> Download<'a> {
     /// How long the client may give no byte of what it still owes; `None` = no limit.
     pub fn read_timeout(&self) -> Option<Duration> {
         self.limits.read()
     }
 
-    /// The rest of an answer; `upload` is the request where it is not sent to its end yet, `now` the park's time.
+    /// The rest of an answer; `upload` is the request where it is not sent to its end yet.
     pub fn new(
+        client: &'a Client<'a>,
         upstream: Upstream,
         upload: Option<Upload>,
         head: Head,
         passes_trailers: bool,
         limits: Limits,
-        now: u32,
-    ) -> Download {
+    ) -> Download<'a> {
         let mut download = Download {
+            client,
             upstream: Some(upstream),
             upload,
             delimiter: head.delimiter,
@@ -78,7 +72,7 @@ impl Download {
             deadline: Deadline::default(),
         };
         if matches!(download.delimiter, Delimiter::Length(0)) {
-            download.finish(now);
+            download.finish();
         }
         download
     }
@@ -100,15 +94,12 @@ impl Download {
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
-        client: &Client<'_>,
-    ) -> Poll<Option<io::Result<BodyFrame>>> {
+    ) -> Poll<Option<io::Result<Frame<BodyChunk>>>> {
+        let client = self.client;
         loop {
             let Some(upstream) = &mut self.upstream else {
-                return Poll::Ready(
-                    self.trailers
-                        .take()
-                        .map(|trailers| Ok(BodyFrame::Trailers(trailers))),
-                );
+                let trailers = self.trailers.take();
+                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
             };
             if upstream.start == upstream.end {
                 let left = match &self.delimiter {
@@ -121,7 +112,7 @@ impl Download {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
                         if matches!(self.delimiter, Delimiter::Close) {
-                            self.finish(client.exchange_context.slot.now());
+                            self.finish();
                             return Poll::Ready(None);
                         }
                         return Poll::Ready(Some(Err(
@@ -131,8 +122,8 @@ impl Download {
                     Ok(_) => {}
                 }
             }
-            match self.take(client) {
-                Ok(Some(piece)) => return Poll::Ready(Some(Ok(BodyFrame::Data(piece)))),
+            match self.take() {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
                 Ok(None) => {}
                 Err(reason) => {
                     return Poll::Ready(Some(Err(self.abandon(io::Error::other(reason)))));
@@ -146,11 +137,8 @@ impl Download {
     /// # Errors
     /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer. Nor goes it on where the
     /// upstream takes no byte of the request, and gives none, for `write_timeout`.
-    pub fn poll_upload(
-        &mut self,
-        context: &mut Context<'_>,
-        client: &Client<'_>,
-    ) -> io::Result<()> {
+    pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let client = self.client;
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
@@ -192,7 +180,7 @@ impl Download {
     }
 
     /// Takes what is of use out of the buffer.
-    fn take(&mut self, client: &Client<'_>) -> Result<Option<BodyChunk>, &'static str> {
+    fn take(&mut self) -> Result<Option<BodyChunk>, &'static str> {
         let Some(upstream) = &mut self.upstream else {
             return Ok(None);
         };
@@ -231,13 +219,13 @@ impl Download {
         if ended {
             // what stands behind an answer belongs to nobody
             self.persistent &= used == end;
-            self.finish(client.exchange_context.slot.now());
+            self.finish();
         }
         Ok((!piece.is_empty()).then_some(piece))
     }
 
     /// The answer is whole: the connection goes back, if both sides are through with it.
-    fn finish(&mut self, now: u32) {
+    fn finish(&mut self) {
         let Some(upstream) = self.upstream.take() else {
             return;
         };
@@ -245,7 +233,9 @@ impl Download {
             && self.upload.as_ref().is_none_or(Upload::is_done)
             && upstream.start == upstream.end
         {
-            upstream.lease.give_back(now);
+            upstream
+                .lease
+                .give_back(self.client.exchange_context.slot.now());
         }
     }
 

@@ -5,7 +5,11 @@ use std::net::IpAddr;
 use http::Method;
 
 use crate::{
+    client_address::real_client,
     config::Level,
+    connection_table::SlotRef,
+    exchange::worker::State,
+    http1::request::RequestHead,
     observe::{
         log::{self, Field},
         log_line::{MARK, beginning},
@@ -26,6 +30,18 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// What a request is called: its client is the one behind the proxies that are trusted.
+    pub fn of(state: &State, slot: &SlotRef, head: &RequestHead) -> Subject {
+        let trusted = &state.config.server.trusted_proxies;
+        let client: Option<IpAddr> = if trusted.is_empty() {
+            slot.client()
+        } else {
+            real_client(slot.client(), trusted, &head.headers)
+        };
+        let method = head.method.clone();
+        Subject::new(client, method, head.authority(), head.uri.path())
+    }
+
     /// `path` is without its query; `host` is empty where the request names none.
     pub fn new(client: Option<IpAddr>, method: Method, host: &str, path: &str) -> Subject {
         let (host, path) = (beginning(host), beginning(path));

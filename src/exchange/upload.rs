@@ -5,7 +5,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
+use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite as _;
 
 use crate::{
@@ -159,51 +160,49 @@ impl Upload {
         }
     }
 
-    /// Takes the next piece of the client's body, framed as the upstream is told.
+    /// Takes the next frame of the client's body, framed as the upstream is told.
     fn poll_body(
         &mut self,
         context: &mut Context<'_>,
         client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
-        match ready!(client.poll_body(context)) {
-            Err(_) => return Poll::Ready(Err(UploadError::Client)),
-            Ok(Some(piece)) => {
+        match ready!(client.poll_body(context)).map(|frame| frame.map(Frame::into_data)) {
+            Some(Err(_)) => return Poll::Ready(Err(UploadError::Client)),
+            Some(Ok(Ok(piece))) => {
                 self.taken += piece.len() as u64;
                 if self.taken > self.limit {
                     return Poll::Ready(Err(UploadError::TooLarge));
                 }
                 self.write_buffer.put(piece, self.chunked);
-                self.has_more = !client.is_between();
+                self.has_more = !client.is_end_stream();
                 if self.chunked && !self.has_more {
-                    if client.has_trailers() {
-                        self.has_more = true;
-                    } else {
-                        self.write_buffer.end_chunks();
-                    }
+                    self.write_buffer.end_chunks();
                 }
             }
-            Ok(None) => {
+            Some(Ok(Err(frame))) => {
                 self.has_more = false;
-                if self.chunked {
-                    self.end(&client.trailers())?;
-                }
+                self.end(&frame.into_trailers().unwrap_or_default());
+            }
+            None => {
+                self.has_more = false;
+                self.end(&HeaderMap::new());
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// The last chunk, and those trailers that may pass.
-    fn end(&mut self, section: &[u8]) -> Result<(), UploadError> {
+    fn end(&mut self, trailers: &HeaderMap) {
+        if !self.chunked {
+            return;
+        }
         let mut text = b"0\r\n".to_vec();
-        if section.len() > 2 {
-            let trailers =
-                headers::read_trailers(section, &self.withheld).ok_or(UploadError::Client)?;
-            for (name, value) in &trailers {
+        for (name, value) in trailers {
+            if headers::passes_behind(name, &self.withheld) {
                 headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
             }
         }
         text.extend_from_slice(b"\r\n");
         self.write_buffer.frame(&text);
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     connection_table::{
         ConnectionTable,
-        eviction::{Reason, Scope},
+        eviction::{Grace, Reason, Scope},
     },
     memory::{
         budget::Budget,
@@ -138,8 +138,8 @@ impl Worker {
     }
 
     /// Asks connections that do nothing to give way; see [`ConnectionTable::evict_idle`].
-    pub fn evict_idle(&self, many: usize, spare: bool) -> usize {
-        let evicted = self.table.evict_idle(many, spare);
+    pub fn evict_idle(&self, many: usize, grace: Grace) -> usize {
+        let evicted = self.table.evict_idle(many, grace);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
         evicted
     }
@@ -161,7 +161,7 @@ impl Worker {
 
     /// Asks clients to give way that do not get on with their handshake; see [`ConnectionTable::evict_handshakes`].
     pub fn evict_handshakes(&self, many: usize) {
-        let evicted = self.table.evict_handshakes(many);
+        let evicted = self.table.evict_handshakes(many, Grace::USUAL);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method, Version, header};
 
 /// The head of a request.
 #[derive(Debug)]
@@ -17,6 +17,18 @@ pub struct RequestHead {
     pub version: Version,
     /// Its fields.
     pub headers: HeaderMap,
+}
+
+impl RequestHead {
+    /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
+    pub fn authority(&self) -> &str {
+        let host = || {
+            self.headers
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok())
+        };
+        self.uri.authority().or_else(host).unwrap_or_default()
+    }
 }
 
 /// A request target (RFC 9112 §3.2), byte by byte as it came: origin-form, absolute-form or `*`.

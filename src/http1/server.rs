@@ -441,6 +441,20 @@ impl ServerCodec {
         }
     }
 
+    /// Whether fields stand behind the body; known at the end of it.
+    pub fn has_trailers(&self) -> bool {
+        matches!(&self.due, BodyState::Chunked(body) if body.has_trailers())
+    }
+
+    /// Lets the kernel hold more of a long body, where memory allows it.
+    pub fn widen(&mut self, direction: Direction, budget: &Rc<Budget>) {
+        // a connection that receives wide cannot be kept
+        let breaks_word = direction == Direction::In && self.promised;
+        if self.wide.is_none() && !breaks_word {
+            self.wide = self.io.widen(direction, budget);
+        }
+    }
+
     /// The trailer section of the body that was just read to its end.
     pub fn trailers(&mut self) -> Vec<u8> {
         match &mut self.due {

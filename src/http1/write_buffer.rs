@@ -147,3 +147,43 @@ pub fn hexadecimal_line(size: usize, line: &mut [u8; 18]) -> &[u8] {
     }
     line.get(start..).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_hexadecimal() {
+        for (size, line) in [
+            (1, "1\r\n"),
+            (0x10, "10\r\n"),
+            (0xabcd, "abcd\r\n"),
+            (usize::MAX, "ffffffffffffffff\r\n"),
+        ] {
+            assert_eq!(hexadecimal_line(size, &mut [0; 18]), line.as_bytes());
+        }
+    }
+
+    #[test]
+    fn an_outbox_is_written_from_any_place() {
+        let whole = b"head\r\n5\r\nhello\r\n";
+        for cut in 0..=whole.len() {
+            let mut write_buffer = WriteBuffer::new(b"head\r\n".to_vec());
+            write_buffer.put(BodyChunk::fixed(b"hello"), true);
+            let first: Vec<u8> = write_buffer
+                .slices()
+                .iter()
+                .flat_map(|part| part.to_vec())
+                .collect();
+            assert_eq!(first, whole);
+            write_buffer.wrote(cut);
+            let rest: Vec<u8> = write_buffer
+                .slices()
+                .iter()
+                .flat_map(|part| part.to_vec())
+                .collect();
+            assert_eq!(rest, &whole[cut..]);
+            assert_eq!(write_buffer.is_empty(), cut == whole.len());
+        }
+    }
+}

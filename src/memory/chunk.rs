@@ -1,6 +1,6 @@
 //! Bytes of a body, in the buffer that they came in.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::memory::buffers::Buffer;
 
@@ -69,5 +69,19 @@ impl BodyChunk {
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+}
+
+impl Buf for BodyChunk {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.start += count.min(self.len());
     }
 }

@@ -18,7 +18,12 @@ use rustls::ServerConfig;
 
 use crate::{
     connection_table::{Directive, Slot, SlotRef, TimerKind, phase::Phase},
-    exchange::{self, End, body::Tunnel, context::ExchangeContext, tunnel, worker::Worker},
+    exchange::{
+        context::ExchangeContext,
+        http1::{self, End, Tunnel},
+        tunnel,
+        worker::Worker,
+    },
     http1::{
         request_head::{Arrival, Head, Refusal},
         server::ServerCodec,
@@ -287,9 +292,7 @@ fn serve(
         let is_full = full.is_some();
         slot.enter(Phase::Busy, is_full.then_some(BRIEF));
         let end = {
-            let mut exchange = pin!(exchange::handle(
-                worker, &codec, slot, parts, waited, is_full
-            ));
+            let mut exchange = pin!(http1::handle(worker, &codec, slot, parts, waited, is_full));
             poll_fn(|context| {
                 let end = exchange.as_mut().poll(context);
                 poll_client(context, &mut codec.borrow_mut(), slot, end, is_full)

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     fs::Permissions,
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
@@ -21,14 +22,14 @@ use rustls::ServerConfig;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
-    task::JoinHandle,
+    task::{JoinHandle, coop::has_budget_remaining},
     time::{sleep, timeout},
 };
 
 use crate::{
     client_group::Group,
     config::Listen,
-    connection_table::eviction::{Reason, Scope},
+    connection_table::eviction::{Grace, Reason, Scope},
     exchange::worker::Worker,
     memory::{
         budget::{Budget, CONNECTION, Permit, Plan},
@@ -45,8 +46,8 @@ const BACKLOG: i32 = 4096;
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
-/// How often others are asked to leave while a connection waits for its seat.
-const STEP: Duration = Duration::from_millis(20);
+/// How often others are asked to leave while a connection waits for its slot, at most; in milliseconds.
+const STEP: u32 = 20;
 
 /// When requests that wait for memory, and streams, are asked to leave for it; in milliseconds.
 const WAITERS_LEAVE: u32 = 100;
@@ -316,8 +317,11 @@ struct AcceptState {
     listener: RefCell<Option<Rc<ListeningSocket>>>,
     /// What rustls is told; `None` = plain HTTP.
     tls: RefCell<Option<Arc<ServerConfig>>>,
-    /// Somebody was let in and has no seat yet.
+    /// A connection was accepted and has no slot yet.
     is_seating: Cell<bool>,
+    /// Since when connections have waited for a slot without a break, by the table's clock; `None` = there was a slot for
+    /// each that came.
+    crowded_since: Cell<Option<u32>>,
 }
 
 impl Acceptor {
@@ -335,6 +339,7 @@ impl Acceptor {
             tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_seating: Cell::new(false),
+            crowded_since: Cell::new(None),
         });
         let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
         let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
@@ -361,14 +366,9 @@ impl AcceptState {
     }
 }
 
-/// Finds a seat for a connection, or waits for one: while it waits the others stay in the kernel's backlog. With the
-/// door full, those who are silent longest give way.
-async fn admit(
-    worker: &Rc<Worker>,
-    io: Stream,
-    address: Option<SocketAddr>,
-    tls: Option<Arc<ServerConfig>>,
-) {
+/// Finds a slot for a connection, or waits for one: while it waits the others stay in the kernel's backlog. Where there is
+/// none, those that are silent longest give way.
+async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Option<SocketAddr>) {
     metrics::inc(&worker.metrics.connections_accepted);
     let take = || {
         let limit = worker.budget.plan().connections;
@@ -379,19 +379,23 @@ async fn admit(
     let client = address.map(|address| address.ip());
     let permit = match take() {
         Some(permit) => permit,
-        None => Box::pin(await_seat(worker, client, take)).await,
+        None => Box::pin(await_slot(worker, state, client, take)).await,
     };
     let slot = worker.table.slot(client);
+    let tls = state.tls.borrow().clone();
     tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }
 
-/// Waits for a seat, and asks others to leave until there is one.
-async fn await_seat(
+/// Waits for a slot, and asks others to leave until there is one.
+async fn await_slot(
     worker: &Worker,
+    state: &AcceptState,
     client: Option<IpAddr>,
     take: impl FnMut() -> Option<Permit>,
 ) -> Permit {
-    let since = worker.table.now();
+    let since = worker.table.refresh_clock();
+    let crowded_since = state.crowded_since.get().unwrap_or(since);
+    state.crowded_since.set(Some(crowded_since));
     let claim = Claim {
         group: Group::of(client),
         since,
@@ -399,8 +403,11 @@ async fn await_seat(
     };
     let mut slot = pin!(worker.table.room.until(claim, take));
     loop {
-        make_room(worker, worker.table.now().wrapping_sub(since));
-        if let Ok(permit) = timeout(STEP, &mut slot).await {
+        let now = worker.table.refresh_clock();
+        let grace = Grace::beside_crowd(now.wrapping_sub(crowded_since));
+        make_room(worker, now.wrapping_sub(since), grace);
+        let step = Duration::from_millis(grace.silent.min(STEP).into());
+        if let Ok(permit) = timeout(step, &mut slot).await {
             return permit;
         }
     }
@@ -408,16 +415,34 @@ async fn await_seat(
 
 /// Asks some to leave for a connection that has waited for so many milliseconds: first those that are silent longest, then
 /// requests that wait for memory, then the stream that makes least progress. A share of all at a time, so that a crowd of
-/// newcomers has its turn within a second, and among them one that only wants to know whether we are well.
-fn make_room(worker: &Worker, waited: u32) {
+/// newcomers has its turn within a second, and among them one that only asks for our health.
+fn make_room(worker: &Worker, waited: u32, grace: Grace) {
     let many = (worker.budget.plan().connections / 8).clamp(EVICTED_AT_ONCE, 1024);
-    if worker.evict_idle(many, true) > 0 || waited < WAITERS_LEAVE {
+    if worker.evict_idle(many, grace) > 0 || waited < WAITERS_LEAVE {
         return;
     }
     let table = &worker.table;
     if table.evict_waiting(many, None) == 0 && waited >= STREAMS_LEAVE {
         worker.evict_least(Scope::Memory, Reason::Waited(1_000));
     }
+}
+
+/// The next connection. When none waits in the kernel's backlog the crowd is over, if there was one.
+async fn next_connection(
+    listener: &ListeningSocket,
+    budget: &Rc<Budget>,
+    state: &AcceptState,
+) -> io::Result<(Stream, Option<SocketAddr>)> {
+    let mut accept = pin!(listener.accept(budget));
+    poll_fn(|context| {
+        let accepted = accept.as_mut().poll(context);
+        // without a budget the runtime says pending whatever there is
+        if accepted.is_pending() && has_budget_remaining() {
+            state.crowded_since.set(None);
+        }
+        accepted
+    })
+    .await
 }
 
 /// Accepts until the duty is over.
@@ -427,13 +452,12 @@ fn make_room(worker: &Worker, waited: u32) {
 async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
     let mut shortage = None;
     while let Some(listener) = duty.listener() {
-        let accepted = listener.accept(&worker.budget).await;
+        let accepted = next_connection(&listener, &worker.budget, duty).await;
         drop(listener);
         match accepted {
             Ok((io, address)) => {
                 duty.is_seating.set(true);
-                let tls = duty.tls.borrow().clone();
-                admit(worker, io, address, tls).await;
+                admit(worker, duty, io, address).await;
                 duty.is_seating.set(false);
                 if shortage
                     .take_if(|since: &mut Instant| since.elapsed() >= RECOVERED)
@@ -495,7 +519,7 @@ impl Trouble {
 /// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
 /// accepting pauses.
 async fn pause(worker: &Worker) {
-    worker.evict_idle(EVICTED_AT_ONCE, true);
+    worker.evict_idle(EVICTED_AT_ONCE, Grace::USUAL);
     worker.pool.clear();
     sleep(PAUSE).await;
 }

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     client_group::Group,
     connection_table::{
-        eviction::{Reason, Scope},
+        eviction::{Grace, Reason, Scope},
         phase::Phase,
     },
     exchange::worker::Worker,
@@ -234,7 +234,7 @@ impl Pressure {
             if let Reason::Waited(_) = reason {
                 // that many are worth an exchange
                 let idle = usize::try_from(EXCHANGE / CONNECTION).unwrap_or(1) + 1;
-                worker.evict_idle(idle * (many - found), true);
+                worker.evict_idle(idle * (many - found), Grace::USUAL);
             }
             return found;
         }
@@ -263,7 +263,7 @@ impl Pressure {
             worker.pool.clear();
             worker.buffers.trim();
             let many = usize::try_from(excess / (2 * CONNECTION)).unwrap_or(usize::MAX);
-            worker.evict_idle(many.max(EVICTED_AT_ONCE * 2), false);
+            worker.evict_idle(many.max(EVICTED_AT_ONCE * 2), Grace::NONE);
             for _ in 0..=excess / EXCHANGE {
                 if !worker.evict_least(Scope::Memory, Reason::Pressed) {
                     break;

@@ -1,83 +1,27 @@
-//! The answer on its way to the client: its head, then its body as it comes.
+//! The answer on its way to an HTTP/1.1 client: its head, then its body as it comes.
 
 use std::{
     future::poll_fn,
     io,
+    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{
-    Method, StatusCode, Version,
-    header::{self, HeaderMap},
-};
+use http::{StatusCode, header};
+use http_body::{Body as _, Frame};
 
 use crate::{
-    exchange::{body::Body, client::Client, download::BodyFrame},
-    http1::{client::Upstream, headers, request::RequestHead, write_buffer::WriteBuffer},
+    exchange::{
+        answer::Answer,
+        body::Body,
+        client::Client,
+        http1::{connection::Connection, mode::ConnectionMode},
+    },
+    http1::{headers, write_buffer::WriteBuffer},
     memory::budget::{LARGE_HEAD, in_step},
     yield_budget::YieldBudget,
 };
-
-/// An answer, ready to be sent.
-#[derive(Debug)]
-pub struct Answer {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its reason, where it is not the usual one.
-    pub reason: Option<Bytes>,
-    /// Its fields; framing and Connection are not among them.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Body,
-    /// Behind a 101: what the client is joined with.
-    pub tunnel: Option<Box<Upstream>>,
-}
-
-impl Answer {
-    /// An answer of ours.
-    pub fn new(status: StatusCode, headers: HeaderMap, body: Body) -> Answer {
-        Answer {
-            status,
-            reason: None,
-            headers,
-            body,
-            tunnel: None,
-        }
-    }
-}
-
-/// How a request wants to be answered.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnectionMode {
-    /// HEAD: without the body.
-    is_head: bool,
-    /// The client speaks HTTP/1.0.
-    pub is_http10: bool,
-    /// The connection is to stay (RFC 9112 §9.3).
-    pub stays: bool,
-}
-
-impl ConnectionMode {
-    /// What a request says of it.
-    pub fn of(parts: &RequestHead) -> ConnectionMode {
-        let is_http10 = parts.version == Version::HTTP_10;
-        let says = |word: &str| {
-            headers::connection_options(&parts.headers)
-                .any(|option| option.eq_ignore_ascii_case(word))
-        };
-        ConnectionMode {
-            is_head: parts.method == Method::HEAD,
-            is_http10,
-            stays: if is_http10 {
-                says("keep-alive") && !says("close")
-            } else {
-                !says("close")
-            },
-        }
-    }
-}
 
 /// How the client knows where the body ends (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,13 +35,13 @@ enum Framing {
 }
 
 impl Framing {
-    fn of(answer: &Answer, mode: ConnectionMode) -> Framing {
+    fn of(answer: &Answer<'_>, mode: ConnectionMode) -> Framing {
         let is_bodiless = answer.status.is_informational()
             || matches!(
                 answer.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
-        match answer.body.length() {
+        match answer.body.size_hint().exact() {
             _ if mode.is_head || is_bodiless => Framing::Nothing,
             Some(length) => Framing::Length(length),
             None if mode.is_http10 => Framing::Close,
@@ -110,15 +54,20 @@ impl Framing {
 ///
 /// # Errors
 /// The client takes no more of it, or its body broke off.
-pub async fn send(client: &Client<'_>, answer: Answer, mode: ConnectionMode) -> io::Result<bool> {
+pub async fn send(
+    connection: Connection<'_>,
+    answer: Answer<'_>,
+    mode: ConnectionMode,
+) -> io::Result<bool> {
+    let client = connection.client;
     let framing = Framing::of(&answer, mode);
     let read_timeout = answer.body.read_timeout();
     let mut stays = mode.stays && framing != Framing::Close;
-    if stays && !client.is_between() {
-        stays = Box::pin(can_stay(client, &answer.body)).await;
+    if stays && !connection.is_between() {
+        stays = Box::pin(can_stay(connection, &answer.body)).await;
     }
     if stays {
-        client.promise_to_stay();
+        connection.promise_to_stay();
     }
     let mut head = head(&answer, mode, framing, stays);
     // its fields are slices of what was read, and would be held as long as the client takes
@@ -131,13 +80,13 @@ pub async fn send(client: &Client<'_>, answer: Answer, mode: ConnectionMode) -> 
     drop((headers, reason));
     let is_large = head.capacity() > LARGE_HEAD || client.exchange_context.holds_head();
     if is_large {
-        pay_for(client, &mut head);
+        pay_for(connection.client, &mut head);
     }
     if framing == Framing::Close {
-        client.ends_by_close(true);
+        connection.ends_by_close(true);
     }
     let mut writer = ResponseWriter {
-        client,
+        connection,
         write_buffer: WriteBuffer::new(head),
         body,
         framing,
@@ -147,34 +96,34 @@ pub async fn send(client: &Client<'_>, answer: Answer, mode: ConnectionMode) -> 
     poll_fn(|context| writer.poll(context)).await?;
     client.exchange_context.complete.set(true);
     if framing == Framing::Close {
-        client.ends_by_close(false);
+        connection.ends_by_close(false);
     }
-    if !stays || client.is_between() {
+    if !stays || connection.is_between() {
         return Ok(stays);
     }
     // rare: boxed, it costs the others nothing
     drop(writer);
-    Ok(Box::pin(keep_word(client, read_timeout)).await)
+    Ok(Box::pin(keep_word(connection, read_timeout)).await)
 }
 
 /// Decides, once and before the head is written, whether a client whose request is not complete may ask again behind this
 /// answer: one that says so is never followed by a close while its request still comes (RFC 9112 §9.6).
-async fn can_stay(client: &Client<'_>, body: &Body) -> bool {
+async fn can_stay(connection: Connection<'_>, body: &Body<'_>) -> bool {
     if matches!(body, Body::Upstream(_)) {
-        return client.owes_little();
+        return connection.owes_little();
     }
     // nobody will read the rest of this request; where it is here already, the connection need not end for it
-    poll_fn(|context| Poll::Ready(client.poll_drain(context))).await
+    poll_fn(|context| Poll::Ready(connection.poll_drain(context))).await
 }
 
 /// Reads what is left of the request behind an answer that said the connection stays. It holds no upstream, and no place
 /// that others wait for.
-async fn keep_word(client: &Client<'_>, read_timeout: Option<Duration>) -> bool {
-    let slot = client.exchange_context.slot;
-    client.exchange_context.place.take();
+async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -> bool {
+    let slot = connection.client.exchange_context.slot;
+    connection.client.exchange_context.place.take();
     slot.client_blocks();
     slot.set_deadline(read_timeout);
-    let is_whole = poll_fn(|context| client.poll_rest(context, read_timeout)).await;
+    let is_whole = poll_fn(|context| connection.poll_rest(context, read_timeout)).await;
     slot.set_deadline(None);
     is_whole
 }
@@ -187,7 +136,7 @@ fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     client.exchange_context.resize_head(bytes);
 }
 
-fn head(answer: &Answer, mode: ConnectionMode, framing: Framing, stays: bool) -> Vec<u8> {
+fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(answer.status.as_str().as_bytes());
@@ -215,7 +164,7 @@ fn head(answer: &Answer, mode: ConnectionMode, framing: Framing, stays: bool) ->
             } else if let Body::Own(_) | Body::Made(_) = answer.body
                 && answer.status != StatusCode::NO_CONTENT
             {
-                content_length(&mut out, answer.body.length().unwrap_or(0));
+                content_length(&mut out, answer.body.size_hint().lower());
             }
         }
         Framing::Nothing | Framing::Close => {}
@@ -239,9 +188,9 @@ fn content_length(out: &mut Vec<u8>, length: u64) {
 
 /// An answer that is being written.
 struct ResponseWriter<'a> {
-    client: &'a Client<'a>,
+    connection: Connection<'a>,
     write_buffer: WriteBuffer,
-    body: Body,
+    body: Body<'a>,
     framing: Framing,
     /// The head is larger than the price of an exchange foresees.
     is_large: bool,
@@ -251,7 +200,7 @@ struct ResponseWriter<'a> {
 
 impl ResponseWriter<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.body.poll_upload(context, self.client)?;
+        self.body.poll_upload(context)?;
         let mut yield_budget = YieldBudget::new();
         loop {
             // One piece at a time: the next is read when the kernel has taken this one, so that a slow client costs one
@@ -264,13 +213,16 @@ impl ResponseWriter<'_> {
                 return Poll::Pending;
             }
             while !self.write_buffer.is_empty() {
-                let count = ready!(self.client.poll_write(context, &self.write_buffer.slices()))?;
+                let count = ready!(
+                    self.connection
+                        .poll_write(context, &self.write_buffer.slices())
+                )?;
                 let count = self.write_buffer.wrote(count);
-                self.client.exchange_context.gave_out(count);
+                self.connection.client.exchange_context.gave_out(count);
                 if self.is_large && self.write_buffer.forget_head() && !self.write_buffer.has_data()
                 {
                     self.is_large = false;
-                    self.client.exchange_context.free_head();
+                    self.connection.client.exchange_context.free_head();
                 }
             }
             self.write_buffer.forget_text();
@@ -287,20 +239,21 @@ impl ResponseWriter<'_> {
             return Poll::Ready(());
         }
         let is_chunked = self.framing == Framing::Chunked;
-        match ready!(self.body.poll(context, self.client)) {
-            Some(Ok(BodyFrame::Data(piece))) => {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match frame.map(|frame| frame.map(Frame::into_data)) {
+            Some(Ok(Ok(piece))) => {
                 self.write_buffer.put(piece, is_chunked);
-                if self.body.is_end() {
+                if self.body.is_end_stream() {
                     if is_chunked {
                         self.write_buffer.end_chunks();
                     }
                     self.ended = Some(Ok(()));
                 }
             }
-            Some(Ok(BodyFrame::Trailers(trailers))) => {
+            Some(Ok(Err(frame))) => {
                 if is_chunked {
                     let mut text = b"0\r\n".to_vec();
-                    for (name, value) in &trailers {
+                    for (name, value) in &frame.into_trailers().unwrap_or_default() {
                         headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
                     }
                     text.extend_from_slice(b"\r\n");
@@ -309,7 +262,7 @@ impl ResponseWriter<'_> {
                 self.ended = Some(Ok(()));
             }
             Some(Err(error)) => {
-                self.client.exchange_context.note_cut(&error);
+                self.connection.client.exchange_context.note_cut(&error);
                 self.ended = Some(Err(error));
             }
             None => {

@@ -1,0 +1,230 @@
+//! Which connections are told to leave because others need what they hold, or to finish because the program stops.
+
+use crate::{
+    client_group::{Group, majority},
+    connection_table::{
+        eviction::{self, BLOCKED, Grace, Reason, Scope},
+        phase::Phase,
+        slot_state::{Directive, SlotState, flag},
+        table::ConnectionTable,
+    },
+};
+
+/// How long a connection that has just come may take for its first byte when the program stops, and one that was just
+/// answered for its next; in milliseconds, of which up to a tick may be gone already.
+const AWAITED: (u32, u32) = (1_000, 500);
+
+impl ConnectionTable {
+    /// Asks up to `many` connections to leave that do nothing, or are not done with a request head, and have been at it for
+    /// longer than their `grace`: those first of the group that has more than half of such connections, and of these the
+    /// longest at it. One whose task has not run yet may have its request in the socket, and stays. Says how many were
+    /// asked.
+    pub fn evict_idle(&self, many: usize, grace: Grace) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let idle = entries.iter().filter_map(|entry| {
+            let age = now.wrapping_sub(entry.since.get());
+            let is_over = age >= grace.of(entry.phase.get())?;
+            let has_run = entry.waker.is_some();
+            (is_over && has_run && entry.order.get() != Directive::Leave).then_some((age, entry))
+        });
+        let most = majority(idle.clone().map(|(_, entry)| entry.group.get()));
+        let mut victims: Vec<((bool, u32), &SlotState)> = Vec::with_capacity(many + 1);
+        for (age, entry) in idle {
+            let rank = (
+                most.is_some_and(|most| most.group == entry.group.get()),
+                age,
+            );
+            let at = victims.partition_point(|(other, _)| *other >= rank);
+            if at < many {
+                victims.truncate(many - 1);
+                victims.insert(at, (rank, entry));
+            }
+        }
+        for (_, entry) in &victims {
+            entry.tell(Directive::Leave);
+        }
+        victims.len()
+    }
+
+    /// Asks the one to leave that [`eviction::rank`] puts first, of those that hold what `scope` says. Says whether there
+    /// was one.
+    pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let worst = entries
+            .iter()
+            .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope))
+            .filter_map(|entry| Some((eviction::rank(&entry.holder(now), scope, reason)?, entry)))
+            .max_by_key(|(rank, _)| *rank);
+        let Some((_, entry)) = worst else {
+            return false;
+        };
+        entry.tell(Directive::Leave);
+        true
+    }
+
+    /// Asks up to `many` exchanges to leave that hold memory for a large response head while the client has not moved a
+    /// byte for a moment, those first that have stood still longest: the client does not read it, or the upstream does not
+    /// end it. Says how many were asked.
+    pub fn evict_heads(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut holders: Vec<(u32, &SlotState)> = entries
+            .iter()
+            .filter(|entry| entry.has(flag::HOLDS_HEAD) && entry.order.get() != Directive::Leave)
+            .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
+            .filter(|(still, _)| *still >= BLOCKED)
+            .collect();
+        holders.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
+        holders.truncate(many);
+        for (_, entry) in &holders {
+            entry.tell(Directive::Leave);
+        }
+        holders.len()
+    }
+
+    /// Asks up to `many` connections to leave whose client has for a moment not acknowledged the end of its last answer:
+    /// what the kernel keeps of it is paid for. Those first that owe longest. Says how many were asked.
+    pub fn evict_unsent(&self, many: usize) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let mut owing: Vec<(u32, &SlotState)> = entries
+            .iter()
+            .filter(|entry| {
+                matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
+                    && entry.has(flag::LOOKS_BACK)
+                    && entry.order.get() != Directive::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= BLOCKED)
+            .collect();
+        owing.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        owing.truncate(many);
+        for (_, entry) in &owing {
+            entry.tell(Directive::Leave);
+        }
+        owing.len()
+    }
+
+    /// Asks up to `many` connections to leave that have been at their TLS handshake for longer than their `grace`, those
+    /// first that are at it longest: others wait for what it holds. Says how many were asked.
+    pub fn evict_handshakes(&self, many: usize, grace: Grace) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let least = grace.of(Phase::Handshake).unwrap_or(u32::MAX);
+        let mut slow: Vec<(u32, &SlotState)> = entries
+            .iter()
+            .filter(|entry| {
+                entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= least)
+            .collect();
+        slow.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        slow.truncate(many);
+        for (_, entry) in &slow {
+            entry.tell(Directive::Leave);
+        }
+        slow.len()
+    }
+
+    /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first; `only` those of
+    /// one group. Says how many.
+    pub fn evict_waiting(&self, many: usize, only: Option<Group>) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let is_waiting = |entry: &&SlotState| {
+            entry.phase.get() == Phase::Waiting
+                && entry.order.get() != Directive::Leave
+                && only.is_none_or(|group| entry.group.get() == group)
+        };
+        let mut waiting: Vec<&SlotState> = entries.iter().filter(is_waiting).collect();
+        waiting.sort_by_key(|entry| std::cmp::Reverse(now.wrapping_sub(entry.since.get())));
+        waiting.truncate(many);
+        for entry in &waiting {
+            entry.tell(Directive::Leave);
+        }
+        waiting.len()
+    }
+
+    /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. Whoever
+    /// has only just come, or just been answered, is on the point of asking and is spared for now, to be told
+    /// `connection: close` with the answer instead of losing a request: call it again until nobody is left.
+    pub fn finish(&self) {
+        let now = self.now();
+        for entry in self.entries.borrow().iter() {
+            let age = now.wrapping_sub(entry.since.get());
+            let is_spared = match entry.phase.get() {
+                Phase::Empty => true,
+                Phase::Fresh | Phase::Handshake => age < AWAITED.0,
+                Phase::Idle => age < AWAITED.1,
+                _ => false,
+            };
+            if !is_spared && !matches!(entry.order.get(), Directive::Finish | Directive::Leave) {
+                entry.tell(Directive::Finish);
+            }
+        }
+    }
+
+    /// Tells every connection to leave at once: the program's time is over.
+    pub fn close(&self) {
+        self.closing.set(true);
+        for entry in self.entries.borrow().iter() {
+            if entry.phase.get() != Phase::Empty {
+                entry.tell(Directive::Leave);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{rc::Rc, task::Waker};
+
+    use super::*;
+    use crate::connection_table::slot::Slot;
+
+    /// Connections of one address each, that rest and whose tasks have run.
+    fn slots(table: &Rc<ConnectionTable>, last_bytes: &[u8]) -> Vec<Slot> {
+        let slot = |last: &u8| {
+            let address = std::net::Ipv4Addr::new(10, 0, 0, *last);
+            let slot = table.slot(Some(address.into()));
+            slot.settle(Waker::noop());
+            slot.enter(Phase::Idle, None);
+            slot
+        };
+        last_bytes.iter().map(slot).collect()
+    }
+
+    fn told(slots: &[Slot]) -> Vec<bool> {
+        let is_told = |slot: &Slot| slot.order() == Directive::Leave;
+        slots.iter().map(is_told).collect()
+    }
+
+    #[test]
+    fn the_address_with_most_idle_connections_gives_way_first() {
+        let table = ConnectionTable::new(Rc::default());
+        let all = slots(&table, &[1, 2, 2, 3, 2, 2]);
+        assert_eq!(table.evict_idle(2, Grace::NONE), 2);
+        let own = [1, 2, 4, 5].map(|index| told(&all)[index]);
+        assert_eq!(own.iter().filter(|told| **told).count(), 2);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 4, "then all others");
+        assert_eq!(told(&all), [true; 6]);
+    }
+
+    #[test]
+    fn a_connection_that_has_not_run_yet_or_still_has_its_grace_stays() {
+        let table = ConnectionTable::new(Rc::default());
+        let fresh = table.slot(None);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 0, "it may have a request");
+        fresh.settle(Waker::noop());
+        let far = Grace {
+            silent: 60_000,
+            ..Grace::NONE
+        };
+        assert_eq!(table.evict_idle(9, far), 0);
+        assert_eq!(table.evict_idle(9, Grace::NONE), 1);
+        assert_eq!(fresh.order(), Directive::Leave);
+    }
+}

@@ -1,0 +1,246 @@
+//! The table itself and its clock: one timer looks at every entry and wakes the tasks whose time-out has passed.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    client_group::{Majority, majority},
+    connection_table::{
+        eviction::Scope,
+        phase::Phase,
+        slot_state::{Directive, LOOKS, SlotState, Tick, is_past},
+    },
+    memory::queue::Queue,
+};
+
+/// How often the sweep runs while something is going on: five times a second, and more often where a time-out is short.
+const SLOWEST: Duration = Duration::from_millis(200);
+
+const FASTEST: Duration = Duration::from_millis(10);
+
+/// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
+const LONGEST: u128 = 1 << 30;
+
+/// The table of seats and its clock.
+#[derive(Debug)]
+pub struct ConnectionTable {
+    pub(super) entries: RefCell<Vec<SlotState>>,
+    pub(super) free: RefCell<Vec<u32>>,
+    pub(super) open: Cell<usize>,
+    /// The program's time is over: whatever is told to leave is told so for that.
+    pub(super) closing: Cell<bool>,
+    pub(super) origin: Instant,
+    pub(super) now: Cell<Tick>,
+    /// The sweep runs at every tick, so that `now` is at most one tick old.
+    pub(super) ticking: Cell<bool>,
+    pub(super) tick: Cell<Duration>,
+    /// Looks so far; wraps.
+    pub(super) looks: Cell<u32>,
+    /// When a sleeping sweep will wake.
+    pub(super) next: Cell<Option<Tick>>,
+    pub(super) sweep: RefCell<Option<Waker>>,
+    /// Wakes whoever waits for a seat.
+    pub room: Rc<Queue>,
+}
+
+impl ConnectionTable {
+    /// An empty park.
+    pub fn new(room: Rc<Queue>) -> Rc<ConnectionTable> {
+        Rc::new(ConnectionTable {
+            entries: RefCell::default(),
+            free: RefCell::default(),
+            open: Cell::new(0),
+            closing: Cell::new(false),
+            origin: Instant::now(),
+            now: Cell::new(0),
+            ticking: Cell::new(false),
+            tick: Cell::new(SLOWEST),
+            looks: Cell::new(0),
+            next: Cell::new(None),
+            sweep: RefCell::default(),
+            room,
+        })
+    }
+
+    /// After a reload: the time-outs that are in force now set the pace again.
+    pub fn reset_pace(&self) {
+        self.tick.set(SLOWEST);
+    }
+
+    /// Lets the sweep run so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
+    /// started passes here, so none can be forgotten.
+    pub fn keep_pace(&self, limit: Duration) {
+        let tick = (limit / 10).clamp(FASTEST, SLOWEST);
+        if tick < self.tick.get() && !limit.is_zero() {
+            self.tick.set(tick);
+            // it may be in the middle of a longer sleep
+            self.ticking.set(false);
+            self.rouse_sweep(None);
+        }
+    }
+
+    /// Connections with a seat.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Milliseconds since the start, at most a tick old.
+    pub fn now(&self) -> u32 {
+        if !self.ticking.get() {
+            self.look_at_the_clock();
+        }
+        self.now.get()
+    }
+
+    /// Reads the clock where a tick is too coarse; gives the time.
+    pub fn refresh_clock(&self) -> u32 {
+        self.look_at_the_clock();
+        self.now.get()
+    }
+
+    pub(super) fn look_at_the_clock(&self) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "it wraps, and is only compared by difference"
+        )]
+        self.now.set(self.origin.elapsed().as_millis() as Tick);
+    }
+
+    /// When a time-out that begins now is due: never early, for the clock may be a tick behind.
+    pub(super) fn due(&self, limit: Duration) -> Tick {
+        let slack = if self.ticking.get() {
+            self.tick.get()
+        } else {
+            Duration::ZERO
+        };
+        let span = (limit + slack).as_millis().saturating_add(1).min(LONGEST);
+        self.now()
+            .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
+    }
+
+    /// Makes the sweep look soon, whatever it sleeps for.
+    pub fn rouse(&self) {
+        self.rouse_sweep(None);
+    }
+
+    pub(super) fn rouse_sweep(&self, due: Option<Tick>) {
+        let sooner = match (due, self.next.get()) {
+            (None, _) | (Some(_), None) => true,
+            (Some(due), Some(next)) => is_past(next, due),
+        };
+        if !self.ticking.get()
+            && sooner
+            && let Some(waker) = &*self.sweep.borrow()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The group that holds more than half of this.
+    pub fn majority(&self, scope: Scope) -> Option<Majority> {
+        let entries = self.entries.borrow();
+        let holders = entries
+            .iter()
+            .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope));
+        majority(holders.map(|entry| entry.group.get()))
+    }
+
+    /// Connections that are in this phase.
+    pub fn count(&self, phase: Phase) -> usize {
+        self.entries
+            .borrow()
+            .iter()
+            .filter(|entry| entry.phase.get() == phase)
+            .count()
+    }
+
+    /// One look at every seat: wakes whose deadline passed. Gives when the next look is due:
+    /// `None` = nobody waits for anything.
+    pub(super) fn look(&self) -> Option<Duration> {
+        self.look_at_the_clock();
+        let now = self.now.get();
+        let tick = self.tick.get();
+        let mut next: Option<Tick> = None;
+        let mut working = false;
+        let looks = self.looks.get().wrapping_add(1);
+        self.looks.set(looks);
+        let millis = u32::try_from(tick.as_millis()).unwrap_or(u32::MAX).max(1);
+        let every = (LOOKS / millis).max(1);
+        for (index, entry) in (0_u32..).zip(self.entries.borrow().iter()) {
+            let phase = entry.phase.get();
+            if phase == Phase::Empty {
+                continue;
+            }
+            entry.look_back(now, looks.wrapping_add(index) % every == 0);
+            working |= !matches!(phase, Phase::Fresh | Phase::Idle);
+            entry.measure(now);
+            for timer in &entry.timers {
+                if !timer.runs.get() {
+                    continue;
+                }
+                if is_past(now, timer.due.get()) {
+                    entry.wake();
+                    working = true;
+                } else if next.is_none_or(|next| is_past(next, timer.due.get())) {
+                    next = Some(timer.due.get());
+                }
+            }
+        }
+        self.ticking.set(working);
+        self.next.set(next);
+        if working {
+            return Some(tick);
+        }
+        next.map(|due| Duration::from_millis(u64::from(due.wrapping_sub(now))).max(tick))
+    }
+
+    /// The one timer of the program: runs for ever; `each` is called after every look. `longest` is how long it may sleep
+    /// where nothing is due; `None` = until something is.
+    pub async fn sweep(
+        self: Rc<ConnectionTable>,
+        longest: Option<Duration>,
+        mut each: impl FnMut() -> bool,
+    ) -> Infallible {
+        poll_fn(|context| {
+            *self.sweep.borrow_mut() = Some(context.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
+        loop {
+            let pause = self.look();
+            // what else wants a tick: idle upstream connections, a budget under pressure
+            let pause = if each() && pause.is_none_or(|pause| pause > self.tick.get()) {
+                self.ticking.set(true);
+                Some(self.tick.get())
+            } else {
+                pause
+            };
+            let pause = pause.into_iter().chain(longest).min();
+            let mut sleep = pin!(pause.map(tokio::time::sleep));
+            let mut slept = false;
+            poll_fn(|context| {
+                if let Some(sleep) = sleep.as_mut().as_pin_mut()
+                    && sleep.poll(context).is_ready()
+                {
+                    return Poll::Ready(());
+                }
+                // woken by hand: something is due sooner than the sleep, or the pace is quicker now
+                if slept && !self.ticking.get() {
+                    return Poll::Ready(());
+                }
+                slept = true;
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The answer to a request, before an adapter writes it as its protocol wants it.
+
+use bytes::Bytes;
+use http::{StatusCode, header::HeaderMap};
+
+use crate::{exchange::body::Body, http1::client::Upstream};
+
+/// An answer, ready to be sent.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its reason, where it is not the usual one.
+    pub reason: Option<Bytes>,
+    /// Its fields; framing and Connection are not among them.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Body<'a>,
+    /// Behind a 101: what the client is joined with.
+    pub tunnel: Option<Box<Upstream>>,
+}
+
+impl<'a> Answer<'a> {
+    /// An answer of ours.
+    pub fn new(status: StatusCode, headers: HeaderMap, body: Body<'a>) -> Answer<'a> {
+        Answer {
+            status,
+            reason: None,
+            headers,
+            body,
+            tunnel: None,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! How an HTTP/1.1 request wants its connection to go on.
+
+use http::{Method, Version};
+
+use crate::http1::{headers, request::RequestHead};
+
+/// How a request wants to be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionMode {
+    /// HEAD: without the body.
+    pub is_head: bool,
+    /// The client speaks HTTP/1.0.
+    pub is_http10: bool,
+    /// The connection is to stay (RFC 9112 §9.3).
+    pub stays: bool,
+}
+
+impl ConnectionMode {
+    /// What a request says of it.
+    pub fn of(parts: &RequestHead) -> ConnectionMode {
+        let is_http10 = parts.version == Version::HTTP_10;
+        let says = |word: &str| {
+            headers::connection_options(&parts.headers)
+                .any(|option| option.eq_ignore_ascii_case(word))
+        };
+        ConnectionMode {
+            is_head: parts.method == Method::HEAD,
+            is_http10,
+            stays: if is_http10 {
+                says("keep-alive") && !says("close")
+            } else {
+                !says("close")
+            },
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The request as the upstream gets it: its head written anew, its body announced.
+
+use http::header::{self, HeaderMap};
+use http_body::Body as _;
+
+use crate::{
+    config::Level,
+    exchange::{
+        scope::Exchange,
+        upload::{Upload, UploadBody},
+    },
+    http1::{
+        headers::{self, Present},
+        request::RequestHead,
+        request_head,
+    },
+    memory::budget::in_step,
+    observe::log,
+    route::{Route, Target},
+};
+
+impl Exchange<'_> {
+    /// Writes the head that the upstream gets, and says how the body follows.
+    pub fn upload(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: &RequestHead,
+        present: &Present,
+    ) -> Upload {
+        let has_body = !self.client.is_end_stream();
+        let chunked = present.transfer_encoding;
+        let authority = self.authority(parts);
+        let mut out = Vec::with_capacity(512);
+        out.extend_from_slice(parts.method.as_str().as_bytes());
+        out.push(b' ');
+        route.push_joined(&target.base, parts.uri.path(), parts.uri.query(), &mut out);
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        let set_host = route
+            .request_headers
+            .set
+            .iter()
+            .find(|(name, _)| name == header::HOST)
+            .map(|(_, value)| value.as_bytes());
+        let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
+            authority.as_bytes()
+        } else {
+            target.host_header.as_bytes()
+        });
+        let headers = &parts.headers;
+        let subject = self.client.certificate_subject();
+        headers::write_request(
+            &mut out,
+            headers,
+            present,
+            &route.request_headers,
+            host,
+            authority.as_bytes(),
+            self.sender(subject.as_deref()),
+        );
+        let mut withheld = Vec::new();
+        if chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            withheld.extend(route.request_headers.names().cloned());
+            if present.connection {
+                withheld.extend(headers::nominated(headers));
+            }
+            if present.trailer
+                && let Some(names) = headers::announced_trailers(headers, &withheld)
+            {
+                headers::line(&mut out, b"trailer", names.as_bytes());
+            }
+        }
+        let is_websocket = present.upgrade && !has_body && headers::wants_websocket(parts);
+        let takes_trailers = present.te && !self.is_http10 && headers::takes_trailers(headers);
+        self.wants_websocket.set(is_websocket);
+        self.takes_trailers.set(takes_trailers);
+        headers::hop_fields(&mut out, takes_trailers, is_websocket);
+        out.extend_from_slice(b"\r\n");
+        let body = has_body.then(|| UploadBody {
+            chunked,
+            limit: route.max_body_size,
+            held_back: self.client.awaits_word(),
+            withheld,
+        });
+        Upload::new(in_step(out), body)
+    }
+
+    /// Whether the client came by https: a sender that is believed says so, else its own connection does.
+    pub fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
+        let sender = self.sender(None);
+        if present.forwarded_proto && sender.trusted {
+            return headers::says_https(&parts.headers);
+        }
+        sender.is_secured
+    }
+
+    /// Tells the log whom the request goes to.
+    pub fn note_upstream(&self, route: &Route, target: &Target) {
+        if let Some(record) = &mut *self.client.exchange_context.record.borrow_mut() {
+            record.upstream = Some(target.origin.to_string());
+        }
+        if log::enabled(Level::Debug) {
+            let subject = self.client.exchange_context.subject;
+            let (mut path, asked) = (Vec::new(), subject.path());
+            route.push_joined(&target.base, asked, None, &mut path);
+            let url = format!("{}{}", target.origin, String::from_utf8_lossy(&path));
+            log::debug(
+                "forward",
+                &[("method", &subject.method), ("path", &asked), ("url", &url)],
+            );
+        }
+    }
+}
+
+/// The length that a request announces.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| request_head::decimal(value.as_bytes()))
+}
