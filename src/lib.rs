@@ -26,6 +26,7 @@
 mod cli;
 
 // values and decisions: no tokio, no socket, no clock
+mod any_certificate;
 mod client_address;
 mod client_group;
 mod config;
@@ -86,6 +87,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use crate::cli::{Asked, Command, ConfigArgument};
@@ -202,7 +204,8 @@ fn check(argument: ConfigArgument) -> u8 {
     };
     match origin.load() {
         Ok(config) => {
-            cli::warn(config.warnings.iter().map(String::as_str));
+            let invalid = config.invalid_certificates(SystemTime::now());
+            cli::warn(config.warnings.iter().chain(&invalid).map(String::as_str));
             let routes = config.routes.len();
             cli::say(&format!(
                 "ok: {routes} {}",

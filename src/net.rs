@@ -1,6 +1,10 @@
-//! A stream of bytes: a TCP connection, a unix socket or a TLS session, and its kernel buffers.
+//! A stream of bytes: a TCP connection, a unix socket, either with TLS, and its kernel buffers.
+
+pub mod secured;
+pub mod session;
 
 use std::{
+    future::poll_fn,
     io::{self, IoSlice},
     mem::MaybeUninit,
     net::Shutdown,
@@ -16,12 +20,13 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use self::secured::Secured;
 use crate::{
     memory::budget::{Budget, NARROW, Permit},
     sys::socket,
 };
 
-/// A connection to an upstream.
+/// A connection with a client or an upstream.
 #[derive(Debug)]
 pub enum Stream {
     /// `http://`.
@@ -32,6 +37,8 @@ pub enum Stream {
     Unix(Box<Unix>),
     /// `https://`; boxed, for it is a kilobyte and most are not.
     Tls(Box<TlsStream<TcpStream>>),
+    /// A client's, on a listener with TLS.
+    Secured(Box<Secured>),
 }
 
 /// A unix connection. Bytes that the other side has not read stay charged to this process when it closes its end, for as
@@ -102,11 +109,62 @@ impl Stream {
                     _ => Poll::Ready(Ok(())),
                 }
             }
+            Stream::Secured(secured) => secured.poll_read_ready(cx),
         }
     }
 
-    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. For a client's socket,
-    /// which is never TLS.
+    /// Ready when at least so many bytes have come, or the end, or an error. They stay where they are. Not for TLS.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn poll_unread(&mut self, cx: &mut Context<'_>, least: usize) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let socket = self.socket();
+            if socket::unread(&socket) >= least || socket::has_hung_up(&socket) {
+                return Poll::Ready(Ok(()));
+            }
+            // too little: from here on the next byte wakes
+            let too_little = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            drop(match self {
+                Stream::Tcp(stream) | Stream::Bounded(stream) => {
+                    stream.try_io(Interest::READABLE, too_little)
+                }
+                Stream::Unix(unix) => unix.stream().try_io(Interest::READABLE, too_little),
+                Stream::Tls(_) | Stream::Secured(_) => return Poll::Ready(Ok(())),
+            });
+        }
+    }
+
+    /// Behind the last answer of a connection: with TLS, lets the client know that its end is no truncation.
+    pub async fn say_goodbye(&mut self) {
+        if let Stream::Secured(secured) = self {
+            poll_fn(|context| {
+                secured.say_goodbye(context);
+                Poll::Ready(())
+            })
+            .await;
+        }
+    }
+
+    /// What TLS with the client holds, where there is any.
+    pub fn secured(&self) -> Option<&Secured> {
+        match self {
+            Stream::Secured(secured) => Some(secured),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn secured_mut(&mut self) -> Option<&mut Secured> {
+        match self {
+            Stream::Secured(secured) => Some(secured),
+            _ => None,
+        }
+    }
+
+    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. With TLS it may be one that
+    /// carries no data.
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
@@ -124,6 +182,7 @@ impl Stream {
                 }
             },
             Stream::Tls(_) => self.poll_read_ready(cx).map_ok(|()| 1),
+            Stream::Secured(secured) => secured.poll_peek(cx),
         }
     }
 
@@ -167,7 +226,8 @@ impl Stream {
 
     /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
     pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
-        if matches!((self, direction), (Stream::Unix(_), Direction::In)) {
+        let below = self.secured().map_or(self, Secured::io);
+        if matches!((below, direction), (Stream::Unix(_), Direction::In)) {
             // what a unix socket receives stands in the sender's buffer
             return None;
         }
@@ -201,6 +261,7 @@ impl Stream {
             Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
             Stream::Unix(unix) => SockRef::from(unix.stream()),
             Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
+            Stream::Secured(secured) => secured.io().socket(),
         }
     }
 }
@@ -215,6 +276,7 @@ impl AsyncRead for Stream {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Secured(secured) => secured.poll_read(cx, buffer),
         }
     }
 }
@@ -230,6 +292,7 @@ impl AsyncWrite for Stream {
             Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Secured(secured) => secured.poll_write(cx, &[IoSlice::new(bytes)]),
         }
     }
 
@@ -243,6 +306,7 @@ impl AsyncWrite for Stream {
             Stream::Bounded(stream) => send_apart(stream, cx, pieces),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write_vectored(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Secured(secured) => secured.poll_write(cx, pieces),
         }
     }
 
@@ -255,6 +319,7 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Secured(secured) => secured.poll_send(cx),
         }
     }
 
@@ -263,6 +328,7 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Secured(secured) => secured.poll_shutdown(cx),
         }
     }
 }

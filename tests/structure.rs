@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &[
         "sys",
         "config",
+        "any_certificate",
         "client_address",
         "client_group",
         "cors",

@@ -204,6 +204,11 @@ impl<'a> Field<'a> {
         *self.value == Value::Null
     }
 
+    /// True for a mapping of keys.
+    pub fn is_mapping(&self) -> bool {
+        matches!(self.value, Value::Map(_))
+    }
+
     /// Reads a mapping; where there is none that is said, and `read` sees an empty one whose lacks are not held against it.
     pub fn section<T>(&self, read: impl FnOnce(&Section<'a>) -> T) -> T {
         let (entries, mapping): (&[_], _) = match self.value {

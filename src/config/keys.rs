@@ -4,7 +4,7 @@
 //! decided by `config.rs` and its like; a test holds the two together.
 
 /// Sections as messages show them, `""` for the top level, each with its keys.
-const SECTIONS: [(&str, &[&str]); 14] = [
+const SECTIONS: [(&str, &[&str]); 17] = [
     (
         "",
         &[
@@ -21,6 +21,12 @@ const SECTIONS: [(&str, &[&str]); 14] = [
             "metrics",
         ],
     ),
+    ("listen[]", &["address", "tls", "http2"]),
+    (
+        "listen[].tls",
+        &["certificates", "min_version", "client_ca_file"],
+    ),
+    ("listen[].tls.certificates[]", &["cert_file", "key_file"]),
     (
         "routes[]",
         &[
@@ -118,6 +124,15 @@ mod tests {
     /// A configuration with an unknown key `zzz` in a section, which is told what is known there.
     fn with_unknown_key(section: &str) -> String {
         let route = "routes: [{path: /, target: \"http://h\"";
+        let listener = match section {
+            "listen[]" => Some("zzz: 1"),
+            "listen[].tls" => Some("tls: {zzz: 1}"),
+            "listen[].tls.certificates[]" => Some("tls: {certificates: [{zzz: 1}]}"),
+            _ => None,
+        };
+        if let Some(keys) = listener {
+            return format!("{route}}}]\nlisten: [{{address: \":80\", {keys}}}]\n");
+        }
         match section.strip_prefix("routes[]") {
             None if section.is_empty() => format!("{route}}}]\nzzz: 1\n"),
             None => format!("{route}}}]\n{section}: {{zzz: 1}}\n"),

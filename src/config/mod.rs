@@ -10,25 +10,30 @@ pub mod certificates;
 pub mod cors;
 pub mod document;
 pub mod keys;
+pub mod listeners;
 pub mod routes;
 pub mod scalars;
 pub mod wording;
+pub mod x509;
 pub mod yaml;
 
 use std::{
     fmt::{self, Write as _},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-pub use crate::config::address::{Listen, Network};
+pub use crate::config::{
+    address::{Listen, Network},
+    listeners::ListenEntry,
+};
 use crate::{
     config::{
         address::{parse_listen, parse_network, parse_path},
         certificates::Roots,
         cors::Policy,
-        document::{Document, Environment, Field, MAX_SECONDS, Section},
+        document::{Document, Environment, MAX_SECONDS, Section},
         routes::Common,
         scalars::{Unit, boolean_or_digit, octal_mode},
         wording::quote,
@@ -43,7 +48,7 @@ pub struct Config {
     /// Free label, shown by the health report; `""` where none is given.
     pub version: String,
     /// Where clients are awaited; never empty.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenEntry>,
     /// The routes, each with its effective CORS policy.
     pub routes: Routes,
     /// The global CORS policy, for answers that belong to no route (404, health); `None` = off.
@@ -69,6 +74,17 @@ pub struct Config {
     pub environment: String,
     /// Things worth a warning at each start (several documents, `insecure_skip_verify`, …).
     pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The certificates of listeners that are not valid at this time: one sentence each.
+    pub fn invalid_certificates(&self, now: SystemTime) -> Vec<String> {
+        let listeners = self.listen.iter().filter_map(|entry| entry.tls.as_ref());
+        listeners
+            .flat_map(|tls| &tls.certificates)
+            .filter_map(|certificate| certificate.complaint(now))
+            .collect()
+    }
 }
 
 /// `transport:`; `None` means no limit or no time-out.
@@ -209,7 +225,7 @@ fn config(root: &Section<'_>) -> Config {
     let version = root.text("version");
     let listen = root
         .get("listen")
-        .map_or_else(Vec::new, |field| listen_list(&field));
+        .map_or_else(Vec::new, |field| listeners::entries(&field));
     let (transport, response_header_timeout) = root.section("transport", transport);
     let server = root.section("server", server);
     let health_path = root.section("health", |s| {
@@ -367,11 +383,11 @@ fn log(s: &Section<'_>) -> Log {
     }
 }
 
-fn metrics(s: &Section<'_>, listen: &[Listen]) -> Option<Listen> {
+fn metrics(s: &Section<'_>, listen: &[ListenEntry]) -> Option<Listen> {
     let field = s.get("listen")?;
     let text = field.text().filter(|text| !text.is_empty())?;
     match parse_listen(&text) {
-        Ok(address) if listen.contains(&address) && !address.is_any_port() => {
+        Ok(address) if listen.iter().any(|entry| *entry == address) && !address.is_any_port() => {
             field.complain("must be another address than `listen`");
             None
         }
@@ -387,7 +403,7 @@ fn metrics(s: &Section<'_>, listen: &[Listen]) -> Option<Listen> {
 fn apply_environment(effects: &mut Effects<'_>, config: &mut Config) {
     if config.listen.is_empty() {
         let port = effects.read(&["PORT"], "listen", port);
-        config.listen = vec![Listen::Everywhere(port.unwrap_or(80))];
+        config.listen = vec![Listen::Everywhere(port.unwrap_or(80)).into()];
     }
     let variables = ["LEAN_PROXY_MEMORY", "GOMEMLIMIT"];
     if let Some(memory) = effects.read(&variables, "limits.memory", |text| {
@@ -552,29 +568,6 @@ fn parse_memory(text: &str) -> Result<Memory, String> {
             quote(text)
         )),
     }
-}
-
-fn listen_list(field: &Field<'_>) -> Vec<Listen> {
-    let items = field.items();
-    if items.is_empty() {
-        field.complain("must name at least one address");
-    }
-    let mut list: Vec<Listen> = Vec::with_capacity(items.len());
-    for item in items {
-        let Some(text) = item.text() else { continue };
-        match parse_listen(&text) {
-            Ok(address) if list.contains(&address) && !address.is_any_port() => {
-                item.complain(format!("{} is listed twice", quote(&text)));
-            }
-            Ok(address) => list.push(address),
-            Err(sentence) => item.complain(sentence),
-        }
-    }
-    if list.is_empty() {
-        // Complained of, so nobody will listen there; an empty list means that the key is absent.
-        list.push(Listen::Everywhere(0));
-    }
-    list
 }
 
 /// A number of things; 0 = `None`.
@@ -1057,8 +1050,8 @@ proxy:
             "c.yaml:3: listen[1]: must be like",
         ),
         (
-            "listen: {a: 1}",
-            "c.yaml:1: listen: must be a string, got a mapping",
+            "listen: {http2: false}",
+            "c.yaml:1: listen: needs an `address`, as in {address: \":443\"}",
         ),
         (
             "log: {level: loud}",
@@ -1300,8 +1293,8 @@ proxy:
         .unwrap();
         assert_eq!(odd.log.level, Level::Info);
         assert_eq!(
-            (odd.warnings.len(), odd.listen.as_slice()),
-            (1, &[Listen::Everywhere(80)][..])
+            (odd.warnings.len(), &odd.listen[0].address),
+            (1, &Listen::Everywhere(80))
         );
     }
 

@@ -107,6 +107,28 @@ impl ConnectionTable {
         owing.len()
     }
 
+    /// Asks up to `many` connections to leave that have been at their TLS handshake for longer than their `grace`, those
+    /// first that are at it longest: others wait for what it holds. Says how many were asked.
+    pub fn evict_handshakes(&self, many: usize, grace: Grace) -> usize {
+        let now = self.now();
+        let entries = self.entries.borrow();
+        let least = grace.of(Phase::Handshake).unwrap_or(u32::MAX);
+        let mut slow: Vec<(u32, &SlotState)> = entries
+            .iter()
+            .filter(|entry| {
+                entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
+            })
+            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
+            .filter(|(age, _)| *age >= least)
+            .collect();
+        slow.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        slow.truncate(many);
+        for (_, entry) in &slow {
+            entry.tell(Directive::Leave);
+        }
+        slow.len()
+    }
+
     /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first; `only` those of
     /// one group. Says how many.
     pub fn evict_waiting(&self, many: usize, only: Option<Group>) -> usize {
@@ -135,7 +157,7 @@ impl ConnectionTable {
             let age = now.wrapping_sub(entry.since.get());
             let is_spared = match entry.phase.get() {
                 Phase::Empty => true,
-                Phase::Fresh => age < AWAITED.0,
+                Phase::Fresh | Phase::Handshake => age < AWAITED.0,
                 Phase::Idle => age < AWAITED.1,
                 _ => false,
             };

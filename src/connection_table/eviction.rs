@@ -109,7 +109,7 @@ impl Grace {
         match phase {
             Phase::Fresh => Some(self.silent),
             Phase::Lingering => Some(self.lingering),
-            Phase::Idle | Phase::Head => Some(self.others),
+            Phase::Handshake | Phase::Idle | Phase::Head => Some(self.others),
             Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Tunnel => None,
         }
     }

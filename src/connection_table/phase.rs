@@ -7,6 +7,8 @@ pub enum Phase {
     Empty,
     /// Accepted, and has not spoken.
     Fresh,
+    /// In the middle of a TLS handshake.
+    Handshake,
     /// Between two requests, a bare socket.
     Idle,
     /// In the middle of a request head.

@@ -428,5 +428,9 @@ impl Drop for Slot {
         table.free.borrow_mut().push(*index);
         table.open.set(table.open.get() - 1);
         table.room.wake();
+        if table.open.get() == 0 {
+            // what the last ones held is given back: no deadline is left for which the sweep would run
+            table.rouse();
+        }
     }
 }

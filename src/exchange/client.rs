@@ -58,6 +58,16 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Whether it came by TLS.
+    pub fn is_secured(&self) -> bool {
+        self.codec.borrow().io.secured().is_some()
+    }
+
+    /// Whom its certificate names, where it was asked for one.
+    pub fn certificate_subject(&self) -> Option<Rc<str>> {
+        self.codec.borrow().io.secured()?.subject().map(Rc::clone)
+    }
+
     /// Bytes of its body that have come or are known to come.
     pub fn expects(&self) -> u64 {
         let left = self.size_hint().lower();

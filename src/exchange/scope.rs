@@ -62,8 +62,8 @@ impl<'a> Exchange<'a> {
         known.unwrap_or_else(|| parts.authority())
     }
 
-    /// Who asks, and whether it is believed.
-    pub fn sender(&self) -> Sender {
+    /// Who asks, and whether it is believed. `subject` is whom the client's certificate names.
+    pub fn sender<'s>(&self, subject: Option<&'s str>) -> Sender<'s> {
         let client = self.client.exchange_context.slot.client();
         let trusted = &self.state.config.server.trusted_proxies;
         let is_trusted =
@@ -71,6 +71,8 @@ impl<'a> Exchange<'a> {
         Sender {
             client,
             trusted: trusted.is_empty() || is_trusted,
+            is_secured: self.client.is_secured(),
+            subject,
         }
     }
 }

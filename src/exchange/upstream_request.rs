@@ -49,6 +49,7 @@ impl Exchange<'_> {
             target.host_header.as_bytes()
         });
         let headers = &parts.headers;
+        let subject = self.client.certificate_subject();
         headers::write_request(
             &mut out,
             headers,
@@ -56,7 +57,7 @@ impl Exchange<'_> {
             &route.request_headers,
             host,
             authority.as_bytes(),
-            self.sender(),
+            self.sender(subject.as_deref()),
         );
         let mut withheld = Vec::new();
         if chunked {
@@ -87,9 +88,13 @@ impl Exchange<'_> {
         Upload::new(in_step(out), body)
     }
 
-    /// Whether a sender that is believed says so.
+    /// Whether the client came by https: a sender that is believed says so, else its own connection does.
     pub fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
-        present.forwarded_proto && self.sender().trusted && headers::says_https(&parts.headers)
+        let sender = self.sender(None);
+        if present.forwarded_proto && sender.trusted {
+            return headers::says_https(&parts.headers);
+        }
+        sender.is_secured
     }
 
     /// Tells the log whom the request goes to.

@@ -48,6 +48,8 @@ pub struct Worker {
     pub tunnels: Rc<ConcurrencyLimit>,
     /// `ConcurrencyLimit` for answers that need no upstream when memory is spent.
     pub reserve: Rc<ConcurrencyLimit>,
+    /// The next step of a TLS handshake with a client: one at a time.
+    pub handshake_turns: Rc<ConcurrencyLimit>,
     /// Read buffers.
     pub buffers: Rc<Buffers>,
     /// What one read of a request head may bring.
@@ -103,6 +105,7 @@ impl Worker {
             places: ConcurrencyLimit::new(state.config.proxy.max_concurrent_requests, workers),
             tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
             reserve: ConcurrencyLimit::new(Some(2), 1),
+            handshake_turns: ConcurrencyLimit::new(Some(1), 1),
             buffers: Rc::default(),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             repeats: Repeats::default(),
@@ -154,6 +157,12 @@ impl Worker {
             "limits.memory",
             metrics::value(&self.metrics.memory_limit_bytes),
         )
+    }
+
+    /// Asks clients to give way that do not get on with their handshake; see [`ConnectionTable::evict_handshakes`].
+    pub fn evict_handshakes(&self, many: usize) {
+        let evicted = self.table.evict_handshakes(many, Grace::USUAL);
+        metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
     /// Asks holders of large response heads to give way; see [`ConnectionTable::evict_heads`].

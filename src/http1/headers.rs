@@ -208,6 +208,7 @@ fn is_control(name: &[u8]) -> bool {
     ];
     is_hop_by_hop(name)
         || is_forwarding(name)
+        || is_reserved(name)
         || name.ends_with(b"cache-control")
         || FAMILIES.iter().any(|family| name.starts_with(family))
         || matches!(
@@ -323,13 +324,26 @@ fn reads_as(name: &[u8], other: &[u8]) -> bool {
             .all(|(a, b)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric()))
 }
 
+/// Whom a client's certificate names, for the upstream. No client can set it, on whatever listener, nor a name that reads
+/// like it.
+const CERTIFICATE_SUBJECT: &str = "x-client-cert-subject";
+
+/// Whether a (lower-case) name is, or reads as, one that the proxy alone sets.
+fn is_reserved(name: &[u8]) -> bool {
+    name.len() == CERTIFICATE_SUBJECT.len() && reads_as(name, CERTIFICATE_SUBJECT.as_bytes())
+}
+
 /// What a request is told of where it came from.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender {
+pub struct Sender<'a> {
     /// The client's address; `None` on a unix socket.
     pub client: Option<IpAddr>,
     /// Whether what it says of earlier hops is believed.
     pub trusted: bool,
+    /// Whether it came by TLS.
+    pub is_secured: bool,
+    /// Whom its certificate names, where it was asked for one; printable ASCII.
+    pub subject: Option<&'a str>,
 }
 
 /// Appends the fields that go to the target, in the client's order, with Host and the forwarding fields as they should
@@ -345,7 +359,7 @@ pub fn write_request(
     edits: &Edits,
     host: &[u8],
     authority: &[u8],
-    sender: Sender,
+    sender: Sender<'_>,
 ) {
     let hops = if present.connection {
         Hops::of(headers)
@@ -358,7 +372,7 @@ pub fn write_request(
     let is_edited = edits.names().next().is_some();
     line(out, b"host", host);
     for (name, value) in headers.iter() {
-        if name == b"host" || hops.stays_behind(name) || is_twin(name) {
+        if name == b"host" || hops.stays_behind(name) || is_twin(name) || is_reserved(name) {
             continue;
         }
         if is_edited && edits.names().any(|other| reads_as(name, other.as_ref())) {
@@ -379,7 +393,13 @@ pub fn write_request(
         line(out, b"x-forwarded-host", authority);
     }
     if !((sender.trusted && present.forwarded_proto) || edits.touches(&FORWARDED_PROTO)) {
-        line(out, b"x-forwarded-proto", b"http");
+        let proto: &[u8] = if sender.is_secured { b"https" } else { b"http" };
+        line(out, b"x-forwarded-proto", proto);
+    }
+    if let Some(subject) = sender.subject
+        && !edits.touches(&HeaderName::from_static(CERTIFICATE_SUBJECT))
+    {
+        line(out, CERTIFICATE_SUBJECT.as_bytes(), subject.as_bytes());
     }
     for (name, value) in edits.set.iter().filter(|(name, _)| name != HOST) {
         line(out, name.as_str().as_bytes(), value.as_bytes());
@@ -394,7 +414,7 @@ pub fn says_https(headers: &Fields) -> bool {
     first.is_some_and(|proto| proto.trim_ascii().eq_ignore_ascii_case(b"https"))
 }
 
-fn forwarded_for(out: &mut Vec<u8>, headers: &Fields, present: &Present, sender: Sender) {
+fn forwarded_for(out: &mut Vec<u8>, headers: &Fields, present: &Present, sender: Sender<'_>) {
     let is_kept = sender.trusted && present.forwarded_for;
     if !is_kept && sender.client.is_none() {
         return;

@@ -29,7 +29,7 @@ use crate::{
         buffers::{Buffer, Buffers, ReadSize},
         chunk::BodyChunk,
     },
-    net::{Direction, Stream, WideBuffer},
+    net::{Direction, Stream, WideBuffer, secured::Secured},
     sys::socket,
 };
 
@@ -123,7 +123,8 @@ impl ServerCodec {
 
     /// Whether bytes of a head are held.
     pub fn is_amid_head(&self) -> bool {
-        !self.held.is_empty() || !self.behind.is_empty()
+        let is_amid_record = || self.io.secured().is_some_and(Secured::is_amid_record);
+        !self.held.is_empty() || !self.behind.is_empty() || is_amid_record()
     }
 
     /// Whether all of the last message was read.
@@ -237,12 +238,15 @@ impl ServerCodec {
         if socket::is_dead(&socket) {
             return true;
         }
-        if matches!(self.io, Stream::Tls(_)) || !socket::has_hung_up(&socket) {
+        if !socket::has_hung_up(&socket) {
             return false;
         }
-        let unread = socket::unread(&socket);
+        // of what is encrypted only the length is known, which is more than that of the data in it
+        let secured = self.io.secured().map(|secured| secured.session().held());
+        let unread = socket::unread(&socket) + secured.unwrap_or(0);
         match &self.due {
             BodyState::Length(left) => ((self.behind.len() + unread) as u64) < *left,
+            BodyState::Chunked(_) if secured.is_some() => self.behind.is_empty() && unread == 0,
             BodyState::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
             BodyState::Broken => false,
         }
@@ -335,6 +339,9 @@ impl ServerCodec {
             Framing::Length(length) => BodyState::Length(length),
             Framing::Chunked => BodyState::Chunked(Box::new(chunked::Body::new())),
         };
+        if let Some(secured) = self.io.secured_mut() {
+            secured.set_paid(true);
+        }
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
         request_head::parts(text, head)

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,9 +17,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use http::StatusCode;
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, crypto::ring, pki_types::ServerName};
+use socket2::{Domain, SockAddr, Type};
 
 use crate::{
+    any_certificate::AnyCertificate,
     config::{Config, Listen},
     observe::date::Date,
 };
@@ -82,31 +84,35 @@ pub fn ask(config: &Config) -> Result<String> {
     let reachable = config
         .listen
         .iter()
-        .find(|listen| !matches!(listen, Listen::Inherited(_)));
-    let path = &config.health_path;
-    match reachable
-        .ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))?
-    {
+        .filter(|entry| !matches!(entry.address, Listen::Inherited(_)))
+        .min_by_key(|entry| match &entry.tls {
+            None => 0,
+            Some(tls) if tls.client_ca.is_none() => 1,
+            // it asks for a certificate, and a health check has none
+            Some(_) => 2,
+        });
+    let entry = reachable
+        .ok_or_else(|| anyhow!("the configuration lists inherited sockets only: give a URL"))?;
+    let (path, is_secured) = (&config.health_path, entry.tls.is_some());
+    let call = |address: SocketAddr| {
+        let socket = connect(address, end)?;
+        converse(socket, is_secured, &address.to_string(), path, end)
+    };
+    match &entry.address {
         Listen::Unix(file) => {
             let stream = connect_unix(file, end)
                 .with_context(|| format!("connecting to unix:{}", file.display()))?;
-            converse(Stream::Unix(stream), "localhost", path, end)
+            converse(Socket::Unix(stream), is_secured, "localhost", path, end)
         }
-        Listen::Everywhere(port) => {
-            let by_v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-            call(by_v4, &by_v4.to_string(), path, end).or_else(|error| {
-                let by_v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
-                call(by_v6, &by_v6.to_string(), path, end).map_err(|_| error)
-            })
-        }
+        Listen::Everywhere(port) => call((Ipv4Addr::LOCALHOST, *port).into())
+            .or_else(|error| call((Ipv6Addr::LOCALHOST, *port).into()).map_err(|_| error)),
         Listen::Address(address) => {
             let ip = match address.ip() {
                 IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
                 IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
                 ip => ip,
             };
-            let address = SocketAddr::new(ip, address.port());
-            call(address, &address.to_string(), path, end)
+            call(SocketAddr::new(ip, address.port()))
         }
         Listen::Inherited(_) => bail!("give a URL"),
     }
@@ -135,7 +141,9 @@ pub fn ask_url(url: &str) -> Result<String> {
     let addresses = look_up(place, end).with_context(|| format!("looking up {authority}"))?;
     let mut last = anyhow!("{authority} has no address");
     for address in addresses {
-        match call(address, authority, path, end) {
+        let answer =
+            connect(address, end).and_then(|socket| converse(socket, false, authority, path, end));
+        match answer {
             Ok(word) => return Ok(word),
             Err(error) => last = error,
         }
@@ -146,38 +154,92 @@ pub fn ask_url(url: &str) -> Result<String> {
 /// For everything together: a health check that is asked for every few seconds must have an end before the next.
 const PATIENCE: Duration = Duration::from_millis(1_900);
 
-enum Stream {
+enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl Stream {
+/// A connection, without or with TLS.
+enum Stream {
+    Plain(Socket),
+    Secured(Box<StreamOwned<ClientConnection, Socket>>),
+}
+
+impl Socket {
     /// No read or write lasts longer than until `end`.
     fn bound(&self, end: Instant) -> Result<()> {
         let left = end.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "no answer in time");
         match self {
-            Stream::Tcp(stream) => stream
+            Socket::Tcp(stream) => stream
                 .set_read_timeout(Some(left))
                 .and_then(|()| stream.set_write_timeout(Some(left))),
-            Stream::Unix(stream) => stream
+            Socket::Unix(stream) => stream
                 .set_read_timeout(Some(left))
                 .and_then(|()| stream.set_write_timeout(Some(left))),
         }
         .context("setting a time-out")
     }
+}
+
+impl Read for Socket {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read(space),
+            Socket::Unix(stream) => stream.read(space),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(bytes),
+            Socket::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream {
+    /// With TLS the certificate is not verified: it is the one that the configuration names, and asked for by an address
+    /// that it is not for.
+    fn new(socket: Socket, is_secured: bool) -> Result<Stream> {
+        if !is_secured {
+            return Ok(Stream::Plain(socket));
+        }
+        let provider = Arc::new(ring::default_provider());
+        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost")?;
+        let session = ClientConnection::new(Arc::new(config), name)?;
+        Ok(Stream::Secured(Box::new(StreamOwned::new(session, socket))))
+    }
+
+    fn bound(&self, end: Instant) -> Result<()> {
+        match self {
+            Stream::Plain(socket) => socket.bound(end),
+            Stream::Secured(stream) => stream.sock.bound(end),
+        }
+    }
 
     fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.read(space),
-            Stream::Unix(stream) => stream.read(space),
+            Stream::Plain(socket) => socket.read(space),
+            Stream::Secured(stream) => stream.read(space),
         }
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Plain(socket) => socket.write_all(bytes),
+            Stream::Secured(stream) => stream.write_all(bytes),
         }
     }
 }
@@ -187,7 +249,7 @@ impl Stream {
 fn connect_unix(file: &Path, end: Instant) -> Result<UnixStream> {
     let address = SockAddr::unix(file)?;
     loop {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         match socket.connect(&address) {
             Ok(()) => {
@@ -223,16 +285,23 @@ fn look_up(place: String, end: Instant) -> Result<Vec<SocketAddr>> {
 /// How long to wait before a full backlog is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-fn call(address: SocketAddr, host: &str, path: &str, end: Instant) -> Result<String> {
+fn connect(address: SocketAddr, end: Instant) -> Result<Socket> {
     let left = end
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(1));
     let stream = TcpStream::connect_timeout(&address, left)
         .with_context(|| format!("connecting to {address}"))?;
-    converse(Stream::Tcp(stream), host, path, end)
+    Ok(Socket::Tcp(stream))
 }
 
-fn converse(mut stream: Stream, host: &str, path: &str, end: Instant) -> Result<String> {
+fn converse(
+    socket: Socket,
+    is_secured: bool,
+    host: &str,
+    path: &str,
+    end: Instant,
+) -> Result<String> {
+    let mut stream = Stream::new(socket, is_secured)?;
     stream.bound(end)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).context("asking")?;
@@ -309,12 +378,12 @@ mod tests {
         let path = std::env::temp_dir().join(format!("lean-proxy-full-{}", std::process::id()));
         drop(std::fs::remove_file(&path));
         let address = SockAddr::unix(&path).unwrap();
-        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let listener = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         listener.bind(&address).unwrap();
         listener.listen(0).unwrap();
         let mut waiting = Vec::new();
         loop {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
             socket.set_nonblocking(true).unwrap();
             match socket.connect(&address) {
                 Ok(()) => waiting.push(socket),

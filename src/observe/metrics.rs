@@ -79,6 +79,8 @@ metrics! {
     counter connections_accepted,
     /// Client connections closed under pressure.
     counter connections_evicted,
+    /// TLS handshakes with clients that succeeded.
+    counter tls_handshakes,
     /// Requests in work, those that are answered without an upstream included.
     gauge exchanges,
     /// Upgraded connections that are open.
@@ -604,7 +606,7 @@ mod tests {
         }
         assert_eq!(
             (families.len(), samples.len()),
-            (23, 1 + 19 + 5 + (Outcome::ALL.len() - 1) + BOUNDS.len() + 3)
+            (24, 1 + 20 + 5 + (Outcome::ALL.len() - 1) + BOUNDS.len() + 3)
         );
     }
 }

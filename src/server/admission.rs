@@ -38,7 +38,7 @@ pub async fn admit(
 ) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(size)
+        && let Some(permit) = budget.exchange(size, records(budget, codec, head))
     {
         return Some((Some(permit), None, 0));
     }
@@ -62,6 +62,14 @@ pub async fn admit(
     .await
 }
 
+/// What TLS with the client adds to the price of an exchange.
+fn records(budget: &Budget, codec: &ServerCodec, head: &Head) -> u64 {
+    match codec.io.secured() {
+        Some(_) => budget.records(head.has_body()),
+        None => 0,
+    }
+}
+
 /// Waits in line for the worth of an exchange, up to `queue_timeout`. `None` = the client has left meanwhile;
 /// `Some(None)` = no memory, not even for waiting, or not in time.
 async fn wait_for_memory(
@@ -83,7 +91,8 @@ async fn wait_for_memory(
         since: slot.now(),
         is_whole: !head.has_body(),
     };
-    let line = budget.queue.until(claim, || budget.exchange(size));
+    let records = records(budget, codec, head);
+    let line = budget.queue.until(claim, || budget.exchange(size, records));
     let mut waits = pin!(slot.within(limit, line));
     let permit = poll_fn(|context| {
         let polled = waits.as_mut().poll(context);

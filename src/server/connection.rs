@@ -9,9 +9,12 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
+
+use rustls::ServerConfig;
 
 use crate::{
     connection_table::{Directive, Slot, SlotRef, TimerKind, phase::Phase},
@@ -33,6 +36,7 @@ use crate::{
         admission::{BRIEF, admit, count_by_client, is_brief},
         closing::{depart, is_unread, leave, linger, settle},
         refusal::{REFUSED_REST, refuse, tell_unanswered},
+        tls::handshake,
     },
     sys::socket,
 };
@@ -49,8 +53,10 @@ pub struct Connection {
 }
 
 enum State {
-    /// Accepted and never polled.
-    Fresh(Stream),
+    /// Accepted and never polled; what rustls is told, on a listener with TLS.
+    Fresh(Stream, Option<Arc<ServerConfig>>),
+    /// Before the end of its TLS handshake; gives the connection when that is over.
+    Handshake(Pin<Box<dyn Future<Output = Option<Stream>>>>),
     /// A bare socket from which nothing was read.
     Resting(Stream),
     /// Part of a head is here.
@@ -61,14 +67,21 @@ enum State {
 }
 
 impl Connection {
-    /// A connection that was just accepted; `permit` is what it costs.
-    pub fn new(worker: Rc<Worker>, io: Stream, slot: Slot, permit: Permit) -> Connection {
+    /// A connection that was just accepted; `permit` is what it costs. `tls` is what rustls is told, on a listener with
+    /// TLS.
+    pub fn new(
+        worker: Rc<Worker>,
+        io: Stream,
+        tls: Option<Arc<ServerConfig>>,
+        slot: Slot,
+        permit: Permit,
+    ) -> Connection {
         metrics::inc(&worker.metrics.connections_open);
         Connection {
             worker,
             slot,
             permit,
-            state: State::Fresh(io),
+            state: State::Fresh(io, tls),
         }
     }
 
@@ -98,7 +111,7 @@ impl Connection {
             Poll::Ready(Ok(Arrival::Refused(failure))) => {
                 return Poll::Ready(self.refused(codec, failure));
             }
-            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(codec)),
+            Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(context, codec)),
             Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
             Poll::Pending => {}
         }
@@ -109,7 +122,7 @@ impl Connection {
             Directive::None => false,
         };
         if is_told {
-            return Poll::Ready(self.close(codec));
+            return Poll::Ready(self.close(context, codec));
         }
         match (is_amid, slot.phase()) {
             // the first head has its time since the connection came, a later one since its own first byte
@@ -122,7 +135,7 @@ impl Connection {
             return Poll::Ready(if is_amid {
                 self.refused(codec, Failure::HeadTimedOut)
             } else {
-                self.close(codec)
+                self.close(context, codec)
             });
         }
         if self.owes_too_long(&codec, server.write_timeout) {
@@ -165,7 +178,10 @@ impl Connection {
 
     /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
     /// answer for as long as it may be idle, is reset.
-    fn close(&self, codec: ServerCodec) -> State {
+    fn close(&self, context: &mut Context<'_>, mut codec: ServerCodec) -> State {
+        if let Some(secured) = codec.io.secured_mut() {
+            secured.say_goodbye(context);
+        }
         if self.permit.bytes() == CONNECTION || socket::unsent(&codec.io.socket()) == 0 {
             return State::Over;
         }
@@ -196,14 +212,29 @@ impl Future for Connection {
         let this = &mut *self;
         loop {
             this.state = match std::mem::replace(&mut this.state, State::Over) {
-                State::Fresh(io) => {
+                State::Fresh(io, tls) => {
                     this.slot.settle(context.waker());
                     this.slot.enter(
                         Phase::Fresh,
                         this.worker.state().config.server.header_timeout,
                     );
-                    State::Resting(io)
+                    match tls {
+                        None => State::Resting(io),
+                        Some(tls) => {
+                            let (worker, slot) = (Rc::clone(&this.worker), (*this.slot).clone());
+                            let work = handshake::accept(worker, slot, io, tls);
+                            State::Handshake(Box::pin(work))
+                        }
+                    }
                 }
+                State::Handshake(mut work) => match work.as_mut().poll(context) {
+                    Poll::Ready(Some(io)) => State::Resting(io),
+                    Poll::Ready(None) => State::Over,
+                    Poll::Pending => {
+                        this.state = State::Handshake(work);
+                        return Poll::Pending;
+                    }
+                },
                 State::Resting(io) => ready!(this.poll_rest(context, ServerCodec::new(io))),
                 State::Amid(codec) => ready!(this.poll_rest(context, *codec)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
@@ -321,12 +352,16 @@ async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Optio
         return None;
     }
     codec.narrow();
+    if let Some(secured) = codec.io.secured_mut() {
+        secured.set_paid(false);
+    }
     Some(())
 }
 
 /// Behind the last answer of a connection: what the client still sends is read on, or what it has not acknowledged is
 /// waited for.
 async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
+    codec.io.say_goodbye().await;
     if codec.is_amid_message() {
         let rest = if codec.is_broken() {
             REFUSED_REST
@@ -378,6 +413,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         repeats: &worker.repeats,
     };
     let (mut client, first) = codec.into_parts();
+    let _records = client.secured().map(|_| worker.budget.force_records());
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());
     upstream.start = upstream.end;
     upstream.release();

@@ -21,6 +21,10 @@ use crate::{
     server::{
         listener::{Frame, Listener},
         signals::{Call, Signals},
+        tls::{
+            contexts::{self, TicketKeys},
+            renewal::Renewal,
+        },
         worker::{Command, sockets},
     },
     sys::systemd,
@@ -29,8 +33,16 @@ use crate::{
 /// Reads the configuration again; `Err` = every mistake, one line each.
 pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 
+/// How often the files of certificates are looked at.
+const RENEWAL: Duration = Duration::from_mins(1);
+
 /// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
 pub const PARTING: Duration = Duration::from_secs(1);
+
+/// The addresses that clients are awaited on.
+pub fn addresses(config: &Config) -> impl Iterator<Item = &Listen> {
+    config.listen.iter().map(|entry| &entry.address)
+}
 
 /// Binds these addresses for so many workers.
 ///
@@ -63,6 +75,10 @@ pub struct Controller {
     pub inherited: Vec<(String, OwnedFd)>,
     /// Reads the configuration again.
     pub reread: Reread,
+    /// The keys of the tickets that clients were given.
+    pub tickets: TicketKeys,
+    /// Files of certificates, which are looked at now and then.
+    pub renewal: Renewal,
     /// Removed when the program stops.
     pub pid_file: Option<PidFile>,
 }
@@ -70,8 +86,12 @@ pub struct Controller {
 impl Controller {
     /// Obeys the signals until the program ends.
     pub async fn command(mut self, mut signals: Signals) -> Infallible {
-        while let Call::Reload = signals.next().await {
-            self.reload();
+        loop {
+            match self.next_call(&mut signals).await {
+                Some(Call::Reload) => self.reload(),
+                Some(Call::Stop) => break,
+                None => self.renew(),
+            }
         }
         systemd::notify("STOPPING=1");
         log::info("stopping", &[]);
@@ -97,6 +117,23 @@ impl Controller {
         // a worker that hangs does not hear it
         sleep(PARTING).await;
         std::process::exit(0);
+    }
+
+    /// The next signal; `None` = it is time to look at the files of certificates.
+    async fn next_call(&self, signals: &mut Signals) -> Option<Call> {
+        if self.renewal.is_empty() {
+            return Some(signals.next().await);
+        }
+        timeout(RENEWAL, signals.next()).await.ok()
+    }
+
+    /// Serves with the certificates whose files have changed.
+    fn renew(&mut self) {
+        match self.renewal.look(&mut self.tickets) {
+            Ok(Some(contexts)) => self.tell(|| Command::Renew(contexts.clone())),
+            Ok(None) => {}
+            Err(error) => log::warn("not renewed", &[("error", &format!("{error:#}"))]),
+        }
     }
 
     fn tell(&self, word: impl Fn() -> Command) {
@@ -133,6 +170,7 @@ impl Controller {
     }
 
     fn take_over(&mut self, config: Arc<Config>) -> Result<()> {
+        let tls = contexts::build(&config.listen, &mut self.tickets)?;
         let mut fresh = self.open(&config)?;
         let sockets: Vec<_> = (0..self.words.len())
             .map(|worker| sockets(&fresh, worker))
@@ -141,7 +179,7 @@ impl Controller {
             log::info("listening", &[("address", &listener.name)]);
         }
         self.listeners
-            .retain(|listener| config.listen.contains(&listener.listen));
+            .retain(|listener| config.listen.iter().any(|entry| *entry == listener.listen));
         self.set_mode(config.server.unix_socket_mode);
         self.listeners.append(&mut fresh);
         let kept: Vec<Listen> = self
@@ -153,12 +191,14 @@ impl Controller {
         for (worker, opened) in self.words.iter().zip(sockets) {
             drop(worker.send(Command::Reload {
                 config: Arc::clone(&config),
+                tls: tls.clone(),
                 opened,
                 kept: kept.clone(),
             }));
         }
         warn_of_fixed(&self.config, &config);
         log::info("reloaded", &[("routes", &config.routes.len())]);
+        self.renewal = Renewal::of(&config);
         self.config = config;
         Ok(())
     }
@@ -176,11 +216,7 @@ impl Controller {
                 .iter()
                 .any(|listener| listener.listen == **listen)
         };
-        open(
-            config.listen.iter().filter(is_new),
-            self.words.len(),
-            &frame,
-        )
+        open(addresses(config).filter(is_new), self.words.len(), &frame)
     }
 
     /// Gives the files of the doors that stay another mode, if it is another.

@@ -13,10 +13,12 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustls::ServerConfig;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -313,6 +315,8 @@ pub struct Acceptor {
 struct AcceptState {
     /// What it accepts on; `None` once that is over.
     listener: RefCell<Option<Rc<ListeningSocket>>>,
+    /// What rustls is told; `None` = plain HTTP.
+    tls: RefCell<Option<Arc<ServerConfig>>>,
     /// A connection was accepted and has no slot yet.
     is_seating: Cell<bool>,
     /// Since when connections have waited for a slot without a break, by the table's clock; `None` = there was a slot for
@@ -325,8 +329,14 @@ impl Acceptor {
     ///
     /// # Errors
     /// A socket that is none, or does not listen.
-    pub fn new(worker: &Rc<Worker>, socket: OwnedFd, reporter: &Reporter) -> Result<Acceptor> {
+    pub fn new(
+        worker: &Rc<Worker>,
+        socket: OwnedFd,
+        tls: Option<Arc<ServerConfig>>,
+        reporter: &Reporter,
+    ) -> Result<Acceptor> {
         let duty = Rc::new(AcceptState {
+            tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_seating: Cell::new(false),
             crowded_since: Cell::new(None),
@@ -334,6 +344,11 @@ impl Acceptor {
         let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
         let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
         Ok(Acceptor { task, duty })
+    }
+
+    /// Connections that come from now on are told this of TLS.
+    pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
+        *self.duty.tls.borrow_mut() = tls;
     }
 
     /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
@@ -367,7 +382,8 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
         None => Box::pin(await_slot(worker, state, client, take)).await,
     };
     let slot = worker.table.slot(client);
-    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, slot, permit));
+    let tls = state.tls.borrow().clone();
+    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }
 
 /// Waits for a slot, and asks others to leave until there is one.

@@ -13,6 +13,7 @@ pub mod pressure;
 pub mod refusal;
 pub mod signals;
 pub mod supervisor;
+pub mod tls;
 pub mod worker;
 
 use std::{
@@ -36,10 +37,14 @@ use crate::{
     outcome::Outcome,
     process::PidFile,
     server::{
-        controller::{Controller, PARTING, Reread, open},
+        controller::{Controller, PARTING, Reread, addresses, open},
         listener::{Frame, Listener},
         signals::Signals,
         supervisor::{Pulse, Supervisor, first},
+        tls::{
+            contexts::{self, TicketKeys},
+            renewal::Renewal,
+        },
         worker::{Command, WorkerInit, run_worker, runtime, sockets, spawn_worker},
     },
     sys::{self, cgroup, code_pages, systemd},
@@ -72,12 +77,15 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         inherited: &inherited,
         unix_socket_mode: config.server.unix_socket_mode,
     };
-    let listeners = open(&config.listen, config.threads, &frame)?;
+    let listeners = open(addresses(&config), config.threads, &frame)?;
     let exposed = config
         .metrics
         .as_ref()
         .map(|listen| Listener::open(listen, 1, &frame))
         .transpose()?;
+    let mut tickets = TicketKeys::default();
+    let renewal = Renewal::of(&config);
+    let tls = contexts::build(&config.listen, &mut tickets)?;
     let start = SystemTime::now();
     let mut supervisor = Supervisor::new();
     let pulse = systemd::watchdog_interval().map(|interval| Pulse::new(config.threads, interval));
@@ -86,6 +94,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         reporter: supervisor.reporter(0),
         pulse: pulse.map(Arc::new),
         config: Arc::clone(&config),
+        tls,
         plan,
         upstreams,
         limit,
@@ -111,6 +120,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         plan,
         inherited,
         reread,
+        tickets,
+        renewal,
         pid_file: None,
     };
     let work = lead(
@@ -242,7 +253,8 @@ fn log_start(
     if !config.environment.is_empty() {
         log::info("environment", &[("changed", &config.environment)]);
     }
-    for warning in &config.warnings {
+    let invalid = config.invalid_certificates(SystemTime::now());
+    for warning in config.warnings.iter().chain(&invalid) {
         log::warn("config", &[("warning", warning)]);
     }
     log::info(

@@ -102,6 +102,7 @@ impl Pressure {
         }
         self.relieve();
         self.relieve_heads();
+        self.relieve_handshakes();
         if self.worker.budget.queue.len() > 0 {
             self.worker.evict_unsent(EVICTED_AT_ONCE);
         }
@@ -172,6 +173,19 @@ impl Pressure {
         self.head.set(Some(since));
         if since.elapsed() >= Duration::from_millis(PATIENCE.into()) {
             self.worker.evict_heads(queue.len().min(HEADS_AT_ONCE));
+        }
+    }
+
+    /// Where clients wait for memory to shake hands in, those give way whose handshakes do not get on; and clients of a
+    /// group that holds the most of the line go last.
+    fn relieve_handshakes(&self) {
+        let worker = &self.worker;
+        let queue = &worker.budget.client_handshakes.queue;
+        for queue in [queue, &worker.handshake_turns.queue] {
+            queue.let_others_first(queue.majority().map(|most| most.group));
+        }
+        if queue.len() > 0 {
+            worker.evict_handshakes(queue.len());
         }
     }
 

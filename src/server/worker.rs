@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use rustls::ServerConfig;
 use tokio::{runtime::LocalRuntime, sync::mpsc, time::sleep};
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
         metrics_endpoint,
         pressure::Pressure,
         supervisor::{Pulse, Reporter},
+        tls::contexts::Contexts,
     },
     sys::systemd,
 };
@@ -32,6 +34,8 @@ pub struct WorkerInit {
     /// Where systemd watches us.
     pub pulse: Option<Arc<Pulse>>,
     pub config: Arc<Config>,
+    /// What rustls is told for each listener with TLS.
+    pub tls: Contexts,
     pub plan: Plan,
     /// Connections to upstreams that this worker has descriptors for.
     pub upstreams: usize,
@@ -46,9 +50,12 @@ pub enum Command {
     /// Serve this from now on: open these doors, keep those, close the others.
     Reload {
         config: Arc<Config>,
+        tls: Contexts,
         opened: Vec<(Listen, OwnedFd)>,
         kept: Vec<Listen>,
     },
+    /// Connections that come from now on are told this of TLS: files have changed.
+    Renew(Contexts),
     /// Health says 503, clients are told to leave.
     Drain,
     /// Close the doors; be gone by then. A second one may only bring the end nearer.
@@ -102,7 +109,8 @@ pub async fn run_worker(
     );
     let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
     for (listen, socket) in sockets {
-        acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
+        let tls = context(&init.tls, &listen);
+        acceptors.push((listen, Acceptor::new(&worker, socket, tls, &reporter)?));
     }
     let pressure = Rc::new(Pressure::new(Rc::clone(&worker), init.limit));
     reporter.spawn(
@@ -119,6 +127,7 @@ pub async fn run_worker(
         match word {
             Command::Reload {
                 config,
+                tls,
                 opened,
                 kept,
             } => {
@@ -128,10 +137,13 @@ pub async fn run_worker(
                 {
                     acceptor.end();
                 }
+                renew(&acceptors, &tls);
                 for (listen, socket) in opened {
-                    acceptors.push((listen, Acceptor::new(&worker, socket, &reporter)?));
+                    let tls = context(&tls, &listen);
+                    acceptors.push((listen, Acceptor::new(&worker, socket, tls, &reporter)?));
                 }
             }
+            Command::Renew(tls) => renew(&acceptors, &tls),
             Command::Drain => worker.draining.set(true),
             Command::Close(end) => {
                 for (_, acceptor) in acceptors.drain(..) {
@@ -143,6 +155,19 @@ pub async fn run_worker(
         }
     }
     Ok(())
+}
+
+/// What rustls is told at this address; `None` = plain HTTP.
+fn context(contexts: &Contexts, listen: &Listen) -> Option<Arc<ServerConfig>> {
+    let mut contexts = contexts.iter();
+    let (_, context) = contexts.find(|(address, _)| address == listen)?;
+    Some(Arc::clone(context))
+}
+
+fn renew(acceptors: &[(Listen, Acceptor)], contexts: &Contexts) {
+    for (listen, acceptor) in acceptors {
+        acceptor.set_tls(context(contexts, listen));
+    }
 }
 
 /// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.

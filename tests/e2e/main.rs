@@ -25,6 +25,7 @@ mod https;
 mod location;
 mod names;
 mod streaming;
+mod tls_listener;
 mod upgrade;
 
 // what the proxy answers itself

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::support::{Setup, skip};
+use crate::{
+    support::{Setup, skip},
+    tls_listener,
+};
 
 /// A file beside the manifest; `None` where only the sources were copied, as a package build does.
 fn beside_the_manifest(name: &str) -> Option<String> {
@@ -133,6 +136,25 @@ fn rows(text: &str) -> Vec<Row> {
     rows
 }
 
+/// The files of certificates that a page names as those of the test's own directory.
+fn in_own_directory(yaml: &str) -> String {
+    [
+        (
+            "/etc/letsencrypt/live/example.com/fullchain.pem",
+            "DIR/cert.pem",
+        ),
+        (
+            "/etc/letsencrypt/live/example.com/privkey.pem",
+            "DIR/key.pem",
+        ),
+        ("/tls/tls.crt", "DIR/cert.pem"),
+        ("/tls/tls.key", "DIR/key.pem"),
+        ("/tls/clients.pem", "DIR/ca.pem"),
+    ]
+    .iter()
+    .fold(yaml.to_owned(), |yaml, (page, own)| yaml.replace(page, own))
+}
+
 #[test]
 fn every_configuration_of_the_pages_passes_the_check() {
     let Some(pages) = pages() else {
@@ -144,7 +166,9 @@ fn every_configuration_of_the_pages_passes_the_check() {
             if !yaml.lines().any(|line| line.starts_with("routes:")) {
                 continue;
             }
-            let run = Setup::new(&yaml).args(&["--check", "CONFIG"]).run();
+            let setup = Setup::new(&in_own_directory(&yaml));
+            tls_listener::write_files(&setup.dir(), &tls_listener::authority());
+            let run = setup.args(&["--check", "CONFIG"]).run();
             let at = format!("the block at {}:{line}", page.name);
             assert_eq!(run.code, Some(0), "{at}\n{}", run.err);
             count += 1;

@@ -11,6 +11,8 @@ fn written(fields: &[(&str, &str)], trusted: bool) -> String {
     let sender = Sender {
         client: Some("192.0.2.7".parse().unwrap()),
         trusted,
+        is_secured: false,
+        subject: None,
     };
     let headers = map(fields);
     write_request(
@@ -129,6 +131,8 @@ fn what_the_operator_sets_is_out_of_the_clients_reach() {
         let sender = Sender {
             client: None,
             trusted,
+            is_secured: false,
+            subject: None,
         };
         write_request(
             &mut out,

@@ -1,0 +1,359 @@
+//! A TLS session with a client: encrypted bytes in and out on one side, plain bytes on the other. It knows no socket.
+//!
+//! rustls's unbuffered connection does the protocol, and the buffers are ours: each is allocated when bytes come and freed
+//! when they are gone, so that a session at rest keeps its keys and nothing else. What it may hold is bounded: one record
+//! of the client, encrypted or decrypted, and one record for it.
+
+use std::{io::IoSlice, sync::Arc};
+
+use rustls::{
+    Error, ServerConfig,
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic},
+};
+
+type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
+
+/// The two sides of one connection.
+pub struct Session {
+    connection: UnbufferedServerConnection,
+    /// From the client, not decrypted yet: records, the last of which may not be whole.
+    incoming: Vec<u8>,
+    /// How much of `incoming` has come; the rest is space.
+    filled: usize,
+    /// Decrypted and not read yet, from `read` on.
+    plain: Vec<u8>,
+    read: usize,
+    /// Encrypted and not sent yet, from `sent` on.
+    outgoing: Vec<u8>,
+    sent: usize,
+    /// How many plain bytes in `outgoing` were not reported as written yet.
+    claimed: usize,
+    /// The client has said that nothing more comes.
+    has_ended: bool,
+    /// The client was told that nothing more comes from us.
+    has_closed: bool,
+    /// All that is in `incoming` was looked at: it is part of something.
+    needs_more: bool,
+}
+
+/// How far [`Session::advance`] goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// To the first plain bytes, or until more input is needed.
+    Data,
+    /// Until more input is needed.
+    Blocked,
+}
+
+/// Bytes of a record's header (RFC 8446 §5.1).
+const HEADER: usize = 5;
+
+/// Bytes of the largest record that rustls takes, with its header (RFC 5246 §6.2.3). An unfinished handshake message, which
+/// may be spread over many records, has no more space either: real ones have 0.3 to 4 kB, and 64 kB would be held else.
+const MAX_INCOMING: usize = HEADER + 16 * 1024 + 2048;
+
+/// Bytes that are read at a time while the length of a record is not known.
+const READ: usize = 4 * 1024;
+
+/// Bytes that encryption adds to a record: a header, in TLS 1.2 a nonce of 8 bytes, in 1.3 the kind; and 16 of a tag.
+const OVERHEAD: usize = HEADER + 8 + 16;
+
+impl Session {
+    /// Before the first byte from the client.
+    ///
+    /// # Errors
+    /// A configuration that rustls does not take.
+    pub fn new(config: Arc<ServerConfig>) -> Result<Session, Error> {
+        Ok(Session {
+            connection: UnbufferedServerConnection::new(config)?,
+            incoming: Vec::new(),
+            filled: 0,
+            plain: Vec::new(),
+            read: 0,
+            outgoing: Vec::new(),
+            sent: 0,
+            claimed: 0,
+            has_ended: false,
+            has_closed: false,
+            needs_more: false,
+        })
+    }
+
+    /// Whether the handshake is not over.
+    pub fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// The protocol that ALPN chose; `None` = the client named none.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.connection.alpn_protocol()
+    }
+
+    /// The client's own certificate, which was verified; `None` = it was not asked for one.
+    pub fn client_certificate(&self) -> Option<&[u8]> {
+        let chain = self.connection.peer_certificates()?;
+        chain.first().map(AsRef::as_ref)
+    }
+
+    /// Whether the client has ended its side in order (`close_notify`).
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Plain bytes that can be read at once.
+    pub fn readable(&self) -> usize {
+        self.plain.len() - self.read
+    }
+
+    /// Whether a whole record is here that was not looked at.
+    pub fn has_record(&self) -> bool {
+        !self.needs_more && self.record_end().is_some_and(|end| end <= self.filled)
+    }
+
+    /// Bytes of buffers that are held for what the client has sent.
+    pub fn held(&self) -> usize {
+        self.incoming.capacity() + self.plain.capacity()
+    }
+
+    /// Where the first record in `incoming` ends, once its header is here.
+    fn record_end(&self) -> Option<usize> {
+        match self.incoming.get(..self.filled)? {
+            [_, _, _, high, low, ..] => {
+                Some(HEADER + usize::from(u16::from_be_bytes([*high, *low])))
+            }
+            _ => None,
+        }
+    }
+
+    /// Where bytes from the client are to be put; then [`Session::fill`]. `None` = there may be no more: its handshake
+    /// message is too large.
+    pub fn space(&mut self) -> Option<&mut [u8]> {
+        let end = match self.record_end() {
+            Some(end) if end > self.filled => end,
+            _ => self.filled + READ,
+        };
+        let end = end.min(MAX_INCOMING);
+        if end <= self.filled {
+            return None;
+        }
+        if self.incoming.len() < end {
+            self.incoming.reserve_exact(end - self.incoming.len());
+            self.incoming.resize(end, 0);
+        }
+        self.incoming.get_mut(self.filled..end)
+    }
+
+    /// So many bytes were put into [`Session::space`].
+    pub fn fill(&mut self, count: usize) {
+        self.filled = (self.filled + count).min(self.incoming.len());
+        self.needs_more = false;
+    }
+
+    /// Gives back the space that is not used.
+    pub fn shrink(&mut self) {
+        if self.filled == 0 {
+            self.incoming = Vec::new();
+        } else {
+            self.incoming.truncate(self.filled);
+            self.incoming.shrink_to_fit();
+        }
+    }
+
+    /// Decrypts what has come, as far as `until` says. What is to be sent for it is in [`Session::pending`].
+    ///
+    /// # Errors
+    /// The client breaks the protocol, or cannot be agreed with; an alert that says so is to be sent.
+    pub fn advance(&mut self, until: Until) -> Result<(), Error> {
+        loop {
+            let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
+            let UnbufferedStatus { mut discard, state } =
+                self.connection.process_tls_records(input);
+            let is_done = match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record?;
+                        discard += record.discard;
+                        self.plain.extend_from_slice(record.payload);
+                    }
+                    until == Until::Data && self.plain.len() > self.read
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    encode(&mut self.outgoing, |space| match data.encode(space) {
+                        Ok(count) => Ok(count),
+                        Err(EncodeError::InsufficientSize(error)) => Err(error.required_size),
+                        Err(EncodeError::AlreadyEncoded) => Ok(0),
+                    });
+                    false
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => {
+                    data.done();
+                    false
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.has_ended = true;
+                    false
+                }
+                Ok(_) => {
+                    self.needs_more = true;
+                    true
+                }
+                Err(error) => {
+                    self.drop_front(discard);
+                    self.collect_alert();
+                    return Err(error);
+                }
+            };
+            self.drop_front(discard);
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// After an error: the alert that tells it.
+    fn collect_alert(&mut self) {
+        let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
+        let status = self.connection.process_tls_records(input);
+        if let Ok(ConnectionState::EncodeTlsData(mut data)) = status.state {
+            encode(&mut self.outgoing, |space| match data.encode(space) {
+                Err(EncodeError::InsufficientSize(error)) => Err(error.required_size),
+                result => Ok(result.unwrap_or(0)),
+            });
+        }
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        self.incoming.copy_within(count..self.filled, 0);
+        self.filled -= count;
+    }
+
+    /// Takes plain bytes out.
+    pub fn take(&mut self, space: &mut [u8]) -> usize {
+        let count = self.readable().min(space.len());
+        let bytes = self.plain.get(self.read..self.read + count);
+        if let (Some(bytes), Some(space)) = (bytes, space.get_mut(..count)) {
+            space.copy_from_slice(bytes);
+        }
+        self.read += count;
+        if self.readable() == 0 {
+            (self.plain, self.read) = (Vec::new(), 0);
+        }
+        count
+    }
+
+    /// Encrypts up to `most` of these plain bytes into one record. They count as written once [`Session::pending`] is
+    /// empty: see [`Session::written`].
+    ///
+    /// # Errors
+    /// The session is over, or its keys are exhausted.
+    pub fn encrypt(&mut self, pieces: &[IoSlice<'_>], most: usize) -> Result<(), Error> {
+        let gathered;
+        let bytes: &[u8] = if let [piece] = pieces {
+            piece
+        } else {
+            gathered = gather(pieces, most);
+            &gathered
+        };
+        let bytes = bytes.get(..most).unwrap_or(bytes);
+        self.outgoing.reserve_exact(bytes.len() + OVERHEAD);
+        self.write(|traffic, space| traffic.encrypt(bytes, space))?;
+        self.claimed = bytes.len();
+        Ok(())
+    }
+
+    /// Lets rustls write into `outgoing`.
+    fn write(
+        &mut self,
+        mut write: impl FnMut(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
+    ) -> Result<(), Error> {
+        // what came meanwhile is decrypted first, for the keys of both directions may change with it
+        self.advance(Until::Blocked)?;
+        let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
+        let UnbufferedStatus { discard, state } = self.connection.process_tls_records(input);
+        let ConnectionState::WriteTraffic(mut traffic) = state? else {
+            return Err(Error::General("the session takes no more bytes".to_owned()));
+        };
+        let mut result = Ok(());
+        encode(&mut self.outgoing, |space| {
+            match write(&mut traffic, space) {
+                Ok(count) => Ok(count),
+                Err(EncryptError::InsufficientSize(error)) => Err(error.required_size),
+                Err(EncryptError::EncryptExhausted) => {
+                    result = Err(Error::EncryptError);
+                    Ok(0)
+                }
+            }
+        });
+        self.drop_front(discard);
+        result
+    }
+
+    /// How many plain bytes were encrypted and not reported; they are from now on.
+    pub fn written(&mut self) -> usize {
+        std::mem::take(&mut self.claimed)
+    }
+
+    /// Whether encrypted plain bytes are not reported yet.
+    pub fn is_claimed(&self) -> bool {
+        self.claimed > 0
+    }
+
+    /// Lets `close_notify` be sent, once.
+    pub fn close(&mut self) {
+        if !std::mem::replace(&mut self.has_closed, true) {
+            // an error says that the session is over already
+            drop(self.write(close_notify));
+        }
+    }
+
+    /// Encrypted bytes that are to be sent.
+    pub fn pending(&self) -> &[u8] {
+        self.outgoing.get(self.sent..).unwrap_or_default()
+    }
+
+    /// So many of them were sent.
+    pub fn sent(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent >= self.outgoing.len() {
+            (self.outgoing, self.sent) = (Vec::new(), 0);
+        }
+    }
+}
+
+fn close_notify(traffic: &mut Traffic<'_>, space: &mut [u8]) -> Result<usize, EncryptError> {
+    traffic.queue_close_notify(space)
+}
+
+/// Appends what `write` puts into the space that it is given; `Err` = it needs so many bytes.
+fn encode(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) {
+    let start = out.len();
+    out.resize(out.capacity(), 0);
+    loop {
+        match write(out.get_mut(start..).unwrap_or_default()) {
+            Ok(count) => return out.truncate(start + count),
+            Err(needed) => {
+                out.truncate(start);
+                out.reserve_exact(needed);
+                out.resize(start + needed, 0);
+            }
+        }
+    }
+}
+
+/// The first `most` bytes of these pieces as one.
+fn gather(pieces: &[IoSlice<'_>], most: usize) -> Vec<u8> {
+    let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut bytes = Vec::with_capacity(all.min(most));
+    for piece in pieces {
+        let left = most - bytes.len();
+        bytes.extend_from_slice(piece.get(..left).unwrap_or(piece));
+    }
+    bytes
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Session")
+    }
+}

@@ -1,0 +1,99 @@
+//! What rustls is told for each listener with TLS, built when the configuration is taken over.
+//!
+//! Tickets are stateless: what a client brings back is encrypted with keys that are kept across reloads, and nothing is
+//! stored for it. A listener that asks for certificates gives no tickets, so that each of its connections proves its
+//! certificate anew, against what is trusted then.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use rustls::{
+    ServerConfig, SupportedProtocolVersion,
+    crypto::ring,
+    server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier},
+    version,
+};
+
+use crate::{
+    config::{
+        Listen,
+        listeners::{ListenEntry, ListenerTls, TlsVersion},
+    },
+    server::tls::resolver::Resolver,
+};
+
+/// What rustls is told for a listener, by its address.
+pub type Contexts = Vec<(Listen, Arc<ServerConfig>)>;
+
+/// The keys of the tickets of each listener, by its address: a ticket of one is worth nothing at another.
+#[derive(Default)]
+pub struct TicketKeys {
+    known: Vec<(Listen, Arc<dyn ProducesTickets>)>,
+}
+
+impl TicketKeys {
+    fn of(&mut self, address: &Listen) -> Result<Arc<dyn ProducesTickets>> {
+        if let Some((_, keys)) = self.known.iter().find(|(known, _)| known == address) {
+            return Ok(Arc::clone(keys));
+        }
+        let keys = ring::Ticketer::new().context("making keys for tickets")?;
+        self.known.push((address.clone(), Arc::clone(&keys)));
+        Ok(keys)
+    }
+}
+
+/// Builds what these listeners need; nothing where none has TLS.
+///
+/// # Errors
+/// What rustls does not take.
+pub fn build(listen: &[ListenEntry], tickets: &mut TicketKeys) -> Result<Contexts> {
+    let mut contexts = Vec::new();
+    for entry in listen {
+        if let Some(tls) = &entry.tls {
+            let context = context(entry, tls, tickets).context("preparing TLS")?;
+            contexts.push((entry.address.clone(), Arc::new(context)));
+        }
+    }
+    Ok(contexts)
+}
+
+fn context(
+    entry: &ListenEntry,
+    tls: &ListenerTls,
+    tickets: &mut TicketKeys,
+) -> Result<ServerConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions(tls.min_version))?;
+    let builder = match &tls.client_ca {
+        Some(authority) => {
+            let roots = Arc::clone(&authority.roots);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            builder.with_client_cert_verifier(verifier.build()?)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Resolver::new(&tls.certificates)));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    if tls.client_ca.is_some() {
+        config.send_tls13_tickets = 0;
+    } else {
+        config.ticketer = tickets.of(&entry.address)?;
+    }
+    config.alpn_protocols = protocols(entry.http2);
+    Ok(config)
+}
+
+fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+    static NEWER: [&SupportedProtocolVersion; 1] = [&version::TLS13];
+    match least {
+        TlsVersion::Tls12 => &BOTH,
+        TlsVersion::Tls13 => &NEWER,
+    }
+}
+
+/// What ALPN offers, the most wanted first (RFC 7301). HTTP/2 is not served yet, whatever the listener's `http2` says.
+fn protocols(_http2: bool) -> Vec<Vec<u8>> {
+    vec![b"http/1.1".to_vec()]
+}

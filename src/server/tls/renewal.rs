@@ -1,0 +1,174 @@
+//! Certificates whose files change while the program runs: read again without a reload.
+//!
+//! A certificate and its key are two files, and a program that renews them writes one after the other. So both must fit;
+//! until they do, the old pair stays and one warning tells why.
+
+use std::{sync::Arc, time::SystemTime};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    config::{
+        Config, ListenEntry,
+        listeners::{Certificate, ClientCa, ListenerTls, Stamp},
+    },
+    observe::log,
+    server::tls::contexts::{self, Contexts, TicketKeys},
+};
+
+/// The listeners with TLS, each with what its files held last.
+#[derive(Default)]
+pub struct Renewal {
+    listeners: Vec<ListenEntry>,
+    /// Stamps with which files could not be used, so that each is told once.
+    told: Vec<(String, [Option<Stamp>; 2])>,
+}
+
+impl Renewal {
+    /// Of what a configuration has just read.
+    pub fn of(config: &Config) -> Renewal {
+        let entries = config.listen.iter();
+        Renewal {
+            listeners: entries
+                .filter(|entry| entry.tls.is_some())
+                .cloned()
+                .collect(),
+            told: Vec::new(),
+        }
+    }
+
+    /// Whether there is anything to look after.
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_empty()
+    }
+
+    /// Looks at every file, and reads those that have changed. `None` = there is nothing new to serve with.
+    ///
+    /// # Errors
+    /// What rustls does not take.
+    pub fn look(&mut self, tickets: &mut TicketKeys) -> Result<Option<Contexts>> {
+        let mut is_new = false;
+        for entry in &mut self.listeners {
+            let Some(tls) = &entry.tls else { continue };
+            if let Some(renewed) = renewed(tls, &mut self.told) {
+                entry.tls = Some(Arc::new(renewed));
+                is_new = true;
+            }
+        }
+        if !is_new {
+            return Ok(None);
+        }
+        let contexts = contexts::build(&self.listeners, tickets);
+        contexts.map(Some).context("renewing certificates")
+    }
+}
+
+/// A listener's certificates with those that have changed read again; `None` = all are as they were.
+fn renewed(tls: &ListenerTls, told: &mut Vec<(String, [Option<Stamp>; 2])>) -> Option<ListenerTls> {
+    let mut fresh = tls.clone();
+    let mut is_new = false;
+    for certificate in &mut fresh.certificates {
+        let stamps = certificate.files.stamps();
+        if stamps == certificate.stamps {
+            continue;
+        }
+        let field = certificate.field.clone();
+        match Certificate::load(&certificate.files, field.clone()) {
+            Ok(loaded) => {
+                log::info("certificate renewed", &[("field", &field)]);
+                if let Some(complaint) = loaded.complaint(SystemTime::now()) {
+                    log::warn("config", &[("warning", &complaint)]);
+                }
+                *certificate = loaded;
+                is_new = true;
+            }
+            Err(flaw) => tell(told, field, stamps, &flaw.to_string()),
+        }
+    }
+    if let Some(authority) = &mut fresh.client_ca {
+        let stamps = [Stamp::of(&authority.file), None];
+        if stamps[0] != authority.stamp {
+            let field = authority.file.display().to_string();
+            match ClientCa::load(authority.file.clone()) {
+                Ok(loaded) => {
+                    log::info("client_ca_file renewed", &[("file", &field)]);
+                    *authority = loaded;
+                    is_new = true;
+                }
+                Err(sentence) => tell(told, field, stamps, &sentence),
+            }
+        }
+    }
+    is_new.then_some(fresh)
+}
+
+/// Warns, once for each state of the files.
+fn tell(
+    told: &mut Vec<(String, [Option<Stamp>; 2])>,
+    field: String,
+    stamps: [Option<Stamp>; 2],
+    error: &str,
+) {
+    let state = (field, stamps);
+    if told.contains(&state) {
+        return;
+    }
+    log::warn(
+        "not renewed, the old certificate stays",
+        &[("field", &state.0), ("error", &error)],
+    );
+    told.retain(|(field, _)| *field != state.0);
+    told.push(state);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::config::{certificates::tests::file, tests::good};
+
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_changed_pair_is_read_again_once_both_fit() {
+        let (old, new) = (pair(), pair());
+        let cert = file("renewal-cert", &old.0);
+        let key = file("renewal-key", &old.1);
+        let config = good(&format!(
+            "listen: {{address: \":0\", tls: {{certificates: [{{cert_file: {}, key_file: {}}}]}}}}\nroutes: [{{path: /, respond: {{}}}}]\n",
+            cert.0.display(),
+            key.0.display()
+        ));
+        let mut tickets = TicketKeys::default();
+        let mut renewal = Renewal::of(&config);
+        assert!(
+            renewal.look(&mut tickets).unwrap().is_none(),
+            "nothing changed"
+        );
+        // as an ACME client does: another file in its place
+        let replace = |path: &std::path::Path, text: &str| {
+            let beside = path.with_extension("new");
+            fs::write(&beside, text).unwrap();
+            fs::rename(&beside, path).unwrap();
+        };
+        replace(&cert.0, &new.0);
+        for _ in 0..2 {
+            assert!(renewal.look(&mut tickets).unwrap().is_none(), "half of it");
+            assert_eq!(renewal.told.len(), 1);
+        }
+        replace(&key.0, &new.1);
+        let contexts = renewal.look(&mut tickets).unwrap().unwrap();
+        assert_eq!(contexts.len(), 1);
+        assert!(renewal.look(&mut tickets).unwrap().is_none(), "once");
+        replace(&key.0, "");
+        assert!(renewal.look(&mut tickets).unwrap().is_none());
+    }
+}
