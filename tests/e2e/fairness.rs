@@ -308,6 +308,29 @@ fn behind_a_trusted_proxy_each_client_counts_by_itself() {
     drop((crowd, upstream.forgive()));
 }
 
+#[test]
+fn two_addresses_that_hold_nearly_all_make_room_for_a_third() {
+    let upstream = upstream();
+    let yaml = format!(
+        "{ALL}transport: {{max_conns_per_host: 9}}\nserver: {{trusted_proxies: [127.0.0.0/8]}}\n"
+    );
+    let proxy = Proxy::before(&upstream, &yaml);
+    let asks = |last: u8, target: &str| {
+        let field = format!("X-Forwarded-For: 203.0.113.{last}");
+        with(&format!("GET {target}"), &[&field])
+    };
+    let crowds = [(1, 4), (2, 4), (3, 1)].map(|(last, count)| {
+        let request = asks(last, "/silent");
+        Crowd::new(proxy.address(), count, &request, Habit::Nothing)
+    });
+    upstream.await_requests(9);
+    let start = Instant::now();
+    assert_eq!(proxy.ask(asks(4, "/page")).status, 200);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    drop((crowds, upstream.forgive()));
+}
+
 /// A client that takes its leave in the middle of an upload which the upstream has stopped to read.
 #[test]
 fn a_client_that_left_in_mid_upload_lets_its_upstream_go() {
