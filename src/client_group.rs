@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use crate::config::address::Network;
 
 /// Whom a client counts as.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group(u64);
 
 /// A group that holds more than half.
@@ -20,6 +20,15 @@ pub struct Majority {
     pub count: usize,
     /// How many there are.
     pub total: usize,
+}
+
+/// A group that holds more than an equal share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surplus {
+    /// Which one.
+    pub group: Group,
+    /// How many it holds beyond its share.
+    pub count: usize,
 }
 
 /// IPv4 addresses, told apart from IPv6 networks: `0:ffff::/32` is not given to anybody.
@@ -109,6 +118,31 @@ pub fn majority(groups: impl Iterator<Item = Group> + Clone) -> Option<Majority>
     })
 }
 
+/// The groups that hold more than an equal share of something, the one that holds most first. A share is what each has
+/// where all is divided, rounded up, between those that hold some of it (`holders`, an entry for each that is held) and
+/// those that wait for some (`waiting`).
+pub fn above_equal_share(
+    holders: impl Iterator<Item = Group>,
+    waiting: impl Iterator<Item = Group>,
+) -> Vec<Surplus> {
+    let mut held: Vec<Group> = holders.collect();
+    held.sort_unstable();
+    let mut groups: Vec<Group> = held.iter().copied().chain(waiting).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let share = held.len().div_ceil(groups.len().max(1));
+    let runs = held.chunk_by(|one, other| one == other);
+    let mut above: Vec<Surplus> = runs
+        .filter_map(|run| {
+            let count = run.len().checked_sub(share).filter(|count| *count > 0)?;
+            let group = *run.first()?;
+            Some(Surplus { group, count })
+        })
+        .collect();
+    above.sort_by_key(|surplus| std::cmp::Reverse(surplus.count));
+    above
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +186,36 @@ mod tests {
             ("bcdaaaa", Some((b'a'.into(), 4))),
         ] {
             assert_eq!(letters(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_equal_share_is_left_to_each_and_more_than_that_is_not() {
+        let letters = |text: &'static str| text.bytes().map(|byte| Group(byte.into()));
+        for (held, waiting, expected) in [
+            ("", "a", &[][..]),
+            ("a", "b", &[]),
+            ("aaaa", "aa", &[]),
+            ("aaaa", "b", &[('a', 2)]),
+            ("aaab", "b", &[('a', 1)]),
+            ("aabb", "b", &[]),
+            // two of nearly half each, beside a third
+            ("aaaabbbbc", "c", &[('a', 1), ('b', 1)]),
+            ("aaaaaaaaabbbbbbbbbcc", "d", &[('a', 4), ('b', 4)]),
+            ("aaaabbc", "d", &[('a', 2)]),
+            ("aabbccdd", "e", &[]),
+        ] {
+            let found = above_equal_share(letters(held), letters(waiting));
+            let found: Vec<(char, usize)> = found
+                .iter()
+                .map(|surplus| {
+                    (
+                        char::from(u8::try_from(surplus.group.0).unwrap()),
+                        surplus.count,
+                    )
+                })
+                .collect();
+            assert_eq!(found, expected, "{held}, and {waiting} waits");
         }
     }
 

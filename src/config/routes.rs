@@ -207,8 +207,9 @@ fn redirect(s: &Section<'_>) -> Option<Redirect> {
 }
 
 fn respond(s: &Section<'_>) -> Option<Response> {
-    let status = status_code(s.whole("status", Unit::Plain, 200, &(200..=599)))?;
     let body = Bytes::from(s.text("body"));
+    let usual = if body.is_empty() { 404 } else { 200 };
+    let status = status_code(s.whole("status", Unit::Plain, usual, &(200..=599)))?;
     let written = s.parsed("content_type", |text| {
         HeaderValue::from_str(text)
             .ok()
@@ -646,7 +647,8 @@ mod tests {
              - {path: /a, host: [a.example, \"*.b.example\"], redirect: {to: \"https://{host}\", status: 301}, request_headers: {set: {}, remove: []}, tls: {}}\n\
              - {path: /b, respond: {status: 404, body: \"g\u{f6}ne\"}}\n\
              - {path: /c, respond: {status: 204}}\n\
-             - {path: /d, respond: {body: \"{}\", content_type: application/json}}\n",
+             - {path: /d, respond: {body: \"{}\", content_type: application/json}}\n\
+             - {path: /e, respond: {}}\n",
         );
         let mut routes = config.routes.iter();
         let route = routes.next().unwrap();
@@ -672,6 +674,7 @@ mod tests {
             (404, "g\u{f6}ne", Some("text/plain; charset=utf-8")),
             (204, "", None),
             (200, "{}", Some("application/json")),
+            (404, "", None),
         ];
         assert_eq!(shown, expected);
         let usual = good("routes: [{path: /, redirect: {to: /x}}]");

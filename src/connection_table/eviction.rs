@@ -1,8 +1,8 @@
 //! Who has to go when others wait: a decision over values, without a table and without a clock.
 //!
 //! Two rules. Who makes the least progress goes first, and the longer others have waited, the more progress a client
-//! must make that is itself what holds the exchange up. And a group of clients that holds more than half of something
-//! gives way to others, whatever progress it makes.
+//! must make that is itself what holds the exchange up. And a group of clients that holds more than an equal share
+//! of something gives way to others, whatever progress it makes.
 
 use crate::{client_group::Group, connection_table::phase::Phase};
 
@@ -24,7 +24,7 @@ pub enum Reason {
     Waited(u32),
     /// Memory itself is nearly spent.
     Pressed,
-    /// This group holds more than half, and others wait.
+    /// This group holds more than an equal share, and others wait.
     Share(Group),
 }
 

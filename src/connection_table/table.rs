@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    client_group::{Majority, majority},
+    client_group::{Group, Surplus, above_equal_share},
     connection_table::{
         eviction::Scope,
         phase::Phase,
@@ -145,13 +145,17 @@ impl ConnectionTable {
         }
     }
 
-    /// The group that holds more than half of this.
-    pub fn majority(&self, scope: Scope) -> Option<Majority> {
+    /// The groups that hold more than an equal share of this, the one that holds most first; `waiting` want some as well.
+    pub fn above_equal_share(
+        &self,
+        scope: Scope,
+        waiting: impl Iterator<Item = Group>,
+    ) -> Vec<Surplus> {
         let entries = self.entries.borrow();
         let holders = entries
             .iter()
             .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope));
-        majority(holders.map(|entry| entry.group.get()))
+        above_equal_share(holders.map(|entry| entry.group.get()), waiting)
     }
 
     /// Connections that are in this phase.

@@ -318,6 +318,17 @@ impl Budget {
         self.plan.pool.is_some_and(|pool| held > pool / 4)
     }
 
+    /// Whether they do, and the process at the other side of this unix socket has left some of them: with another client
+    /// of it there would be more.
+    pub fn is_stuffed_by(&self, client: &socket2::Socket) -> bool {
+        self.is_stuffed() && {
+            let process = socket::peer_process(client);
+            let of = |socket: &OwnedFd| socket::peer_process(&socket2::SockRef::from(socket));
+            let unread = self.unread.borrow();
+            unread.iter().any(|(socket, _)| of(socket) == process)
+        }
+    }
+
     /// What it was made from.
     pub fn plan(&self) -> &Plan {
         &self.plan

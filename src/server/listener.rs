@@ -36,7 +36,8 @@ use crate::{
         queue::Claim,
     },
     net::Stream,
-    observe::{log, metrics},
+    observe::{log, metrics, repeats::Kind},
+    outcome::Outcome,
     server::{connection::Connection, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
 };
 
@@ -370,6 +371,9 @@ impl AcceptState {
 /// none, those that are silent longest give way.
 async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Option<SocketAddr>) {
     metrics::inc(&worker.metrics.connections_accepted);
+    if matches!(io, Stream::Unix(_)) && worker.budget.is_stuffed_by(&io.socket()) {
+        return tell_stuffed(worker);
+    }
     let take = || {
         let limit = worker.budget.plan().connections;
         (worker.table.open() < limit)
@@ -384,6 +388,17 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
     let slot = worker.table.slot(client);
     let tls = state.tls.borrow().clone();
     tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
+}
+
+/// A client on a unix socket is closed because its process has left too much unread.
+#[cold]
+fn tell_stuffed(worker: &Worker) {
+    metrics::inc(&worker.metrics.connections_evicted);
+    let kind = Kind("connection refused", Outcome::NoMemory);
+    if worker.repeats.is_first(kind, worker.table.now()) {
+        let reason = "its process leaves too many answers unread";
+        log::warn(kind.0, &[("client", &"unix"), ("reason", &reason)]);
+    }
 }
 
 /// Waits for a slot, and asks others to leave until there is one.

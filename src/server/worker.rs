@@ -222,3 +222,6 @@ pub fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, Own
 
 /// How long those get to leave whose time is over, before their sockets are closed under them.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests;

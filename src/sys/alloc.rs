@@ -28,6 +28,8 @@ impl Allocator {
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        #[cfg(test)]
+        live::count(0, layout.size());
         if Allocator::aligns_anyway(layout.size(), layout.align()) {
             // SAFETY: no precondition.
             unsafe { libmimalloc_sys::mi_malloc(layout.size()).cast() }
@@ -39,6 +41,8 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        #[cfg(test)]
+        live::count(0, layout.size());
         if Allocator::aligns_anyway(layout.size(), layout.align()) {
             // SAFETY: no precondition.
             unsafe { libmimalloc_sys::mi_zalloc(layout.size()).cast() }
@@ -50,12 +54,16 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        #[cfg(test)]
+        live::count(layout.size(), 0);
         // SAFETY: the caller keeps the contract.
         unsafe { MiMalloc.dealloc(block, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        #[cfg(test)]
+        live::count(layout.size(), size);
         if Allocator::aligns_anyway(size, layout.align()) {
             // SAFETY: the caller promises that the block came from this allocator.
             unsafe { libmimalloc_sys::mi_realloc(block.cast(), size).cast() }
@@ -96,4 +104,31 @@ pub const OPTIONS: [(c_int, c_long); 2] = [
 pub fn collect() {
     // SAFETY: touches only the allocator's own state of this thread.
     unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
+#[cfg(test)]
+pub use live::live_bytes;
+
+/// What each thread has allocated and not freed, counted for tests.
+#[cfg(test)]
+mod live {
+    use std::cell::Cell;
+
+    thread_local! {
+        static BYTES: Cell<i64> = const { Cell::new(0) };
+    }
+
+    /// A block changes its size; 0 = there is none.
+    pub fn count(before: usize, after: usize) {
+        BYTES.with(|bytes| bytes.set(bytes.get() + signed(after) - signed(before)));
+    }
+
+    fn signed(bytes: usize) -> i64 {
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    }
+
+    /// Bytes that this thread has allocated, less those that it has freed.
+    pub fn live_bytes() -> i64 {
+        BYTES.get()
+    }
 }

@@ -74,6 +74,28 @@ pub fn unread(socket: &socket2::Socket) -> usize {
     usize::try_from(bytes).unwrap_or(0)
 }
 
+/// The process at the other side of a unix socket, as it was when the connection was made (`SO_PEERCRED`, unix(7)); 0 = it
+/// is in another namespace, or there is none. One system call.
+pub fn peer_process(socket: &socket2::Socket) -> libc::pid_t {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to a live `ucred`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { peer.pid } else { 0 }
+}
+
 /// The next bytes of a socket, at most so many, which stay where they are. One system call.
 pub fn peek(socket: &socket2::Socket, most: usize) -> Vec<u8> {
     let mut bytes = vec![0_u8; most];

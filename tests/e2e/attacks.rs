@@ -88,7 +88,7 @@ fn nasty(peer: &mut Peer) -> std::io::Result<()> {
             peer.write(hint.repeat(9))?;
             return peer.await_close();
         } else if target.starts_with("/trailer") {
-            let trailer = format!("X-A: {}\r\n", "x".repeat(8_000));
+            let trailer = format!("X-A: {}\r\n", "x".repeat(4_000));
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
             peer.write(format!("{head}1\r\na\r\n0\r\n{trailer}"))?;
             return peer.await_close();
@@ -138,7 +138,7 @@ fn requests() -> Vec<(&'static str, String)> {
             "trailers of a request that stop",
             format!(
                 "POST /never HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-A: {}\r\n",
-                "x".repeat(8_000)
+                "x".repeat(4_000)
             ),
         ),
         (

@@ -308,6 +308,80 @@ fn behind_a_trusted_proxy_each_client_counts_by_itself() {
     drop((crowd, upstream.forgive()));
 }
 
+#[test]
+fn two_addresses_that_hold_nearly_all_make_room_for_a_third() {
+    let upstream = upstream();
+    let yaml = format!(
+        "{ALL}transport: {{max_conns_per_host: 9}}\nserver: {{trusted_proxies: [127.0.0.0/8]}}\n"
+    );
+    let proxy = Proxy::before(&upstream, &yaml);
+    let asks = |last: u8, target: &str| {
+        let field = format!("X-Forwarded-For: 203.0.113.{last}");
+        with(&format!("GET {target}"), &[&field])
+    };
+    let crowds = [(1, 4), (2, 4), (3, 1)].map(|(last, count)| {
+        let request = asks(last, "/silent");
+        Crowd::new(proxy.address(), count, &request, Habit::Nothing)
+    });
+    upstream.await_requests(9);
+    let start = Instant::now();
+    assert_eq!(proxy.ask(asks(4, "/page")).status, 200);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    drop((crowds, upstream.forgive()));
+}
+
+#[test]
+fn a_local_process_that_leaves_answers_unread_locks_out_itself_alone() {
+    let upstream = Upstream::start(|peer| {
+        while let Ok(head) = peer.head() {
+            if head.target == "/long" {
+                let body = "x".repeat(100_000);
+                peer.write(format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{body}"
+                ))?;
+            } else {
+                peer.write(OK)?;
+            }
+        }
+        Ok(())
+    });
+    let yaml = format!(
+        "{ALL}listen: ['unix:DIR/l.sock', '127.0.0.1:0']\nserver: {{write_timeout: 0.2}}\n"
+    );
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start();
+    let path = proxy.dir().join("l.sock");
+    let address: SocketAddr = proxy.addresses().last().unwrap().parse().unwrap();
+    let mut crowd = Vec::new();
+    eventually("it is refused", || {
+        for _ in 0..10 {
+            let mut client = Client::unix(&path);
+            let _ = client.try_send(get("/long"));
+            crowd.push(client);
+        }
+        assert!(crowd.len() < 900, "nothing is refused");
+        let line = "msg=\"connection refused\" client=unix";
+        proxy.logs().iter().any(|log| log.contains(line))
+    });
+    // another process, by the same socket
+    let config = proxy.dir().join("config.yaml").display().to_string();
+    let well = Setup::new(ALL).args(&["--health", &config]).run();
+    assert_eq!((well.code, well.err.as_str()), (Some(0), ""));
+    assert_eq!(Client::connect(address).get("/page").status, 200, "by TCP");
+    drop(crowd);
+    eventually("it is served again", || {
+        let mut client = Client::unix(&path);
+        let is_sent = client.try_send(get("/page")).is_ok();
+        is_sent
+            && client
+                .try_receive()
+                .is_ok_and(|answer| answer.status == 200)
+    });
+}
+
 /// A client that takes its leave in the middle of an upload which the upstream has stopped to read.
 #[test]
 fn a_client_that_left_in_mid_upload_lets_its_upstream_go() {

@@ -9,8 +9,9 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,7 @@ use rustls::{
 };
 
 use crate::{
+    metrics::metric,
     strict::{Reader, Request},
     support::{
         Client, End, OK, Peer, Proxy, Setup, Signal, Upstream, all_served, eventually, get,
@@ -1095,4 +1097,98 @@ fn an_idle_connection_over_tls_costs_little() {
     // The text of TLS is the rest, and it is not the process's own.
     assert!(first < 256, "the first costs {first} kB");
     assert!(each < 32, "each further one costs {each} kB");
+}
+
+// ---- progress ----
+
+/// A step of a slow side; the time-outs are several times as long, and what is watched three times that.
+const STEP: Duration = Duration::from_millis(200);
+const STRIKES: &str = "server: {read_timeout: 1.5, write_timeout: 1.5}\n";
+const WATCHED: Duration = Duration::from_millis(4_500);
+
+/// Bytes of a body that no kernel takes in at once.
+const LONG: usize = 40_000_000;
+
+/// The slow side reads some bytes at each step, or none, until it is over.
+fn sips(is_steady: bool, is_over: &AtomicBool, mut read: impl FnMut() -> bool) {
+    while !is_over.load(Ordering::Relaxed) {
+        let_pass(STEP);
+        if is_steady && !(0..8).all(|_| read()) {
+            return;
+        }
+    }
+}
+
+/// A long body to or from a TLS upstream, whose receiver is slow; `watch` sees the proxy meanwhile.
+fn beside_slow_receiver(is_upload: bool, is_steady: bool, memory: &str, watch: fn(&Proxy, &str)) {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let identity = good();
+    let seen = Arc::clone(&is_over);
+    let upstream = server(&identity, move |session| {
+        session.reader.head()?;
+        if is_upload {
+            sips(is_steady, &seen, || session.reader.some().is_ok());
+            return Ok(());
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+        session.write(head)?;
+        let piece = pattern(0, 65_536);
+        while session.write(&piece).is_ok() {}
+        Ok(())
+    });
+    let yaml = format!(
+        "{SECURE}{STRIKES}metrics: {{listen: '127.0.0.1:0'}}\nlimits: {{memory: {memory}}}\n"
+    );
+    let proxy = setup(&yaml, &identity, &upstream).start();
+    let mut client = Client::narrow(proxy.address());
+    let ends = client.writer();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut socket = client.writer();
+            if is_upload {
+                client.send(with("POST /", &[&format!("Content-Length: {LONG}")]));
+                let _ = socket.write_all(&pattern(0, LONG));
+            } else {
+                client.send(get("/"));
+                let mut buffer = [0; 8 * 1024];
+                sips(is_steady, &is_over, || {
+                    socket.read(&mut buffer).is_ok_and(|count| count > 0)
+                });
+            }
+        });
+        eventually("the client is there", || is_open(&proxy));
+        watch(&proxy, if is_upload { "upload" } else { "download" });
+        is_over.store(true, Ordering::Relaxed);
+        ends.end();
+        drop(proxy);
+    });
+}
+
+fn is_open(proxy: &Proxy) -> bool {
+    metric(proxy, "lean_proxy_connections_open") == 1
+}
+
+fn beside_each_slow_receiver(is_steady: bool, watch: fn(&Proxy, &str)) {
+    thread::scope(|scope| {
+        for memory in ["off", "10485760"] {
+            for is_upload in [true, false] {
+                scope.spawn(move || beside_slow_receiver(is_upload, is_steady, memory, watch));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_slow_side_over_tls_that_goes_on_is_never_cut_off() {
+    beside_each_slow_receiver(true, |proxy, what| {
+        let_pass(WATCHED);
+        assert!(is_open(proxy), "{what}: cut off");
+    });
+}
+
+#[test]
+fn a_side_over_tls_that_stops_is_cut_off() {
+    beside_each_slow_receiver(false, |proxy, what| {
+        eventually(&format!("{what}: it is cut off"), || !is_open(proxy));
+    });
 }

@@ -713,3 +713,28 @@ fn nothing_is_lost_while_it_reloads_again_and_again() {
         }
     }
 }
+
+#[test]
+fn what_a_reload_adds_to_the_configuration_is_taken_from_what_requests_may_have() {
+    let upstream = Upstream::fixed(OK);
+    let yaml = format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n");
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start();
+    let used = |proxy: &Proxy| metric(proxy, "lean_proxy_memory_used_bytes");
+    let small = used(&proxy);
+    let more: Vec<String> = (0..1_000)
+        .map(|number| format!("- {{path: /r{number}/, target: 'http://127.0.0.1:1'}}"))
+        .collect();
+    let more = more.join("\n");
+    proxy.rewrite(&format!(
+        "routes:\n- {{path: /, target: 'http://UP'}}\n{more}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
+    ));
+    proxy.signal("HUP");
+    eventually("it is paid for", || used(&proxy) >= small + 1_600_000);
+    assert_eq!(proxy.get("/page").status, 200);
+    proxy.rewrite(&yaml);
+    proxy.signal("HUP");
+    eventually("it is given back", || used(&proxy) < small + 100_000);
+}
