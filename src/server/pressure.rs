@@ -182,7 +182,8 @@ impl Pressure {
         let worker = &self.worker;
         let queue = &worker.budget.client_handshakes.queue;
         for queue in [queue, &worker.handshake_turns.queue] {
-            queue.let_others_first(queue.majority().map(|most| most.group));
+            let most = queue.majority().map(|most| most.group);
+            queue.let_others_first(most.into_iter().collect());
         }
         if queue.len() > 0 {
             worker.evict_handshakes(queue.len());

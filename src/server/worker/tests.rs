@@ -133,7 +133,7 @@ async fn most_unpaid(upstream: SocketAddr, request: String) -> i64 {
     let address = listener.local_addr().unwrap();
     let supervisor = Supervisor::new();
     let reporter = supervisor.reporter(0);
-    let _acceptor = Acceptor::new(&worker, listener.into(), &reporter).unwrap();
+    let _acceptor = Acceptor::new(&worker, listener.into(), None, &reporter).unwrap();
     let pressure = Rc::new(Pressure::new(Rc::clone(&worker), None));
     reporter.spawn("timer", sweep(&worker, &pressure, None, 0));
     let before = alloc::live_bytes();
