@@ -181,12 +181,16 @@ impl Pressure {
     /// group that holds the most of the line go last.
     fn relieve_handshakes(&self) {
         let worker = &self.worker;
-        let queue = &worker.budget.client_handshakes.queue;
-        for queue in [queue, &worker.handshake_turns.queue] {
-            queue.let_others_first(queue.majority().map(|most| most.group));
+        let waiting = &worker.budget.client_handshakes.queue;
+        for queue in [waiting, &worker.handshake_turns.queue] {
+            if queue.len() == 0 {
+                queue.let_others_first(None);
+            } else {
+                queue.let_others_first(queue.majority().map(|most| most.group));
+            }
         }
-        if queue.len() > 0 {
-            worker.evict_handshakes(queue.len());
+        if waiting.len() > 0 {
+            worker.evict_handshakes(waiting.len());
         }
     }
 
