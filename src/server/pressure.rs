@@ -180,13 +180,16 @@ impl Pressure {
     /// group that holds the most of the line go last.
     fn relieve_handshakes(&self) {
         let worker = &self.worker;
-        let queue = &worker.budget.client_handshakes.queue;
-        for queue in [queue, &worker.handshake_turns.queue] {
-            let most = queue.majority().map(|most| most.group);
+        let waiting = &worker.budget.client_handshakes.queue;
+        for queue in [waiting, &worker.handshake_turns.queue] {
+            let most = match queue.len() {
+                0 => None,
+                _ => queue.majority().map(|most| most.group),
+            };
             queue.let_others_first(most.into_iter().collect());
         }
-        if queue.len() > 0 {
-            worker.evict_handshakes(queue.len());
+        if waiting.len() > 0 {
+            worker.evict_handshakes(waiting.len());
         }
     }
 

@@ -24,10 +24,10 @@ const LIMIT: usize = 10 << 20;
 const CROWD: usize = 150;
 
 /// A memory cgroup; removed when dropped.
-struct Cage(PathBuf);
+pub struct Cage(PathBuf);
 
 impl Cage {
-    fn new() -> Option<Cage> {
+    pub fn new() -> Option<Cage> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lean-proxy-test-{}-{number}", id());
@@ -42,7 +42,7 @@ impl Cage {
     }
 
     /// A shell script that puts the proxy in.
-    fn script(&self) -> String {
+    pub fn script(&self) -> String {
         format!(
             "ulimit -n $(ulimit -Hn); echo 0 > {}/cgroup.procs; exec \"$0\" \"$@\"",
             self.0.display()
@@ -50,7 +50,7 @@ impl Cage {
     }
 
     /// Whether the kernel killed something in it.
-    fn has_killed(&self) -> bool {
+    pub fn has_killed(&self) -> bool {
         let control = fs::read_to_string(self.0.join("memory.oom_control")).unwrap();
         let line = control.lines().find(|line| line.starts_with("oom_kill "));
         line.is_some_and(|line| line != "oom_kill 0")
@@ -69,7 +69,7 @@ impl Drop for Cage {
 }
 
 /// An upstream that misbehaves as the target says.
-fn nasty(peer: &mut Peer) -> std::io::Result<()> {
+pub fn nasty(peer: &mut Peer) -> std::io::Result<()> {
     while let Ok(request) = peer.head() {
         let target = request.target.as_str();
         let fields = format!("Set-Cookie: a={}\r\n", "x".repeat(440)).repeat(200);

@@ -55,6 +55,7 @@ mod attacks;
 mod hardening;
 mod memory;
 mod smuggling;
+mod tls_attacks;
 
 // what is written about it
 mod readme;

@@ -57,6 +57,8 @@ pub fn build(listen: &[ListenEntry], tickets: &mut TicketKeys) -> Result<Context
     Ok(contexts)
 }
 
+// apart from the start of a program without TLS, whose stack would grow for it
+#[inline(never)]
 fn context(
     entry: &ListenEntry,
     tls: &ListenerTls,

@@ -153,7 +153,9 @@ async fn shake_hands(
                 return Err(Failure::Refused(error));
             }
             Poll::Ready(Err(_)) => return Err(Failure::Gone),
-            Poll::Ready(Ok(())) | Poll::Pending => {}
+            // it gets on: those that do not give way first
+            Poll::Ready(Ok(())) => slot.enter_on_time(Phase::Handshake),
+            Poll::Pending => {}
         }
     }
     poll_fn(|context| match secured.poll_send(context) {

@@ -64,6 +64,7 @@ impl Renewal {
 }
 
 /// A listener's certificates with those that have changed read again; `None` = all are as they were.
+#[inline(never)]
 fn renewed(tls: &ListenerTls, told: &mut Vec<(String, [Option<Stamp>; 2])>) -> Option<ListenerTls> {
     let mut fresh = tls.clone();
     let mut is_new = false;
