@@ -1,4 +1,4 @@
-//! Who has to go when others wait: a decision over values, without a table and without a clock.
+//! Which connection is ended when requests wait: a decision over values, without a table and without a clock.
 //!
 //! Two rules. Who makes the least progress goes first, and the longer others have waited, the more progress a client
 //! must make that is itself what holds the exchange up. And a group of clients that holds more than an equal share
@@ -17,7 +17,7 @@ pub enum Scope {
     Memory,
 }
 
-/// Why it may be taken from somebody.
+/// Why a connection may be ended for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Others have waited for so many milliseconds.
@@ -33,7 +33,7 @@ pub enum Reason {
 pub struct Holder {
     /// What its connection is doing.
     pub phase: Phase,
-    /// Whom it counts as.
+    /// The group of clients that it counts for.
     pub group: Group,
     /// It waits in line itself, for something else.
     pub is_queued: bool,

@@ -3,7 +3,7 @@
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody sits here.
+    /// The slot is free.
     Empty,
     /// Accepted, and has not spoken.
     Fresh,

@@ -1,4 +1,4 @@
-//! The table itself and its clock: one timer looks at every entry and wakes the tasks whose time-out has passed.
+//! The table and its clock: one timer looks at every slot and wakes the tasks whose deadline has passed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,7 +22,7 @@ use crate::{
     memory::queue::Queue,
 };
 
-/// How often the sweep runs while something is going on: five times a second, and more often where a time-out is short.
+/// How often the timer looks while something is going on: five times a second, and more often where a time-out is short.
 const SLOWEST: Duration = Duration::from_millis(200);
 
 const FASTEST: Duration = Duration::from_millis(10);
@@ -30,7 +30,7 @@ const FASTEST: Duration = Duration::from_millis(10);
 /// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
 const LONGEST: u64 = 1 << 30;
 
-/// The table of seats and its clock.
+/// The slots of one thread's connections, and their clock.
 #[derive(Debug)]
 pub struct ConnectionTable {
     pub(super) entries: RefCell<Vec<SlotState>>,
@@ -40,20 +40,20 @@ pub struct ConnectionTable {
     pub(super) closing: Cell<bool>,
     pub(super) origin: Instant,
     pub(super) now: Cell<Tick>,
-    /// The sweep runs at every tick, so that `now` is at most one tick old.
+    /// The timer looks at every tick, so that `now` is at most one tick old.
     pub(super) ticking: Cell<bool>,
     pub(super) tick: Cell<Duration>,
     /// Looks so far; wraps.
     pub(super) looks: Cell<u32>,
-    /// When a sleeping sweep will wake.
+    /// When a sleeping timer will wake.
     pub(super) next: Cell<Option<Tick>>,
     pub(super) sweep: RefCell<Option<Waker>>,
-    /// Wakes whoever waits for a seat.
+    /// Accepted connections that wait for a slot.
     pub room: Rc<Queue>,
 }
 
 impl ConnectionTable {
-    /// An empty park.
+    /// An empty table.
     pub fn new(room: Rc<Queue>) -> Rc<ConnectionTable> {
         Rc::new(ConnectionTable {
             entries: RefCell::default(),
@@ -76,7 +76,7 @@ impl ConnectionTable {
         self.tick.set(SLOWEST);
     }
 
-    /// Lets the sweep run so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
+    /// Lets the timer look so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
     /// started passes here, so none can be forgotten.
     pub fn keep_pace(&self, limit: Duration) {
         let tick = (limit / 10).clamp(FASTEST, SLOWEST);
@@ -88,7 +88,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Connections with a seat.
+    /// Connections that have a slot.
     pub fn open(&self) -> usize {
         self.open.get()
     }
@@ -130,7 +130,7 @@ impl ConnectionTable {
             .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
     }
 
-    /// Makes the sweep look soon, whatever it sleeps for.
+    /// Makes the timer look soon, whatever it sleeps for.
     pub fn rouse(&self) {
         self.rouse_sweep(None);
     }
@@ -170,8 +170,8 @@ impl ConnectionTable {
             .count()
     }
 
-    /// One look at every seat: wakes whose deadline passed. Gives when the next look is due:
-    /// `None` = nobody waits for anything.
+    /// One look at every slot: wakes the tasks whose deadline has passed. Gives when the next look is due:
+    /// `None` = nothing has a deadline.
     pub(super) fn look(&self) -> Option<Duration> {
         self.look_at_the_clock();
         let now = self.now.get();

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Connections that are asked to leave at a time, at least, when the door is full or memory is near its limit; requests
+/// Connections that are asked to leave at a time, at least, when the table is full or memory is near its limit; requests
 /// for which others are asked to leave at a look.
 pub const EVICTED_AT_ONCE: usize = 8;
 
@@ -46,7 +46,7 @@ const PATIENCE: u32 = 1_000;
 /// The same where some group of clients holds more than its share of what it waits for, and it belongs to another.
 const SHARE_PATIENCE: u32 = 400;
 
-/// One worker's keeper.
+/// What looks after one worker's memory and waiting requests.
 pub struct Pressure {
     worker: Rc<Worker>,
     limit: Option<u64>,
@@ -65,7 +65,7 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    /// A keeper for one worker; `limit` is the process's, and whether a cgroup sets it.
+    /// One for a worker; `limit` is the process's, and whether a cgroup sets it.
     pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Pressure {
         let usage = limit.and_then(|(_, cgroup)| match cgroup::cgroup_limit() {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),

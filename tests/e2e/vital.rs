@@ -1,9 +1,11 @@
 //! What must not end is not lost unheard, and what runs out comes back.
 
 use std::{
+    fs,
     net::{Shutdown, TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Stdio, id},
     time::{Duration, Instant},
 };
 
@@ -175,4 +177,85 @@ fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
         let count = socket.recv(&mut buffer).expect("it is fed");
         fed += usize::from(&buffer[..count] == b"WATCHDOG=1");
     }
+}
+
+/// A freezer cgroup (version 1), which holds single threads; thawed and removed when dropped.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    fn new() -> Option<Freezer> {
+        let path = Path::new("/sys/fs/cgroup/freezer").join(format!("lean-proxy-{}", id()));
+        fs::create_dir(&path).ok().map(|()| Freezer(path))
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap();
+    }
+
+    fn freeze(&self, thread: &str) {
+        self.write("tasks", thread);
+        self.write("freezer.state", "FROZEN");
+        eventually("it is frozen", || {
+            fs::read_to_string(self.0.join("freezer.state")).unwrap() == "FROZEN\n"
+        });
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        // a thread that is frozen cannot even be killed
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        for thread in fs::read_to_string(self.0.join("tasks"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let _ = fs::write("/sys/fs/cgroup/freezer/tasks", thread);
+        }
+        eventually("it is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// The thread of this name.
+fn thread_of(proxy: &Proxy, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap();
+    let mut threads = tasks.map(|task| task.unwrap());
+    let is_it = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let found = threads.find(is_it).expect("a worker's thread has its name");
+    found.file_name().into_string().unwrap()
+}
+
+#[test]
+fn the_watchdog_is_not_fed_while_one_thread_hangs() {
+    let upstream = Upstream::fixed(OK);
+    let setup = Setup::new(ALL).upstream("UP", &upstream);
+    let path = setup.dir().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let proxy = setup
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "400000")
+        .env("LEAN_PROXY_THREADS", "2")
+        .start();
+    let is_fed_within = |patience: Duration| {
+        socket.set_read_timeout(Some(patience)).unwrap();
+        let mut buffer = [0; 256];
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(count) if &buffer[..count] == b"WATCHDOG=1" => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    };
+    assert!((0..3).all(|_| is_fed_within(PATIENCE)));
+    let Some(freezer) = Freezer::new() else {
+        return skip("a hung thread needs the right to make a freezer cgroup (version 1)");
+    };
+    freezer.freeze(&thread_of(&proxy, "worker-1"));
+    // what was on its way; then nothing for three times as long as systemd waits
+    let falls_silent = (0..20).any(|_| !is_fed_within(Duration::from_millis(1_200)));
+    assert!(falls_silent, "it is fed though a thread hangs");
+    freezer.write("freezer.state", "THAWED");
+    assert!(is_fed_within(PATIENCE), "it goes on");
 }
