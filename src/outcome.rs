@@ -66,6 +66,9 @@ outcomes! {
     /// Neither HTTP/1.0 nor HTTP/1.1.
     VersionNotSupported "version-not-supported" Client,
 
+    /// An HTTP/2 connection that sent more frames than it may that carry nothing, or kept more in memory.
+    Flooded "flooded" Client,
+
     /// No route for this path.
     NoRoute "no-route" Client,
     /// A `..` segment, plain or percent-encoded, in the path.

@@ -205,7 +205,7 @@ impl Stage {
             metrics: &self.metrics,
         };
         let room = ReadSize::new(4096, true, true);
-        let client = Client::new(&codec, &exchange_context, &self.buffers, room);
+        let client = Client::http1(&codec, &exchange_context, &self.buffers, room);
         let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
         loop {
             let got = poll_fn(|context| {

@@ -24,6 +24,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Slot(SlotRef);
 
+/// The place of one stream of a connection; given up on drop.
+#[derive(Debug)]
+pub struct StreamSlot(pub(super) Slot);
+
 /// A look at a seat, for those who work for the connection that sits there. Must not outlive the [`Slot`].
 #[derive(Debug, Clone)]
 pub struct SlotRef {
@@ -38,6 +42,12 @@ pub struct SlotRef {
 pub struct Elapsed;
 
 impl ConnectionTable {
+    /// A seat for a stream of a connection that has its own.
+    pub fn stream(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> StreamSlot {
+        self.streams.set(self.streams.get() + 1);
+        StreamSlot(self.slot(client))
+    }
+
     /// A seat for a connection that was just accepted.
     pub fn slot(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> Slot {
         let now = self.now();
@@ -81,6 +91,21 @@ impl std::ops::Deref for Slot {
 
     fn deref(&self) -> &SlotRef {
         &self.0
+    }
+}
+
+impl std::ops::Deref for StreamSlot {
+    type Target = SlotRef;
+
+    fn deref(&self) -> &SlotRef {
+        &self.0
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        let streams = &self.0.table.streams;
+        streams.set(streams.get() - 1);
     }
 }
 
@@ -323,6 +348,11 @@ impl SlotRef {
     /// What the sweep wants.
     pub fn order(&self) -> Directive {
         self.with(|entry| entry.order.get())
+    }
+
+    /// Tells it to leave.
+    pub fn evict(&self) {
+        self.with(|entry| entry.tell(Directive::Leave));
     }
 
     /// How an exchange ends that is told to leave.

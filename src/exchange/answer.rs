@@ -1,9 +1,16 @@
 //! The answer to a request, before an adapter writes it as its protocol wants it.
 
 use bytes::Bytes;
-use http::{StatusCode, header::HeaderMap};
+use http::{
+    StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
 
-use crate::{exchange::body::Body, http1::client::Upstream};
+use crate::{
+    exchange::body::Body,
+    failure::METHODS,
+    http1::{client::Upstream, request_head::Refusal},
+};
 
 /// An answer, ready to be sent.
 #[derive(Debug)]
@@ -30,5 +37,17 @@ impl<'a> Answer<'a> {
             body,
             tunnel: None,
         }
+    }
+
+    /// The answer to a request that is refused before anything of it is looked at.
+    pub fn refused(refusal: Refusal) -> Answer<'static> {
+        let mut headers = HeaderMap::new();
+        let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, kind);
+        if refusal == Refusal::Connect {
+            headers.insert(header::ALLOW, HeaderValue::from_static(METHODS));
+        }
+        let sentence = refusal.sentence().as_bytes();
+        Answer::new(refusal.status(), headers, Body::Own(sentence))
     }
 }

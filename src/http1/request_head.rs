@@ -75,6 +75,8 @@ pub enum Refusal {
     Malformed(&'static str),
     /// 400: the client speaks TLS, and this listener does not.
     TlsHello,
+    /// 400: the client speaks HTTP/2, and this listener does not.
+    Preface,
     /// 405: CONNECT.
     Connect,
     /// 408: the head was not complete in `server.header_timeout`.
@@ -93,7 +95,7 @@ pub enum Refusal {
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// More fields than any client of ours has; each costs memory in every parser on the way.
-const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
 
 /// Bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
 const MAX_METHOD: usize = 64;
@@ -105,7 +107,7 @@ impl Refusal {
     /// The status that is answered before the close.
     pub fn status(self) -> StatusCode {
         match self {
-            Refusal::Malformed(_) | Refusal::TlsHello => StatusCode::BAD_REQUEST,
+            Refusal::Malformed(_) | Refusal::TlsHello | Refusal::Preface => StatusCode::BAD_REQUEST,
             Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
             Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -120,6 +122,7 @@ impl Refusal {
         match self {
             Refusal::Malformed(_) => "The request is malformed.\n",
             Refusal::TlsHello => "This port speaks plain HTTP, not TLS.\n",
+            Refusal::Preface => "This port speaks HTTP/1.1, not HTTP/2.\n",
             Refusal::Connect => "The method is not allowed.\n",
             Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
             Refusal::TargetTooLong => "The request target is too long.\n",
@@ -134,6 +137,7 @@ impl Refusal {
         match self {
             Refusal::Malformed(reason) => reason,
             Refusal::TlsHello => "a TLS hello on a plain listener",
+            Refusal::Preface => "the HTTP/2 preface",
             Refusal::Connect => "CONNECT",
             Refusal::HeadTimedOut => "head timed out",
             Refusal::TargetTooLong => "target too long",
@@ -146,7 +150,7 @@ impl Refusal {
     /// How the connection ended, for the access line and the metrics.
     pub fn outcome(self) -> Outcome {
         match self {
-            Refusal::Malformed(_) => Outcome::Malformed,
+            Refusal::Malformed(_) | Refusal::Preface => Outcome::Malformed,
             Refusal::Connect => Outcome::MethodNotAllowed,
             Refusal::HeadTimedOut => Outcome::HeadTimedOut,
             Refusal::TargetTooLong => Outcome::TargetTooLong,
@@ -380,7 +384,7 @@ impl<'a> Walk<'a> {
             return Err(Refusal::Malformed("a bare CR or LF in the request line"));
         }
         if method == b"PRI" {
-            return Err(Refusal::Malformed("the HTTP/2 preface"));
+            return Err(Refusal::Preface);
         }
         let http11 = is_http11(version)?;
         check_form(method, target)?;
@@ -510,6 +514,25 @@ fn is_http11(version: &[u8]) -> Result<bool, Refusal> {
         }
         _ => Err(Refusal::Malformed("a malformed version")),
     }
+}
+
+/// A target that another reader took out of its head: whether it is one of the forms, byte by byte.
+///
+/// # Errors
+/// What a head is refused for that has it.
+pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
+    if method.len() > MAX_METHOD {
+        return Err(Refusal::Malformed("a malformed method"));
+    }
+    if target.len() > MAX_TARGET {
+        return Err(Refusal::TargetTooLong);
+    }
+    if !target.iter().copied().all(is_target) {
+        return Err(Refusal::Malformed(
+            "a byte in the target that may not stand there",
+        ));
+    }
+    check_form(method, target)
 }
 
 /// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.

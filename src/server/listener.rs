@@ -313,6 +313,8 @@ pub struct Acceptor {
 
 /// What a porter does.
 struct AcceptState {
+    /// Where, as the configuration says it.
+    address: Listen,
     /// What it accepts on; `None` once that is over.
     listener: RefCell<Option<Rc<ListeningSocket>>>,
     /// What rustls is told; `None` = plain HTTP.
@@ -331,11 +333,13 @@ impl Acceptor {
     /// A socket that is none, or does not listen.
     pub fn new(
         worker: &Rc<Worker>,
+        address: &Listen,
         socket: OwnedFd,
         tls: Option<Arc<ServerConfig>>,
         reporter: &Reporter,
     ) -> Result<Acceptor> {
         let duty = Rc::new(AcceptState {
+            address: address.clone(),
             tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_seating: Cell::new(false),
@@ -383,7 +387,10 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
     };
     let slot = worker.table.slot(client);
     let tls = state.tls.borrow().clone();
-    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
+    let offers_http2 = worker.state().config.offers_http2(&state.address);
+    let worker = Rc::clone(worker);
+    let connection = Connection::new(worker, io, tls, slot, permit, offers_http2);
+    tokio::task::spawn_local(connection);
 }
 
 /// Waits for a slot, and asks others to leave until there is one.

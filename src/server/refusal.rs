@@ -83,7 +83,7 @@ fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
 }
 
 /// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
-fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
+pub fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
     let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
     worker.metrics.answered(status);
     worker.metrics.failed(outcome);
