@@ -55,6 +55,8 @@ outcomes! {
     Malformed "malformed" Client,
     /// The first byte was that of a TLS hello, on a listener that speaks plain HTTP.
     TlsHello "tls-hello" Client,
+    /// The first bytes were the preface of HTTP/2, on a listener that does not offer it.
+    Preface "preface" Client,
     /// The TLS handshake with a client failed, or was not done in `server.header_timeout`.
     HandshakeFailed "handshake-failed" Client,
     /// The request head was not complete in `server.header_timeout`.

@@ -35,6 +35,8 @@ pub struct SlotRef {
     index: u32,
     /// Here and not in the table: the task that sits there has room to spare in its allocation.
     client: Option<IpAddr>,
+    /// Likewise: whether it may speak HTTP/2.
+    offers_http2: bool,
 }
 
 /// A wait took longer than it may.
@@ -82,7 +84,17 @@ impl ConnectionTable {
             table: Rc::clone(self),
             index,
             client,
+            offers_http2: false,
         })
+    }
+}
+
+impl Slot {
+    /// The connection came to a listener that offers HTTP/2, or to one that does not.
+    #[must_use]
+    pub fn offering_http2(mut self, offers_http2: bool) -> Slot {
+        self.0.offers_http2 = offers_http2;
+        self
     }
 }
 
@@ -131,6 +143,11 @@ impl SlotRef {
         self.table.now()
     }
 
+    /// Whether the listener that the connection came to offers HTTP/2.
+    pub fn offers_http2(&self) -> bool {
+        self.offers_http2
+    }
+
     /// The client's address; `None` on a unix socket.
     pub fn client(&self) -> Option<IpAddr> {
         self.client
@@ -164,8 +181,28 @@ impl SlotRef {
     }
 
     /// What the task waits for next must come within `limit`; `None` = it may take for ever.
-    pub fn set_deadline(&self, limit: Option<Duration>) {
+    fn set_deadline(&self, limit: Option<Duration>) {
         self.start(limit, limit);
+    }
+
+    /// Nothing stands under a deadline any more.
+    pub fn clear_deadline(&self) {
+        self.set_deadline(None);
+    }
+
+    /// Whether `progress` has been the same for `limit`; `seen` is what it was at the last call, and `None` before the first.
+    /// Whatever waits for more than one thing to happen has its deadline from here, so that none counts time while its
+    /// progress goes on.
+    pub fn is_late<P: PartialEq + Copy>(
+        &self,
+        seen: &mut Option<P>,
+        progress: P,
+        limit: Option<Duration>,
+    ) -> bool {
+        if seen.replace(progress) != Some(progress) {
+            self.set_deadline(limit);
+        }
+        self.is_overdue()
     }
 
     /// The same for the `rest` of a time-out of `limit`.

@@ -143,14 +143,37 @@ impl<'a> Client<'a> {
         Poll::Ready(frame)
     }
 
-    /// Says something before the answer; dropped where too much waits already.
-    pub fn say(&self, interim: &[u8]) {
+    /// Sends an interim response before the final one, to clients whose protocol can. It is dropped where too many bytes
+    /// wait for the client already; a large one waits only while the exchange pays for a large head.
+    pub fn say(&self, interim: Vec<u8>) {
         let Engine::Http1(codec) = self.engine else {
             return;
         };
         let mut codec = codec.borrow_mut();
-        if codec.interim.len() + interim.len() <= MAX_INTERIM {
-            codec.interim.extend_from_slice(interim);
+        let is_paid = self.exchange_context.holds_head();
+        if codec.interim.len() + interim.len() > MAX_INTERIM && !is_paid {
+            return;
+        }
+        if codec.interim.is_empty() {
+            codec.interim = interim;
+        } else {
+            codec.interim.extend_from_slice(&interim);
+        }
+    }
+
+    /// Bytes of interim responses that wait for the client.
+    pub fn interim_len(&self) -> usize {
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().interim.len(),
+            Engine::Http2(_) => 0,
+        }
+    }
+
+    /// Whether no interim response waits for the client any more, or never will be taken.
+    pub fn has_told(&self, context: &mut Context<'_>) -> bool {
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow_mut().poll_interim(context).is_ready(),
+            Engine::Http2(_) => true,
         }
     }
 

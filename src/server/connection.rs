@@ -24,8 +24,9 @@ use crate::{
         tunnel,
         worker::Worker,
     },
+    failure::Failure,
     http1::{
-        request_head::{Arrival, Head, Refusal},
+        request_head::{Arrival, Head},
         server::ServerCodec,
     },
     http2,
@@ -50,8 +51,6 @@ pub struct Connection {
     slot: Slot,
     /// What the connection costs, with what the kernel still holds of its last answer.
     permit: Permit,
-    /// The listener offers HTTP/2.
-    offers_http2: bool,
 }
 
 enum State {
@@ -77,14 +76,12 @@ impl Connection {
         tls: Option<Arc<ServerConfig>>,
         slot: Slot,
         permit: Permit,
-        offers_http2: bool,
     ) -> Connection {
         metrics::inc(&worker.metrics.connections_open);
         Connection {
             worker,
             slot,
             permit,
-            offers_http2,
             state: State::Fresh(io, tls),
         }
     }
@@ -107,12 +104,12 @@ impl Connection {
                     self.permit.resize(CONNECTION);
                     slot.took(0);
                 }
-                slot.set_deadline(None);
+                slot.clear_deadline();
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
             }
-            Poll::Ready(Ok(Arrival::Refused(Refusal::Preface))) if self.offers_http2 => {
+            Poll::Ready(Ok(Arrival::Refused(Failure::Preface))) if slot.offers_http2() => {
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let (io, first) = codec.into_unread();
                 return Poll::Ready(State::Busy(Box::pin(async move {
@@ -120,8 +117,8 @@ impl Connection {
                     None
                 })));
             }
-            Poll::Ready(Ok(Arrival::Refused(refusal))) => {
-                return Poll::Ready(self.refused(codec, refusal));
+            Poll::Ready(Ok(Arrival::Refused(failure))) => {
+                return Poll::Ready(self.refused(codec, failure));
             }
             Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(context, codec)),
             Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
@@ -145,7 +142,7 @@ impl Connection {
         }
         if slot.is_overdue() {
             return Poll::Ready(if is_amid {
-                self.refused(codec, Refusal::HeadTimedOut)
+                self.refused(codec, Failure::HeadTimedOut)
             } else {
                 self.close(context, codec)
             });
@@ -208,10 +205,10 @@ impl Connection {
         }))
     }
 
-    fn refused(&self, codec: ServerCodec, refusal: Refusal) -> State {
+    fn refused(&self, codec: ServerCodec, failure: Failure) -> State {
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            refuse(&worker, codec, &slot, refusal).await;
+            refuse(&worker, codec, &slot, &failure).await;
             None
         }))
     }
@@ -287,7 +284,7 @@ fn serve(
         let (worker, slot) = (&*worker, &slot);
         count_by_client(worker, codec.get_mut(), &head, slot);
         let ask = Ask {
-            size: codec.get_mut().head_size(),
+            size: codec.get_mut().head_size(&head),
             has_body: head.has_body(),
             records: records(&worker.budget, &codec.get_mut().io, head.has_body()),
             is_brief: is_brief_head(worker, codec.get_mut(), &head),
@@ -301,11 +298,11 @@ fn serve(
             tell_unanswered(worker, slot);
             return None;
         };
-        let parts = match codec.get_mut().open(&head) {
+        let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
-            Err(refusal) => {
+            Err(failure) => {
                 // rare, and large: boxed, these cost the others nothing
-                Box::pin(refuse(worker, codec.into_inner(), slot, refusal)).await;
+                Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
                 return None;
             }
         };
@@ -429,6 +426,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         told: Cell::new(false),
         is_tunnel: true,
         metrics: &worker.metrics,
+        repeats: &worker.repeats,
     };
     let (mut client, first) = codec.into_parts();
     let _records = client.secured().map(|_| worker.budget.force_records());

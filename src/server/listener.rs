@@ -385,12 +385,10 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
         Some(permit) => permit,
         None => Box::pin(await_slot(worker, state, client, take)).await,
     };
-    let slot = worker.table.slot(client);
-    let tls = state.tls.borrow().clone();
     let offers_http2 = worker.state().config.offers_http2(&state.address);
-    let worker = Rc::clone(worker);
-    let connection = Connection::new(worker, io, tls, slot, permit, offers_http2);
-    tokio::task::spawn_local(connection);
+    let slot = worker.table.slot(client).offering_http2(offers_http2);
+    let tls = state.tls.borrow().clone();
+    tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }
 
 /// Waits for a slot, and asks others to leave until there is one.

@@ -208,8 +208,11 @@ fn a_listener_that_does_not_offer_it_says_so_in_http_1() {
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     let answer = client.receive();
     assert_eq!(answer.status, 400);
-    assert_eq!(answer.body, b"This port speaks HTTP/1.1, not HTTP/2.\n");
-    proxy.await_log("refusal", |line| line.contains("the HTTP/2 preface"));
+    assert_eq!(
+        answer.body,
+        b"This port does not speak version 2 of HTTP.\n"
+    );
+    proxy.await_log("refusal", |line| line.contains("preface"));
     // and one that does speaks HTTP/1.1 as well
     let proxy = Proxy::before(&upstream, ALL);
     assert_eq!(proxy.get("/").status, 200);

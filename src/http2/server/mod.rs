@@ -34,7 +34,7 @@ use crate::{
         },
     },
     net::Stream,
-    observe::log,
+    observe::{log, repeats::Kind},
     outcome::Outcome,
     server::{
         admission::records,
@@ -216,7 +216,10 @@ async fn refuse(worker: &Worker, mut stream: Stream, slot: &SlotRef) {
     const REASON: &str = "no memory for an HTTP/2 connection";
     let outcome = Outcome::NoMemory;
     worker.metrics.failed(outcome);
-    if worker.repeats.is_first(outcome.word(), slot.now()) {
+    if worker
+        .repeats
+        .is_first(Kind("HTTP/2 refused", outcome), slot.now())
+    {
         let (bound, value) = worker.memory_bound();
         let client = log::client(slot.client());
         log::warn(

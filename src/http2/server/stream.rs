@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
@@ -31,7 +31,8 @@ use crate::{
         subject::Subject,
         worker::{State, Worker},
     },
-    http1::{request::RequestHead, request_head::Refusal},
+    failure::Failure,
+    http1::request::RequestHead,
     http2::{
         body::RequestBody,
         head,
@@ -121,7 +122,7 @@ async fn serve(
     let _upload = shared.uploads(body.borrow().stream(), slot);
     let head = match head::request(parts, state.config.server.max_header_bytes) {
         Ok(head) => head,
-        Err(refusal) => return refuse(worker, slot, refusal, outlet).await,
+        Err(failure) => return refuse(worker, slot, &failure, outlet).await,
     };
     count_by_client(&state, &head, slot);
     let ask = Ask {
@@ -235,16 +236,17 @@ fn put_head<'a>(answer: Answer<'a>, is_head: bool, outlet: &Rc<Outlet>) -> Body<
         own_length(status, &mut headers, &body);
     }
     let length = body.size_hint().exact();
-    outlet.put_head(head::response(status, headers), is_empty, length);
+    outlet.put_head(head::response(status, &headers), is_empty, length);
     body
 }
 
 /// Answers a request that HTTP/1.1 would refuse as well.
-async fn refuse(worker: &Worker, slot: &SlotRef, refusal: Refusal, outlet: &Rc<Outlet>) -> End {
-    tell_refused(worker, slot, refusal);
+async fn refuse(worker: &Worker, slot: &SlotRef, failure: &Failure, outlet: &Rc<Outlet>) -> End {
+    tell_refused(worker, slot, failure);
     slot.enter(Phase::Busy, Some(BRIEF));
-    put_head(Answer::refused(refusal), false, outlet);
-    let sentence = BodyChunk::fixed(refusal.sentence().as_bytes());
+    let head = head::response(failure.status(), &failure.fields());
+    let sentence = BodyChunk::fixed(failure.sentence().as_bytes());
+    outlet.put_head(head, false, Some(sentence.len() as u64));
     outlet.put(Frame::data(sentence), true);
     poll_fn(|_| {
         if outlet.is_done() {
@@ -265,7 +267,6 @@ fn count_by_client(state: &State, head: &RequestHead, slot: &SlotRef) {
         return;
     }
     let fields = head.headers.get_all("x-forwarded-for");
-    let fields = fields.iter().map(HeaderValue::as_bytes);
     let group = Group::forwarded(slot.client(), trusted, fields);
     slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
