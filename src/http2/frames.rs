@@ -411,3 +411,6 @@ impl Frames {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,10 +24,15 @@ const LIMIT: usize = 10 << 20;
 const CROWD: usize = 150;
 
 /// A memory cgroup; removed when dropped.
-struct Cage(PathBuf);
+pub struct Cage(PathBuf);
 
 impl Cage {
-    fn new() -> Option<Cage> {
+    pub fn new() -> Option<Cage> {
+        Cage::of(LIMIT)
+    }
+
+    /// One of so many bytes.
+    pub fn of(limit: usize) -> Option<Cage> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lean-proxy-test-{}-{number}", id());
@@ -37,12 +42,12 @@ impl Cage {
             return None;
         }
         let cage = Cage(path);
-        fs::write(cage.0.join("memory.limit_in_bytes"), LIMIT.to_string()).unwrap();
+        fs::write(cage.0.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
         Some(cage)
     }
 
     /// A shell script that puts the proxy in.
-    fn script(&self) -> String {
+    pub fn script(&self) -> String {
         format!(
             "ulimit -n $(ulimit -Hn); echo 0 > {}/cgroup.procs; exec \"$0\" \"$@\"",
             self.0.display()
@@ -50,7 +55,7 @@ impl Cage {
     }
 
     /// Whether the kernel killed something in it.
-    fn has_killed(&self) -> bool {
+    pub fn has_killed(&self) -> bool {
         let control = fs::read_to_string(self.0.join("memory.oom_control")).unwrap();
         let line = control.lines().find(|line| line.starts_with("oom_kill "));
         line.is_some_and(|line| line != "oom_kill 0")
@@ -149,7 +154,7 @@ fn requests() -> Vec<(&'static str, String)> {
 }
 
 /// Asks for health while the attack lasts, over a connection of its own each time.
-fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
+pub fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
     let begun = Instant::now();
     let mut answered = 0;
     while begun.elapsed() < Duration::from_millis(800) {

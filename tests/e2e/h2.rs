@@ -208,6 +208,11 @@ impl Raw {
         raw
     }
 
+    /// How long a write may wait for the proxy.
+    pub fn set_write_timeout(&mut self, time: Duration) {
+        self.socket.set_write_timeout(Some(time)).unwrap();
+    }
+
     /// Writes as far as the proxy takes it; says whether it took all.
     pub fn write(&mut self, bytes: &[u8]) -> bool {
         self.socket.write_all(bytes).is_ok()

@@ -274,6 +274,24 @@ fn a_client_that_resets_its_stream_lets_the_upstream_go() {
 }
 
 #[test]
+fn a_client_that_resets_a_stream_whose_answer_waits_for_it_keeps_its_connection() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = proxy(&upstream, "");
+    // the first window of each stream is empty
+    let window = [[0, 4].as_slice(), &0_u32.to_be_bytes()].concat();
+    let mut raw = Raw::connect(proxy.address(), &window);
+    let stream = raw.open(&head("GET", "/"), true);
+    raw.until("its head", |it| it.0 == HEADERS && it.2 == stream);
+    // enough for one byte: the rest waits in hyper
+    raw.write(&frame(8, 0, stream, &1_u32.to_be_bytes()));
+    raw.until("a byte", |it| it.0 == DATA && it.3 == b"o");
+    raw.write(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+    proxy.await_log("access line", |line| line.contains("outcome=client-gone"));
+    raw.write(&frame(PING, 0, 0, &[7; 8]));
+    raw.until("pong", |it| it.0 == PING && it.3 == [7; 8]);
+}
+
+#[test]
 fn an_answer_that_breaks_off_is_never_whole() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;

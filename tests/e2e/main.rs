@@ -55,6 +55,7 @@ mod vital;
 mod abort;
 mod attacks;
 mod hardening;
+mod http2_attacks;
 mod memory;
 mod smuggling;
 

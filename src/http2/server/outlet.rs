@@ -168,8 +168,8 @@ impl Drop for Piece {
         outlet
             .is_cut
             .set(outlet.is_cut.get() || self.chunk.has_remaining());
-        if let Some(waker) = outlet.waker.take() {
-            waker.wake();
+        if let Some(waker) = &*outlet.waker.borrow() {
+            waker.wake_by_ref();
         }
     }
 }

@@ -68,7 +68,11 @@ pub async fn run(
     let mut exchange = pin!(serve(&shared, &slot, request, &outlet));
     let (mut end, mut is_sent) = (None, false);
     poll_fn(|context| {
-        slot.settle(context.waker());
+        // it is the same waker as long as the task lives
+        if outlet.waker.borrow().is_none() {
+            slot.settle(context.waker());
+            *outlet.waker.borrow_mut() = Some(context.waker().clone());
+        }
         loop {
             outlet.has_moved.set(false);
             if end.is_none()
@@ -86,8 +90,8 @@ pub async fn run(
             match end {
                 Some(End::Done) if is_sent => return Poll::Ready(()),
                 Some(End::Reset) => {
-                    if is_sent {
-                        // hyper has no hold on the stream any more
+                    if is_sent && outlet.held.get() > 0 {
+                        // the last piece waits for the client, and hyper has no hold on the stream any more
                         shared.end();
                     }
                     return Poll::Ready(());
@@ -95,7 +99,6 @@ pub async fn run(
                 _ => {}
             }
             if !outlet.has_moved.get() {
-                *outlet.waker.borrow_mut() = Some(context.waker().clone());
                 slot.has_looked();
                 return Poll::Pending;
             }
