@@ -18,6 +18,8 @@ pub enum Failure {
     Malformed(&'static str),
     /// The client speaks TLS, and this listener does not.
     TlsHello,
+    /// The client speaks HTTP/2, and the listener does not offer it.
+    Preface,
     /// The request head was not complete in `server.header_timeout`.
     HeadTimedOut,
     /// The request target alone is over the limit.
@@ -91,6 +93,7 @@ impl Failure {
             Failure::NoRoute => StatusCode::NOT_FOUND,
             Failure::Malformed(_)
             | Failure::TlsHello
+            | Failure::Preface
             | Failure::DotSegment
             | Failure::BodyBroken
             | Failure::HostUnusable => StatusCode::BAD_REQUEST,
@@ -128,6 +131,7 @@ impl Failure {
         match self {
             Failure::Malformed(_) => "The request is malformed.\n",
             Failure::TlsHello => "This port speaks plain HTTP, not TLS.\n",
+            Failure::Preface => "This port does not speak version 2 of HTTP.\n",
             Failure::HeadTimedOut => "The request head did not arrive in time.\n",
             Failure::TargetTooLong => "The request target is too long.\n",
             Failure::HeadTooLarge => "The request head is too large.\n",
@@ -164,6 +168,7 @@ impl Failure {
         match self {
             Failure::Malformed(_) => Outcome::Malformed,
             Failure::TlsHello => Outcome::TlsHello,
+            Failure::Preface => Outcome::Preface,
             Failure::HeadTimedOut => Outcome::HeadTimedOut,
             Failure::TargetTooLong => Outcome::TargetTooLong,
             Failure::HeadTooLarge => Outcome::HeadTooLarge,
@@ -237,6 +242,7 @@ mod tests {
         vec![
             (Failure::Malformed("10.0.0.1:80 refused"), 400, Client),
             (Failure::TlsHello, 400, Client),
+            (Failure::Preface, 400, Client),
             (Failure::HeadTimedOut, 408, Client),
             (Failure::TargetTooLong, 414, Client),
             (Failure::HeadTooLarge, 431, Client),

@@ -48,6 +48,7 @@ mod yield_budget;
 
 // the engines
 mod http1;
+mod http2;
 mod upstream;
 
 // the life of a request

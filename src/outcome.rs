@@ -55,6 +55,8 @@ outcomes! {
     Malformed "malformed" Client,
     /// The first byte was that of a TLS hello, on a listener that speaks plain HTTP.
     TlsHello "tls-hello" Client,
+    /// The first bytes were the preface of HTTP/2, on a listener that does not offer it.
+    Preface "preface" Client,
     /// The TLS handshake with a client failed, or was not done in `server.header_timeout`.
     HandshakeFailed "handshake-failed" Client,
     /// The request head was not complete in `server.header_timeout`.
@@ -65,6 +67,9 @@ outcomes! {
     TargetTooLong "target-too-long" Client,
     /// Neither HTTP/1.0 nor HTTP/1.1.
     VersionNotSupported "version-not-supported" Client,
+
+    /// An HTTP/2 connection that sent more frames than it may that carry nothing, or kept more in memory.
+    Flooded "flooded" Client,
 
     /// No route for this path.
     NoRoute "no-route" Client,

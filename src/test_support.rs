@@ -239,7 +239,7 @@ impl Stage {
         let exchange_context = self.context(&slot, &subject, &counters);
         exchange_context.complete.set(true);
         let room = ReadSize::new(4096, true, true);
-        let client = Client::new(&codec, &exchange_context, &self.buffers, room);
+        let client = Client::http1(&codec, &exchange_context, &self.buffers, room);
         let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
         loop {
             let got = poll_fn(|context| {

@@ -41,6 +41,8 @@ const FLOORS: &[&[&str]] = &[
         "http1/chunked",
         "http1/headers",
         "http1/authority",
+        "http2/frames",
+        "http2/head",
     ],
     &[
         "cli",
@@ -51,9 +53,9 @@ const FLOORS: &[&[&str]] = &[
         "connection_table",
         "yield_budget",
     ],
-    &["upstream", "http1"],
+    &["upstream", "http1", "http2"],
     &["exchange"],
-    &["server"],
+    &["server", "http2/server"],
     &["lib", "main"],
 ];
 
@@ -77,6 +79,8 @@ const PURE: &[&str] = &[
     "http1/chunked",
     "http1/headers",
     "http1/authority",
+    "http2/frames",
+    "http2/head",
 ];
 
 struct Room {

@@ -87,6 +87,14 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether clients at this address may speak HTTP/2.
+    pub fn offers_http2(&self, address: &Listen) -> bool {
+        let mut entries = self.listen.iter();
+        entries.any(|entry| entry.address == *address && entry.http2)
+    }
+}
+
 /// `transport:`; `None` means no limit or no time-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transport {

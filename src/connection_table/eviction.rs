@@ -110,7 +110,9 @@ impl Grace {
             Phase::Fresh => Some(self.silent),
             Phase::Lingering => Some(self.lingering),
             Phase::Handshake | Phase::Idle | Phase::Head => Some(self.others),
-            Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Tunnel => None,
+            Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Multiplexed | Phase::Tunnel => {
+                None
+            }
         }
     }
 }

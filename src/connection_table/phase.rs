@@ -17,6 +17,8 @@ pub enum Phase {
     Waiting,
     /// A request in work.
     Busy,
+    /// An HTTP/2 connection with requests in work; each has a seat of its own.
+    Multiplexed,
     /// Two upgraded connections joined.
     Tunnel,
     /// `FramingFields` its last word, reads on a little.

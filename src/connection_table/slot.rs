@@ -24,6 +24,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Slot(SlotRef);
 
+/// The slot of one stream of a connection; given up on drop.
+#[derive(Debug)]
+pub struct StreamSlot(pub(super) Slot);
+
 /// A reference to a slot, for what works for its connection. Must not outlive the [`Slot`].
 #[derive(Debug, Clone)]
 pub struct SlotRef {
@@ -31,6 +35,8 @@ pub struct SlotRef {
     index: u32,
     /// Here and not in the table: the allocation of the connection's task has bytes to spare.
     client: Option<IpAddr>,
+    /// Likewise: whether it may speak HTTP/2.
+    offers_http2: bool,
 }
 
 /// A wait took longer than it may.
@@ -38,6 +44,12 @@ pub struct SlotRef {
 pub struct Elapsed;
 
 impl ConnectionTable {
+    /// A slot for a stream of a connection that has its own.
+    pub fn stream(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> StreamSlot {
+        self.streams.set(self.streams.get() + 1);
+        StreamSlot(self.slot(client))
+    }
+
     /// A slot for a connection that was just accepted.
     pub fn slot(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> Slot {
         let now = self.now();
@@ -72,7 +84,17 @@ impl ConnectionTable {
             table: Rc::clone(self),
             index,
             client,
+            offers_http2: false,
         })
+    }
+}
+
+impl Slot {
+    /// The connection came to a listener that offers HTTP/2, or to one that does not.
+    #[must_use]
+    pub fn offering_http2(mut self, offers_http2: bool) -> Slot {
+        self.0.offers_http2 = offers_http2;
+        self
     }
 }
 
@@ -81,6 +103,21 @@ impl std::ops::Deref for Slot {
 
     fn deref(&self) -> &SlotRef {
         &self.0
+    }
+}
+
+impl std::ops::Deref for StreamSlot {
+    type Target = SlotRef;
+
+    fn deref(&self) -> &SlotRef {
+        &self.0
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        let streams = &self.0.table.streams;
+        streams.set(streams.get() - 1);
     }
 }
 
@@ -104,6 +141,11 @@ impl SlotRef {
     /// The table's coarse time, in milliseconds.
     pub fn now(&self) -> u32 {
         self.table.now()
+    }
+
+    /// Whether the listener that the connection came to offers HTTP/2.
+    pub fn offers_http2(&self) -> bool {
+        self.offers_http2
     }
 
     /// The client's address; `None` on a unix socket.
@@ -343,6 +385,11 @@ impl SlotRef {
     /// What the timer wants.
     pub fn order(&self) -> Directive {
         self.with(|entry| entry.order.get())
+    }
+
+    /// Tells it to leave.
+    pub fn evict(&self) {
+        self.with(|entry| entry.tell(Directive::Leave));
     }
 
     /// How an exchange ends that is told to leave.

@@ -36,6 +36,8 @@ pub struct ConnectionTable {
     pub(super) entries: RefCell<Vec<SlotState>>,
     pub(super) free: RefCell<Vec<u32>>,
     pub(super) open: Cell<usize>,
+    /// How many of them are streams of a connection that has a seat itself.
+    pub(super) streams: Cell<usize>,
     /// The program's time is over: whatever is told to leave is told so for that.
     pub(super) closing: Cell<bool>,
     pub(super) origin: Instant,
@@ -59,6 +61,7 @@ impl ConnectionTable {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
+            streams: Cell::new(0),
             closing: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(0),
@@ -90,7 +93,7 @@ impl ConnectionTable {
 
     /// Connections that have a slot.
     pub fn open(&self) -> usize {
-        self.open.get()
+        self.open.get() - self.streams.get()
     }
 
     /// Milliseconds since the start, at most a tick old.

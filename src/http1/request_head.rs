@@ -260,7 +260,7 @@ fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failu
         return Err(Failure::Malformed("a bare CR or LF in the request line"));
     }
     if method == b"PRI" {
-        return Err(Failure::Malformed("the HTTP/2 preface"));
+        return Err(Failure::Preface);
     }
     let http11 = is_http11(version)?;
     check_form(method, target)?;
@@ -346,6 +346,25 @@ fn is_http11(version: &[u8]) -> Result<bool, Failure> {
         }
         _ => Err(Failure::Malformed("a malformed version")),
     }
+}
+
+/// A target that another reader took out of its head: whether it is one of the forms, byte by byte.
+///
+/// # Errors
+/// What a head is refused for that has it.
+pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
+    if method.len() > MAX_METHOD {
+        return Err(Failure::Malformed("a malformed method"));
+    }
+    if target.len() > MAX_TARGET {
+        return Err(Failure::TargetTooLong);
+    }
+    if !target.iter().copied().all(is_target) {
+        return Err(Failure::Malformed(
+            "a byte in the target that may not stand there",
+        ));
+    }
+    check_form(method, target)
 }
 
 /// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.

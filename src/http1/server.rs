@@ -177,6 +177,11 @@ impl ServerCodec {
         (self.io, self.behind)
     }
 
+    /// The socket, and what was read of it that is no head of HTTP/1.1.
+    pub fn into_unread(self) -> (Stream, Bytes) {
+        (self.io, self.held.into())
+    }
+
     /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
     /// bytes that must wait the end shows only when asked for, at every tick; so it does while the rest of a body must.
     pub fn poll_gone(&mut self, context: &mut Context<'_>, slot: &SlotRef) -> Poll<()> {

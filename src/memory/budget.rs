@@ -76,6 +76,11 @@ pub const IDLE_UPSTREAM: u64 = 4_400;
 /// What a TLS session adds to an upstream connection: 24 kB were measured, at rest and while bytes flow.
 pub const TLS_SESSION: u64 = 24_000;
 
+/// What a hostile HTTP/2 connection can make the process hold beside its streams, which pay for themselves, where memory is
+/// tight; and where it is not. Measured: see docs/memory.md.
+pub const HTTP2_CONNECTION: u64 = 1_000_000;
+pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
+
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 const BASE: u64 = 2_000_000;
@@ -210,6 +215,8 @@ pub struct Budget {
     heads: Cell<u64>,
     /// What wide buffers cost.
     widths: Cell<u64>,
+    /// What HTTP/2 connections cost.
+    http2: Cell<u64>,
     /// Heads of responses that are larger than the price of an exchange foresees.
     pub large_heads: Fund,
     /// TLS handshakes with upstreams in progress.
@@ -247,6 +254,7 @@ enum Purpose {
     Spared,
     Exchange,
     Width,
+    Http2,
     LargeHead,
     Handshake,
     ClientHandshake,
@@ -271,6 +279,7 @@ impl Budget {
             admitted: Cell::new(0),
             heads: Cell::new(0),
             widths: Cell::new(0),
+            http2: Cell::new(0),
             large_heads: Fund::default(),
             handshakes: Fund::default(),
             client_handshakes: Fund::default(),
@@ -420,6 +429,36 @@ impl Budget {
         let mut permit = self.force(price);
         permit.purpose = Purpose::Width;
         Some((size, permit))
+    }
+
+    /// Takes what an HTTP/2 connection costs, with so many bytes more for its TLS. All of them together get half of the
+    /// budget.
+    pub fn http2(self: &Rc<Budget>, records: u64) -> Option<Permit> {
+        let bytes = self.http2_price() + records;
+        let all = self.http2.get() + bytes;
+        if self.plan.pool.is_some_and(|pool| all > pool / 2) {
+            return None;
+        }
+        let mut permit = self.take_inside(bytes)?;
+        self.http2.set(all);
+        permit.purpose = Purpose::Http2;
+        Some(permit)
+    }
+
+    /// Whether another HTTP/2 connection would fit now.
+    pub fn has_room_for_http2(&self) -> bool {
+        let price = self.http2_price();
+        self.plan.pool.is_none_or(|pool| {
+            self.http2.get() + price <= pool / 2 && self.spent.get() + price + DOOR <= pool
+        })
+    }
+
+    fn http2_price(&self) -> u64 {
+        if self.plan.tight {
+            HTTP2_CONNECTION
+        } else {
+            HTTP2_CONNECTION_WIDE
+        }
     }
 
     /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
@@ -648,6 +687,7 @@ impl Drop for Permit {
                 .budget
                 .widths
                 .set(self.budget.widths.get() - self.bytes),
+            Purpose::Http2 => self.budget.http2.set(self.budget.http2.get() - self.bytes),
             Purpose::Spared => self.budget.spared.set(self.budget.spared.get() - 1),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
             Purpose::LargeHead | Purpose::Handshake | Purpose::ClientHandshake => {

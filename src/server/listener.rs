@@ -314,6 +314,8 @@ pub struct Acceptor {
 
 /// What an acceptor works on.
 struct AcceptState {
+    /// Where, as the configuration says it.
+    address: Listen,
     /// What it accepts on; `None` once that is over.
     listener: RefCell<Option<Rc<ListeningSocket>>>,
     /// What rustls is told; `None` = plain HTTP.
@@ -332,11 +334,13 @@ impl Acceptor {
     /// A socket that is none, or does not listen.
     pub fn new(
         worker: &Rc<Worker>,
+        address: &Listen,
         socket: OwnedFd,
         tls: Option<Arc<ServerConfig>>,
         reporter: &Reporter,
     ) -> Result<Acceptor> {
         let state = Rc::new(AcceptState {
+            address: address.clone(),
             tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
             is_admitting: Cell::new(false),
@@ -385,7 +389,8 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
         Some(permit) => permit,
         None => Box::pin(await_slot(worker, state, client, take)).await,
     };
-    let slot = worker.table.slot(client);
+    let offers_http2 = worker.state().config.offers_http2(&state.address);
+    let slot = worker.table.slot(client).offering_http2(offers_http2);
     let tls = state.tls.borrow().clone();
     tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }

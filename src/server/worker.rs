@@ -110,7 +110,8 @@ pub async fn run_worker(
     let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
     for (listen, socket) in sockets {
         let tls = context(&init.tls, &listen);
-        acceptors.push((listen, Acceptor::new(&worker, socket, tls, &reporter)?));
+        let acceptor = Acceptor::new(&worker, &listen, socket, tls, &reporter)?;
+        acceptors.push((listen, acceptor));
     }
     let pressure = Rc::new(Pressure::new(Rc::clone(&worker), init.limit));
     reporter.spawn(
@@ -140,7 +141,8 @@ pub async fn run_worker(
                 renew(&acceptors, &tls);
                 for (listen, socket) in opened {
                     let tls = context(&tls, &listen);
-                    acceptors.push((listen, Acceptor::new(&worker, socket, tls, &reporter)?));
+                    let acceptor = Acceptor::new(&worker, &listen, socket, tls, &reporter)?;
+                    acceptors.push((listen, acceptor));
                 }
             }
             Command::Renew(tls) => renew(&acceptors, &tls),

@@ -28,6 +28,11 @@ pub struct Cage(PathBuf);
 
 impl Cage {
     pub fn new() -> Option<Cage> {
+        Cage::of(LIMIT)
+    }
+
+    /// One of so many bytes.
+    pub fn of(limit: usize) -> Option<Cage> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lean-proxy-test-{}-{number}", id());
@@ -37,7 +42,7 @@ impl Cage {
             return None;
         }
         let cage = Cage(path);
-        fs::write(cage.0.join("memory.limit_in_bytes"), LIMIT.to_string()).unwrap();
+        fs::write(cage.0.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
         Some(cage)
     }
 
@@ -149,7 +154,7 @@ fn requests() -> Vec<(&'static str, String)> {
 }
 
 /// Asks for health while the attack lasts, over a connection of its own each time.
-fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
+pub fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
     let begun = Instant::now();
     let mut answered = 0;
     while begun.elapsed() < Duration::from_millis(800) {

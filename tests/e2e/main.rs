@@ -13,6 +13,7 @@
 )]
 
 // what the tests stand on
+mod h2;
 mod json;
 mod strict;
 mod support;
@@ -21,6 +22,7 @@ mod support;
 mod connections;
 mod fields;
 mod forward;
+mod http2;
 mod https;
 mod location;
 mod names;
@@ -53,6 +55,7 @@ mod vital;
 mod abort;
 mod attacks;
 mod hardening;
+mod http2_attacks;
 mod memory;
 mod smuggling;
 mod tls_attacks;

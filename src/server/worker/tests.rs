@@ -9,6 +9,7 @@ use std::{
 
 use super::*;
 use crate::{
+    config::address::Listen,
     memory::budget::{CONNECTION, EXCHANGE},
     server::supervisor::Supervisor,
     sys::alloc,
@@ -133,7 +134,14 @@ async fn most_unpaid(upstream: SocketAddr, request: String) -> i64 {
     let address = listener.local_addr().unwrap();
     let supervisor = Supervisor::new();
     let reporter = supervisor.reporter(0);
-    let _acceptor = Acceptor::new(&worker, listener.into(), None, &reporter).unwrap();
+    let _acceptor = Acceptor::new(
+        &worker,
+        &Listen::Everywhere(0),
+        listener.into(),
+        None,
+        &reporter,
+    )
+    .unwrap();
     let pressure = Rc::new(Pressure::new(Rc::clone(&worker), None));
     reporter.spawn("timer", sweep(&worker, &pressure, None, 0));
     let before = alloc::live_bytes();
