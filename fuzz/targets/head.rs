@@ -92,8 +92,17 @@ fn parsers_agree(text: &[u8], head: &Head) {
         assert_eq!(parts.uri.authority(), authority);
     }
     let ours = parts.headers.iter();
-    assert!(ours.map(|(name, _)| name).eq(request.headers.iter().map(|field| field.name.to_ascii_lowercase().into_bytes())));
-    for field in request.headers.iter().filter(|field| !field.name.eq_ignore_ascii_case("content-length")) {
+    assert!(
+        ours.map(|(name, _)| name).eq(request
+            .headers
+            .iter()
+            .map(|field| field.name.to_ascii_lowercase().into_bytes()))
+    );
+    for field in request
+        .headers
+        .iter()
+        .filter(|field| !field.name.eq_ignore_ascii_case("content-length"))
+    {
         let mut same = parts.headers.get_all(field.name.to_ascii_lowercase());
         assert!(same.any(|value| value == field.value));
     }
