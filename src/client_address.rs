@@ -12,7 +12,7 @@ const MOST: usize = 32;
 
 /// The client's address for the log. `peer` is the other side of the connection (`None` on a unix socket, which counts as
 /// trusted), `trusted` is `server.trusted_proxies`. Returns the peer where it is not trusted or the field is absent, and the
-/// nearest address read so far where the field holds something that is not an address.
+/// last trusted address read where the next entry is not an address.
 pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer;

@@ -11,20 +11,20 @@ use crate::{
     outcome::{Blame, Outcome},
 };
 
-/// Why a request has no answer from its upstream.
+/// Why a client gets an error from the proxy instead of the upstream's response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The request head is malformed; how, for the log.
+    /// The request head is malformed; the reason, for the log.
     Malformed(&'static str),
-    /// The client speaks TLS, and this listener does not.
+    /// The client began a TLS handshake on a listener for plain HTTP.
     TlsHello,
-    /// The request head was not complete in `server.header_timeout`.
+    /// The request head was not complete within `server.header_timeout`.
     HeadTimedOut,
-    /// The request target alone is over the limit.
+    /// The request target is too long.
     TargetTooLong,
     /// The request head is over `server.max_header_bytes`, or has too many fields.
     HeadTooLarge,
-    /// A well-formed version, but neither HTTP/1.1 nor HTTP/1.0.
+    /// Neither HTTP/1.1 nor HTTP/1.0.
     VersionNotSupported,
     /// No route for this path.
     NoRoute,
@@ -193,8 +193,7 @@ impl Failure {
         }
     }
 
-    /// The fields of its answer: what the sentence is written in, Retry-After on every 503, and Allow, which a 405 must
-    /// carry (RFC 9110 §15.5.6).
+    /// The fields of the answer: Content-Type, Retry-After on every 503, and Allow, which a 405 must have (RFC 9110 §15.5.6).
     pub fn fields(&self) -> Fields {
         let mut fields = Fields::new();
         fields.append(header::CONTENT_TYPE, "text/plain; charset=utf-8");

@@ -145,7 +145,7 @@ impl Stage {
         Some(self.body(upstream, head, reading, &mut feed).await)
     }
 
-    /// Does something in the middle of an exchange.
+    /// Runs `work` in the middle of an exchange.
     pub fn amid_exchange(&self, work: impl FnOnce()) {
         let (slot, counters) = (self.table.slot(None), Rc::default());
         let subject = Subject::new(None, Method::GET, "", "/");
@@ -153,7 +153,7 @@ impl Stage {
         work();
     }
 
-    /// How many exchanges have ended like this.
+    /// How many exchanges had this outcome.
     pub fn ended(&self, outcome: Outcome) -> u64 {
         self.metrics.ended(outcome)
     }

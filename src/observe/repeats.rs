@@ -15,7 +15,7 @@ const SPAN: u32 = 1_000;
 #[derive(Debug, Default)]
 pub struct Repeats(RefCell<Vec<Repeat>>);
 
-/// What a warning says, and the outcome that it tells of.
+/// A kind of warning: its message and its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind(pub &'static str, pub Outcome);
 
@@ -76,7 +76,7 @@ mod tests {
         for _ in 0..1000 {
             assert!(!repeats.is_first(A, start));
         }
-        assert!(repeats.is_first(B, start), "another kind is its own");
+        assert!(repeats.is_first(B, start), "kinds are independent");
         assert_eq!(repeats.is_due(start.wrapping_add(SPAN - 1)), None);
         let later = start.wrapping_add(SPAN);
         assert_eq!(repeats.is_due(later), Some((A, 1000)));
