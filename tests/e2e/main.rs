@@ -12,7 +12,7 @@
     reason = "in a test a panic is the message, and a table of cases is as long as it is"
 )]
 
-// what the tests stand on
+// support
 mod json;
 mod strict;
 mod support;
@@ -33,7 +33,7 @@ mod direct;
 mod health;
 mod metrics;
 
-// what is told
+// logs and metrics
 mod outcomes;
 
 // bounds
@@ -48,12 +48,12 @@ mod lifecycle;
 mod logs;
 mod vital;
 
-// the worst that may come, and what it costs
+// attacks, and memory
 mod abort;
 mod attacks;
 mod hardening;
 mod memory;
 mod smuggling;
 
-// what is written about it
+// the documentation
 mod readme;
