@@ -267,7 +267,7 @@ struct OutputState {
     /// Determined once, at the first line: stdout does not change.
     output: Option<Output>,
     /// Dropped lines that no line has reported yet.
-    untold: u64,
+    unreported: u64,
 }
 
 impl OutputState {
@@ -287,11 +287,11 @@ impl OutputState {
             output
         });
         let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
-        if self.untold > 0 && write(&notice(self.untold)) {
-            self.untold = 0;
+        if self.unreported > 0 && write(&notice(self.unreported)) {
+            self.unreported = 0;
         }
-        if self.untold > 0 || !write(line) {
-            self.untold += 1;
+        if self.unreported > 0 || !write(line) {
+            self.unreported += 1;
             DROPPED.fetch_add(1, Relaxed);
         }
     }
@@ -313,7 +313,7 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// Locked for a single write that does not wait; workers share one stdout.
 static OUTPUT: Mutex<OutputState> = Mutex::new(OutputState {
     output: None,
-    untold: 0,
+    unreported: 0,
 });
 /// `SO_SNDBUF` of stdout where it is a socket; 0 = the kernel's default.
 static QUEUE: AtomicUsize = AtomicUsize::new(0);
@@ -372,13 +372,13 @@ mod tests {
 
     #[test]
     fn dropped_lines_are_reported_before_the_next_line_that_is_written() {
-        let mut gate = OutputState {
+        let mut output = OutputState {
             output: Some(Output::Other),
-            untold: 0,
+            unreported: 0,
         };
         let (open, written) = (Cell::new(true), RefCell::new(String::new()));
         let mut pass = |line: &str| {
-            gate.pass(
+            output.pass(
                 line,
                 |dropped| format!("{dropped} dropped\n"),
                 |_, _, line| {

@@ -620,7 +620,7 @@ fn a_503_for_want_of_a_place_carries_the_grant_too() {
     holder.receive();
 }
 
-// ---- who is allowed ----
+// ---- allowed origins ----
 
 #[test]
 fn only_listed_origins_are_allowed() {

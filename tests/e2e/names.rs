@@ -168,7 +168,7 @@ fn ten_requests_ask_once() {
     let since = Instant::now();
     while questions.load(Ordering::SeqCst) == 0 {
         if since.elapsed() > PATIENCE / 4 {
-            return skip("nobody asks");
+            return skip("no query reaches the name server");
         }
         thread::yield_now();
     }

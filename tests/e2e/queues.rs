@@ -85,7 +85,7 @@ fn a_client_that_never_reads_its_answer_is_reset_in_time() {
     let upstream = sized();
     let proxy = tight(&upstream, "server: {write_timeout: 0.3}\n");
     let clients = crowd(&proxy);
-    eventually("nobody is waited for", || {
+    eventually("no client is waited for", || {
         metric(&proxy, "lean_proxy_exchanges") == 0 && held_behind(&proxy) < EXCHANGE
     });
     let broken = clients

@@ -83,7 +83,7 @@ fn without_threads_for_its_workers_the_program_does_not_start() {
         .stderr(Stdio::null())
         .status();
     if !root.is_ok_and(|status| status.success()) {
-        return skip("nobody else can be impersonated here");
+        return skip("setpriv cannot change the user here");
     }
     let script = "exec setpriv --reuid=61235 --clear-groups prlimit --nproc=1 \"$0\" \"$@\"";
     let mut proxy = Setup::new("routes: [{path: /, target: 'http://127.0.0.1:1'}]\n")
