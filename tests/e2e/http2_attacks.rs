@@ -27,7 +27,7 @@ fn upstream() -> Upstream {
                 "/ok" => peer.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?,
                 "/large" => {
                     peer.write("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")?;
-                    peer.write([b'x'; 100_000])?;
+                    peer.write(vec![b'x'; 100_000])?;
                 }
                 _ => {
                     peer.stand_still();
@@ -126,17 +126,17 @@ fn attacks() -> Vec<(&'static str, Attack)> {
             flood(raw, &frame(9, 0, 1, b""));
         }),
         ("SETTINGS", |raw| {
-            flood(raw, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]))
+            flood(raw, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]));
         }),
         ("PING", |raw| flood(raw, &frame(PING, 0, 0, &[0; 8]))),
         ("PRIORITY", |raw| {
-            flood(raw, &frame(2, 0, 1, &[0, 0, 0, 0, 1]))
+            flood(raw, &frame(2, 0, 1, &[0, 0, 0, 0, 1]));
         }),
         ("WINDOW_UPDATE", |raw| {
-            flood(raw, &frame(8, 0, 0, &1_u32.to_be_bytes()))
+            flood(raw, &frame(8, 0, 0, &1_u32.to_be_bytes()));
         }),
         ("unknown frames", |raw| {
-            flood(raw, &frame(0x20, 0, 0, &[0; 100]))
+            flood(raw, &frame(0x20, 0, 0, &[0; 100]));
         }),
         ("empty DATA", |raw| {
             let stream = raw.open(&head("POST", "/never"), false);
