@@ -352,6 +352,7 @@ fn a_local_process_that_leaves_answers_unread_locks_out_itself_alone() {
     let proxy = Setup::new(&yaml)
         .upstream("UP", &upstream)
         .env("LEAN_PROXY_MEMORY", "10MiB")
+        .listeners(2)
         .start();
     let path = proxy.dir().join("l.sock");
     let address: SocketAddr = proxy.addresses().last().unwrap().parse().unwrap();
