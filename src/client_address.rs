@@ -5,9 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
-
-use crate::config::address::Network;
+use crate::{config::address::Network, fields::Fields};
 
 /// More addresses than this are not looked at: a header field may hold thousands.
 const MOST: usize = 32;
@@ -15,15 +13,11 @@ const MOST: usize = 32;
 /// The client's address for the log. `peer` is who opened the connection (`None` on a unix socket, which counts as
 /// trusted), `trusted` is `server.trusted_proxies`. The peer itself where it is not trusted, or named nobody; the last
 /// trusted hop where the field holds something that is no address.
-pub fn real_client(
-    peer: Option<IpAddr>,
-    trusted: &[Network],
-    headers: &HeaderMap,
-) -> Option<IpAddr> {
+pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer;
-    let fields = headers.get_all("x-forwarded-for").iter().rev();
-    let hops = fields.flat_map(|field| field.to_str().unwrap_or("?").rsplit(','));
+    let fields = headers.get_all("x-forwarded-for").rev();
+    let hops = fields.flat_map(|field| str::from_utf8(field).unwrap_or("?").rsplit(','));
     for hop in hops.take(MOST) {
         if !client.is_none_or(is_trusted) {
             return client;
@@ -49,8 +43,6 @@ fn parse(hop: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn network(address: &str, prefix: u8) -> Network {
@@ -89,11 +81,10 @@ mod tests {
             ("10.0.0.1", &["\u{e9}"], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
         ] {
-            let mut headers = HeaderMap::new();
-            for field in fields {
-                let value = HeaderValue::from_bytes(field.as_bytes()).unwrap();
-                headers.append("x-forwarded-for", value);
-            }
+            let headers: Fields = fields
+                .iter()
+                .map(|field| ("x-forwarded-for", field))
+                .collect();
             let found = real_client(Some(peer.parse().unwrap()), &trusted, &headers);
             assert_eq!(found, Some(client.parse().unwrap()), "{peer} {fields:?}");
         }
@@ -102,10 +93,10 @@ mod tests {
     #[test]
     fn a_unix_socket_is_trusted_and_a_long_field_costs_little() {
         let trusted = [network("10.0.0.0", 8)];
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         assert_eq!(real_client(None, &trusted, &headers), None);
         let long = format!("198.51.100.1{}", ", 10.0.0.1".repeat(5_000));
-        headers.insert("x-forwarded-for", long.parse().unwrap());
+        headers.set("x-forwarded-for", long);
         let last: IpAddr = "10.0.0.1".parse().unwrap();
         assert_eq!(real_client(None, &trusted, &headers), Some(last));
     }

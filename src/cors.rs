@@ -5,20 +5,19 @@
 
 mod origin;
 
-use std::fmt::Write as _;
-
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
+    HeaderValue, Method, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
         ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
-        Entry, HeaderName, ORIGIN, VARY,
+        ORIGIN, VARY,
     },
 };
 
 use crate::{
     cors::origin::{Pattern, parse_origin},
+    fields::{Fields, members},
     http1::chunked,
 };
 
@@ -78,9 +77,9 @@ pub struct Cors {
 #[derive(Debug)]
 pub enum Verdict {
     /// Answered here: 204, with these fields and no body. Nothing is stamped on it.
-    Answer(StatusCode, HeaderMap),
+    Answer(StatusCode, Fields),
     /// A preflight from an origin that is not allowed: 403 with these fields. Nothing is stamped on it.
-    Refused(HeaderMap),
+    Refused(Fields),
     /// Goes on; stamp this on whatever is answered.
     Grant(Grant),
 }
@@ -156,15 +155,15 @@ impl Cors {
     /// From an origin that is not allowed, a preflight is refused, and any other OPTIONS goes on like a GET would: it
     /// asks nothing of CORS, and the answer comes without a grant, so that the browser keeps it to itself.
     /// Neither the method nor the names asked for are checked: the answer lists ours, and the browser decides.
-    pub fn judge(&self, method: &Method, headers: &HeaderMap) -> Verdict {
+    pub fn judge(&self, method: &Method, headers: &Fields) -> Verdict {
         let grant = self.grant(headers);
-        if *method == Method::OPTIONS && headers.contains_key(ORIGIN) {
+        if *method == Method::OPTIONS && headers.contains(ORIGIN) {
             match &grant {
                 Some(grant) => {
                     return Verdict::Answer(StatusCode::NO_CONTENT, self.preflight(grant, headers));
                 }
-                None if headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) => {
-                    let fields = HeaderMap::from_iter([(VARY, PREFLIGHT_VARY)]);
+                None if headers.contains(ACCESS_CONTROL_REQUEST_METHOD) => {
+                    let fields = Fields::from_iter([(VARY, PREFLIGHT_VARY)]);
                     return Verdict::Refused(fields);
                 }
                 None => {}
@@ -174,11 +173,10 @@ impl Cors {
     }
 
     /// Why a preflight was refused: which origin asked, and which ones are allowed. For the log.
-    pub fn explain(&self, headers: &HeaderMap) -> String {
+    pub fn explain(&self, headers: &Fields) -> String {
         let asked: Vec<_> = headers
             .get_all(ORIGIN)
-            .iter()
-            .map(|origin| String::from_utf8_lossy(origin.as_bytes()))
+            .map(String::from_utf8_lossy)
             .collect();
         let allowed: Vec<String> = match &self.origins {
             Origins::Any => vec!["*".to_owned()],
@@ -194,28 +192,25 @@ impl Cors {
     /// Removes the upstream's Access-Control fields and sets ours (SPEC 5.3, 5.4).
     ///
     /// Nothing is removed that ours replaces in its place, so that most answers keep the order of their fields.
-    pub fn stamp(&self, grant: &Grant, headers: &mut HeaderMap) {
+    pub fn stamp(&self, grant: &Grant, headers: &mut Fields) {
         let allow_origin = self.allow_origin(grant);
         let matched = grant.origin.is_some();
         let credentials_pass =
             self.credentials == Credentials::Auto && matched && says_true(headers);
-        let stays = |name: &HeaderName| {
-            *name == ACCESS_CONTROL_ALLOW_ORIGIN && allow_origin.is_some()
-                || *name == ACCESS_CONTROL_EXPOSE_HEADERS && self.exposed.is_none()
-                || *name == ACCESS_CONTROL_ALLOW_CREDENTIALS && credentials_pass
-                || !name.as_str().starts_with("access-control-")
-        };
-        while let Some(foreign) = headers.keys().find(|name| !stays(name)).cloned() {
-            headers.remove(foreign);
-        }
+        headers.retain(|name, _| match name {
+            b"access-control-allow-origin" => allow_origin.is_some(),
+            b"access-control-expose-headers" => self.exposed.is_none(),
+            b"access-control-allow-credentials" => credentials_pass,
+            _ => !is_grant(name),
+        });
         if let Some(origin) = allow_origin {
-            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.set(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             if let Some(names) = &self.exposed {
-                headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, names.clone());
+                headers.set(ACCESS_CONTROL_EXPOSE_HEADERS, names);
             }
         }
         if self.credentials == Credentials::Yes && matched {
-            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+            headers.set(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
         }
         if matches!(self.origins, Origins::Listed(_)) {
             vary_by_origin(headers);
@@ -223,9 +218,10 @@ impl Cors {
     }
 
     /// `None` where the request has no Origin, or one that is not allowed.
-    fn grant(&self, headers: &HeaderMap) -> Option<Grant> {
-        let origin =
-            only(headers, &ORIGIN).filter(|origin| (1..=MAX_ORIGIN).contains(&origin.len()))?;
+    fn grant(&self, headers: &Fields) -> Option<Grant> {
+        let origin = headers
+            .only(ORIGIN)
+            .filter(|origin| (1..=MAX_ORIGIN).contains(&origin.len()))?;
         let Origins::Listed(patterns) = &self.origins else {
             return Some(Grant::default());
         };
@@ -243,7 +239,7 @@ impl Cors {
     }
 
     /// The fields of the 204 for an origin that is allowed.
-    fn preflight(&self, grant: &Grant, headers: &HeaderMap) -> HeaderMap {
+    fn preflight(&self, grant: &Grant, headers: &Fields) -> Fields {
         let methods = match &self.methods {
             Allowed::Listed(names) => names.clone(),
             Allowed::Asked => asked_method(headers),
@@ -268,11 +264,12 @@ impl Cors {
 }
 
 /// Removes every Access-Control field: from an interim answer, which grants nothing.
-pub fn remove_grants(headers: &mut HeaderMap) {
-    let is_grant = |name: &&HeaderName| name.as_str().starts_with("access-control-");
-    while let Some(grant) = headers.keys().find(is_grant).cloned() {
-        headers.remove(grant);
-    }
+pub fn remove_grants(headers: &mut Fields) {
+    headers.retain(|name, _| !is_grant(name));
+}
+
+fn is_grant(name: &[u8]) -> bool {
+    name.starts_with(b"access-control-")
 }
 
 impl Complaint {
@@ -352,34 +349,25 @@ fn check_case(methods: &[String], complaints: &mut Vec<Complaint>) {
 }
 
 /// The method a preflight asks for, where it is a token.
-fn asked_method(headers: &HeaderMap) -> Option<HeaderValue> {
-    only(headers, &ACCESS_CONTROL_REQUEST_METHOD)
-        .filter(|method| is_token(method.as_bytes()))
-        .cloned()
+fn asked_method(headers: &Fields) -> Option<HeaderValue> {
+    let method = headers.only(ACCESS_CONTROL_REQUEST_METHOD)?;
+    HeaderValue::from_bytes(method)
+        .ok()
+        .filter(|_| is_token(method))
 }
 
 /// The names a preflight asks for; `None` where there are none, too many, or one that is no token.
-fn asked_headers(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut joined = String::new();
-    let mut count = 0;
-    for field in headers.get_all(ACCESS_CONTROL_REQUEST_HEADERS) {
-        for name in field
-            .to_str()
-            .ok()?
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-        {
-            count += 1;
-            if !is_token(name.as_bytes())
-                || count > MAX_ASKED
-                || joined.len() + name.len() + 2 > MAX_ASKED_BYTES
-            {
-                return None;
-            }
-            let comma = if joined.is_empty() { "" } else { ", " };
-            let _ = write!(joined, "{comma}{name}");
+fn asked_headers(headers: &Fields) -> Option<HeaderValue> {
+    let (mut joined, mut count) = (Vec::new(), 0);
+    for name in members(headers.get_all(ACCESS_CONTROL_REQUEST_HEADERS)) {
+        count += 1;
+        if !is_token(name) || count > MAX_ASKED || joined.len() + name.len() + 2 > MAX_ASKED_BYTES {
+            return None;
         }
+        if count > 1 {
+            joined.extend_from_slice(b", ");
+        }
+        joined.extend_from_slice(name);
     }
     if joined.is_empty() {
         None
@@ -389,43 +377,25 @@ fn asked_headers(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Merges `Origin` into the answer's Vary, and keeps what is there (RFC 9110 §12.5.5).
-fn vary_by_origin(headers: &mut HeaderMap) {
-    let origin_is_listed = headers
-        .get_all(VARY)
-        .iter()
-        .flat_map(|field| field.as_bytes().split(|byte| *byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"));
-    if origin_is_listed {
+fn vary_by_origin(headers: &mut Fields) {
+    let is_origin = |name: &[u8]| name == b"*" || name.eq_ignore_ascii_case(b"origin");
+    if members(headers.get_all(VARY)).any(is_origin) {
         return;
     }
-    match headers.entry(VARY) {
-        Entry::Vacant(entry) => {
-            entry.insert(HeaderValue::from_static("Origin"));
-        }
-        Entry::Occupied(mut entry) => {
-            let value = entry.get_mut();
-            let names = value.as_bytes().trim_ascii();
-            let merged = if names.is_empty() {
-                b"Origin".to_vec()
-            } else {
-                [names, b", Origin"].concat()
-            };
-            *value =
-                HeaderValue::try_from(merged).expect("a field value and a word are a field value");
-        }
+    let names = headers.get(VARY).unwrap_or_default().trim_ascii();
+    let merged = if names.is_empty() {
+        b"Origin".to_vec()
+    } else {
+        [names, b", Origin"].concat()
+    };
+    if !headers.replace_first(VARY, &merged) {
+        headers.append(VARY, merged);
     }
 }
 
 /// Whether the upstream's Allow-Credentials is there once and exactly `true` (Fetch, CORS check).
-fn says_true(headers: &HeaderMap) -> bool {
-    only(headers, &ACCESS_CONTROL_ALLOW_CREDENTIALS).is_some_and(|value| value == "true")
-}
-
-/// The value of a field that is there exactly once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    values.next().filter(|_| values.next().is_none())
+fn says_true(headers: &Fields) -> bool {
+    headers.only(ACCESS_CONTROL_ALLOW_CREDENTIALS) == Some(b"true")
 }
 
 /// RFC 9110 §5.6.2.

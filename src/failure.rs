@@ -4,13 +4,28 @@
 
 use std::fmt;
 
-use http::StatusCode;
+use http::{StatusCode, header};
 
-use crate::outcome::{Blame, Outcome};
+use crate::{
+    fields::Fields,
+    outcome::{Blame, Outcome},
+};
 
-/// Why an exchange has no answer from its upstream.
-#[derive(Debug)]
+/// Why a request has no answer from its upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
+    /// The request head is malformed; how, for the log.
+    Malformed(&'static str),
+    /// The client speaks TLS, and this listener does not.
+    TlsHello,
+    /// The request head was not complete in `server.header_timeout`.
+    HeadTimedOut,
+    /// The request target alone is over the limit.
+    TargetTooLong,
+    /// The request head is over `server.max_header_bytes`, or has too many fields.
+    HeadTooLarge,
+    /// A well-formed version, but neither HTTP/1.1 nor HTTP/1.0.
+    VersionNotSupported,
     /// No route for this path.
     NoRoute,
     /// A `..` segment in the path.
@@ -58,7 +73,7 @@ pub enum Failure {
 }
 
 /// What Allow says. Other methods pass too, but they have no list.
-pub const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
+const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
 impl Failure {
     /// Told to leave before there was an answer; `outcome` says what for.
@@ -74,13 +89,18 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Failure::NoRoute => StatusCode::NOT_FOUND,
-            Failure::DotSegment | Failure::BodyBroken | Failure::HostUnusable => {
-                StatusCode::BAD_REQUEST
-            }
+            Failure::Malformed(_)
+            | Failure::TlsHello
+            | Failure::DotSegment
+            | Failure::BodyBroken
+            | Failure::HostUnusable => StatusCode::BAD_REQUEST,
+            Failure::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Failure::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Failure::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Failure::PreflightRefused(_) => StatusCode::FORBIDDEN,
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
+            Failure::HeadTimedOut | Failure::BodyTimedOut => StatusCode::REQUEST_TIMEOUT,
             Failure::NoPlace
             | Failure::NoMemory
             | Failure::NoConnection
@@ -106,6 +126,12 @@ impl Failure {
     /// One short plain sentence for the client, with a newline at its end.
     pub fn sentence(&self) -> &'static str {
         match self {
+            Failure::Malformed(_) => "The request is malformed.\n",
+            Failure::TlsHello => "This port speaks plain HTTP, not TLS.\n",
+            Failure::HeadTimedOut => "The request head did not arrive in time.\n",
+            Failure::TargetTooLong => "The request target is too long.\n",
+            Failure::HeadTooLarge => "The request head is too large.\n",
+            Failure::VersionNotSupported => "The HTTP version is not supported.\n",
             Failure::NoRoute => "Nothing is served at this path.\n",
             Failure::DotSegment => "The path may not hold \"..\" segments.\n",
             Failure::MethodNotAllowed => "This method is not allowed.\n",
@@ -136,6 +162,12 @@ impl Failure {
     /// How the exchange ended, for the log and the metrics.
     pub fn outcome(&self) -> Outcome {
         match self {
+            Failure::Malformed(_) => Outcome::Malformed,
+            Failure::TlsHello => Outcome::TlsHello,
+            Failure::HeadTimedOut => Outcome::HeadTimedOut,
+            Failure::TargetTooLong => Outcome::TargetTooLong,
+            Failure::HeadTooLarge => Outcome::HeadTooLarge,
+            Failure::VersionNotSupported => Outcome::VersionNotSupported,
             Failure::NoRoute => Outcome::NoRoute,
             Failure::DotSegment => Outcome::DotSegment,
             Failure::MethodNotAllowed => Outcome::MethodNotAllowed,
@@ -161,14 +193,17 @@ impl Failure {
         }
     }
 
-    /// The value of Retry-After, in seconds, where a retry is worth while: on every 503.
-    pub fn retry_after(&self) -> Option<&'static str> {
-        (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some("1")
-    }
-
-    /// The value of Allow, which a 405 must carry (RFC 9110 §15.5.6).
-    pub fn allow(&self) -> Option<&'static str> {
-        matches!(self, Failure::MethodNotAllowed).then_some(METHODS)
+    /// The fields of its answer: what the sentence is written in, Retry-After on every 503, and Allow, which a 405 must
+    /// carry (RFC 9110 §15.5.6).
+    pub fn fields(&self) -> Fields {
+        let mut fields = Fields::new();
+        fields.append(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+        match self.status() {
+            StatusCode::SERVICE_UNAVAILABLE => fields.append(header::RETRY_AFTER, "1"),
+            StatusCode::METHOD_NOT_ALLOWED => fields.append(header::ALLOW, METHODS),
+            _ => {}
+        }
+        fields
     }
 }
 
@@ -182,7 +217,8 @@ impl fmt::Display for Failure {
             | Failure::DialFailed(inner)
             | Failure::TlsFailed(inner)
             | Failure::UpstreamClosed(inner) => write!(f, ": {inner}"),
-            Failure::UpstreamGarbled(inner) => write!(f, ": {inner}"),
+            Failure::UpstreamGarbled(inner) | Failure::Malformed(inner) => write!(f, ": {inner}"),
+            Failure::TlsHello => f.write_str(": a TLS hello on a plain listener"),
             _ => Ok(()),
         }
     }
@@ -199,6 +235,12 @@ mod tests {
     fn table() -> Vec<(Failure, u16, Blame)> {
         use Blame::{Client, Proxy, Upstream};
         vec![
+            (Failure::Malformed("10.0.0.1:80 refused"), 400, Client),
+            (Failure::TlsHello, 400, Client),
+            (Failure::HeadTimedOut, 408, Client),
+            (Failure::TargetTooLong, 414, Client),
+            (Failure::HeadTooLarge, 431, Client),
+            (Failure::VersionNotSupported, 505, Client),
             (Failure::NoRoute, 404, Client),
             (Failure::DotSegment, 400, Client),
             (Failure::MethodNotAllowed, 405, Client),
@@ -233,12 +275,12 @@ mod tests {
         for (failure, status, blame) in table() {
             assert_eq!(failure.status().as_u16(), status, "{failure}");
             assert_eq!(failure.blame(), blame, "{failure}");
-            assert_eq!(
-                failure.retry_after(),
-                (status == 503).then_some("1"),
-                "{failure}"
-            );
-            assert_eq!(failure.allow().is_some(), status == 405, "{failure}");
+            let fields = failure.fields();
+            let retry = (status == 503).then_some(&b"1"[..]);
+            assert_eq!(fields.only(header::RETRY_AFTER), retry, "{failure}");
+            let allow = (status == 405).then_some(METHODS.as_bytes());
+            assert_eq!(fields.only(header::ALLOW), allow, "{failure}");
+            assert!(fields.only(header::CONTENT_TYPE).is_some(), "{failure}");
         }
     }
 
@@ -278,6 +320,10 @@ mod tests {
         assert_eq!(
             Failure::UpstreamGarbled("bad chunk size").to_string(),
             "upstream-garbled: bad chunk size"
+        );
+        assert_eq!(
+            Failure::Malformed("no Host").to_string(),
+            "malformed: no Host"
         );
         assert_eq!(Failure::NoPlace.to_string(), "no-place");
     }

@@ -33,6 +33,7 @@ mod config;
 mod cors;
 mod direct;
 mod failure;
+mod fields;
 mod location;
 mod outcome;
 mod route;
@@ -62,7 +63,8 @@ mod test_support;
 pub mod fuzzing {
     pub use crate::{
         config::address,
-        http1::{chunked, request, request_head, response_head},
+        fields,
+        http1::{chunked, refusal, request, request_head, response_head},
     };
     pub mod config {
         pub use crate::config::*;

@@ -5,11 +5,12 @@
 
 use std::{cmp::Reverse, fmt, path::PathBuf, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 use crate::{
     cors::Cors,
     direct::{Redirect, Response},
+    fields::Fields,
     http1::authority::bare_host,
 };
 
@@ -77,12 +78,12 @@ pub struct Edits {
 
 impl Edits {
     /// Applies the edits: first `remove`, then `set`.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    pub fn apply(&self, headers: &mut Fields) {
         for name in &self.remove {
             headers.remove(name);
         }
         for (name, value) in &self.set {
-            headers.insert(name, value.clone());
+            headers.set(name, value);
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{
     config::{self, Config, Source},
-    connection_table::ConnectionTable,
+    connection_table::{ConnectionTable, SlotRef},
     exchange::{
         client::Client, context::ExchangeContext, deadline::Limits, download::Download,
         subject::Subject,
@@ -30,7 +30,11 @@ use crate::{
         buffers::{Buffers, ReadSize},
     },
     net::Stream,
-    observe::metrics::{self, Metrics},
+    observe::{
+        metrics::{self, Metrics, RouteCounters},
+        repeats::Repeats,
+    },
+    outcome::Outcome,
     route::{Address, Origin},
     upstream::pool::{Checkout, Host, Pool},
 };
@@ -43,6 +47,7 @@ pub struct Stage {
     buffers: Rc<Buffers>,
     budget: Rc<Budget>,
     metrics: Arc<Metrics>,
+    repeats: Repeats,
     config: Arc<Config>,
 }
 
@@ -87,6 +92,7 @@ impl Stage {
             budget,
             buffers: Rc::default(),
             metrics,
+            repeats: Repeats::default(),
             config,
         }
     }
@@ -129,10 +135,60 @@ impl Stage {
         let head = self.head(&mut upstream, method, &mut feed).await?;
         let reading = Reading {
             status: head.status.as_u16(),
-            fields: flat(&head.headers),
+            fields: head
+                .headers
+                .iter()
+                .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
+                .collect(),
             ..Reading::default()
         };
         Some(self.body(upstream, head, reading, &mut feed).await)
+    }
+
+    /// Does something in the middle of an exchange.
+    pub fn amid_exchange(&self, work: impl FnOnce()) {
+        let (slot, counters) = (self.table.slot(None), Rc::default());
+        let subject = Subject::new(None, Method::GET, "", "/");
+        let _exchange_context = self.context(&slot, &subject, &counters);
+        work();
+    }
+
+    /// How many exchanges have ended like this.
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        self.metrics.ended(outcome)
+    }
+
+    fn context<'a>(
+        &'a self,
+        slot: &'a SlotRef,
+        subject: &'a Subject,
+        counters: &'a Rc<[Arc<RouteCounters>]>,
+    ) -> ExchangeContext<'a> {
+        metrics::inc(&self.metrics.exchanges);
+        ExchangeContext {
+            slot,
+            waited: Cell::new(0),
+            subject,
+            config: &self.config,
+            counters,
+            route: Cell::new(None),
+            place: RefCell::default(),
+            record: RefCell::default(),
+            begun: None,
+            status: Cell::new(0),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            head: RefCell::default(),
+            budget: &self.budget,
+            rest: Cell::new(0),
+            complete: Cell::new(false),
+            outcome: Cell::new(None),
+            cause: OnceCell::new(),
+            told: Cell::new(false),
+            is_tunnel: false,
+            metrics: &self.metrics,
+            repeats: &self.repeats,
+        }
     }
 
     /// The first head that is not an interim one (RFC 9110 §15.2).
@@ -180,30 +236,8 @@ impl Stage {
         let codec = RefCell::new(ServerCodec::new(Stream::unix(client, None, None)));
         let subject = Subject::new(None, Method::GET, "", "/");
         let counters = Rc::default();
-        metrics::inc(&self.metrics.exchanges);
-        let exchange_context = ExchangeContext {
-            slot: &slot,
-            waited: Cell::new(0),
-            subject: &subject,
-            config: &self.config,
-            counters: &counters,
-            route: Cell::new(None),
-            place: RefCell::default(),
-            record: RefCell::default(),
-            begun: None,
-            status: Cell::new(0),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            head: RefCell::default(),
-            budget: &self.budget,
-            rest: Cell::new(0),
-            complete: Cell::new(true),
-            outcome: Cell::new(None),
-            cause: OnceCell::new(),
-            told: Cell::new(false),
-            is_tunnel: false,
-            metrics: &self.metrics,
-        };
+        let exchange_context = self.context(&slot, &subject, &counters);
+        exchange_context.complete.set(true);
         let room = ReadSize::new(4096, true, true);
         let client = Client::new(&codec, &exchange_context, &self.buffers, room);
         let mut download = Download::new(&client, upstream, None, head, true, Limits::default());

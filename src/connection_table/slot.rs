@@ -139,8 +139,28 @@ impl SlotRef {
     }
 
     /// What the task waits for next must come within `limit`; `None` = it may take for ever.
-    pub fn set_deadline(&self, limit: Option<Duration>) {
+    fn set_deadline(&self, limit: Option<Duration>) {
         self.start(limit, limit);
+    }
+
+    /// Nothing stands under a deadline any more.
+    pub fn clear_deadline(&self) {
+        self.set_deadline(None);
+    }
+
+    /// Whether `progress` has been the same for `limit`; `seen` is what it was at the last call, and `None` before the first.
+    /// Whatever waits for more than one thing to happen has its deadline from here, so that none counts time while its
+    /// progress goes on.
+    pub fn is_late<P: PartialEq + Copy>(
+        &self,
+        seen: &mut Option<P>,
+        progress: P,
+        limit: Option<Duration>,
+    ) -> bool {
+        if seen.replace(progress) != Some(progress) {
+            self.set_deadline(limit);
+        }
+        self.is_overdue()
     }
 
     /// The same for the `rest` of a time-out of `limit`.

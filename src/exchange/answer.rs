@@ -1,9 +1,8 @@
 //! The answer to a request, before an adapter writes it as its protocol wants it.
 
-use bytes::Bytes;
-use http::{StatusCode, header::HeaderMap};
+use http::StatusCode;
 
-use crate::{exchange::body::Body, http1::client::Upstream};
+use crate::{exchange::body::Body, fields::Fields, http1::client::Upstream};
 
 /// An answer, ready to be sent.
 #[derive(Debug)]
@@ -11,9 +10,9 @@ pub struct Answer<'a> {
     /// Its status.
     pub status: StatusCode,
     /// Its reason, where it is not the usual one.
-    pub reason: Option<Bytes>,
+    pub reason: Option<Box<[u8]>>,
     /// Its fields; framing and Connection are not among them.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Its body.
     pub body: Body<'a>,
     /// Behind a 101: what the client is joined with.
@@ -22,7 +21,7 @@ pub struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     /// An answer of ours.
-    pub fn new(status: StatusCode, headers: HeaderMap, body: Body<'a>) -> Answer<'a> {
+    pub fn new(status: StatusCode, headers: Fields, body: Body<'a>) -> Answer<'a> {
         Answer {
             status,
             reason: None,

@@ -109,12 +109,29 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Says something before the answer; dropped where too much waits already.
-    pub fn say(&self, interim: &[u8]) {
+    /// Sends an interim response before the final one. It is dropped where too many bytes wait for the client already; a
+    /// large one waits only while the exchange pays for a large head.
+    pub fn say(&self, interim: Vec<u8>) {
         let mut codec = self.codec.borrow_mut();
-        if codec.interim.len() + interim.len() <= MAX_INTERIM {
-            codec.interim.extend_from_slice(interim);
+        let is_paid = self.exchange_context.holds_head();
+        if codec.interim.len() + interim.len() > MAX_INTERIM && !is_paid {
+            return;
         }
+        if codec.interim.is_empty() {
+            codec.interim = interim;
+        } else {
+            codec.interim.extend_from_slice(&interim);
+        }
+    }
+
+    /// Bytes of interim responses that wait for the client.
+    pub fn interim_len(&self) -> usize {
+        self.codec.borrow().interim.len()
+    }
+
+    /// Whether no interim response waits for the client any more, or never will be taken.
+    pub fn has_told(&self, context: &mut Context<'_>) -> bool {
+        self.codec.borrow_mut().poll_interim(context).is_ready()
     }
 
     /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;

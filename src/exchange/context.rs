@@ -21,6 +21,7 @@ use crate::{
     observe::{
         log::{self, Record},
         metrics::{self, Metrics, RouteCounters},
+        repeats::Repeats,
     },
     outcome::Outcome,
 };
@@ -70,6 +71,8 @@ pub struct ExchangeContext<'a> {
     pub is_tunnel: bool,
     /// Everybody's counters.
     pub metrics: &'a Arc<Metrics>,
+    /// Warnings that the log gets as one line a second.
+    pub repeats: &'a Repeats,
 }
 
 impl<'a> ExchangeContext<'a> {
@@ -114,6 +117,7 @@ impl<'a> ExchangeContext<'a> {
             told: Cell::new(false),
             is_tunnel: false,
             metrics: &worker.metrics,
+            repeats: &worker.repeats,
         }
     }
 

@@ -103,29 +103,24 @@ impl Deadline {
         upstream: Option<&Stream>,
     ) -> bool {
         let is_new = self.wait != Some(wait);
-        if is_new {
-            self.wait = Some(wait);
-        }
         if let Wait::Upstream(_) = wait {
             if is_new {
+                self.wait = Some(wait);
                 slot.goes_on(TimerKind::Work);
             }
             let sign = || upstream.map_or(0, |io| socket::taken(&io.socket()));
             return slot.is_stalled(TimerKind::Work, wait.limit(limits), sign);
         }
-        if is_new {
-            if let Wait::Client(_) = wait {
-                slot.client_blocks();
-            }
-            slot.set_deadline(wait.limit(limits));
+        if is_new && let Wait::Client(_) = wait {
+            slot.client_blocks();
         }
-        slot.is_overdue()
+        slot.is_late(&mut self.wait, wait, wait.limit(limits))
     }
 
     /// Nothing is waited for any more.
     pub fn end(&mut self, slot: &SlotRef) {
         if self.wait.take().is_some() {
-            slot.set_deadline(None);
+            slot.clear_deadline();
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     config::Level,
     connection_table::Directive,
     exchange::context::ExchangeContext,
-    observe::{log::Field, metrics},
+    observe::{log::Field, metrics, repeats::Kind},
     outcome::{Blame, Outcome},
     route::Route,
 };
@@ -97,6 +97,15 @@ impl ExchangeContext<'_> {
         } else {
             Level::Warn
         };
+        let message = if self.is_tunnel {
+            "tunnel ended"
+        } else {
+            "cut short"
+        };
+        let kind = Kind(message, outcome);
+        if level == Level::Warn && !self.repeats.is_first(kind, self.slot.now()) {
+            return;
+        }
         let cause = self.cause.get().map_or("", |cause| cause);
         let (status, received, sent) = (self.status.get(), self.received.get(), self.sent.get());
         let fields: [Field<'_>; 5] = [
@@ -107,11 +116,6 @@ impl ExchangeContext<'_> {
             ("reason", &cause),
         ];
         let count = if cause.is_empty() { 4 } else { 5 };
-        let message = if self.is_tunnel {
-            "tunnel ended"
-        } else {
-            "cut short"
-        };
         let told = fields.get(..count).unwrap_or_default();
         self.subject.tell(level, message, self.route(), told);
     }
@@ -143,9 +147,24 @@ impl Drop for ExchangeContext<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use crate::exchange::subject::Subject;
     use http::Method;
+
+    use crate::{exchange::subject::Subject, outcome::Outcome, test_support::Stage};
+
+    #[test]
+    fn an_exchange_that_a_panic_ends_is_counted_as_that() {
+        let stage = Stage::new();
+        stage.amid_exchange(|| {});
+        let outcomes = || [Outcome::Panicked, Outcome::ClientGone].map(|it| stage.ended(it));
+        assert_eq!(outcomes(), [0, 1]);
+        let bug = AssertUnwindSafe(|| stage.amid_exchange(|| panic!("a bug")));
+        assert!(catch_unwind(bug).is_err());
+        assert_eq!(outcomes(), [1, 1]);
+        stage.amid_exchange(|| {});
+        assert_eq!(outcomes(), [1, 2], "the next one is none of its");
+    }
 
     #[test]
     fn a_subject_keeps_what_a_line_shows() {

@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, StatusCode, header::HeaderMap};
+use http::{Method, StatusCode};
 use http_body::Body as _;
 
 use crate::{
@@ -46,6 +46,7 @@ use crate::{
         upstream_request::content_length,
     },
     failure::Failure,
+    fields::Fields,
     http1::{
         client::Upstream,
         headers::{self, Present},
@@ -70,7 +71,7 @@ impl<'a> Exchange<'a> {
         let method = &self.client.exchange_context.subject.method;
         let config = &self.state.config;
         if path == "*" {
-            return empty(StatusCode::NO_CONTENT, HeaderMap::new());
+            return empty(StatusCode::NO_CONTENT, Fields::new());
         }
         let is_health = path == config.health_path;
         let is_outside = holds_parent_segment(path);
@@ -90,7 +91,7 @@ impl<'a> Exchange<'a> {
         let grant = match policy.map(|policy| policy.judge(method, &parts.headers)) {
             Some(Verdict::Answer(status, headers)) => return empty(status, headers),
             Some(Verdict::Refused(headers)) => {
-                return self.refuse_preflight(policy, &parts, headers);
+                return self.refuse_preflight(policy, &parts, &headers);
             }
             Some(Verdict::Grant(grant)) => grant,
             None => Grant::default(),

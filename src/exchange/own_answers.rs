@@ -2,7 +2,7 @@
 
 use http::{
     Method, StatusCode,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderValue},
 };
 
 use crate::{
@@ -11,8 +11,9 @@ use crate::{
     direct::{Redirect, Response},
     exchange::{answer::Answer, body::Body, scope::Exchange},
     failure::Failure,
+    fields::Fields,
     http1::request::RequestHead,
-    observe::{health, log},
+    observe::{health, log, repeats::Kind},
     outcome::Blame,
     route::Route,
 };
@@ -24,14 +25,14 @@ impl<'a> Exchange<'a> {
         &self,
         policy: Option<&Cors>,
         parts: &RequestHead,
-        headers: HeaderMap,
+        headers: &Fields,
     ) -> Answer<'a> {
         let is_told = log::enabled(Level::Debug);
         let reason = policy
             .filter(|_| is_told)
             .map(|it| it.explain(&parts.headers));
         let mut answer = self.fail(&Failure::PreflightRefused(reason.unwrap_or_default()));
-        answer.headers.extend(headers);
+        answer.headers.extend(headers.iter());
         answer
     }
 
@@ -44,8 +45,8 @@ impl<'a> Exchange<'a> {
         let Some(location) = location else {
             return self.fail(&Failure::HostUnusable);
         };
-        let mut headers = HeaderMap::new();
-        headers.insert(header::LOCATION, location);
+        let mut headers = Fields::new();
+        headers.append(header::LOCATION, location);
         route.response_headers.apply(&mut headers);
         empty(redirect.status, headers)
     }
@@ -57,22 +58,18 @@ impl<'a> Exchange<'a> {
             Method::GET | Method::HEAD
         ) {
             let mut answer = self.fail(&Failure::MethodNotAllowed);
-            answer
-                .headers
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            answer.headers.set(header::ALLOW, "GET, HEAD");
             return answer;
         }
-        let accept = parts.headers.get(header::ACCEPT).map(HeaderValue::as_bytes);
+        let accept = parts.headers.get(header::ACCEPT);
         let (status, kind, text) =
             self.state
                 .report
                 .answer(accept, parts.uri.query(), self.worker.draining.get());
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static(health::CACHE_CONTROL),
-        );
+        let headers = Fields::from_iter([
+            (header::CONTENT_TYPE, kind),
+            (header::CACHE_CONTROL, health::CACHE_CONTROL),
+        ]);
         Answer::new(status, headers, Body::Made(text))
     }
 
@@ -82,19 +79,8 @@ impl<'a> Exchange<'a> {
         exchange_context.note(failure.outcome());
         exchange_context.told.set(true);
         self.tell(failure);
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
-        if let Some(seconds) = failure.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
-        }
-        if let Some(methods) = failure.allow() {
-            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
-        }
         let text = failure.sentence().as_bytes();
-        Answer::new(failure.status(), headers, Body::Own(text))
+        Answer::new(failure.status(), failure.fields(), Body::Own(text))
     }
 
     /// Tells the log why there is no answer; where a bound was full, which one, and how long the request waited for it.
@@ -103,7 +89,10 @@ impl<'a> Exchange<'a> {
         let exchange_context = self.client.exchange_context;
         let repeats = &self.worker.repeats;
         if failure.blame() == Blame::Proxy
-            && !repeats.is_first(failure.outcome().word(), self.worker.table.now())
+            && !repeats.is_first(
+                Kind("no answer", failure.outcome()),
+                self.worker.table.now(),
+            )
         {
             return;
         }
@@ -142,9 +131,9 @@ impl<'a> Exchange<'a> {
 
 /// A fixed response, whatever the method and the rest of the path.
 pub fn respond_directly(route: &Route, response: &Response) -> Answer<'static> {
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     if let Some(kind) = &response.content_type {
-        headers.insert(header::CONTENT_TYPE, kind.clone());
+        headers.append(header::CONTENT_TYPE, kind);
     }
     route.response_headers.apply(&mut headers);
     Answer::new(response.status, headers, Body::Made(response.body.clone()))
@@ -153,14 +142,14 @@ pub fn respond_directly(route: &Route, response: &Response) -> Answer<'static> {
 /// The redirect to a path that ends with a slash.
 pub fn add_slash(route: &Route, query: Option<&str>) -> Answer<'static> {
     let query = query.map_or_else(String::new, |query| format!("?{query}"));
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     if let Ok(location) = HeaderValue::try_from(format!("{}{query}", route.path)) {
-        headers.insert(header::LOCATION, location);
+        headers.append(header::LOCATION, location);
     }
     empty(StatusCode::TEMPORARY_REDIRECT, headers)
 }
 
 /// An answer without a body.
-pub fn empty(status: StatusCode, headers: HeaderMap) -> Answer<'static> {
+pub fn empty(status: StatusCode, headers: Fields) -> Answer<'static> {
     Answer::new(status, headers, Body::Own(b""))
 }

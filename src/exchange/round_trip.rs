@@ -22,7 +22,6 @@ use crate::{
     failure::Failure,
     http1::{
         client::Upstream,
-        headers,
         response_head::{Head, MAX_HEAD},
     },
     memory::{budget::LARGE_HEAD, queue::Claim},
@@ -230,6 +229,13 @@ impl InFlight<'_> {
     ) -> Poll<Result<Option<Head>, RoundTripError>> {
         let exchange_context = self.attempt.client.exchange_context;
         loop {
+            if self.interim > 0
+                && upstream.unread().is_empty()
+                && self.attempt.client.has_told(context)
+            {
+                // the next head is another one
+                exchange_context.free_head();
+            }
             if !self.unread {
                 match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
                     Ok(0) => {
@@ -275,10 +281,6 @@ impl InFlight<'_> {
                 }
                 self.take_interim(head, upload)?;
             }
-            if upstream.unread().is_empty() {
-                // the next head is another one
-                exchange_context.free_head();
-            }
         }
     }
 
@@ -317,11 +319,9 @@ impl InFlight<'_> {
         text.push(b' ');
         text.extend_from_slice(head.status.canonical_reason().unwrap_or("").as_bytes());
         text.extend_from_slice(b"\r\n");
-        for (name, value) in &head.headers {
-            headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
-        }
+        head.headers.write(&mut text);
         text.extend_from_slice(b"\r\n");
-        self.attempt.client.say(&text);
+        self.attempt.client.say(text);
     }
 
     fn closed(&self, upload: &Upload, upstream: &Upstream, reason: &str) -> RoundTripError {

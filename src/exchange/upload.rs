@@ -11,6 +11,7 @@ use tokio::io::AsyncWrite as _;
 
 use crate::{
     exchange::client::Client,
+    fields::line,
     http1::{headers, write_buffer::WriteBuffer},
     net::Stream,
     yield_budget::YieldBudget,
@@ -198,8 +199,9 @@ impl Upload {
         }
         let mut text = b"0\r\n".to_vec();
         for (name, value) in trailers {
+            let name = name.as_str().as_bytes();
             if headers::passes_behind(name, &self.withheld) {
-                headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+                line(&mut text, name, value.as_bytes());
             }
         }
         text.extend_from_slice(b"\r\n");

@@ -1,6 +1,6 @@
 //! The request as the upstream gets it: its head written anew, its body announced.
 
-use http::header::{self, HeaderMap};
+use http::header;
 use http_body::Body as _;
 
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
         scope::Exchange,
         upload::{Upload, UploadBody},
     },
+    fields::{Fields, line},
     http1::{
         headers::{self, Present},
         request::RequestHead,
@@ -63,12 +64,13 @@ impl Exchange<'_> {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
             withheld.extend(route.request_headers.names().cloned());
             if present.connection {
-                withheld.extend(headers::nominated(headers));
+                withheld.extend(headers::nominated(headers.get_all(header::CONNECTION)));
             }
             if present.trailer
-                && let Some(names) = headers::announced_trailers(headers, &withheld)
+                && let Some(names) =
+                    headers::joined_trailers(headers.get_all(header::TRAILER), &withheld)
             {
-                headers::line(&mut out, b"trailer", names.as_bytes());
+                line(&mut out, b"trailer", &names);
             }
         }
         let is_websocket = present.upgrade && !has_body && headers::wants_websocket(parts);
@@ -114,8 +116,8 @@ impl Exchange<'_> {
 }
 
 /// The length that a request announces.
-pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+pub fn content_length(headers: &Fields) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
-        .and_then(|value| request_head::decimal(value.as_bytes()))
+        .and_then(request_head::decimal)
 }

@@ -1,30 +1,41 @@
 //! Which fields travel on, which stay behind, and which are written anew.
 //!
-//! Pure. Requests are written to the upstream straight from the client's fields, in their order; nothing is removed
-//! from a map on the way, for removal would reorder it.
+//! Pure. Requests are written to the upstream straight from the client's fields, in their order. Names are in lower case
+//! here.
 
 use std::net::IpAddr;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, UPGRADE};
 
-use crate::{http1::request::RequestHead, route::Edits};
+use crate::{
+    fields::{Fields, line, members},
+    http1::{
+        chunked,
+        cursor::{Cursor, LineEnd},
+        request::RequestHead,
+    },
+    route::Edits,
+};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Hop-by-hop by themselves (RFC 9110 §7.6.1), in one direction or both.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
+const HOP_BY_HOP: [&[u8]; 9] = [
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
 ];
+
+/// Fields of a trailer section that are passed on; more are malformed.
+const MAX_TRAILERS: usize = 64;
 
 /// Which of the fields that matter to a proxy a request has: one pass over the names instead of a look-up for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,20 +68,20 @@ pub struct Present {
 
 impl Present {
     /// Looks at every name once.
-    pub fn of(headers: &HeaderMap) -> Present {
+    pub fn of(headers: &Fields) -> Present {
         let mut present = Present::default();
-        for name in headers.keys() {
-            let flag = match name.as_str() {
-                "connection" => &mut present.connection,
-                "content-length" => &mut present.content_length,
-                "expect" => &mut present.expect,
-                "te" => &mut present.te,
-                "trailer" => &mut present.trailer,
-                "transfer-encoding" => &mut present.transfer_encoding,
-                "upgrade" => &mut present.upgrade,
-                "x-forwarded-for" => &mut present.forwarded_for,
-                "x-forwarded-host" => &mut present.forwarded_host,
-                "x-forwarded-proto" => &mut present.forwarded_proto,
+        for (name, _) in headers.iter() {
+            let flag = match name {
+                b"connection" => &mut present.connection,
+                b"content-length" => &mut present.content_length,
+                b"expect" => &mut present.expect,
+                b"te" => &mut present.te,
+                b"trailer" => &mut present.trailer,
+                b"transfer-encoding" => &mut present.transfer_encoding,
+                b"upgrade" => &mut present.upgrade,
+                b"x-forwarded-for" => &mut present.forwarded_for,
+                b"x-forwarded-host" => &mut present.forwarded_host,
+                b"x-forwarded-proto" => &mut present.forwarded_proto,
                 _ => continue,
             };
             *flag = true;
@@ -82,79 +93,77 @@ impl Present {
 /// What a message's Connection fields say of the others.
 #[derive(Debug, Clone, Copy)]
 pub struct Hops<'a> {
-    headers: &'a HeaderMap,
+    headers: &'a Fields,
     /// Connection lists a name that is not hop-by-hop by itself.
     nominates: bool,
 }
 
 impl<'a> Hops<'a> {
     /// Reads the Connection fields.
-    pub fn of(headers: &'a HeaderMap) -> Hops<'a> {
+    pub fn of(headers: &'a Fields) -> Hops<'a> {
         let nominates = connection_options(headers).any(nominates);
         Hops { headers, nominates }
     }
 
     /// Whether a field ends its journey here.
-    pub fn stays_behind(&self, name: &HeaderName) -> bool {
-        let name = name.as_str();
+    pub fn stays_behind(&self, name: &[u8]) -> bool {
         is_hop_by_hop(name) || (self.nominates && self.is_nominated(name))
     }
 
-    fn is_nominated(&self, name: &str) -> bool {
-        !is_end_to_end(name)
+    fn is_nominated(&self, name: &[u8]) -> bool {
+        is_nominable(name)
             && connection_options(self.headers).any(|option| option.eq_ignore_ascii_case(name))
     }
 }
 
 /// Whether a connection option is the name of a field that is not hop-by-hop by itself.
-pub fn nominates(option: &str) -> bool {
-    !option.eq_ignore_ascii_case("close")
+pub fn nominates(option: &[u8]) -> bool {
+    !option.eq_ignore_ascii_case(b"close")
         && !HOP_BY_HOP
             .iter()
             .any(|name| option.eq_ignore_ascii_case(name))
 }
 
-/// Whether a field of this (lower-case) name is hop-by-hop by itself.
-pub fn is_hop_by_hop(name: &str) -> bool {
+/// Whether a field of this name is hop-by-hop by itself.
+pub fn is_hop_by_hop(name: &[u8]) -> bool {
     match name.len() {
         2 | 7 | 10 | 16 | 17 | 18 | 19 => HOP_BY_HOP.contains(&name),
         _ => false,
     }
 }
 
-/// What Connection may not take away: a client that lists these would steal them from the hops behind us.
-fn is_end_to_end(name: &str) -> bool {
-    name.starts_with("content-")
-        || name.starts_with("x-forwarded-")
+/// Whether Connection may take a field of this name away: not what the other side, or a hop behind us, cannot do without.
+pub fn is_nominable(name: &[u8]) -> bool {
+    let is_kept = name.starts_with(b"content-")
+        || name.starts_with(b"x-forwarded-")
         || matches!(
             name,
-            "host"
-                | "authorization"
-                | "cookie"
-                | "cache-control"
-                | "expect"
-                | "date"
-                | "set-cookie"
-                | "location"
-        )
+            b"host"
+                | b"authorization"
+                | b"cookie"
+                | b"cache-control"
+                | b"expect"
+                | b"date"
+                | b"set-cookie"
+                | b"location"
+                | b"vary"
+        );
+    !is_kept
 }
 
 /// The options of all Connection fields.
-pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let fields = headers.get_all(header::CONNECTION).iter();
-    fields
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|option| !option.is_empty())
+pub fn connection_options(headers: &Fields) -> impl Iterator<Item = &[u8]> {
+    members(headers.get_all(CONNECTION))
 }
 
 /// The names that Connection lists: fields of these names end here too where they stand in a trailer section (RFC 9110
 /// §7.6.1).
-pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    connection_options(headers)
+pub fn nominated<'a>(
+    connection: impl Iterator<Item = &'a [u8]>,
+) -> impl Iterator<Item = HeaderName> {
+    members(connection)
         .filter(|option| nominates(option))
-        .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
+        .filter_map(|option| HeaderName::from_bytes(option).ok())
 }
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
@@ -165,32 +174,21 @@ pub fn wants_websocket(parts: &RequestHead) -> bool {
 }
 
 /// Whether Upgrade is `websocket`, and Connection means it.
-pub fn is_websocket(headers: &HeaderMap) -> bool {
-    let mut upgrades = headers.get_all(header::UPGRADE).iter();
-    let upgrade = upgrades
-        .next()
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    upgrade
-        && upgrades.next().is_none()
-        && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+pub fn is_websocket(headers: &Fields) -> bool {
+    let upgrade = headers.only(UPGRADE);
+    upgrade.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+        && connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// Whether the sender takes trailers (`TE: trailers`, RFC 9110 §10.1.4).
-pub fn takes_trailers(headers: &HeaderMap) -> bool {
-    let fields = headers
-        .get_all(header::TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    fields
-        .flat_map(|value| value.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+pub fn takes_trailers(headers: &Fields) -> bool {
+    members(headers.get_all(TE)).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Whether a field may stand in a trailer section: none that frames, routes, authenticates, modifies the request, controls
 /// the response or describes the content (RFC 9110 §6.5.1). What a CGI-like server would read as such a name may not either.
-pub fn may_trail(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let may = if name.bytes().all(is_plain) {
+pub fn may_trail(name: &[u8]) -> bool {
+    let may = if name.iter().all(|&byte| is_plain(byte)) {
         !is_control(name)
     } else {
         !is_control(&plain(name))
@@ -198,79 +196,71 @@ pub fn may_trail(name: &HeaderName) -> bool {
     may && !is_twin(name)
 }
 
-/// Fields that belong to the head alone; the name is in lower case.
-fn is_control(name: &str) -> bool {
-    const FAMILIES: [&str; 6] = [
-        "content-",
-        "access-control-",
-        "accept",
-        "if-",
-        "proxy-",
-        "sec-",
+/// Fields that belong to the head alone.
+fn is_control(name: &[u8]) -> bool {
+    const FAMILIES: [&[u8]; 6] = [
+        b"content-",
+        b"access-control-",
+        b"accept",
+        b"if-",
+        b"proxy-",
+        b"sec-",
     ];
     is_hop_by_hop(name)
         || is_forwarding(name)
         || is_reserved(name)
-        || name.ends_with("cache-control")
+        || name.ends_with(b"cache-control")
         || FAMILIES.iter().any(|family| name.starts_with(family))
         || matches!(
             name,
-            "host"
-                | "age"
-                | "authorization"
-                | "cookie"
-                | "cookie2"
-                | "date"
-                | "expect"
-                | "expires"
-                | "from"
-                | "location"
-                | "max-forwards"
-                | "origin"
-                | "pragma"
-                | "range"
-                | "referer"
-                | "retry-after"
-                | "set-cookie"
-                | "set-cookie2"
-                | "user-agent"
-                | "vary"
-                | "via"
-                | "warning"
-                | "www-authenticate"
+            b"host"
+                | b"age"
+                | b"authorization"
+                | b"cookie"
+                | b"cookie2"
+                | b"date"
+                | b"expect"
+                | b"expires"
+                | b"from"
+                | b"location"
+                | b"max-forwards"
+                | b"origin"
+                | b"pragma"
+                | b"range"
+                | b"referer"
+                | b"retry-after"
+                | b"set-cookie"
+                | b"set-cookie2"
+                | b"user-agent"
+                | b"vary"
+                | b"via"
+                | b"warning"
+                | b"www-authenticate"
         )
 }
 
-/// A byte of a (lower-case) name that every reader takes for itself.
+/// A byte of a name that every reader takes for itself.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'-'
 }
 
 /// A name as a CGI-like server reads it: what is no letter or digit is a `-` to it.
-fn plain(name: &str) -> String {
-    let read = |byte: u8| {
-        if is_plain(byte) {
-            char::from(byte)
-        } else {
-            '-'
-        }
-    };
-    name.bytes().map(read).collect()
+fn plain(name: &[u8]) -> Vec<u8> {
+    let read = |&byte: &u8| if is_plain(byte) { byte } else { b'-' };
+    name.iter().map(read).collect()
 }
 
 /// Reads a trailer section, its closing empty line included; what may not stand there is left out, and so are the
 /// `withheld` names. `None` where it is malformed.
 pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMap> {
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields)
-    else {
-        return None;
-    };
-    let mut trailers = HeaderMap::new();
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        let value = HeaderValue::from_bytes(field.value).ok()?;
-        if passes_behind(&name, withheld) {
+    let (mut cursor, mut trailers) = (Cursor::new(section), HeaderMap::new());
+    while let Some(place) = cursor.field(LineEnd::CrLf).ok()? {
+        if trailers.len() == MAX_TRAILERS {
+            return None;
+        }
+        let name = HeaderName::from_bytes(place.name(section)).ok()?;
+        let value = HeaderValue::from_bytes(place.value(section)).ok()?;
+        if passes_behind(name.as_str().as_bytes(), withheld) {
             trailers.append(name, value);
         }
     }
@@ -279,44 +269,44 @@ pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMa
 
 /// Whether a field may stand in a trailer section, and neither it nor its twin is withheld: what the operator sets or
 /// removes (a set field is not added there, it stands in the head), and what Connection lists.
-pub fn passes_behind(name: &HeaderName, withheld: &[HeaderName]) -> bool {
-    let is_withheld = |other: &HeaderName| reads_as(name.as_str(), other.as_str());
+pub fn passes_behind(name: &[u8], withheld: &[HeaderName]) -> bool {
+    let is_withheld = |other: &HeaderName| reads_as(name, other.as_ref());
     may_trail(name) && !withheld.iter().any(is_withheld)
 }
 
-/// Whether a (lower-case) name tells of the hops before us.
-pub fn is_forwarding(name: &str) -> bool {
-    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+/// Whether a name tells of the hops before us.
+pub fn is_forwarding(name: &[u8]) -> bool {
+    name == b"forwarded" || name == b"x-real-ip" || name.starts_with(b"x-forwarded-")
 }
 
 /// Names with a `-` that another name could be taken for; the others have no twins.
-const TWINNED: [&str; 7] = [
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "transfer-encoding",
-    "x-real-ip",
+const TWINNED: [&[u8]; 7] = [
+    b"content-length",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"x-real-ip",
 ];
 
-/// Whether a (lower-case) name would be taken for a hop-by-hop or forwarding one by a CGI-like server (WSGI, PHP, Rack),
-/// to which every byte that is no letter or digit is the same: `x_forwarded_for`, `transfer.encoding`.
+/// Whether a name would be taken for a hop-by-hop or forwarding one by a CGI-like server (WSGI, PHP, Rack), to which every
+/// byte that is no letter or digit is the same: `x_forwarded_for`, `transfer.encoding`.
 ///
 /// No name is scanned unless its length and its first letter are those of a twin.
-pub fn is_twin(name: &str) -> bool {
-    const PREFIX: &str = "x-forwarded-";
-    let (bytes, is_any) = (name.as_bytes(), |twinned: &[&str]| {
+pub fn is_twin(name: &[u8]) -> bool {
+    const PREFIX: &[u8] = b"x-forwarded-";
+    let is_any = |twinned: &[&[u8]]| {
         twinned
             .iter()
             .any(|other| *other != name && reads_as(name, other))
-    });
-    match (bytes.first(), name.len()) {
+    };
+    match (name.first(), name.len()) {
         (Some(b'x'), 9) => is_any(&TWINNED),
         (Some(b'x'), len) if len >= PREFIX.len() => {
             name.get(..PREFIX.len())
                 .is_some_and(|prefix| reads_as(prefix, PREFIX))
-                && !bytes.iter().copied().all(is_plain)
+                && !name.iter().copied().all(is_plain)
         }
         (Some(b'c'), 14) | (Some(b'k'), 10) | (Some(b'p'), 16 | 18 | 19) | (Some(b't'), 17) => {
             is_any(&TWINNED)
@@ -325,12 +315,12 @@ pub fn is_twin(name: &str) -> bool {
     }
 }
 
-/// Whether two (lower-case) names are one to a reader that takes every byte that is no letter or digit for the same.
-fn reads_as(name: &str, other: &str) -> bool {
+/// Whether two names are one to a reader that takes every byte that is no letter or digit for the same.
+fn reads_as(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len()
         && name
-            .bytes()
-            .zip(other.bytes())
+            .iter()
+            .zip(other)
             .all(|(a, b)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric()))
 }
 
@@ -339,8 +329,9 @@ fn reads_as(name: &str, other: &str) -> bool {
 const CERTIFICATE_SUBJECT: &str = "x-client-cert-subject";
 
 /// Whether a (lower-case) name is, or reads as, one that the proxy alone sets.
-fn is_reserved(name: &str) -> bool {
-    name.len() == CERTIFICATE_SUBJECT.len() && reads_as(name, CERTIFICATE_SUBJECT)
+fn is_reserved(name: &[u8]) -> bool {
+    let reserved = CERTIFICATE_SUBJECT.as_bytes();
+    name.len() == reserved.len() && reads_as(name, reserved)
 }
 
 /// What a request is told of where it came from.
@@ -364,7 +355,7 @@ pub struct Sender<'a> {
 /// one that only reads like it (`X_User` where `X-User` is set).
 pub fn write_request(
     out: &mut Vec<u8>,
-    headers: &HeaderMap,
+    headers: &Fields,
     present: &Present,
     edits: &Edits,
     host: &[u8],
@@ -381,18 +372,17 @@ pub fn write_request(
     };
     let is_edited = edits.names().next().is_some();
     line(out, b"host", host);
-    for (name, value) in headers {
-        let text = name.as_str();
-        if name == header::HOST || hops.stays_behind(name) || is_twin(text) || is_reserved(text) {
+    for (name, value) in headers.iter() {
+        if name == b"host" || hops.stays_behind(name) || is_twin(name) || is_reserved(name) {
             continue;
         }
-        if is_edited && edits.names().any(|other| reads_as(text, other.as_str())) {
+        if is_edited && edits.names().any(|other| reads_as(name, other.as_ref())) {
             continue;
         }
-        if is_forwarding(text) && (!sender.trusted || text == "x-forwarded-for") {
+        if is_forwarding(name) && (!sender.trusted || name == b"x-forwarded-for") {
             continue;
         }
-        line(out, text.as_bytes(), value.as_bytes());
+        line(out, name, value);
     }
     if !edits.touches(&FORWARDED_FOR) {
         forwarded_for(out, headers, present, sender);
@@ -412,20 +402,20 @@ pub fn write_request(
     {
         line(out, CERTIFICATE_SUBJECT.as_bytes(), subject.as_bytes());
     }
-    for (name, value) in edits.set.iter().filter(|(name, _)| name != header::HOST) {
+    for (name, value) in edits.set.iter().filter(|(name, _)| name != HOST) {
         line(out, name.as_str().as_bytes(), value.as_bytes());
     }
 }
 
 /// Whether X-Forwarded-Proto says that the client came by https; of several hops the first counts, which saw the client.
-pub fn says_https(headers: &HeaderMap) -> bool {
+pub fn says_https(headers: &Fields) -> bool {
     let first = headers
-        .get(&FORWARDED_PROTO)
-        .and_then(|proto| proto.as_bytes().split(|byte| *byte == b',').next());
+        .get(FORWARDED_PROTO)
+        .and_then(|proto| proto.split(|byte| *byte == b',').next());
     first.is_some_and(|proto| proto.trim_ascii().eq_ignore_ascii_case(b"https"))
 }
 
-fn forwarded_for(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, sender: Sender<'_>) {
+fn forwarded_for(out: &mut Vec<u8>, headers: &Fields, present: &Present, sender: Sender<'_>) {
     let is_kept = sender.trusted && present.forwarded_for;
     if !is_kept && sender.client.is_none() {
         return;
@@ -434,12 +424,11 @@ fn forwarded_for(out: &mut Vec<u8>, headers: &HeaderMap, present: &Present, send
     let start = out.len();
     if is_kept {
         for value in headers
-            .get_all("x-forwarded-for")
-            .iter()
+            .get_all(FORWARDED_FOR)
             .filter(|value| !value.is_empty())
         {
             separate(out, start);
-            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(value);
         }
     }
     if let Some(client) = sender.client {
@@ -476,14 +465,6 @@ fn separate(out: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// Appends one field line.
-pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
 /// Appends the fields that are for the next hop alone: `TE` and `Upgrade`, each with its option in `Connection` (RFC 9110
 /// §7.6.1, §7.8, §10.1.4).
 pub fn hop_fields(out: &mut Vec<u8>, takes_trailers: bool, is_websocket: bool) {
@@ -511,35 +492,31 @@ pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
-/// The names that a Trailer field announces and that pass, joined anew; `None` where none is left.
-pub fn announced_trailers(headers: &HeaderMap, withheld: &[HeaderName]) -> Option<HeaderValue> {
+/// The names that Trailer fields announce and that pass, joined anew; `None` where none is left.
+pub fn joined_trailers<'a>(
+    announced: impl Iterator<Item = &'a [u8]>,
+    withheld: &[HeaderName],
+) -> Option<Vec<u8>> {
     let mut names = Vec::new();
-    for value in headers.get_all(header::TRAILER) {
-        for name in value.to_str().unwrap_or_default().split(',') {
-            if HeaderName::from_bytes(name.trim().as_bytes())
-                .is_ok_and(|name| passes_behind(&name, withheld))
-            {
-                separate(&mut names, 0);
-                names.extend_from_slice(name.trim().as_bytes());
-            }
+    for name in members(announced) {
+        let is_token = name.iter().all(|&byte| chunked::is_token(byte));
+        if is_token && passes_behind(&name.to_ascii_lowercase(), withheld) {
+            separate(&mut names, 0);
+            names.extend_from_slice(name);
         }
     }
-    if names.is_empty() {
-        None
-    } else {
-        HeaderValue::from_bytes(&names).ok()
-    }
+    (!names.is_empty()).then_some(names)
 }
 
 /// Takes the names out of an answer's Trailer field that do not pass.
-pub fn announce(headers: &mut HeaderMap, withheld: &[HeaderName]) {
-    if withheld.is_empty() || !headers.contains_key(header::TRAILER) {
+pub fn announce(headers: &mut Fields, withheld: &[HeaderName]) {
+    if withheld.is_empty() || !headers.contains(TRAILER) {
         return;
     }
-    match announced_trailers(headers, withheld) {
-        Some(names) => headers.insert(header::TRAILER, names),
-        None => headers.remove(header::TRAILER),
-    };
+    match joined_trailers(headers.get_all(TRAILER), withheld) {
+        Some(names) => headers.set(TRAILER, names),
+        None => headers.remove(TRAILER),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 pub mod authority;
 pub mod chunked;
 pub mod client;
+pub mod cursor;
 pub mod headers;
+pub mod refusal;
 pub mod request;
 pub mod request_head;
 pub mod response_head;

@@ -4,7 +4,9 @@
 
 use std::ops::Range;
 
-use http::{HeaderMap, Method, Version, header};
+use http::{Method, Version, header};
+
+use crate::fields::Fields;
 
 /// The head of a request.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub struct RequestHead {
     /// HTTP/1.1 or HTTP/1.0.
     pub version: Version,
     /// Its fields.
-    pub headers: HeaderMap,
+    pub headers: Fields,
 }
 
 impl RequestHead {
@@ -25,7 +27,7 @@ impl RequestHead {
         let host = || {
             self.headers
                 .get(header::HOST)
-                .and_then(|host| host.to_str().ok())
+                .and_then(|host| str::from_utf8(host).ok())
         };
         self.uri.authority().or_else(host).unwrap_or_default()
     }

@@ -1,36 +1,35 @@
 //! The strict reading of a request head.
 //!
 //! What passes can be read in one way only, and it is known where the message ends. Pure: bytes in, a verdict out.
-//! RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. The fields are then taken out by
-//! httparse: a head that two readers do not agree on is refused.
+//! RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. A head is read once: where its fields
+//! stand is what the later steps work with.
 
-use std::{mem::MaybeUninit, net::Ipv6Addr};
+use std::net::Ipv6Addr;
 
-use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
-    header::{self, CONTENT_LENGTH},
+    HeaderValue, Method, Version,
+    header::{CONTENT_LENGTH, ORIGIN},
 };
 
 use crate::{
-    failure::METHODS,
+    failure::Failure,
+    fields::{Fields, Place},
     http1::{
         chunked::is_token,
-        headers,
+        cursor::{Cursor, Fault, LineEnd, find_lf},
         request::{RequestHead, RequestUri},
     },
-    outcome::Outcome,
 };
 
 /// A head that passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// Bytes before it to skip: one empty line (RFC 9112 §2.2).
     pub skip: usize,
     /// Its bytes behind those, the closing empty line included.
     pub len: usize,
-    /// How many fields it has.
-    pub fields: usize,
+    /// Where its fields stand, counted from its first byte.
+    pub fields: Vec<Place>,
     /// What follows it.
     pub framing: Framing,
     /// Where its target stands, counted from its first byte.
@@ -49,14 +48,14 @@ impl Head {
 }
 
 /// What a connection's next bytes came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
     /// A whole head that is ready to be handed on.
     Head(Head),
     /// The client has closed, with or without a part of one.
     End,
     /// Not to be served.
-    Refused(Refusal),
+    Refused(Failure),
 }
 
 /// How a request body is delimited (RFC 9112 §6.3).
@@ -68,32 +67,14 @@ pub enum Framing {
     Chunked,
 }
 
-/// Why a request is answered by a close before anybody looked at what it asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// 400, with what is wrong for the log.
-    Malformed(&'static str),
-    /// 400: the client speaks TLS, and this listener does not.
-    TlsHello,
-    /// 405: CONNECT.
-    Connect,
-    /// 408: the head was not complete in `server.header_timeout`.
-    HeadTimedOut,
-    /// 414: the target alone is over the limit.
-    TargetTooLong,
-    /// 431: the head is over `server.max_header_bytes`, or has too many fields.
-    HeadTooLarge,
-    /// 505: well-formed, but neither HTTP/1.1 nor HTTP/1.0.
-    Version,
-    /// 503: the memory budget has no room for this head.
-    NoMemory,
-}
-
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// More fields than any client of ours has; each costs memory in every parser on the way.
-const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
+
+/// Fields that there is room for at once: browsers send 10 to 15.
+pub const USUAL_FIELDS: usize = 16;
 
 /// Bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
 const MAX_METHOD: usize = 64;
@@ -101,110 +82,30 @@ const MAX_METHOD: usize = 64;
 /// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
 const MAX_TARGET: usize = 65_534;
 
-impl Refusal {
-    /// The status that is answered before the close.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Refusal::Malformed(_) | Refusal::TlsHello => StatusCode::BAD_REQUEST,
-            Refusal::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::HeadTimedOut => StatusCode::REQUEST_TIMEOUT,
-            Refusal::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Refusal::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-
-    /// One plain sentence for the client.
-    pub fn sentence(self) -> &'static str {
-        match self {
-            Refusal::Malformed(_) => "The request is malformed.\n",
-            Refusal::TlsHello => "This port speaks plain HTTP, not TLS.\n",
-            Refusal::Connect => "The method is not allowed.\n",
-            Refusal::HeadTimedOut => "The request head did not arrive in time.\n",
-            Refusal::TargetTooLong => "The request target is too long.\n",
-            Refusal::HeadTooLarge => "The request head is too large.\n",
-            Refusal::Version => "The HTTP version is not supported.\n",
-            Refusal::NoMemory => "There is no room for this request now.\n",
-        }
-    }
-
-    /// What the log says.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Refusal::Malformed(reason) => reason,
-            Refusal::TlsHello => "a TLS hello on a plain listener",
-            Refusal::Connect => "CONNECT",
-            Refusal::HeadTimedOut => "head timed out",
-            Refusal::TargetTooLong => "target too long",
-            Refusal::HeadTooLarge => "head too large",
-            Refusal::Version => "unknown HTTP version",
-            Refusal::NoMemory => "no memory for the head",
-        }
-    }
-
-    /// How the connection ended, for the access line and the metrics.
-    pub fn outcome(self) -> Outcome {
-        match self {
-            Refusal::Malformed(_) => Outcome::Malformed,
-            Refusal::Connect => Outcome::MethodNotAllowed,
-            Refusal::HeadTimedOut => Outcome::HeadTimedOut,
-            Refusal::TargetTooLong => Outcome::TargetTooLong,
-            Refusal::HeadTooLarge => Outcome::HeadTooLarge,
-            Refusal::Version => Outcome::VersionNotSupported,
-            Refusal::NoMemory => Outcome::NoMemory,
-            Refusal::TlsHello => Outcome::TlsHello,
-        }
-    }
-
-    /// The whole answer, to be written as it is before the close; `fields` are added to it (CORS).
-    pub fn answer(self, fields: &HeaderMap) -> Vec<u8> {
-        let (status, sentence) = (self.status(), self.sentence());
-        let extra = match self {
-            Refusal::Connect => format!("allow: {METHODS}\r\n"),
-            Refusal::NoMemory => "retry-after: 1\r\n".to_owned(),
-            _ => String::new(),
-        };
-        let mut answer = format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n",
-            status.as_str(),
-            status.canonical_reason().unwrap_or(""),
-            sentence.len(),
-        )
-        .into_bytes();
-        for (name, value) in fields {
-            headers::line(&mut answer, name.as_str().as_bytes(), value.as_bytes());
-        }
-        answer.extend_from_slice(b"\r\n");
-        answer.extend_from_slice(sentence.as_bytes());
-        answer
-    }
-}
-
 /// Reads the head at the start of `bytes`; `None` where it is not complete yet.
 ///
 /// `scanned` is how many bytes were looked at in vain before: the caller keeps it, so that a head that drips in byte
 /// by byte is not read again from its start each time.
 ///
 /// # Errors
-/// A [`Refusal`] where the head is malformed, or cannot become right within `max` bytes.
-pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Refusal> {
+/// A [`Failure`] where the head is malformed, or cannot become right within `max` bytes.
+pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Failure> {
     if bytes == b"\r" {
         return Ok(None);
     }
     let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let rest = bytes.get(skip..).unwrap_or_default();
     if rest.starts_with(b"\r") || rest.starts_with(b"\n") {
-        return Err(Refusal::Malformed("an empty line before the request"));
+        return Err(Failure::Malformed("an empty line before the request"));
     }
     if let Some(&first) = rest.first()
         && !is_token(first)
     {
         // no method can come of it: why wait for the rest
         return Err(if first == TLS_HANDSHAKE {
-            Refusal::TlsHello
+            Failure::TlsHello
         } else {
-            Refusal::Malformed("a first byte that begins no method")
+            Failure::Malformed("a first byte that begins no method")
         });
     }
     if !ends_somewhere(bytes, (*scanned).max(skip)) {
@@ -215,39 +116,26 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
             Err(too_large(rest))
         };
     }
-    let head = Walk { bytes: rest, at: 0 }.head(skip)?;
+    let head = read_whole(rest, skip)?;
     if head.len > max {
         return Err(too_large(rest.get(..max).unwrap_or(rest)));
     }
     Ok(Some(head))
 }
 
-/// Takes the parts out of a head that passed; they are slices of `text`, which holds it and nothing else.
+/// The parts of a head that passed; `text` is the head and nothing else.
 ///
 /// # Errors
-/// Another reader does not see in it what [`head`] saw.
-pub fn parts(text: &Bytes, head: &Head) -> Result<Box<RequestHead>, Refusal> {
-    const DISAGREE: Refusal = Refusal::Malformed("a head that can be read in two ways");
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut []);
-    let parsed = request.parse_with_uninit_headers(text, &mut fields);
-    if parsed != Ok(httparse::Status::Complete(head.len)) || request.headers.len() != head.fields {
-        return Err(DISAGREE);
-    }
+/// The method or the target is none after all.
+pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
     let (start, end) = head.target;
-    let method =
-        Method::from_bytes(request.method.unwrap_or_default().as_bytes()).map_err(|_| DISAGREE)?;
-    let uri = RequestUri::new(text.get(start..end).unwrap_or_default()).ok_or(DISAGREE)?;
-    let mut headers = HeaderMap::with_capacity(head.fields);
-    for field in request.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| DISAGREE)?;
-        let value = if name == CONTENT_LENGTH {
-            without_zeros(field.value)
-        } else {
-            field.value
-        };
-        let value = HeaderValue::from_maybe_shared(text.slice_ref(value)).map_err(|_| DISAGREE)?;
-        headers.append(name, value);
+    let line = text.get(..start).unwrap_or_default().trim_ascii_end();
+    let method = Method::from_bytes(line).map_err(|_| Failure::Malformed("a malformed method"))?;
+    let uri = RequestUri::new(text.get(start..end).unwrap_or_default())
+        .ok_or(Failure::Malformed("a malformed target"))?;
+    let mut headers = Fields::of(text, head.fields);
+    if let Some(shorter) = headers.get(CONTENT_LENGTH).and_then(without_zeros) {
+        headers.set(CONTENT_LENGTH, shorter);
     }
     Ok(Box::new(RequestHead {
         method,
@@ -272,7 +160,7 @@ pub fn origin(head: &[u8]) -> Option<HeaderValue> {
         };
         let colon = line.iter().position(|&byte| byte == b':');
         let (name, value) = line.split_at(colon.unwrap_or(line.len()));
-        if name.eq_ignore_ascii_case(header::ORIGIN.as_str().as_bytes())
+        if name.eq_ignore_ascii_case(ORIGIN.as_str().as_bytes())
             && found.replace(value.get(1..)?.trim_ascii()).is_some()
         {
             return None;
@@ -297,21 +185,12 @@ pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
 }
 
 /// 414 where the request line alone fills the limit, else 431.
-fn too_large(bytes: &[u8]) -> Refusal {
+fn too_large(bytes: &[u8]) -> Failure {
     if bytes.contains(&b'\n') {
-        Refusal::HeadTooLarge
+        Failure::HeadTooLarge
     } else {
-        Refusal::TargetTooLong
+        Failure::TargetTooLong
     }
-}
-
-/// A field's name and value.
-type Field<'a> = (&'a [u8], &'a [u8]);
-
-/// A walk over the lines of one head.
-struct Walk<'a> {
-    bytes: &'a [u8],
-    at: usize,
 }
 
 /// What the fields said about the message.
@@ -323,123 +202,87 @@ struct Seen {
     expects: bool,
 }
 
-impl<'a> Walk<'a> {
-    fn head(mut self, skip: usize) -> Result<Head, Refusal> {
-        let (http11, target) = self.request_line()?;
-        let mut seen = Seen::default();
-        let mut fields = 0;
-        while let Some((name, value)) = self.field()? {
-            fields += 1;
-            if fields > MAX_FIELDS {
-                return Err(Refusal::HeadTooLarge);
-            }
-            seen.note(name, value, http11)?;
+/// Reads a head that begins with the first of these bytes and ends among them.
+fn read_whole(bytes: &[u8], skip: usize) -> Result<Head, Failure> {
+    let mut cursor = Cursor::new(bytes);
+    let (http11, target) = request_line(&mut cursor)?;
+    let (mut seen, mut fields) = (Seen::default(), Vec::with_capacity(USUAL_FIELDS));
+    while let Some(place) = cursor.field(LineEnd::CrLf).map_err(malformed)? {
+        if fields.len() == MAX_FIELDS {
+            return Err(Failure::HeadTooLarge);
         }
-        if !seen.host && http11 {
-            return Err(Refusal::Malformed("no Host"));
-        }
-        let framing = match (seen.chunked, seen.length) {
-            (true, Some(_)) => {
-                return Err(Refusal::Malformed(
-                    "both Content-Length and Transfer-Encoding",
-                ));
-            }
-            (true, None) => Framing::Chunked,
-            (false, length) => Framing::Length(length.unwrap_or(0)),
-        };
-        Ok(Head {
-            skip,
-            len: self.at,
-            fields,
-            framing,
-            target,
-            is_http10: !http11,
-            expects: http11 && seen.expects,
-        })
+        seen.note(place.name(bytes), place.value(bytes), http11)?;
+        fields.push(place);
     }
-
-    /// Takes `METHOD SP target SP HTTP/1.x CRLF`.
-    fn request_line(&mut self) -> Result<(bool, (usize, usize)), Refusal> {
-        let method = self.take_while(is_token);
-        if method.is_empty() || method.len() > MAX_METHOD || !self.eat(b' ') {
-            return Err(Refusal::Malformed("a malformed method"));
-        }
-        let start = self.at;
-        let target = self.take_while(is_target);
-        let end = self.at;
-        if target.len() > MAX_TARGET {
-            return Err(Refusal::TargetTooLong);
-        }
-        if !self.eat(b' ') || std::str::from_utf8(target).is_err() {
-            return Err(Refusal::Malformed(
-                "a byte in the target that may not stand there",
+    if !seen.host && http11 {
+        return Err(Failure::Malformed("no Host"));
+    }
+    let framing = match (seen.chunked, seen.length) {
+        (true, Some(_)) => {
+            return Err(Failure::Malformed(
+                "both Content-Length and Transfer-Encoding",
             ));
         }
-        let version = self.take_while(|byte| byte != b'\r' && byte != b'\n');
-        if !(self.eat(b'\r') && self.eat(b'\n')) {
-            return Err(Refusal::Malformed("a bare CR or LF in the request line"));
-        }
-        if method == b"PRI" {
-            return Err(Refusal::Malformed("the HTTP/2 preface"));
-        }
-        let http11 = is_http11(version)?;
-        check_form(method, target)?;
-        Ok((http11, (start, end)))
-    }
+        (true, None) => Framing::Chunked,
+        (false, length) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Head {
+        skip,
+        len: cursor.at(),
+        fields,
+        framing,
+        target,
+        is_http10: !http11,
+        expects: http11 && seen.expects,
+    })
+}
 
-    /// Takes one field line; `None` at the empty line that closes the head.
-    fn field(&mut self) -> Result<Option<Field<'a>>, Refusal> {
-        let name = self.take_while(is_token);
-        if name.is_empty() {
-            return if self.eat(b'\r') && self.eat(b'\n') {
-                Ok(None)
-            } else {
-                Err(Refusal::Malformed("a line that begins with no field name"))
-            };
-        }
-        if !self.eat(b':') {
-            return Err(Refusal::Malformed("a field name without its colon"));
-        }
-        let value = self.take(value_len(self.bytes.get(self.at..).unwrap_or_default()));
-        if !(self.eat(b'\r') && self.eat(b'\n')) {
-            return Err(Refusal::Malformed(
-                "a byte in a value that may not stand there",
-            ));
-        }
-        Ok(Some((name, value.trim_ascii())))
-    }
+fn malformed(fault: Fault) -> Failure {
+    Failure::Malformed(match fault {
+        Fault::Name | Fault::Partial => "a line that begins with no field name",
+        Fault::Colon => "a field name without its colon",
+        Fault::Value => "a byte in a value that may not stand there",
+    })
+}
 
-    fn take_while(&mut self, fits: impl Fn(u8) -> bool) -> &'a [u8] {
-        let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let len = rest
-            .iter()
-            .position(|&byte| !fits(byte))
-            .unwrap_or(rest.len());
-        self.take(len)
+/// Takes `METHOD SP target SP HTTP/1.x CRLF`; says whether it is HTTP/1.1, and where the target stands.
+fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failure> {
+    let method = cursor.take_while(is_token);
+    if method.is_empty() || method.len() > MAX_METHOD || !cursor.eat(b' ') {
+        return Err(Failure::Malformed("a malformed method"));
     }
-
-    fn take(&mut self, len: usize) -> &'a [u8] {
-        let taken = self.bytes.get(self.at..self.at + len).unwrap_or_default();
-        self.at += len;
-        taken
+    let start = cursor.at();
+    let target = cursor.take_while(is_target);
+    let end = cursor.at();
+    if target.len() > MAX_TARGET {
+        return Err(Failure::TargetTooLong);
     }
-
-    fn eat(&mut self, byte: u8) -> bool {
-        let fits = self.bytes.get(self.at) == Some(&byte);
-        self.at += usize::from(fits);
-        fits
+    if !cursor.eat(b' ') || std::str::from_utf8(target).is_err() {
+        return Err(Failure::Malformed(
+            "a byte in the target that may not stand there",
+        ));
     }
+    let version = cursor.take_while(|byte| byte != b'\r' && byte != b'\n');
+    if cursor.eat_line_end(LineEnd::CrLf) != Some(true) {
+        return Err(Failure::Malformed("a bare CR or LF in the request line"));
+    }
+    if method == b"PRI" {
+        return Err(Failure::Malformed("the HTTP/2 preface"));
+    }
+    let http11 = is_http11(version)?;
+    check_form(method, target)?;
+    Ok((http11, (start, end)))
 }
 
 impl Seen {
-    fn note(&mut self, name: &[u8], value: &[u8], http11: bool) -> Result<(), Refusal> {
+    fn note(&mut self, name: &[u8], value: &[u8], http11: bool) -> Result<(), Failure> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 if self.host {
-                    return Err(Refusal::Malformed("more than one Host"));
+                    return Err(Failure::Malformed("more than one Host"));
                 }
                 if !is_host(value) {
-                    return Err(Refusal::Malformed("a malformed Host"));
+                    return Err(Failure::Malformed("a malformed Host"));
                 }
                 self.host = true;
             }
@@ -448,14 +291,14 @@ impl Seen {
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 if self.length.is_some() {
-                    return Err(Refusal::Malformed("more than one Content-Length"));
+                    return Err(Failure::Malformed("more than one Content-Length"));
                 }
                 self.length =
-                    Some(decimal(value).ok_or(Refusal::Malformed("a malformed Content-Length"))?);
+                    Some(decimal(value).ok_or(Failure::Malformed("a malformed Content-Length"))?);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 if self.chunked || !http11 || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refusal::Malformed("a Transfer-Encoding other than chunked"));
+                    return Err(Failure::Malformed("a Transfer-Encoding other than chunked"));
                 }
                 self.chunked = true;
             }
@@ -476,11 +319,11 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// A number as everybody writes it: some readers take one with leading zeros for octal.
-pub fn without_zeros(number: &[u8]) -> &[u8] {
+/// A number without its leading zeros, which some readers take for a sign of octal; `None` where it has none.
+pub fn without_zeros(number: &[u8]) -> Option<Vec<u8>> {
     let zeros = number.iter().take_while(|&&byte| byte == b'0').count();
     let start = zeros.min(number.len().saturating_sub(1));
-    number.get(start..).unwrap_or_default()
+    (start > 0).then(|| number.get(start..).unwrap_or_default().to_vec())
 }
 
 /// The path of a target that passed, without its query; `/` where an absolute one has none (RFC 9110 §4.2.3).
@@ -499,28 +342,28 @@ pub fn path(target: &[u8]) -> &[u8] {
 }
 
 /// Whether it is HTTP/1.1; else HTTP/1.0.
-fn is_http11(version: &[u8]) -> Result<bool, Refusal> {
+fn is_http11(version: &[u8]) -> Result<bool, Failure> {
     match version {
         b"HTTP/1.1" => Ok(true),
         b"HTTP/1.0" => Ok(false),
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
-            Err(Refusal::Version)
+            Err(Failure::VersionNotSupported)
         }
-        _ => Err(Refusal::Malformed("a malformed version")),
+        _ => Err(Failure::Malformed("a malformed version")),
     }
 }
 
 /// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.
-fn check_form(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
+fn check_form(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     match target {
-        _ if method == b"CONNECT" => Err(Refusal::Connect),
+        _ if method == b"CONNECT" => Err(Failure::MethodNotAllowed),
         [b'/', ..] => Ok(()),
         b"*" if method == b"OPTIONS" => Ok(()),
         _ => {
             let authority =
-                strip_scheme(target).ok_or(Refusal::Malformed("a target of no known form"))?;
+                strip_scheme(target).ok_or(Failure::Malformed("a target of no known form"))?;
             let end = authority
                 .iter()
                 .position(|&byte| byte == b'/' || byte == b'?')
@@ -530,7 +373,7 @@ fn check_form(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
             if is_host(authority) && !authority.contains(&b'%') {
                 Ok(())
             } else {
-                Err(Refusal::Malformed("a malformed authority"))
+                Err(Failure::Malformed("a malformed authority"))
             }
         }
     }
@@ -589,41 +432,6 @@ fn is_port(rest: &[u8]) -> bool {
 /// `>`, which end up in pages, nor the fragment's `#`.
 fn is_target(byte: u8) -> bool {
     matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
-}
-
-/// What may stand in a field value: no control byte but the tab.
-fn is_value(byte: u8) -> bool {
-    (byte >= b' ' && byte != 0x7f) || byte == b'\t'
-}
-
-/// How many of the first bytes may stand in a field value.
-fn value_len(bytes: &[u8]) -> usize {
-    // under the space, or DEL
-    let odd = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
-    let plain = skip_words(bytes, odd);
-    let rest = bytes.get(plain..).unwrap_or_default();
-    plain + rest.iter().take_while(|&&byte| is_value(byte)).count()
-}
-
-/// Where the first line feed stands.
-fn find_lf(bytes: &[u8]) -> Option<usize> {
-    let plain = skip_words(bytes, |word| zeros(word ^ (ONES * u64::from(b'\n'))));
-    let rest = bytes.get(plain..).unwrap_or_default();
-    Some(plain + rest.iter().position(|&byte| byte == b'\n')?)
-}
-
-const ONES: u64 = u64::from_ne_bytes([1; 8]);
-
-/// The highest bit of some byte is set where one is zero.
-fn zeros(word: u64) -> u64 {
-    word.wrapping_sub(ONES) & !word
-}
-
-/// Eight bytes at a time: how many come before those in which `odd` sets the highest bit of one.
-fn skip_words(bytes: &[u8], odd: impl Fn(u64) -> u64) -> usize {
-    let (words, _) = bytes.as_chunks::<8>();
-    let is_plain = |word: &&[u8; 8]| odd(u64::from_ne_bytes(**word)) & (ONES * 0x80) == 0;
-    8 * words.iter().take_while(is_plain).count()
 }
 
 #[cfg(test)]

@@ -17,10 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     connection_table::SlotRef,
+    failure::Failure,
+    fields::Place,
     http1::{
         chunked,
         request::RequestHead,
-        request_head::{self, Arrival, Framing, Head, Refusal},
+        request_head::{self, Arrival, Framing, Head},
     },
     memory::{
         budget::{Budget, Permit},
@@ -74,11 +76,9 @@ const FIRST: usize = 4 * 1024;
 /// Bytes of a buffer for a head that comes in several pieces.
 const GROWN: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
 
-/// Bytes of a head up to which what came behind it stays in the same buffer.
-const SHARED: usize = 1024;
-
-/// Bytes of interim answers that wait for a client to take them; more are dropped, which a 1xx always may be. They take
-/// the place of the read buffer in the price of an exchange: it has none while it waits for its answer.
+/// Bytes of interim answers that wait for a client to take them without a permit of their own; what does not fit is
+/// dropped, which a 1xx always may be. They take the place of the read buffer in the price of an exchange: it has none while
+/// it waits for its answer.
 pub const MAX_INTERIM: usize = 4 * 1024;
 
 /// Bytes that are looked at for the end of a body whose client has closed its half.
@@ -146,9 +146,9 @@ impl ServerCodec {
         matches!(self.due, BodyState::Broken)
     }
 
-    /// What the head that is ready costs: the buffer that it stands in.
-    pub fn head_size(&self) -> usize {
-        self.held.capacity()
+    /// What the head that is ready costs: the buffer that it stands in, and the list of its fields.
+    pub fn head_size(&self, head: &Head) -> usize {
+        self.held.capacity() + head.fields.capacity() * size_of::<Place>()
     }
 
     /// The target of the head that is ready.
@@ -272,10 +272,10 @@ impl ServerCodec {
                         return Poll::Ready(Ok(Arrival::Head(head)));
                     }
                     Ok(None) if !self.pay(budget) => {
-                        return Poll::Ready(Ok(Arrival::Refused(Refusal::NoMemory)));
+                        return Poll::Ready(Ok(Arrival::Refused(Failure::NoMemory)));
                     }
                     Ok(None) => {}
-                    Err(refusal) => return Poll::Ready(Ok(Arrival::Refused(refusal))),
+                    Err(failure) => return Poll::Ready(Ok(Arrival::Refused(failure))),
                 }
             }
             // where memory is short a read brings little that belongs to a body
@@ -329,17 +329,12 @@ impl ServerCodec {
     /// Reads the head that is ready; its body is what comes next.
     ///
     /// # Errors
-    /// A head that can be read in two ways.
-    pub fn open(&mut self, head: &Head) -> Result<Box<RequestHead>, Refusal> {
-        let mut text = Bytes::from(std::mem::take(&mut self.held)).split_off(head.skip);
-        let behind = text.split_off(head.len);
-        self.behind = if head.len > SHARED {
-            // a few bytes must not keep the buffer of a large head
-            Bytes::copy_from_slice(&behind)
-        } else {
-            behind
-        };
-        let parts = request_head::parts(&text, head)?;
+    /// Those of [`request_head::parts`].
+    pub fn open(&mut self, head: Head) -> Result<Box<RequestHead>, Failure> {
+        let mut text = std::mem::take(&mut self.held);
+        // apart, so that neither keeps the other's memory
+        self.behind = text.split_off(head.skip + head.len).into();
+        text.drain(..head.skip);
         self.due = match head.framing {
             Framing::Length(length) => BodyState::Length(length),
             Framing::Chunked => BodyState::Chunked(Box::new(chunked::Body::new())),
@@ -349,7 +344,7 @@ impl ServerCodec {
         }
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
-        Ok(parts)
+        request_head::parts(text, head)
     }
 
     /// The next bytes of the body; `None` at its end.

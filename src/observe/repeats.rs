@@ -5,6 +5,8 @@
 
 use std::cell::RefCell;
 
+use crate::outcome::Outcome;
+
 /// How long repetitions are counted before they are told, in milliseconds.
 const SPAN: u32 = 1_000;
 
@@ -12,9 +14,13 @@ const SPAN: u32 = 1_000;
 #[derive(Debug, Default)]
 pub struct Repeats(RefCell<Vec<Repeat>>);
 
+/// What a warning says, and the outcome that it tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind(pub &'static str, pub Outcome);
+
 #[derive(Debug)]
 struct Repeat {
-    kind: &'static str,
+    kind: Kind,
     /// When the first was told, in milliseconds; wraps.
     since: u32,
     /// How many came after it.
@@ -23,7 +29,7 @@ struct Repeat {
 
 impl Repeats {
     /// Whether a warning of this kind is to be told; if not, it is counted. `now` is in milliseconds and may wrap.
-    pub fn is_first(&self, kind: &'static str, now: u32) -> bool {
+    pub fn is_first(&self, kind: Kind, now: u32) -> bool {
         let mut repeats = self.0.borrow_mut();
         if let Some(repeat) = repeats.iter_mut().find(|repeat| repeat.kind == kind) {
             repeat.count += 1;
@@ -44,7 +50,7 @@ impl Repeats {
 
     /// A kind whose second is over, and how many of it were counted (at least one). Ask until there is none. A kind that
     /// goes on is counted on; one that has not come again is forgotten.
-    pub fn is_due(&self, now: u32) -> Option<(&'static str, u64)> {
+    pub fn is_due(&self, now: u32) -> Option<(Kind, u64)> {
         let mut repeats = self.0.borrow_mut();
         let is_over = |repeat: &Repeat| now.wrapping_sub(repeat.since) >= SPAN;
         repeats.retain(|repeat| repeat.count > 0 || !is_over(repeat));
@@ -58,26 +64,26 @@ impl Repeats {
 mod tests {
     use super::*;
 
+    const A: Kind = Kind("no answer", Outcome::NoMemory);
+    const B: Kind = Kind("cut short", Outcome::NoMemory);
+
     #[test]
     fn the_first_is_told_at_once_and_the_others_together() {
         let repeats = Repeats::default();
         let start = u32::MAX - 10;
-        assert!(repeats.is_empty() && repeats.is_first("a", start));
+        assert!(repeats.is_empty() && repeats.is_first(A, start));
         for _ in 0..1000 {
-            assert!(!repeats.is_first("a", start));
+            assert!(!repeats.is_first(A, start));
         }
-        assert!(repeats.is_first("b", start), "another kind is its own");
+        assert!(repeats.is_first(B, start), "another kind is its own");
         assert_eq!(repeats.is_due(start.wrapping_add(SPAN - 1)), None);
         let later = start.wrapping_add(SPAN);
-        assert_eq!(repeats.is_due(later), Some(("a", 1000)));
+        assert_eq!(repeats.is_due(later), Some((A, 1000)));
         assert_eq!(repeats.is_due(later), None, "b came once");
-        assert!(
-            !repeats.is_first("a", later),
-            "it goes on, and is counted on"
-        );
+        assert!(!repeats.is_first(A, later), "it goes on, and is counted on");
         let end = later.wrapping_add(SPAN);
-        assert_eq!(repeats.is_due(end), Some(("a", 1)));
+        assert_eq!(repeats.is_due(end), Some((A, 1)));
         assert_eq!(repeats.is_due(end.wrapping_add(SPAN)), None);
-        assert!(repeats.is_empty() && repeats.is_first("a", end));
+        assert!(repeats.is_empty() && repeats.is_first(A, end));
     }
 }

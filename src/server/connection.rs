@@ -24,8 +24,9 @@ use crate::{
         tunnel,
         worker::Worker,
     },
+    failure::Failure,
     http1::{
-        request_head::{Arrival, Head, Refusal},
+        request_head::{Arrival, Head},
         server::ServerCodec,
     },
     memory::budget::{CONNECTION, NARROW, Permit, UNSENT},
@@ -102,13 +103,13 @@ impl Connection {
                     self.permit.resize(CONNECTION);
                     slot.took(0);
                 }
-                slot.set_deadline(None);
+                slot.clear_deadline();
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
             }
-            Poll::Ready(Ok(Arrival::Refused(refusal))) => {
-                return Poll::Ready(self.refused(codec, refusal));
+            Poll::Ready(Ok(Arrival::Refused(failure))) => {
+                return Poll::Ready(self.refused(codec, failure));
             }
             Poll::Ready(Ok(Arrival::End)) => return Poll::Ready(self.close(context, codec)),
             Poll::Ready(Err(_)) => return Poll::Ready(State::Over),
@@ -132,7 +133,7 @@ impl Connection {
         }
         if slot.is_overdue() {
             return Poll::Ready(if is_amid {
-                self.refused(codec, Refusal::HeadTimedOut)
+                self.refused(codec, Failure::HeadTimedOut)
             } else {
                 self.close(context, codec)
             });
@@ -195,10 +196,10 @@ impl Connection {
         }))
     }
 
-    fn refused(&self, codec: ServerCodec, refusal: Refusal) -> State {
+    fn refused(&self, codec: ServerCodec, failure: Failure) -> State {
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            refuse(&worker, codec, &slot, refusal).await;
+            refuse(&worker, codec, &slot, &failure).await;
             None
         }))
     }
@@ -274,18 +275,18 @@ fn serve(
         let (worker, slot) = (&*worker, &slot);
         let brief = is_brief(worker, codec.get_mut(), &head);
         count_by_client(worker, codec.get_mut(), &head, slot);
-        let size = codec.get_mut().head_size();
+        let size = codec.get_mut().head_size(&head);
         let Some((permit, full, waited)) =
             admit(worker, codec.get_mut(), slot, (&head, size), brief).await
         else {
             tell_unanswered(worker, slot);
             return None;
         };
-        let parts = match codec.get_mut().open(&head) {
+        let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
-            Err(refusal) => {
+            Err(failure) => {
                 // rare, and large: boxed, these cost the others nothing
-                Box::pin(refuse(worker, codec.into_inner(), slot, refusal)).await;
+                Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
                 return None;
             }
         };
@@ -409,6 +410,7 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         told: Cell::new(false),
         is_tunnel: true,
         metrics: &worker.metrics,
+        repeats: &worker.repeats,
     };
     let (mut client, first) = codec.into_parts();
     let _records = client.secured().map(|_| worker.budget.force_records());

@@ -7,7 +7,6 @@
 use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use http::HeaderMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinHandle,
@@ -16,7 +15,9 @@ use tokio::{
 
 use crate::{
     exchange::worker::Worker,
-    http1::request_head::{self, Refusal},
+    failure::Failure,
+    fields::Fields,
+    http1::{refusal::response, request_head},
     memory::budget::CONNECTION,
     net::Stream,
     observe::metrics::{self, Metrics},
@@ -68,7 +69,7 @@ pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()>
 }
 
 /// How one request is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Answer {
     /// With the page, chunked or (HTTP/1.0) ended by the close; HEAD: without it.
     Page { is_head: bool, is_chunked: bool },
@@ -77,27 +78,25 @@ enum Answer {
     /// 405.
     NotAllowed,
     /// It cannot be read.
-    Refused(Refusal),
+    Refused(Failure),
 }
 
 /// What a head asks for; `None` while it is not whole.
 fn asked(bytes: &[u8], scanned: &mut usize) -> Option<Answer> {
     let head = match request_head::head(bytes, scanned, MAX_HEAD) {
         Ok(head) => head?,
-        Err(refusal) => return Some(Answer::Refused(refusal)),
+        Err(failure) => return Some(Answer::Refused(failure)),
     };
-    let text = bytes
-        .get(head.skip..head.skip + head.len)
-        .unwrap_or_default();
-    let text = bytes::Bytes::copy_from_slice(text);
-    let parts = match request_head::parts(&text, &head) {
+    let is_http10 = head.is_http10;
+    let text = bytes.get(head.skip..head.skip + head.len);
+    let parts = match request_head::parts(text.unwrap_or_default().to_vec(), head) {
         Ok(parts) => parts,
-        Err(refusal) => return Some(Answer::Refused(refusal)),
+        Err(failure) => return Some(Answer::Refused(failure)),
     };
     Some(match (parts.uri.path(), parts.method.as_str()) {
         ("/metrics", method @ ("GET" | "HEAD")) => Answer::Page {
             is_head: method == "HEAD",
-            is_chunked: !head.is_http10,
+            is_chunked: !is_http10,
         },
         ("/metrics", _) => Answer::NotAllowed,
         _ => Answer::NotFound,
@@ -124,7 +123,7 @@ async fn tell(mut io: Stream, metrics: &Metrics) -> io::Result<()> {
             is_head,
             is_chunked,
         } => page(&mut io, metrics, is_head, is_chunked).await?,
-        Answer::Refused(refusal) => write(&mut io, &refusal.answer(&HeaderMap::new())).await?,
+        Answer::Refused(failure) => write(&mut io, &response(&failure, &Fields::new())).await?,
         Answer::NotFound => {
             let text = own("404 Not Found", "", "The counters are at /metrics.\n");
             write(&mut io, text.as_bytes()).await?;

@@ -17,7 +17,7 @@ use crate::{
         budget::{CONNECTION, EXCHANGE},
         queue::Queue,
     },
-    observe::{log, metrics},
+    observe::{log, metrics, repeats::Kind},
     sys::{
         alloc,
         cgroup::{self, MemoryUse},
@@ -118,14 +118,13 @@ impl Pressure {
             || worker.table.room.len() > 0
     }
 
-    /// One line a second for all refusals of a kind beyond the first.
+    /// One line a second for all warnings of a kind beyond the first.
     fn tell_repeats(&self) {
         let worker = &self.worker;
-        while let Some((reason, count)) = worker.repeats.is_due(worker.table.now()) {
-            log::warn(
-                "no answer, as before",
-                &[("status", &503), ("reason", &reason), ("times", &count)],
-            );
+        while let Some((Kind(message, outcome), count)) = worker.repeats.is_due(worker.table.now())
+        {
+            let message = format!("{message}, as before");
+            log::warn(&message, &[("outcome", &outcome), ("times", &count)]);
         }
     }
 

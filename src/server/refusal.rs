@@ -2,10 +2,7 @@
 
 use std::{future::poll_fn, pin::Pin, sync::Once, task::Poll, time::Instant};
 
-use http::{
-    Method,
-    header::{self, HeaderMap},
-};
+use http::{Method, header};
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -13,11 +10,13 @@ use crate::{
     connection_table::{Directive, SlotRef, phase::Phase},
     cors::Verdict,
     exchange::worker::Worker,
-    http1::{
-        request_head::{self, Refusal},
-        server::ServerCodec,
+    failure::Failure,
+    fields::Fields,
+    http1::{refusal::response, request_head, server::ServerCodec},
+    observe::{
+        log::{self, Record},
+        repeats::Kind,
     },
-    observe::log::{self, Record},
     outcome::Outcome,
     server::closing::{LINGER, linger},
     sys::socket,
@@ -28,20 +27,20 @@ pub const REFUSED_REST: usize = 256 * 1024;
 
 /// A client that speaks TLS to a plain listener is most often a mistake in the configuration of one of the two, and so is
 /// told once at `warn`; scanners do it too, and are not worth a line each.
-fn refusal_level(refusal: Refusal) -> Level {
+fn refusal_level(failure: &Failure) -> Level {
     static TOLD: Once = Once::new();
     let mut level = Level::Debug;
-    if refusal == Refusal::TlsHello {
+    if *failure == Failure::TlsHello {
         TOLD.call_once(|| level = Level::Warn);
     }
     level
 }
 
 /// Says why a connection is not served on, and closes it.
-pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, refusal: Refusal) {
-    tell_refused(worker, slot, refusal);
+pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, failure: &Failure) {
+    tell_refused(worker, slot, failure);
     slot.enter(Phase::Lingering, Some(LINGER));
-    let answer = refusal.answer(&grant(worker, &codec));
+    let answer = response(failure, &grant(worker, &codec));
     let mut bytes = answer.as_slice();
     let written = poll_fn(|context| {
         while !bytes.is_empty() {
@@ -59,8 +58,8 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, ref
     .await;
     // where memory is short, what a flood still has in the kernel's queues costs more than its last word is worth
     let is_flood = matches!(
-        refusal,
-        Refusal::NoMemory | Refusal::HeadTooLarge | Refusal::TargetTooLong
+        failure,
+        Failure::NoMemory | Failure::HeadTooLarge | Failure::TargetTooLong
     );
     if written && !(is_flood && worker.budget.plan().tight) {
         linger(worker, codec.into_parts().0, slot, REFUSED_REST).await;
@@ -70,9 +69,9 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, ref
 }
 
 /// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
-fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
+fn grant(worker: &Worker, codec: &ServerCodec) -> Fields {
     let state = worker.state();
-    let mut fields = HeaderMap::new();
+    let mut fields = Fields::new();
     if let Some(policy) = &state.config.cors {
         let asked = request_head::origin(codec.unread()).map(|origin| (header::ORIGIN, origin));
         if let Verdict::Grant(grant) = policy.judge(&Method::GET, &asked.into_iter().collect()) {
@@ -83,26 +82,30 @@ fn grant(worker: &Worker, codec: &ServerCodec) -> HeaderMap {
 }
 
 /// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
-fn tell_refused(worker: &Worker, slot: &SlotRef, refusal: Refusal) {
-    let (status, outcome) = (refusal.status().as_u16(), refusal.outcome());
+fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
+    let (status, outcome) = (failure.status().as_u16(), failure.outcome());
     worker.metrics.answered(status);
     worker.metrics.failed(outcome);
-    let (client, reason) = (log::client(slot.client()), refusal.reason());
+    let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
     let fields: [log::Field<'_>; 5] = [
         ("client", &client),
         ("status", &status),
-        ("reason", &reason),
+        ("reason", failure),
         ("bound", &bound),
         ("value", &value),
     ];
-    match refusal {
-        Refusal::NoMemory if worker.repeats.is_first(outcome.word(), slot.now()) => {
+    match failure {
+        Failure::NoMemory
+            if worker
+                .repeats
+                .is_first(Kind("no answer", outcome), slot.now()) =>
+        {
             log::warn("no answer", &fields);
         }
-        Refusal::NoMemory => {}
+        Failure::NoMemory => {}
         _ => log::event(
-            refusal_level(refusal),
+            refusal_level(failure),
             "refused",
             fields.get(..3).unwrap_or_default(),
         ),
@@ -125,7 +128,10 @@ pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
     worker.metrics.failed(outcome);
     let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
-    if worker.repeats.is_first(outcome.word(), slot.now()) {
+    if worker
+        .repeats
+        .is_first(Kind("no answer", outcome), slot.now())
+    {
         log::warn(
             "no answer",
             &[

@@ -118,6 +118,25 @@ fn an_answer_that_the_upstream_breaks_off_is_a_warning_and_a_failure() {
 }
 
 #[test]
+fn answers_that_are_cut_short_alike_are_one_line_a_second() {
+    let upstream = unreliable();
+    let proxy = telling(&upstream, "");
+    for _ in 0..20 {
+        let mut client = proxy.client();
+        client.send(get("/cut"));
+        assert!(client.try_receive().is_err());
+    }
+    eventually("all are told", || {
+        let lines = proxy.logs();
+        let first = lines.iter().filter(|line| line.contains(WARN)).count() as u64;
+        let more = "msg=\"cut short, as before\" outcome=upstream-cut times=";
+        let times = lines.iter().filter_map(|line| line.split_once(more));
+        let others: u64 = times.map(|(_, times)| times.parse::<u64>().unwrap()).sum();
+        others > 0 && first + others == 20
+    });
+}
+
+#[test]
 fn a_client_that_leaves_is_told_from_one_that_is_cut_off() {
     let upstream = unreliable();
     let proxy = telling(

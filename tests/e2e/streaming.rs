@@ -518,6 +518,26 @@ fn early_hints_pass_to_clients_of_1_1_and_never_to_1_0() {
 }
 
 #[test]
+fn large_early_hints_pass_where_memory_allows() {
+    let link = "x".repeat(60_000);
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {link}\r\n\r\n");
+    for limit in ["off", "10MiB"] {
+        let upstream = Upstream::fixed(format!("{hint}{OK}"));
+        let proxy = crate::support::Setup::new(ALL)
+            .upstream("UP", &upstream)
+            .env("LEAN_PROXY_MEMORY", limit)
+            .start();
+        let mut client = proxy.client();
+        for _ in 0..3 {
+            let response = client.get("/");
+            let links: Vec<_> = response.interim.iter().map(|r| r.one("link")).collect();
+            assert_eq!(links, [Some(link.as_str())], "{limit}");
+            assert_eq!(response.text(), "ok");
+        }
+    }
+}
+
+#[test]
 fn an_early_hint_arrives_before_the_answer() {
     let seen = Signal::default();
     let release = seen.clone();

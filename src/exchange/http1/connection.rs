@@ -71,6 +71,7 @@ impl Connection<'_> {
     pub fn poll_rest(
         &self,
         context: &mut Context<'_>,
+        seen: &mut Option<u64>,
         read_timeout: Option<Duration>,
     ) -> Poll<bool> {
         let slot = self.client.exchange_context.slot;
@@ -84,11 +85,12 @@ impl Connection<'_> {
                 Poll::Ready(Ok(Some(piece))) => {
                     slot.moved(piece.len());
                     slot.client_blocks();
-                    slot.set_deadline(read_timeout);
                 }
                 Poll::Ready(Ok(None)) => return Poll::Ready(true),
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending if slot.is_overdue() => return Poll::Ready(false),
+                Poll::Pending if slot.is_late(seen, self.client.bytes_read(), read_timeout) => {
+                    return Poll::Ready(false);
+                }
                 Poll::Pending => return Poll::Pending,
             }
             ready!(yield_budget.poll_next(context));

@@ -18,6 +18,7 @@ use crate::{
         client::Client,
         http1::{connection::Connection, mode::ConnectionMode},
     },
+    fields::line,
     http1::{headers, write_buffer::WriteBuffer},
     memory::budget::{LARGE_HEAD, in_step},
     yield_budget::YieldBudget,
@@ -122,9 +123,9 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
     let slot = connection.client.exchange_context.slot;
     connection.client.exchange_context.place.take();
     slot.client_blocks();
-    slot.set_deadline(read_timeout);
-    let is_whole = poll_fn(|context| connection.poll_rest(context, read_timeout)).await;
-    slot.set_deadline(None);
+    let mut seen = None;
+    let is_whole = poll_fn(|context| connection.poll_rest(context, &mut seen, read_timeout)).await;
+    slot.clear_deadline();
     is_whole
 }
 
@@ -132,7 +133,8 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     *head = in_step(std::mem::take(head));
-    let bytes = head.capacity() + client.exchange_context.rest.get() as usize;
+    let rest = client.exchange_context.rest.get() as usize;
+    let bytes = head.capacity() + rest + client.interim_len();
     client.exchange_context.resize_head(bytes);
 }
 
@@ -144,14 +146,14 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
     let usual = answer.status.canonical_reason().unwrap_or("");
     out.extend_from_slice(answer.reason.as_deref().unwrap_or(usual.as_bytes()));
     out.extend_from_slice(b"\r\n");
-    for (name, value) in &answer.headers {
-        let is_framing = match *name {
-            header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::CONNECTION => true,
-            header::TRAILER => framing != Framing::Chunked,
+    for (name, value) in answer.headers.iter() {
+        let is_framing = match name {
+            b"content-length" | b"transfer-encoding" | b"connection" => true,
+            b"trailer" => framing != Framing::Chunked,
             _ => false,
         };
         if !is_framing {
-            headers::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+            line(&mut out, name, value);
         }
     }
     match framing {
@@ -160,7 +162,7 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
         // what a GET would have brought (RFC 9110 §8.6)
         Framing::Nothing if mode.is_head || answer.status == StatusCode::NOT_MODIFIED => {
             if let Some(length) = answer.headers.get(header::CONTENT_LENGTH) {
-                headers::line(&mut out, b"content-length", length.as_bytes());
+                line(&mut out, b"content-length", length);
             } else if let Body::Own(_) | Body::Made(_) = answer.body
                 && answer.status != StatusCode::NO_CONTENT
             {
@@ -254,7 +256,7 @@ impl ResponseWriter<'_> {
                 if is_chunked {
                     let mut text = b"0\r\n".to_vec();
                     for (name, value) in &frame.into_trailers().unwrap_or_default() {
-                        headers::line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+                        line(&mut text, name.as_str().as_bytes(), value.as_bytes());
                     }
                     text.extend_from_slice(b"\r\n");
                     self.write_buffer.frame(&text);

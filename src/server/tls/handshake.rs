@@ -126,6 +126,10 @@ async fn shake_hands(
     let budget = &worker.budget;
     let fund = &budget.client_handshakes.queue;
     let _permit = waiting(slot, fund.until(claim(), || budget.client_handshake())).await?;
+    if socket::has_hung_up(&io.socket()) {
+        // it left while it waited: not worth the thread's time
+        return Err(Failure::Gone);
+    }
     slot.enter_on_time(Phase::Handshake);
     let refused = |error: rustls::Error| Failure::Refused(io::Error::other(error));
     let mut secured = Secured::new(io, config, budget).map_err(refused)?;

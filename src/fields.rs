@@ -1,0 +1,306 @@
+//! The fields of a head: a flat list in their order.
+//!
+//! Pure. One buffer has all names and values, as a rule the head that they came in, and a vector says where each stands:
+//! a head that only passes through costs two allocations whatever it holds, and nothing is hashed. Repeated fields stay
+//! repeated. Names are in lower case, here and in every look-up. What may stand in a name or a value is checked by those
+//! who read one ([`crate::http1`]) or configure one, and not again.
+
+use std::ops::Range;
+
+/// The fields of a head or of a trailer section, in their order.
+#[derive(Debug, Clone, Default)]
+pub struct Fields {
+    /// Names and values, and what stands between them.
+    text: Vec<u8>,
+    places: Vec<Place>,
+}
+
+/// Where a field stands in its text, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    name: (u32, u32),
+    value: (u32, u32),
+}
+
+impl Place {
+    /// A field with this name and this value.
+    pub fn new(name: Range<usize>, value: Range<usize>) -> Place {
+        // no head has 4 GiB
+        let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Place {
+            name: (short(name.start), short(name.end)),
+            value: (short(value.start), short(value.end)),
+        }
+    }
+
+    /// The name in the text that it stands in, as it is written there.
+    pub fn name(self, text: &[u8]) -> &[u8] {
+        part(text, self.name)
+    }
+
+    /// The value in the text that it stands in.
+    pub fn value(self, text: &[u8]) -> &[u8] {
+        part(text, self.value)
+    }
+
+    fn set_value(&mut self, value: Range<usize>) {
+        self.value = Place::new(0..0, value).value;
+    }
+
+    fn has_name(self, text: &[u8], name: &[u8]) -> bool {
+        (self.name.1 - self.name.0) as usize == name.len() && self.name(text) == name
+    }
+}
+
+fn part(text: &[u8], (start, end): (u32, u32)) -> &[u8] {
+    text.get(start as usize..end as usize).unwrap_or_default()
+}
+
+impl Fields {
+    /// No fields.
+    pub fn new() -> Fields {
+        Fields::default()
+    }
+
+    /// The fields that stand at these places of a head; their names become lower-case.
+    pub fn of(mut text: Vec<u8>, places: Vec<Place>) -> Fields {
+        for place in &places {
+            let (start, end) = place.name;
+            if let Some(name) = text.get_mut(start as usize..end as usize) {
+                name.make_ascii_lowercase();
+            }
+        }
+        Fields { text, places }
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> {
+        let text = self.text.as_slice();
+        self.places
+            .iter()
+            .map(move |place| (place.name(text), place.value(text)))
+    }
+
+    /// The value of the first field of this name.
+    pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
+        self.get_all(name).next()
+    }
+
+    /// The value of a field that is there exactly once.
+    pub fn only(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
+        let mut values = self.get_all(name);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// The values of all fields of this name.
+    pub fn get_all(&self, name: impl AsRef<[u8]>) -> impl DoubleEndedIterator<Item = &[u8]> {
+        let text = self.text.as_slice();
+        self.places
+            .iter()
+            .filter(move |place| place.has_name(text, name.as_ref()))
+            .map(move |place| place.value(text))
+    }
+
+    /// Whether there is a field of this name.
+    pub fn contains(&self, name: impl AsRef<[u8]>) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Adds a field behind the others.
+    pub fn append(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let name = self.push(name.as_ref());
+        let value = self.push(value.as_ref());
+        self.places.push(Place::new(name, value));
+    }
+
+    /// Gives a field its value, in the place of the first of its name; the others of its name go.
+    pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let name = name.as_ref();
+        if !self.replace_first(name, &value) {
+            return self.append(name, value);
+        }
+        let (text, mut is_first) = (self.text.as_slice(), true);
+        self.places
+            .retain(|place| !place.has_name(text, name) || std::mem::take(&mut is_first));
+    }
+
+    /// Gives the first field of this name another value, and leaves the others. Says whether there is one.
+    pub fn replace_first(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> bool {
+        let (text, name) = (self.text.as_slice(), name.as_ref());
+        let has_name = |place: &&mut Place| place.has_name(text, name);
+        let Some(place) = self.places.iter_mut().find(has_name) else {
+            return false;
+        };
+        let start = text.len();
+        self.text.extend_from_slice(value.as_ref());
+        place.set_value(start..self.text.len());
+        true
+    }
+
+    /// Takes all fields of this name away.
+    pub fn remove(&mut self, name: impl AsRef<[u8]>) {
+        self.retain(|other, _| other != name.as_ref());
+    }
+
+    /// Takes the fields away for which `keep` says no.
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
+        let text = self.text.as_slice();
+        self.places
+            .retain(|place| keep(place.name(text), place.value(text)));
+    }
+
+    /// Appends all fields as lines of a head.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        for (name, value) in self.iter() {
+            line(out, name, value);
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.text.len();
+        self.text.extend_from_slice(bytes);
+        start..self.text.len()
+    }
+}
+
+/// Appends one field line.
+pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The members of a list, as several fields of one name and commas inside them make it (RFC 9110 §5.6.1).
+pub fn members<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    values
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> Extend<(N, V)> for Fields {
+    /// Appends the fields.
+    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, fields: I) {
+        for (name, value) in fields {
+            self.append(name, value);
+        }
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Fields {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(fields: I) -> Fields {
+        let mut list = Fields::new();
+        list.extend(fields);
+        list
+    }
+}
+
+impl PartialEq for Fields {
+    /// The same fields in the same order.
+    fn eq(&self, other: &Fields) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::{ACCEPT, HOST, SET_COOKIE};
+
+    use super::*;
+
+    const HEAD: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nSet-Cookie:b\r\nX:  c \r\nset-cookie: d\r\nE:\r\n\r\n";
+
+    fn fields() -> Fields {
+        let places = [
+            (16..20, 22..23),
+            (25..35, 36..37),
+            (39..40, 43..44),
+            (47..57, 59..60),
+            (62..63, 64..64),
+        ];
+        let places = places
+            .into_iter()
+            .map(|(name, value)| Place::new(name, value));
+        Fields::of(HEAD.to_vec(), places.collect())
+    }
+
+    fn shown(fields: &Fields) -> String {
+        let pair = |(name, value): (&[u8], &[u8])| {
+            format!("{}={}", name.escape_ascii(), value.escape_ascii())
+        };
+        fields.iter().map(pair).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn names_are_lower_case_and_repeated_fields_stay_apart() {
+        let fields = fields();
+        assert_eq!(shown(&fields), "host=a set-cookie=b x=c set-cookie=d e=");
+        assert_eq!(fields.get(HOST), Some(&b"a"[..]));
+        assert_eq!(fields.get("e"), Some(&b""[..]));
+        assert_eq!(fields.get(ACCEPT), None);
+        assert_eq!(fields.only("x"), Some(&b"c"[..]));
+        assert_eq!(fields.only(SET_COOKIE), None);
+        let cookies: Vec<_> = fields.get_all(SET_COOKIE).rev().collect();
+        assert_eq!(cookies, [b"d", b"b"]);
+        assert!(fields.contains("x") && !fields.contains("y"));
+    }
+
+    #[test]
+    fn a_set_field_takes_the_place_of_the_first_of_its_name() {
+        let mut changed = fields();
+        changed.set(SET_COOKIE, "new");
+        assert_eq!(shown(&changed), "host=a set-cookie=new x=c e=");
+        changed.set("e", "last");
+        changed.set("y", "z");
+        changed.set(HOST, "");
+        assert_eq!(shown(&changed), "host= set-cookie=new x=c e=last y=z");
+    }
+
+    #[test]
+    fn fields_are_added_behind_and_taken_away_by_name() {
+        let mut changed = fields();
+        changed.append(SET_COOKIE, "third");
+        changed.remove("x");
+        changed.remove("x");
+        assert_eq!(
+            shown(&changed),
+            "host=a set-cookie=b set-cookie=d e= set-cookie=third"
+        );
+        changed.retain(|_, value| value.len() < 2);
+        changed.extend([("u", "v"), ("e", "w")]);
+        assert_eq!(
+            shown(&changed),
+            "host=a set-cookie=b set-cookie=d e= u=v e=w"
+        );
+        changed.remove("e");
+        let mut out = Vec::new();
+        changed.write(&mut out);
+        let lines = b"host: a\r\nset-cookie: b\r\nset-cookie: d\r\nu: v\r\n";
+        assert_eq!(out, lines);
+    }
+
+    #[test]
+    fn equal_lists_have_the_same_fields_in_the_same_order() {
+        let list = |fields: &[(&str, &str)]| fields.iter().copied().collect::<Fields>();
+        let (mut one, other) = (fields(), list(&[("host", "a"), ("x", "c")]));
+        one.retain(|name, _| name == b"host" || name == b"x");
+        assert_eq!(one, other);
+        assert_ne!(one, list(&[("x", "c"), ("host", "a")]));
+        assert_ne!(one, list(&[("host", "a")]));
+    }
+
+    #[test]
+    fn members_are_parted_by_commas_in_any_number_of_fields() {
+        let values = [&b"a, b\t,,c d"[..], b"", b" ,e"];
+        let all: Vec<_> = members(values.into_iter()).collect();
+        assert_eq!(all, [&b"a"[..], b"b", b"c d", b"e"]);
+    }
+
+    #[test]
+    fn a_place_costs_sixteen_bytes() {
+        assert_eq!(size_of::<Place>(), 16);
+    }
+}
