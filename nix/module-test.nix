@@ -79,6 +79,15 @@ let
   service = options: (config options).systemd.services.lean-proxy;
   capability = options: (service options).serviceConfig.CapabilityBoundingSet;
   low = "CAP_NET_BIND_SERVICE";
+  secure = {
+    address = ":443";
+    tls.certificates = [
+      {
+        cert_file = "/run/credentials/lean-proxy.service/tls.crt";
+        key_file = "/run/credentials/lean-proxy.service/tls.key";
+      }
+    ];
+  };
 
   results = {
     port80 = capability (proxy { }) == low;
@@ -195,6 +204,43 @@ let
           socketActivation = true;
         }
       );
+    # listeners with TLS
+    tlsPort443 =
+      capability (proxy {
+        listen = secure;
+      }) == low;
+    tlsInFirewall =
+      firewall (proxy {
+        listen = [
+          ":80"
+          secure
+        ];
+      }) == [
+        80
+        443
+      ];
+    tlsIsNotChecked = !(config (proxy { listen = secure; })).services.leanProxy.checkConfig;
+    tlsWithoutKey =
+      !isAccepted (proxy {
+        listen = {
+          address = ":443";
+          tls.certificates = [ { cert_file = "/x.pem"; } ];
+        };
+      });
+    credentials =
+      (service (
+        proxy { listen = secure; }
+        // {
+          credentials."tls.key" = "/var/lib/acme/x/key.pem";
+        }
+      )).serviceConfig.LoadCredential == [ "tls.key:/var/lib/acme/x/key.pem" ];
+    tlsSocketUnit =
+      let
+        c = config (proxy { listen = secure; } // { socketActivation = true; });
+      in
+      lib.attrNames c.systemd.sockets == [ "lean-proxy-443" ]
+      && c.systemd.services.lean-proxy.serviceConfig.CapabilityBoundingSet == "";
+
     unixWithoutActivation =
       !isAccepted (proxy {
         listen = "unix:/run/x.sock";

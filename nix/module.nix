@@ -37,7 +37,10 @@ let
   isTcp = address: !isUnix address && !isHandedOver address;
   isLoopback = address: builtins.match "(127[.].*|localhost|\\[::1]):[0-9]+" address != null;
   portOf = address: lib.toIntBase10 (lib.last (lib.splitString ":" address));
-  written = lib.toList cfg.settings.listen;
+  listeners = lib.toList cfg.settings.listen;
+  addressOf = listener: if lib.isAttrs listener then listener.address else listener;
+  written = map addressOf listeners;
+  hasTls = lib.any (listener: lib.isAttrs listener && listener.tls or null != null) listeners;
   addresses = lib.remove null (map resolve written);
   metrics = if cfg.settings.metrics.listen == null then "" else cfg.settings.metrics.listen;
   metricsAddresses = lib.filter (a: a != null && a != "") [ (resolve metrics) ];
@@ -84,7 +87,12 @@ let
       value;
   settings = withoutNulls (
     cfg.settings
-    // lib.optionalAttrs cfg.socketActivation { listen = map (name: "fd:${name}") socketNames; }
+    // lib.optionalAttrs cfg.socketActivation {
+      listen = lib.zipListsWith (
+        listener: name:
+        if lib.isAttrs listener then listener // { address = "fd:${name}"; } else "fd:${name}"
+      ) listeners socketNames;
+    }
   );
   generated = yaml.generate "lean-proxy.yaml" settings;
 
@@ -151,12 +159,12 @@ in
 
     checkConfig = mkOption {
       type = types.bool;
-      default = cfg.environmentFile == null;
-      defaultText = lib.literalExpression "config.services.leanProxy.environmentFile == null";
+      default = cfg.environmentFile == null && !hasTls;
+      defaultText = lib.literalExpression "no environmentFile, and no listener with tls";
       description = ''
         Whether {option}`services.leanProxy.settings` are checked while the system is built.
         Set it to false if they refer to what exists only on the running machine: a variable of
-        {option}`services.leanProxy.environmentFile`, or a file.
+        {option}`services.leanProxy.environmentFile`, or a file such as a listener's certificate.
       '';
     };
 
@@ -175,6 +183,21 @@ in
       default = null;
       example = "/run/secrets/lean-proxy.env";
       description = "A file of `NAME=value` lines for secrets in the settings. It may be readable by root only.";
+    };
+
+    credentials = mkOption {
+      type = types.attrsOf types.externalPath;
+      default = { };
+      example = {
+        "tls.crt" = "/var/lib/acme/example.com/fullchain.pem";
+        "tls.key" = "/var/lib/acme/example.com/key.pem";
+      };
+      description = ''
+        Files that root alone can read, for the service: each is at `/run/credentials/lean-proxy.service/NAME`, for
+        `cert_file`, `key_file` and `client_ca_file` of a listener. systemd copies them when the service starts; it
+        has to be restarted to see a renewed one, which loses no connection with
+        {option}`services.leanProxy.socketActivation`.
+      '';
     };
 
     memoryMax = mkOption {
@@ -275,6 +298,9 @@ in
         }
         // lib.optionalAttrs (lib.any inRuntimeDirectory bound) { RuntimeDirectory = "lean-proxy"; }
         // lib.optionalAttrs (cfg.memoryMax != null) { MemoryMax = cfg.memoryMax; }
+        // lib.optionalAttrs (cfg.credentials != { }) {
+          LoadCredential = lib.mapAttrsToList (name: file: "${name}:${toString file}") cfg.credentials;
+        }
         // lib.optionalAttrs (cfg.environmentFile != null) {
           EnvironmentFile = toString cfg.environmentFile;
         };

@@ -79,13 +79,44 @@ let
       description = "Headers to remove.";
     };
   };
+  file = types.strMatching "/.+" // {
+    description = ''path of a file, as text, so that it is not copied to the store'';
+  };
+  listener = types.either address (section {
+    address = mkOption {
+      type = address;
+      example = ":443";
+      description = "Where clients are awaited.";
+    };
+    tls = key (section {
+      certificates = mkOption {
+        type = types.nonEmptyListOf (section {
+          cert_file = mkOption {
+            type = file;
+            description = "The chain, a PEM file.";
+          };
+          key_file = mkOption {
+            type = file;
+            description = "The key of its first certificate, a PEM file; see {option}`services.leanProxy.credentials`.";
+          };
+        });
+        description = "Chosen by the name that the client asks for; the first where none fits.";
+      };
+      min_version = key (types.enum [
+        "1.2"
+        "1.3"
+      ]) "The least version of TLS.";
+      client_ca_file = key file "Who vouches for clients, which then need a certificate; a PEM file.";
+    }) "TLS; without it plain HTTP.";
+    http2 = key types.bool "Whether HTTP/2 is offered.";
+  });
 in
 section {
   listen = mkOption {
-    type = types.either address (types.nonEmptyListOf address);
+    type = types.either listener (types.nonEmptyListOf listener);
     default = ":80";
     example = [ "127.0.0.1:8080" ];
-    description = "The address to listen on, or a list of addresses.";
+    description = "An address to listen on, `{ address; tls; http2; }`, or a list of them.";
   };
 
   routes = mkOption {

@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | accept | [`server::listener`] | a connection has a permit before it is accepted |
 //! | wait | [`server::connection`], [`connection_table`] | an idle connection is a bare socket; one timer serves every deadline |
+//! | shake hands | [`server::tls`], [`net::session`] | where the listener has certificates |
 //! | read | [`http1::server`], [`http1::request_head`] | a whole head is collected, and read strictly |
 //! | judge | [`cors`] | a preflight is answered, every other response is stamped |
 //! | probe | [`observe::health`] | the health path is answered from memory |

@@ -70,13 +70,15 @@ def merged(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 def system(options: dict[str, Any], machine: dict[str, Any], systemd: int) -> System:
     """The parts of a system that depend on the options."""
     settings = options["settings"]
-    listen = settings["listen"] if isinstance(settings["listen"], list) else [settings["listen"]]
+    listeners = settings["listen"] if isinstance(settings["listen"], list) else [settings["listen"]]
+    listen = [entry["address"] if isinstance(entry, dict) else entry for entry in listeners]
     tcp = [a for a in listen if not a.startswith("unix:")]
     names = []
     units = {}
     if options.get("socketActivation", False):
         names = [socket_name(a) for a in listen]
-        settings = settings | {"listen": [f"fd:{name}" for name in names]}
+        handed = zip(listeners, (f"fd:{name}" for name in names))
+        settings = settings | {"listen": [entry | {"address": fd} if isinstance(entry, dict) else fd for entry, fd in handed]}
         units = {f"{name}.socket": socket(a, name) for a, name in zip(listen, names)}
     low = not names and any(int(a.rsplit(":", 1)[1]) < 1024 for a in tcp)
     units["lean-proxy.service"] = service(options, low, names, systemd)
@@ -154,6 +156,7 @@ def service(options: dict[str, Any], low: bool, sockets: list[str], systemd: int
     keys["ExecStart"] = f"/usr/bin/lean-proxy {CONFIG}"
     keys["MemoryMax"] = options.get("memoryMax", "10M")
     keys["Environment"] = [f"{k}={v}" for k, v in options.get("environment", {}).items()]
+    keys["LoadCredential"] = [f"{name}:{file}" for name, file in options.get("credentials", {}).items()]
     keys["Sockets"] = [f"{name}.socket" for name in sockets]
     unit: dict[str, Any] = {"After": ["network.target"], "StartLimitIntervalSec": 0}
     return section("Unit", unit) + section("Service", keys) + section("Install", {"WantedBy": "multi-user.target"})
