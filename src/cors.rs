@@ -18,7 +18,7 @@ use http::{
 use crate::{
     cors::origin::{Pattern, parse_origin},
     fields::{Fields, members},
-    http1::chunked,
+    http1::cursor,
 };
 
 /// `cors:` with its defaults filled in, not yet validated.
@@ -400,7 +400,7 @@ fn says_true(headers: &Fields) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|byte| chunked::is_token(*byte))
+    !name.is_empty() && name.iter().all(|byte| cursor::is_token(*byte))
 }
 
 /// Bytes of an Origin that is looked at.

@@ -43,6 +43,15 @@ impl Place {
         part(text, self.value)
     }
 
+    /// Where its line stands, if it is there as [`line`] writes it.
+    fn line(self, text: &[u8]) -> Option<Range<usize>> {
+        let (start, end) = (self.name.0 as usize, self.value.1 as usize + 2);
+        let is_whole = self.value.0 == self.name.1 + 2
+            && text.get(self.name.1 as usize..self.value.0 as usize) == Some(b": ")
+            && text.get(self.value.1 as usize..end) == Some(b"\r\n");
+        is_whole.then_some(start..end)
+    }
+
     fn set_value(&mut self, value: Range<usize>) {
         self.value = Place::new(0..0, value).value;
     }
@@ -151,9 +160,31 @@ impl Fields {
 
     /// Appends all fields as lines of a head.
     pub fn write(&self, out: &mut Vec<u8>) {
-        for (name, value) in self.iter() {
-            line(out, name, value);
+        self.write_where(out, |_, _| true);
+    }
+
+    /// Appends as lines of a head the fields that pass. Lines that stand behind one another in the text as they are to be
+    /// written are copied together.
+    pub fn write_where(&self, out: &mut Vec<u8>, mut passes: impl FnMut(&[u8], &[u8]) -> bool) {
+        let text = self.text.as_slice();
+        let mut run = 0..0;
+        for place in &self.places {
+            let (name, value) = (place.name(text), place.value(text));
+            if !passes(name, value) {
+                continue;
+            }
+            match place.line(text) {
+                Some(line) if line.start == run.end => run.end = line.end,
+                found => {
+                    out.extend_from_slice(text.get(run).unwrap_or_default());
+                    run = found.unwrap_or_else(|| {
+                        line(out, name, value);
+                        0..0
+                    });
+                }
+            }
         }
+        out.extend_from_slice(text.get(run).unwrap_or_default());
     }
 
     fn push(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -280,6 +311,30 @@ mod tests {
         changed.write(&mut out);
         let lines = b"host: a\r\nset-cookie: b\r\nset-cookie: d\r\nu: v\r\n";
         assert_eq!(out, lines);
+    }
+
+    #[test]
+    fn lines_are_written_alike_however_they_came() {
+        let mut changed = fields();
+        changed.set("x", "new");
+        let mut out = Vec::new();
+        changed.write_where(&mut out, |name, value| name != b"host" && value != b"b");
+        assert_eq!(out, b"x: new\r\nset-cookie: d\r\ne: \r\n");
+        // each line of a head but one, and each value replaced
+        let text = b"a: 1\r\nb: 2\r\nc: 3\r\n";
+        let places = [0, 6, 12].map(|at| Place::new(at..at + 1, at + 3..at + 4));
+        for left_out in [b"a", b"b", b"c", b"d"] {
+            for replaced in ["a", "b", "c", "d"] {
+                let mut fields = Fields::of(text.to_vec(), places.to_vec());
+                fields.replace_first(replaced, "4");
+                let (mut out, mut single) = (Vec::new(), Vec::new());
+                fields.write_where(&mut out, |name, _| name != left_out);
+                for (name, value) in fields.iter().filter(|(name, _)| name != left_out) {
+                    line(&mut single, name, value);
+                }
+                assert_eq!(out, single);
+            }
+        }
     }
 
     #[test]

@@ -317,7 +317,8 @@ impl Route {
 /// Some servers cut `;parameters` off a segment before they resolve it, so `/..;/` counts too. Decoding is done once:
 /// `%252e` is the text `%2e` and stays allowed.
 pub fn holds_parent_segment(path: &str) -> bool {
-    holds_segment(path, |dots| dots == 2)
+    // most paths hold neither
+    path.bytes().any(|byte| matches!(byte, b'.' | b'%')) && holds_segment(path, |dots| dots == 2)
 }
 
 /// The same, and `.` segments too: what no path of the configuration may hold, for hardly a client would ask for it.

@@ -6,6 +6,8 @@ use std::net::Ipv6Addr;
 
 use http::HeaderValue;
 
+use crate::http1::authority::split_port;
+
 #[derive(Debug, Clone)]
 pub enum Pattern {
     /// Compared whole, and ready to be sent.
@@ -165,19 +167,6 @@ fn parse_host(written: &str) -> Result<WildHost, &'static str> {
         }
         _ => Err("has a bad host"),
     }
-}
-
-/// Parts an authority into host and port, which keeps its colon; an IPv6 literal keeps its brackets.
-fn split_port(authority: &str) -> (&str, &str) {
-    let name_end = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-    let colon = authority
-        .bytes()
-        .skip(name_end)
-        .position(|byte| byte == b':')
-        .map(|colon| name_end + colon);
-    colon
-        .and_then(|colon| authority.split_at_checked(colon))
-        .unwrap_or((authority, ""))
 }
 
 /// A port as a browser writes it: 1 to 65535, no sign, no zero in front.

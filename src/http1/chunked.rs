@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use crate::http1::cursor::is_token;
+
 /// Where a walk over a chunked body stands. Starts before the first chunk.
 #[derive(Debug, Clone)]
 pub struct Chunked {
@@ -294,27 +296,6 @@ impl Body {
     pub fn trailers(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.trailers)
     }
-}
-
-/// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
-pub fn is_token(byte: u8) -> bool {
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "in a constant, where it would not compile"
-    )]
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut rest: &[u8] =
-            b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        while let [byte, others @ ..] = rest {
-            table[*byte as usize] = true;
-            rest = others;
-        }
-        table
-    };
-    TOKEN
-        .get(usize::from(byte))
-        .is_some_and(|is_token| *is_token)
 }
 
 #[cfg(test)]

@@ -139,9 +139,9 @@ impl Record {
         access_enabled().then(|| {
             Box::new(Record {
                 client,
-                method: beginning(method),
-                host: beginning(host),
-                path: beginning(path),
+                method: beginning(method).into_owned(),
+                host: beginning(host).into_owned(),
+                path: beginning(path).into_owned(),
                 begun,
                 first_byte: None,
                 status: 0,

@@ -4,6 +4,7 @@
 //! puts into a value, a line stays one line and its fields stay apart.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Display, Write},
     time::Duration,
 };
@@ -164,14 +165,15 @@ fn is_format(char: char) -> bool {
 }
 
 /// The beginning of a text that is kept for the log: at most [`KEPT`] bytes, with a mark where it was cut.
-pub fn beginning(text: &str) -> String {
-    let cut = text.floor_char_boundary(KEPT);
-    let mut kept = String::with_capacity(text.len().min(KEPT + MARK.len_utf8()));
-    kept.push_str(text.get(..cut).unwrap_or_default());
-    if cut < text.len() {
-        kept.push(MARK);
+pub fn beginning(text: &str) -> Cow<'_, str> {
+    if text.len() <= KEPT {
+        return Cow::Borrowed(text);
     }
-    kept
+    let cut = text.floor_char_boundary(KEPT);
+    let mut kept = String::with_capacity(cut + MARK.len_utf8());
+    kept.push_str(text.get(..cut).unwrap_or_default());
+    kept.push(MARK);
+    Cow::Owned(kept)
 }
 
 /// Bytes of a method, a host or a path that are kept for the log while an exchange lasts: what a client sends must not
@@ -355,7 +357,7 @@ mod tests {
             assert_eq!(beginning(&text), text);
         }
         for text in ["x".repeat(60_000), "ü".repeat(60_000), "€".repeat(300)] {
-            let kept = beginning(&text);
+            let kept = beginning(&text).into_owned();
             let start = kept.strip_suffix(MARK).expect("it is marked");
             assert!(text.starts_with(start) && start.len() > KEPT - 4);
             assert!(kept.capacity() <= KEPT + 3, "{}", kept.capacity());

@@ -146,16 +146,11 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
     let usual = answer.status.canonical_reason().unwrap_or("");
     out.extend_from_slice(answer.reason.as_deref().unwrap_or(usual.as_bytes()));
     out.extend_from_slice(b"\r\n");
-    for (name, value) in answer.headers.iter() {
-        let is_framing = match name {
-            b"content-length" | b"transfer-encoding" | b"connection" => true,
-            b"trailer" => framing != Framing::Chunked,
-            _ => false,
-        };
-        if !is_framing {
-            line(&mut out, name, value);
-        }
-    }
+    answer.headers.write_where(&mut out, |name, _| match name {
+        b"content-length" | b"transfer-encoding" | b"connection" => false,
+        b"trailer" => framing == Framing::Chunked,
+        _ => true,
+    });
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) => content_length(&mut out, length),
