@@ -21,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     config::{Config, Listen},
-    observe::date::Date,
+    observe::{date::Date, log_line::push_json},
 };
 
 /// What the health path answers.
@@ -274,21 +274,6 @@ fn accepts_json(accept: &[u8]) -> bool {
     })
 }
 
-/// Appends a JSON string with its quotes (RFC 8259 §7).
-fn push_json(out: &mut String, text: &str) {
-    out.push('"');
-    for char in text.chars() {
-        match char {
-            '"' | '\\' => out.extend(['\\', char]),
-            '\0'..='\x1f' | '\x7f' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(char));
-            }
-            _ => out.push(char),
-        }
-    }
-    out.push('"');
-}
-
 /// No cache may answer for us.
 pub const CACHE_CONTROL: &str = "no-store";
 const TEXT: &str = "text/plain";
@@ -373,7 +358,7 @@ mod tests {
     fn the_report_says_what_runs_since_when() {
         let report = Report::new("a\"b\\\n\u{1}é", at(1_709_251_199), 3);
         let rest = format!(
-            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\u000a\u0001é","routes":3}}}}"#,
+            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\n\u0001é","routes":3}}}}"#,
             env!("CARGO_PKG_VERSION")
         );
         let json = |draining| report.answer(None, Some("format=json"), draining);

@@ -141,6 +141,19 @@ impl Write for Value<'_> {
     }
 }
 
+/// Appends a JSON string with its quotes (RFC 8259 §7).
+pub fn push_json(out: &mut String, text: &str) {
+    out.push('"');
+    let mut value = Value {
+        text: out,
+        json: true,
+        room: usize::MAX,
+        plain: true,
+    };
+    let _never_cut = value.write_str(text);
+    out.push('"');
+}
+
 /// Whether a terminal or a viewer would show another line than was written: controls of both sets (Cc), line and paragraph
 /// separators (Zl, Zp), format characters (Cf, Unicode 15), among them all that turn the direction of writing, and what is no
 /// character.
