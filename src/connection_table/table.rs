@@ -28,7 +28,7 @@ const SLOWEST: Duration = Duration::from_millis(200);
 const FASTEST: Duration = Duration::from_millis(10);
 
 /// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
-const LONGEST: u128 = 1 << 30;
+const LONGEST: u64 = 1 << 30;
 
 /// The table of seats and its clock.
 #[derive(Debug)]
@@ -122,7 +122,10 @@ impl ConnectionTable {
         } else {
             Duration::ZERO
         };
-        let span = (limit + slack).as_millis().saturating_add(1).min(LONGEST);
+        let span = limit + slack;
+        // not `as_millis`, which counts in 128 bits
+        let millis = span.as_secs().saturating_mul(1_000) + u64::from(span.subsec_millis());
+        let span = millis.saturating_add(1).min(LONGEST);
         self.now()
             .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
     }
