@@ -61,6 +61,25 @@ impl Place {
     }
 }
 
+/// A byte in lower case, looked up and not worked out: names are most of the bytes that are changed.
+fn lower(byte: u8) -> u8 {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        reason = "in a constant, of 256 bytes"
+    )]
+    const LOWER: [u8; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            table[byte] = (byte as u8).to_ascii_lowercase();
+            byte += 1;
+        }
+        table
+    };
+    LOWER.get(usize::from(byte)).copied().unwrap_or(byte)
+}
+
 fn part(text: &[u8], (start, end): (u32, u32)) -> &[u8] {
     text.get(start as usize..end as usize).unwrap_or_default()
 }
@@ -76,7 +95,9 @@ impl Fields {
         for place in &places {
             let (start, end) = place.name;
             if let Some(name) = text.get_mut(start as usize..end as usize) {
-                name.make_ascii_lowercase();
+                for byte in name {
+                    *byte = lower(*byte);
+                }
             }
         }
         Fields { text, places }

@@ -85,32 +85,33 @@ impl<'a> Cursor<'a> {
 
     /// Takes one field line; `None` at the empty line that closes a section.
     pub fn field(&mut self, end: LineEnd) -> Result<Option<Place>, Fault> {
-        let start = self.at;
-        let name = self.take_while(is_token).len();
-        if name == 0 {
-            return match self.eat_line_end(end) {
-                Some(true) => Ok(None),
-                Some(false) => Err(Fault::Name),
-                None => Err(Fault::Partial),
-            };
-        }
-        if !self.eat(b':') {
-            return Err(if self.is_end() {
-                Fault::Partial
-            } else {
-                Fault::Colon
-            });
-        }
-        let behind = self.at;
-        let value = self.take(value_len(self.rest()));
+        let (start, line) = (self.at, self.rest());
+        let name = line.iter().position(|&byte| !is_token(byte));
+        let name = name.unwrap_or(line.len());
+        let behind = match line.split_at_checked(name) {
+            Some((_, [])) => return Err(Fault::Partial),
+            Some(([], _)) => {
+                return match self.eat_line_end(end) {
+                    Some(true) => Ok(None),
+                    Some(false) => Err(Fault::Name),
+                    None => Err(Fault::Partial),
+                };
+            }
+            Some((_, [b':', behind @ ..])) => behind,
+            _ => return Err(Fault::Colon),
+        };
+        let len = value_len(behind);
+        let (value, _) = behind.split_at_checked(len).unwrap_or_default();
         let is_blank = |byte: u8| byte == b' ' || byte == b'\t';
         let first = value.iter().position(|&byte| !is_blank(byte));
         let last = value.iter().rposition(|&byte| !is_blank(byte));
-        let (first, len) = (first.unwrap_or(0), last.map_or(0, |last| last + 1));
+        let (first, last) = (first.unwrap_or(0), last.map_or(0, |last| last + 1));
+        let value = start + name + 1;
+        self.at = value + len;
         match self.eat_line_end(end) {
             Some(true) => Ok(Some(Place::new(
                 start..start + name,
-                behind + first..behind + len,
+                value + first..value + last,
             ))),
             Some(false) => Err(Fault::Value),
             None => Err(Fault::Partial),
