@@ -63,7 +63,7 @@ pub mod fuzzing {
     pub use crate::{
         config::address,
         fields,
-        http1::{chunked, refusal, request, request_head, response_head},
+        http1::{chunked, framing, refusal, request, request_head, response_head},
     };
     pub mod config {
         pub use crate::config::*;

@@ -9,7 +9,8 @@ use http::Uri;
 use lean_proxy::fuzzing::{
     fields::Fields,
     refusal,
-    request_head::{self, Framing, Head},
+    framing::Framing,
+    request_head::{self, Head},
 };
 use lean_proxy_fuzz::strict::{self, Reader};
 use lean_proxy_fuzz::tools::Dice;

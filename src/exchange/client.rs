@@ -15,8 +15,9 @@ use crate::{
     exchange::context::ExchangeContext,
     http1::{
         client::Upstream,
+        framing::BodyState,
         headers,
-        server::{BodyState, MAX_INTERIM, ServerCodec},
+        server::{MAX_INTERIM, ServerCodec},
     },
     memory::{
         budget::NARROW,
@@ -164,7 +165,7 @@ impl Body for Client<'_> {
     fn size_hint(&self) -> SizeHint {
         match self.codec.borrow().due {
             BodyState::Length(left) => SizeHint::with_exact(left),
-            BodyState::Chunked(_) | BodyState::Broken => SizeHint::default(),
+            BodyState::Chunked(_) | BodyState::Close | BodyState::Broken => SizeHint::default(),
         }
     }
 }

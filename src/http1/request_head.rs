@@ -17,6 +17,7 @@ use crate::{
     http1::{
         authority::port_at,
         cursor::{ByteSet, Cursor, Fault, LineEnd, find_lf, is_token},
+        framing::Framing,
         request::{RequestHead, RequestUri},
     },
 };
@@ -56,15 +57,6 @@ pub enum Arrival {
     End,
     /// Not to be served.
     Refused(Failure),
-}
-
-/// How a request body is delimited (RFC 9112 §6.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// So many bytes; none where neither Content-Length nor Transfer-Encoding is given.
-    Length(u64),
-    /// `Transfer-Encoding: chunked`.
-    Chunked,
 }
 
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).

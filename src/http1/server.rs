@@ -20,9 +20,9 @@ use crate::{
     failure::Failure,
     fields::Place,
     http1::{
-        chunked,
+        framing::BodyState,
         request::RequestHead,
-        request_head::{self, Arrival, Framing, Head},
+        request_head::{self, Arrival, Head},
     },
     memory::{
         budget::{Budget, Permit},
@@ -46,6 +46,7 @@ pub struct ServerCodec {
     permit: Option<Permit>,
     /// What came behind the last head: of its body, then of the next request.
     behind: Bytes,
+    /// What is still to come of the last message.
     pub due: BodyState,
     /// The client may wait to be asked for the body (`Expect: 100-continue`).
     pub awaits_word: bool,
@@ -57,17 +58,6 @@ pub struct ServerCodec {
     pub promised: bool,
     /// Bytes of bodies that were read, framing included; wraps.
     pub read: u32,
-}
-
-/// What is still to come of the last message.
-#[derive(Debug)]
-pub enum BodyState {
-    /// So many bytes of a body; 0 = the next head.
-    Length(u64),
-    /// A chunked body.
-    Chunked(Box<chunked::Body>),
-    /// Nobody knows: its framing is broken.
-    Broken,
 }
 
 /// Bytes that one read may bring between two messages, where memory is short.
@@ -131,7 +121,7 @@ impl ServerCodec {
         match &self.due {
             BodyState::Length(left) => *left == 0,
             BodyState::Chunked(body) => body.is_end(),
-            BodyState::Broken => false,
+            BodyState::Close | BodyState::Broken => false,
         }
     }
 
@@ -244,7 +234,7 @@ impl ServerCodec {
         match &self.due {
             BodyState::Length(left) => ((self.behind.len() + unread) as u64) < *left,
             BodyState::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
-            BodyState::Broken => false,
+            BodyState::Close | BodyState::Broken => false,
         }
     }
 
@@ -331,10 +321,7 @@ impl ServerCodec {
         // apart, so that neither keeps the other's memory
         self.behind = text.split_off(head.skip + head.len).into();
         text.drain(..head.skip);
-        self.due = match head.framing {
-            Framing::Length(length) => BodyState::Length(length),
-            Framing::Chunked => BodyState::Chunked(Box::new(chunked::Body::new())),
-        };
+        self.due = BodyState::of(head.framing);
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
         request_head::parts(text, head)
@@ -391,7 +378,10 @@ impl ServerCodec {
                         }
                     }
                 }
-                BodyState::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                // no request ends with the close of its connection
+                BodyState::Close | BodyState::Broken => {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
             };
             if !taken.is_empty() {
                 return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
@@ -425,7 +415,7 @@ impl ServerCodec {
                     }
                 }
             }
-            BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
+            BodyState::Close | BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
