@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn equal_lengths_are_handed_on_as_one() {
-        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\ncontent-length: 05\r\n\r\n";
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\ncontent-length: 5\r\n\r\n";
         let head = read_head(text.as_bytes(), &Method::GET).unwrap().unwrap();
         let fields = Fields::from_iter([("content-length", "5"), ("a", "b")]);
         assert_eq!(head.headers, fields);
