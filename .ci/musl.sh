@@ -128,6 +128,9 @@ folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to 
 # C code that crates bring goes through musl-gcc. The linker stays plain cc: rustc then links its own
 # start files statically, whereas musl-gcc as the linker quietly makes a dynamic program.
 export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
+# Not position-independent: nothing is relocated at the start, so that constants stay pages of the file (docs/design.md).
+model=CARGO_TARGET_$(tr a-z- A-Z_ <<< "$target")_RUSTFLAGS
+export "$model=${!model:+${!model} }-C relocation-model=static"
 has_target() { rustup target list --installed 2> /dev/null | grep -qx "$target"; }
 # a toolchain that was made before is not left for another one
 if has_target || { [ ! -e "$toolchain/.complete" ] && rustup target add "$target" > /dev/null 2>&1 && has_target; }; then
