@@ -307,6 +307,7 @@ async fn lead(
             controller.exposed.as_ref(),
         );
         // most of what the start needed is not needed again
+        code_pages::forget_stack();
         code_pages::forget_code();
         systemd::notify("READY=1");
         reporter.spawn("signal task", async move {
