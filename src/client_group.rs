@@ -1,7 +1,7 @@
-//! Clients that count as one where places are shared: the same IPv4 address, the same IPv6 /64, or any unix socket.
+//! Groups of clients that count as one where places are shared: the same IPv4 address, the same IPv6 /64, or unix sockets.
 //!
-//! A group is eight bytes and is kept with the connection it belongs to, so there is no table of addresses that could
-//! grow. At most one group can hold more than half of something: [`majority`] finds it in one pass, without memory.
+//! Pure. A group has eight bytes and is stored with its connection, so there is no table of addresses that could grow. At
+//! most one group can hold more than half of the places: [`majority`] finds it in two passes, without memory.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,14 @@ use crate::config::address::Network;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group(u64);
 
-/// A group that holds more than half.
+/// A group that holds more than half of the places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Majority {
-    /// Which one.
+    /// The group.
     pub group: Group,
     /// How many it holds.
     pub count: usize,
-    /// How many there are.
+    /// How many there are in all.
     pub total: usize,
 }
 
@@ -35,7 +35,7 @@ pub struct Surplus {
 const IPV4: u64 = 0xffff_0000_0000;
 
 impl Group {
-    /// All clients on unix sockets.
+    /// The group of all clients on unix sockets.
     pub const UNIX: Group = Group(0);
 
     /// The group of an address; `None` = a unix socket.
@@ -48,7 +48,7 @@ impl Group {
     }
 
     /// The group of the client behind trusted proxies: the last address of `X-Forwarded-For` that is not itself a
-    /// trusted proxy. `fields` are the values of that field in their order. `None`: `peer` is not trusted, or says nothing.
+    /// trusted proxy. `fields` are the values of that field in their order. `None`: `peer` is not trusted, or sent no address.
     pub fn forwarded<'a>(
         peer: Option<IpAddr>,
         trusted: &[Network],
@@ -72,7 +72,7 @@ impl Group {
     }
 }
 
-/// An address as it stands in `X-Forwarded-For`; some senders add a port, or brackets.
+/// Parses an address of `X-Forwarded-For`; some senders add a port, or brackets.
 fn parse(value: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(value).ok()?;
     if let Ok(address) = text.parse() {
@@ -84,7 +84,7 @@ fn parse(value: &[u8]) -> Option<IpAddr> {
     text.rsplit_once(':')?.0.parse().ok()
 }
 
-/// The values of a field in a raw request head that was checked before.
+/// The values of a field in a raw request head that was validated before.
 pub fn field_values<'a>(
     head: &'a [u8],
     name: &'a [u8],
@@ -96,7 +96,7 @@ pub fn field_values<'a>(
     })
 }
 
-/// The group to which more than half of these belong (Boyer and Moore's vote, and a second pass to count).
+/// The group to which more than half of these belong (Boyer and Moore's vote, then a second pass to count).
 pub fn majority(groups: impl Iterator<Item = Group> + Clone) -> Option<Majority> {
     let (mut candidate, mut lead, mut total) = (Group::default(), 0_usize, 0);
     for group in groups.clone() {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_counts_by_itself_and_ipv6_by_its_network() {
+    fn an_ipv4_address_is_a_group_and_ipv6_is_grouped_by_network() {
         for (one, other, same) in [
             ("10.0.0.1", "10.0.0.1", true),
             ("10.0.0.1", "10.0.0.2", false),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_is_found_and_half_is_not() {
+    fn a_group_with_more_than_half_is_found_and_one_with_half_is_not() {
         let letters = |text: &str| -> Option<(u64, usize)> {
             let groups: Vec<Group> = text.bytes().map(|b| Group(b.into())).collect();
             majority(groups.iter().copied()).map(|found| (found.group.0, found.count))

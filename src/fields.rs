@@ -1,21 +1,21 @@
 //! The fields of a head: a flat list in their order.
 //!
-//! Pure. One buffer has all names and values, as a rule the head that they came in, and a vector says where each stands:
-//! a head that only passes through costs two allocations whatever it holds, and nothing is hashed. Repeated fields stay
-//! repeated. Names are in lower case, here and in every look-up. What may stand in a name or a value is checked by those
-//! who read one ([`crate::http1`]) or configure one, and not again.
+//! Pure. All names and values are in one buffer, usually the head that they were received in, and a vector holds their
+//! positions: a head that is passed on takes two allocations whatever its size, and nothing is hashed. Repeated fields stay
+//! repeated. Names are in lower case, here and in every look-up. Names and values are validated where they are parsed
+//! ([`crate::http1`]) or configured, and not here.
 
 use std::ops::Range;
 
 /// The fields of a head or of a trailer section, in their order.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
-    /// Names and values, and what stands between them.
+    /// Names and values, and the bytes between them.
     text: Vec<u8>,
     places: Vec<Place>,
 }
 
-/// Where a field stands in its text, in bytes.
+/// The position of a field in its text, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     name: (u32, u32),
@@ -33,12 +33,12 @@ impl Place {
         }
     }
 
-    /// The name in the text that it stands in, as it is written there.
+    /// The name in its text, as it is written there.
     pub fn name(self, text: &[u8]) -> &[u8] {
         part(text, self.name)
     }
 
-    /// The value in the text that it stands in.
+    /// The value in its text.
     pub fn value(self, text: &[u8]) -> &[u8] {
         part(text, self.value)
     }
@@ -90,7 +90,7 @@ impl Fields {
         Fields::default()
     }
 
-    /// The fields that stand at these places of a head; their names become lower-case.
+    /// The fields at these positions of a head; their names are changed to lower case.
     pub fn of(mut text: Vec<u8>, places: Vec<Place>) -> Fields {
         for place in &places {
             let (start, end) = place.name;
@@ -116,7 +116,7 @@ impl Fields {
         self.get_all(name).next()
     }
 
-    /// The value of a field that is there exactly once.
+    /// The value of a field that occurs exactly once.
     pub fn only(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
         let mut values = self.get_all(name);
         values.next().filter(|_| values.next().is_none())
@@ -136,14 +136,14 @@ impl Fields {
         self.get(name).is_some()
     }
 
-    /// Adds a field behind the others.
+    /// Appends a field.
     pub fn append(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let name = self.push(name.as_ref());
         let value = self.push(value.as_ref());
         self.places.push(Place::new(name, value));
     }
 
-    /// Gives a field its value, in the place of the first of its name; the others of its name go.
+    /// Sets a field, at the position of the first of its name; the others of this name are removed.
     pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let name = name.as_ref();
         if !self.replace_first(name, &value) {
@@ -154,7 +154,7 @@ impl Fields {
             .retain(|place| !place.has_name(text, name) || std::mem::take(&mut is_first));
     }
 
-    /// Gives the first field of this name another value, and leaves the others. Says whether there is one.
+    /// Replaces the value of the first field of this name, and leaves the others. Returns whether there is one.
     pub fn replace_first(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> bool {
         let (text, name) = (self.text.as_slice(), name.as_ref());
         let has_name = |place: &&mut Place| place.has_name(text, name);
@@ -167,12 +167,12 @@ impl Fields {
         true
     }
 
-    /// Takes all fields of this name away.
+    /// Removes all fields of this name.
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
         self.retain(|other, _| other != name.as_ref());
     }
 
-    /// Takes the fields away for which `keep` says no.
+    /// Removes the fields for which `keep` returns false.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let text = self.text.as_slice();
         self.places
@@ -224,7 +224,7 @@ pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The members of a list, as several fields of one name and commas inside them make it (RFC 9110 §5.6.1).
+/// The members of a list that consists of the values of several fields, separated by commas (RFC 9110 §5.6.1).
 pub fn members<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
     values
         .flat_map(|value| value.split(|byte| *byte == b','))
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_field_takes_the_place_of_the_first_of_its_name() {
+    fn a_set_field_has_the_position_of_the_first_of_its_name() {
         let mut changed = fields();
         changed.set(SET_COOKIE, "new");
         assert_eq!(shown(&changed), "host=a set-cookie=new x=c e=");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_added_behind_and_taken_away_by_name() {
+    fn fields_are_appended_and_removed_by_name() {
         let mut changed = fields();
         changed.append(SET_COOKIE, "third");
         changed.remove("x");
@@ -369,14 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn members_are_parted_by_commas_in_any_number_of_fields() {
+    fn members_are_separated_by_commas_in_any_number_of_fields() {
         let values = [&b"a, b\t,,c d"[..], b"", b" ,e"];
         let all: Vec<_> = members(values.into_iter()).collect();
         assert_eq!(all, [&b"a"[..], b"b", b"c d", b"e"]);
     }
 
     #[test]
-    fn a_place_costs_sixteen_bytes() {
+    fn a_position_has_sixteen_bytes() {
         assert_eq!(size_of::<Place>(), 16);
     }
 }

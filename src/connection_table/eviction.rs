@@ -72,9 +72,6 @@ pub struct Grace {
     pub others: u32,
 }
 
-/// The least that is left of a [`Grace`], in milliseconds: a request that follows its connection at once gets to be read.
-const LEAST_GRACE: u32 = 2;
-
 /// A grace halves each time that newcomers have waited for this long without a break, in milliseconds: 4,096 of them, as
 /// many as the kernel keeps, have had their turn within half a second though only thirty places change hands.
 const HALVES: u32 = 64;
@@ -94,13 +91,21 @@ impl Grace {
         others: 0,
     };
 
+    /// The least that is left of it: a client on a busy machine gets to send its request, and a last answer to arrive.
+    const LEAST: Grace = Grace {
+        silent: 10,
+        lingering: 2,
+        others: 10,
+    };
+
     /// Where newcomers have waited for so many milliseconds without a break.
     pub fn beside_crowd(waited: u32) -> Grace {
-        let shrink = |grace: u32| (grace >> (waited / HALVES).min(16)).max(LEAST_GRACE);
+        let (usual, least) = (Self::USUAL, Self::LEAST);
+        let shrink = |usual: u32, least| (usual >> (waited / HALVES).min(16)).max(least);
         Grace {
-            silent: shrink(Self::USUAL.silent),
-            lingering: shrink(Self::USUAL.lingering),
-            others: shrink(Self::USUAL.others),
+            silent: shrink(usual.silent, least.silent),
+            lingering: shrink(usual.lingering, least.lingering),
+            others: shrink(usual.others, least.others),
         }
     }
 
@@ -272,7 +277,7 @@ mod tests {
         let (mut waited, mut served) = (0, 0);
         while served < 4096 {
             let grace = Grace::beside_crowd(waited);
-            assert!(grace.lingering >= LEAST_GRACE);
+            assert!(grace.silent >= 10 && grace.lingering >= 2);
             waited += grace.lingering;
             served += 30;
         }

@@ -329,7 +329,8 @@ const CERTIFICATE_SUBJECT: &str = "x-client-cert-subject";
 
 /// Whether a (lower-case) name is, or reads as, one that the proxy alone sets.
 fn is_reserved(name: &[u8]) -> bool {
-    name.len() == CERTIFICATE_SUBJECT.len() && reads_as(name, CERTIFICATE_SUBJECT.as_bytes())
+    let reserved = CERTIFICATE_SUBJECT.as_bytes();
+    name.len() == reserved.len() && reads_as(name, reserved)
 }
 
 /// What a request is told of where it came from.

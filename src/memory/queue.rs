@@ -1,4 +1,4 @@
-//! A line of waiting tasks, fair between clients.
+//! A queue of waiting tasks that is fair between clients.
 //!
 //! Within a class those that came first go first. A request that is whole and one whose body is still to come take
 //! turns, so that a crowd of unfinished uploads does not stand before every other request. The clients of some groups
@@ -13,19 +13,19 @@ use std::{
 
 use crate::client_group::{Group, Majority, majority};
 
-/// Who waits, since when.
+/// What is known about a waiting request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose request it is.
+    /// The group of its client.
     pub group: Group,
-    /// When the request came, in the park's time (milliseconds).
+    /// When the request came, in milliseconds of the connection table's clock.
     pub since: u32,
-    /// All of the request is here: with a place it goes on without its client.
+    /// The request has been received completely.
     pub is_whole: bool,
 }
 
 impl Claim {
-    /// Of no client in particular: first come, first served.
+    /// A claim of no particular client: first come, first served.
     pub fn plain() -> Claim {
         Claim {
             group: Group::of(None),
@@ -42,13 +42,13 @@ struct Waiter {
     waker: Waker,
 }
 
-/// A line of waiting tasks.
+/// A queue of waiting tasks.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Whole requests, and those that are not; each in the order of tickets.
+    /// Complete requests, and unfinished ones; each line in the order of tickets.
     lines: RefCell<[VecDeque<Waiter>; 2]>,
     next: Cell<u64>,
-    /// Which line had its turn last.
+    /// The line that was served last.
     served: Cell<usize>,
     /// The groups that go last.
     behind: RefCell<Vec<Group>>,
@@ -56,7 +56,7 @@ pub struct Queue {
     others: Cell<[usize; 2]>,
 }
 
-/// A place in a [`Queue`]; leaving it lets the next one try.
+/// A place in a [`Queue`]; dropping it lets the next one try.
 struct Ticket<'a> {
     queue: &'a Queue,
     line: usize,
@@ -64,8 +64,8 @@ struct Ticket<'a> {
 }
 
 impl Queue {
-    /// Waits in line until `take` gives something; asks it at the start, and whenever [`Queue::wake`] is called while it
-    /// is this one's turn. Dropping the future leaves the line.
+    /// Waits until `take` returns a value; calls it at once if the queue is empty, and whenever [`Queue::wake`] is called while
+    /// this task is next. Dropping the future leaves the queue.
     pub async fn until<T>(&self, claim: Claim, mut take: impl FnMut() -> Option<T>) -> T {
         let mut turn: Option<Ticket<'_>> = None;
         poll_fn(move |context| {
@@ -93,7 +93,7 @@ impl Queue {
         .await
     }
 
-    /// Something came free: the one whose turn it is tries again.
+    /// Wakes the next task, because something was given back.
     pub fn wake(&self) {
         if self.len() == 0 {
             return;
@@ -103,12 +103,12 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// The number of waiting tasks.
     pub fn len(&self) -> usize {
         self.lines.borrow().iter().map(VecDeque::len).sum()
     }
 
-    /// Shows every claim.
+    /// Calls `show` for every claim.
     pub fn each(&self, show: impl FnMut(&Claim)) {
         let lines = self.lines.borrow();
         lines
@@ -118,7 +118,7 @@ impl Queue {
             .for_each(show);
     }
 
-    /// The group to which more than half of those who wait belong.
+    /// The group to which more than half of the waiting requests belong.
     pub fn majority(&self) -> Option<Majority> {
         let lines = self.lines.borrow();
         majority(lines.iter().flatten().map(|waiter| waiter.claim.group))
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_that_left_counts_no_more() {
+    fn a_waiter_that_left_is_not_counted() {
         let queue = Rc::new(Queue::default());
         let mut context = Context::from_waker(Waker::noop());
         let much = claim(1, true);

@@ -357,3 +357,153 @@ impl std::fmt::Debug for Session {
         f.write_str("Session")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore,
+        crypto::ring,
+        pki_types::{PrivateKeyDer, ServerName},
+    };
+
+    use super::*;
+
+    /// A client and a session that have not spoken.
+    fn both() -> (ClientConnection, Session) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone()).unwrap();
+        let provider = || Arc::new(ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let name = ServerName::try_from("a.test").unwrap();
+        let client = ClientConnection::new(Arc::new(client), name).unwrap();
+        (client, Session::new(Arc::new(server)).unwrap())
+    }
+
+    fn feed(session: &mut Session, mut bytes: &[u8], most: usize) {
+        while !bytes.is_empty() {
+            let space = session.space().unwrap();
+            let count = most.min(space.len()).min(bytes.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            session.fill(count);
+            bytes = &bytes[count..];
+            session.advance(Until::Blocked).unwrap();
+            session.shrink();
+        }
+    }
+
+    /// Carries bytes both ways, `most` at a time towards the session, until neither has more to say.
+    fn carry(client: &mut ClientConnection, session: &mut Session, most: usize) {
+        loop {
+            let mut out = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut out).unwrap();
+            }
+            feed(session, &out, most);
+            let pending = session.pending().to_vec();
+            session.sent(pending.len());
+            if out.is_empty() && pending.is_empty() {
+                return;
+            }
+            let mut rest = pending.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+    }
+
+    fn taken(session: &mut Session) -> Vec<u8> {
+        let mut bytes = vec![0; session.readable()];
+        session.take(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn bytes_pass_both_ways_in_pieces_of_every_size_and_nothing_is_held_afterwards() {
+        for most in [1, 7, 100, usize::MAX] {
+            let (mut client, mut session) = both();
+            carry(&mut client, &mut session, most);
+            assert!(!session.is_handshaking() && session.held() == 0, "{most}");
+            client.writer().write_all(b"hello").unwrap();
+            carry(&mut client, &mut session, most);
+            assert_eq!(taken(&mut session), b"hello");
+            assert_eq!(session.held(), 0, "{most}");
+            let pieces = [IoSlice::new(b"the"), IoSlice::new(b"re")];
+            session.encrypt(&pieces, 4).unwrap();
+            assert!(session.is_claimed());
+            carry(&mut client, &mut session, most);
+            assert_eq!(session.written(), 4, "at most so many in one record");
+            let mut heard = [0; 4];
+            client.reader().read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"ther");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_record_keeps_its_bytes_alone() {
+        let (mut client, mut session) = both();
+        carry(&mut client, &mut session, usize::MAX);
+        client.writer().write_all(&[b'x'; 10_000]).unwrap();
+        let mut record = Vec::new();
+        client.write_tls(&mut record).unwrap();
+        feed(&mut session, &record[..700], usize::MAX);
+        assert!(!session.has_record() && session.readable() == 0);
+        assert!((700..800).contains(&session.held()), "{}", session.held());
+        feed(&mut session, &record[700..], usize::MAX);
+        assert_eq!(taken(&mut session).len(), 10_000);
+        assert_eq!(session.held(), 0);
+    }
+
+    #[test]
+    fn an_end_is_told_apart_from_a_cut() {
+        let (mut client, mut session) = both();
+        carry(&mut client, &mut session, usize::MAX);
+        assert!(!session.has_ended());
+        client.send_close_notify();
+        carry(&mut client, &mut session, usize::MAX);
+        assert!(session.has_ended());
+        // the other half goes on
+        session.encrypt(&[IoSlice::new(b"bye")], 100).unwrap();
+        session.close();
+        session.close();
+        carry(&mut client, &mut session, usize::MAX);
+        let mut heard = Vec::new();
+        client.reader().read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"bye");
+    }
+
+    #[test]
+    fn a_message_that_does_not_end_has_no_more_space_than_a_record() {
+        let (_, mut session) = both();
+        let mut record = vec![22, 3, 1, 0x3e, 0x80, 1, 0, 0xea, 0x60];
+        record.resize(HEADER + 16_000, 0);
+        feed(&mut session, &record, usize::MAX);
+        assert!(!session.has_record(), "it was looked at");
+        let mut more = 0;
+        while let Some(space) = session.space() {
+            more += space.len();
+            let count = space.len();
+            session.fill(count);
+        }
+        assert!(record.len() + more <= MAX_INCOMING);
+    }
+}

@@ -426,7 +426,7 @@ async fn await_slot(
         let now = worker.table.refresh_clock();
         let grace = Grace::beside_crowd(now.wrapping_sub(crowded_since));
         make_room(worker, now.wrapping_sub(since), grace);
-        let step = Duration::from_millis(grace.silent.min(STEP).into());
+        let step = Duration::from_millis(grace.lingering.min(STEP).into());
         if let Ok(permit) = timeout(step, &mut slot).await {
             return permit;
         }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::yield_now};
 
 use crate::{
     config::{Config, Listen, Memory},
@@ -318,12 +318,14 @@ async fn lead(
             &controller.listeners,
             controller.exposed.as_ref(),
         );
-        // most of what the start needed is not needed again
-        code_pages::forget_code();
-        systemd::notify("READY=1");
         reporter.spawn("signal task", async move {
             match controller.command(signals).await {}
         });
+        // until it waits
+        yield_now().await;
+        // most of what the start needed is not needed again
+        code_pages::forget_code();
+        systemd::notify("READY=1");
         Err(supervisor.loss().await)
     };
     first(work, heard).await

@@ -1,7 +1,7 @@
-//! The table of `docs/memory.md`, attacked row by row in a cgroup of 10 MiB with the shipped defaults: the process lives,
-//! and answers for its health.
+//! An attack for each row of the table in `docs/memory.md`, in a cgroup of 10 MiB with the default configuration: the process
+//! is not killed, and answers health checks.
 //!
-//! Needs the right to make a memory cgroup (version 1) and a release build; says so where it has not.
+//! Needs the right to make a memory cgroup (version 1) and a release build; otherwise it is skipped with a message.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
 
 const LIMIT: usize = 10 << 20;
 
-/// Clients of each attack: more than what is admitted at a time.
+/// Clients of each attack: more than are admitted at the same time.
 const CROWD: usize = 150;
 
 /// A memory cgroup; removed when dropped.
@@ -166,7 +166,7 @@ pub fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&
     assert!(answered > 0 && !cage.has_killed(), "{what}");
 }
 
-/// Runs every attack, one after the other, and leaves some clients of each behind for the next ones.
+/// Runs every attack, one after the other; some clients of each stay connected during the next.
 fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
     let Some(cage) = Cage::new() else { return };
     let mut proxy = Setup::new(yaml)
@@ -178,7 +178,7 @@ fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
         let mut crowd: Vec<Client> = Vec::new();
         for _ in 0..CROWD {
             let mut client = connect(&proxy);
-            // a proxy that refuses takes only a part of it
+            // a proxy that refuses the request reads only a part of it
             let _ = client.try_send(&request);
             crowd.push(client);
         }
@@ -191,12 +191,12 @@ fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
     upstream.forgive();
 }
 
-/// What a process may hold of its own beyond what the permits say: the reserve of a twelfth, the head that is in work, and
-/// what the allocator has not given back yet.
+/// Bytes that a process may use beyond its permits: the reserve of a twelfth, the head that is being parsed, and what the
+/// allocator has not returned yet.
 const UNPAID: u64 = 1_400_000;
 
 #[test]
-fn what_clients_and_upstreams_make_the_process_hold_is_paid_for() {
+fn memory_that_clients_and_upstreams_cause_is_in_the_budget() {
     if !is_release() {
         return skip("memory is measured on a release build: --release, or LEAN_PROXY_BIN");
     }
@@ -217,7 +217,7 @@ fn what_clients_and_upstreams_make_the_process_hold_is_paid_for() {
             crowd.push(client);
         }
         for _ in 0..4 {
-            // a gauge is no younger than the last tick
+            // gauges are updated at ticks
             let_pass(Duration::from_millis(200));
             let paid = metric(&proxy, "lean_proxy_memory_used_bytes");
             let own = (proxy.own_kb() * 1024).saturating_sub(before);
@@ -244,7 +244,7 @@ fn large_heads_reach_the_clients_that_read_them_in_ten_megabytes() {
     for client in &mut clients {
         client.send(get("/head"));
     }
-    // those that do not read give way to those that do
+    // clients that do not read give way to those that do
     let answers: Vec<_> = clients.iter_mut().map(Client::receive).collect();
     let whole = answers.iter().filter(|answer| {
         answer.status == 200 && answer.body == b"ok" && answer.fields.0.len() >= 200

@@ -126,17 +126,17 @@ fn attacks() -> Vec<(&'static str, Attack)> {
             flood(raw, &frame(9, 0, 1, b""));
         }),
         ("SETTINGS", |raw| {
-            flood(raw, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]))
+            flood(raw, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]));
         }),
         ("PING", |raw| flood(raw, &frame(PING, 0, 0, &[0; 8]))),
         ("PRIORITY", |raw| {
-            flood(raw, &frame(2, 0, 1, &[0, 0, 0, 0, 1]))
+            flood(raw, &frame(2, 0, 1, &[0, 0, 0, 0, 1]));
         }),
         ("WINDOW_UPDATE", |raw| {
-            flood(raw, &frame(8, 0, 0, &1_u32.to_be_bytes()))
+            flood(raw, &frame(8, 0, 0, &1_u32.to_be_bytes()));
         }),
         ("unknown frames", |raw| {
-            flood(raw, &frame(0x20, 0, 0, &[0; 100]))
+            flood(raw, &frame(0x20, 0, 0, &[0; 100]));
         }),
         ("empty DATA", |raw| {
             let stream = raw.open(&head("POST", "/never"), false);

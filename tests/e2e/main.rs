@@ -36,7 +36,7 @@ mod direct;
 mod health;
 mod metrics;
 
-// what is told
+// logs and metrics
 mod outcomes;
 
 // bounds
@@ -51,7 +51,7 @@ mod lifecycle;
 mod logs;
 mod vital;
 
-// the worst that may come, and what it costs
+// attacks, and memory
 mod abort;
 mod attacks;
 mod hardening;
@@ -60,5 +60,5 @@ mod memory;
 mod smuggling;
 mod tls_attacks;
 
-// what is written about it
+// the documentation
 mod readme;

@@ -1,4 +1,4 @@
-//! What must not end is not lost unheard, and what runs out comes back.
+//! The loss of a vital part ends the program, and the proxy recovers from a shortage.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     support::{ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, skip},
 };
 
-/// Sets a limit of a running process from outside; false where this machine has no such program.
+/// Sets a resource limit of a running process; false where this machine has no program for it.
 fn limit(proxy: &Proxy, what: &str, value: &str) -> bool {
     let pid = proxy.pid().to_string();
     let status = Command::new("prlimit")
@@ -41,7 +41,7 @@ fn a_listener_that_breaks_ends_the_program_with_code_three() {
             .shell(script, socket)
             .start();
         assert_eq!(Client::connect(address).get("/").status, 200);
-        // the socket is the same one here and there: it does not listen any more
+        // both processes share the socket, which no longer listens
         SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
         assert_eq!(proxy.exit().code(), Some(3));
         let errors = proxy.last_errors();
@@ -66,7 +66,7 @@ fn few_descriptors_at_the_start_are_an_error_or_enough_for_every_worker() {
             assert!(!proxy.last_errors().is_empty(), "{descriptors} descriptors");
             continue;
         }
-        // the kernel spreads them over both workers; each is answered, if by 502
+        // the kernel distributes them to both workers; each is answered
         let answers = (0..16).map(|_| proxy.get("/health").status);
         assert!(
             answers.into_iter().all(|status| status == 200),
@@ -85,7 +85,7 @@ fn without_threads_for_its_workers_the_program_does_not_start() {
         .stderr(Stdio::null())
         .status();
     if !root.is_ok_and(|status| status.success()) {
-        return skip("nobody else can be impersonated here");
+        return skip("setpriv cannot change the user here");
     }
     let script = "exec setpriv --reuid=61235 --clear-groups prlimit --nproc=1 \"$0\" \"$@\"";
     let mut proxy = Setup::new("routes: [{path: /, target: 'http://127.0.0.1:1'}]\n")
@@ -105,7 +105,7 @@ fn without_threads_for_its_workers_the_program_does_not_start() {
 }
 
 #[test]
-fn without_descriptors_nothing_spins_and_there_is_service_again_afterwards() {
+fn without_descriptors_the_proxy_does_not_spin_and_recovers_afterwards() {
     let upstream = Upstream::fixed(OK);
     let mut proxy = Proxy::before(&upstream, ALL);
     let mut kept = proxy.client();
@@ -130,7 +130,7 @@ fn without_descriptors_nothing_spins_and_there_is_service_again_afterwards() {
     let warnings = warnings
         .iter()
         .filter(|line| line.contains("msg=\"accept\""));
-    assert_eq!(warnings.count(), 1, "a shortage is told once");
+    assert_eq!(warnings.count(), 1, "a shortage is logged once");
     assert!(limit(&proxy, "nofile", "4096:4096"));
     let mut answer = [0; 15];
     std::io::Read::read_exact(&mut waiting, &mut answer).unwrap();
@@ -158,7 +158,7 @@ fn stray_signals_are_ignored() {
 }
 
 #[test]
-fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
+fn the_watchdog_is_notified_while_idle_with_several_workers() {
     let setup = Setup::new(&format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n"));
     let upstream = Upstream::fixed(OK);
     let socket = UnixDatagram::bind(setup.dir().join("notify")).unwrap();
@@ -169,12 +169,12 @@ fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
         .env("WATCHDOG_USEC", "600000")
         .env("LEAN_PROXY_THREADS", "3")
         .start();
-    // with no connection open no deadline is due, and still every timer has to run
+    // with no connection open there are no deadlines, but every timer must run
     assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 0);
     let mut fed = 0;
     let mut buffer = [0; 256];
     while fed < 6 {
-        let count = socket.recv(&mut buffer).expect("it is fed");
+        let count = socket.recv(&mut buffer).expect("a notice comes");
         fed += usize::from(&buffer[..count] == b"WATCHDOG=1");
     }
 }

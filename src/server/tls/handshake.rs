@@ -127,6 +127,10 @@ async fn shake_hands(
     let budget = &worker.budget;
     let fund = &budget.client_handshakes.queue;
     let _permit = waiting(slot, fund.until(claim(), || budget.client_handshake())).await?;
+    if socket::has_hung_up(&io.socket()) {
+        // it left while it waited: not worth the thread's time
+        return Err(Failure::Gone);
+    }
     slot.enter_on_time(Phase::Handshake);
     let has_room = config.alpn_protocols.len() < 2 || budget.has_room_for_http2();
     let config = if has_room {

@@ -1,0 +1,4 @@
+{
+  nodes.proxy = import ./world/proxy.nix ./https.toml;
+  nodes.upstream = ./world/upstream.nix;
+}
