@@ -17,7 +17,7 @@ pub enum Phase {
     Waiting,
     /// A request in work.
     Busy,
-    /// An HTTP/2 connection with requests in work; each has a seat of its own.
+    /// An HTTP/2 connection with requests in work; each has a slot of its own.
     Multiplexed,
     /// Two upgraded connections joined.
     Tunnel,

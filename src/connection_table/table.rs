@@ -36,7 +36,7 @@ pub struct ConnectionTable {
     pub(super) entries: RefCell<Vec<SlotState>>,
     pub(super) free: RefCell<Vec<u32>>,
     pub(super) open: Cell<usize>,
-    /// How many of them are streams of a connection that has a seat itself.
+    /// How many of them are streams of a connection that has a slot itself.
     pub(super) streams: Cell<usize>,
     /// The program's time is over: whatever is told to leave is told so for that.
     pub(super) closing: Cell<bool>,

@@ -1,61 +1,63 @@
-//! A look at the headers of a client's frames before hyper reads them (RFC 9113 §4.1), so that what one connection can
-//! make hyper hold is bounded.
+//! Reads the headers of a client's frames before hyper does (RFC 9113 §4.1), and bounds what one connection can make
+//! hyper hold.
 //!
-//! hyper takes frames out of read buffers of 8 kB without copying them, and bounds neither how many frames of control it
-//! answers nor how many buffers small pieces keep alive. Pure: bytes and a time in, how many may be read out. Nothing is
-//! changed on the way.
+//! hyper takes frames out of read buffers of 8 kB without copying them. It bounds neither the number of control frames nor
+//! the number of buffers that small DATA frames keep alive. Pure: bytes and a time in, the number of bytes that may be read
+//! out. The bytes themselves are never changed.
 
 use std::collections::VecDeque;
 
-/// What opens a connection (RFC 9113 §3.4).
+/// The connection preface of a client (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes of hyper's read buffer: a piece of a body keeps as many alive.
+/// Bytes of hyper's read buffer. A DATA frame or an entry of the HPACK table keeps a whole one alive.
 const BUFFER: u64 = 8 * 1024;
 
-/// Frames of control that a client may send at once, and more of them for each second.
+/// Control frames that a client may send at once, and how many more each second. Control frames are all but DATA,
+/// HEADERS and CONTINUATION, those of unknown types included.
 const BURST: u32 = 1_000;
 const PER_SECOND: u32 = 200;
 
-/// More of them for each frame with a body or a head that was sent to the client: it opens a window and may measure the
-/// path for each, as gRPC does.
+/// How many more for each DATA or HEADERS frame that was sent to the client: it answers with WINDOW_UPDATE, and gRPC with
+/// PING.
 const PER_SENT: u32 = 4;
 
-/// Bytes of a control frame that are worth one more.
+/// Payload bytes of a control frame that count as one frame more.
 const CONTROL: u32 = 256;
 
-/// Bytes of heads that are read before their requests are taken over, and paid for. A byte can become a field.
+/// Bytes of header blocks that hyper may read before their requests are handed to exchanges, which pay for them. One byte
+/// can become a field.
 const UNTAKEN_HEADS: u32 = 512;
 
-/// Bytes of a trailer section that is not a burden.
+/// Bytes of a trailer section that is not counted.
 const SMALL_TRAILERS: u32 = 64;
 
-/// How many buffers one connection may keep alive.
+/// What one connection may keep alive in hyper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// By pieces of bodies that are not taken: above it the stream that keeps most has to go.
+    /// Read buffers with DATA that no exchange has read; above it the stream with most DATA frames is reset.
     pub bodies: usize,
-    /// By entries of the table of fields, which is never emptied: above it the connection is to be renewed. The table has
-    /// at most 107.
+    /// Read buffers with parts of header blocks, over the life of the connection, because entries of the HPACK table may
+    /// keep them; above it the client gets a GOAWAY. The table has at most 107 entries.
     pub heads: usize,
-    /// Trailer sections that are not taken; above it a stream has to go.
+    /// Trailer sections that no exchange has read; above it a stream is reset.
     pub trailers: usize,
 }
 
-/// Why a connection has to end (`ENHANCE_YOUR_CALM`), for the log.
+/// Why a connection is ended with `ENHANCE_YOUR_CALM`, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Excess(pub &'static str);
 
-/// What one look found.
+/// The result of [`Frames::pass`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passed {
     /// How many of the bytes may be read now.
     pub count: usize,
-    /// Behind them a request is to be taken over before more is read.
+    /// hyper must hand over the requests that it has read before it reads on.
     pub pauses: bool,
 }
 
-/// The frames of one connection.
+/// The state of one connection's frames.
 #[derive(Debug)]
 pub struct Frames {
     bounds: Bounds,
@@ -75,9 +77,9 @@ pub struct Frames {
     last_head: Option<u64>,
     /// Requests whose body is still to come.
     uploads: Vec<Upload>,
-    /// A stream that was opened with a body to come, and not claimed yet.
+    /// A request with a body to come whose exchange has not begun.
     opened: Option<Upload>,
-    /// Buffers with pieces of bodies in them, and how many pieces.
+    /// Buffers with DATA that no exchange has read, and how many frames of it.
     pins: Vec<(u64, u32)>,
     worst: Option<u32>,
     sent: Reader,
@@ -87,7 +89,7 @@ pub struct Frames {
 #[derive(Debug)]
 struct Upload {
     stream: u32,
-    /// In which buffers its pieces stand that were not taken.
+    /// The buffers of its DATA frames that the exchange has not read.
     pieces: VecDeque<u64>,
     has_trailers: bool,
 }
@@ -119,7 +121,7 @@ mod kind {
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// How much of control is left.
+/// How many control frames the client may send now.
 #[derive(Debug)]
 struct Allowance {
     left: u32,
@@ -181,7 +183,7 @@ impl Reader {
 }
 
 impl Frames {
-    /// Those of a connection that begins; `now` is in milliseconds and may wrap.
+    /// The state of a new connection; `now` is in milliseconds and may wrap.
     pub fn new(bounds: Bounds, now: u32) -> Frames {
         Frames {
             bounds,
@@ -206,10 +208,10 @@ impl Frames {
         }
     }
 
-    /// Looks at bytes that have come, and says how many of them may be read now.
+    /// Takes bytes from the client; says how many of them hyper may read now.
     ///
     /// # Errors
-    /// The client does what would make the process hold or do too much.
+    /// The connection is over a bound and must be closed.
     pub fn pass(&mut self, bytes: &[u8], now: u32) -> Result<Passed, Excess> {
         let mut at = self.preface.min(bytes.len());
         self.preface -= at;
@@ -234,12 +236,12 @@ impl Frames {
         })
     }
 
-    /// All that was read of requests is taken over.
+    /// hyper has handed over the requests that it has read.
     pub fn resume(&mut self) {
         self.untaken_heads = 0;
     }
 
-    /// Looks at bytes that were sent to the client.
+    /// Takes bytes that were sent to the client.
     pub fn sent(&mut self, bytes: &[u8]) {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
@@ -261,12 +263,12 @@ impl Frames {
         self.highest
     }
 
-    /// Whether the table of fields may keep so much alive that the client should connect anew.
+    /// Whether the HPACK table may keep so many buffers that the client should open another connection.
     pub fn is_worn(&self) -> bool {
         self.heads > self.bounds.heads
     }
 
-    /// The stream that was opened last, for whoever reads its body.
+    /// The stream of the request that was opened last, if it has a body: its exchange begins.
     pub fn claim(&mut self) -> Option<u32> {
         let upload = self.opened.take()?;
         let stream = upload.stream;
@@ -274,7 +276,7 @@ impl Frames {
         Some(stream)
     }
 
-    /// A piece of this stream's body, or its trailers, were taken.
+    /// The exchange has read a DATA frame of this stream, or its trailers.
     pub fn took(&mut self, stream: u32, is_data: bool) {
         let upload = self
             .uploads
@@ -303,7 +305,7 @@ impl Frames {
         }
     }
 
-    /// The stream that has to go, for its body keeps too much alive; said once.
+    /// The stream to reset because its body keeps too many buffers; given once.
     pub fn worst(&mut self) -> Option<u32> {
         self.worst.take()
     }
@@ -362,7 +364,7 @@ impl Frames {
         if self.last_head.replace(buffer) != Some(buffer) {
             self.heads += 1;
         }
-        // a client that was told to connect anew, and does not
+        // the client goes on after its GOAWAY
         if self.heads > self.bounds.heads + self.bounds.heads / 4 {
             return Err(Excess("requests after the connection was ended"));
         }

@@ -238,6 +238,86 @@ mod tests {
         assert!(read("GET", "http://A.example/", &[("host", "a.EXAMPLE")]).is_ok());
     }
 
+    /// Whatever passes is one message to a reader of HTTP/1.1, and the same one.
+    #[test]
+    fn what_passes_is_read_by_http_1_as_it_was_meant() {
+        let mut random = 1_u32;
+        let mut pick = |of: usize| {
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            random as usize % of
+        };
+        let names = [
+            "host",
+            "content-length",
+            "cookie",
+            "x-a",
+            "te",
+            "expect",
+            "transfer-encoding",
+            "connection",
+            "upgrade",
+            "keep-alive",
+            "content_length",
+        ];
+        let values: [&[u8]; 9] = [
+            b"a",
+            b"5",
+            b"",
+            b"chunked",
+            b"trailers",
+            b"a.example",
+            b"0x5",
+            b"\xff\t",
+            b"100-continue",
+        ];
+        let targets = [
+            "/",
+            "/a?b",
+            "/%2f",
+            "//a",
+            "/{a}",
+            "/\u{e9}",
+            "*",
+            "http://b.example/x",
+            "http://u@b/",
+        ];
+        let mut passed = 0;
+        for _ in 0..20_000 {
+            let mut request = Request::builder()
+                .method(["GET", "POST", "OPTIONS"][pick(3)])
+                .uri(targets[pick(targets.len())]);
+            for _ in 0..pick(5) {
+                request = request.header(names[pick(names.len())], values[pick(values.len())]);
+            }
+            let Ok(request) = request.body(()) else {
+                continue;
+            };
+            let (parts, ()) = request.into_parts();
+            let Ok(head) = super::request(parts, 4096) else {
+                continue;
+            };
+            passed += 1;
+            let query = head
+                .uri
+                .query()
+                .map_or_else(String::new, |query| format!("?{query}"));
+            let line = format!("{} {}{query} HTTP/1.1\r\n", head.method, head.uri.path());
+            let mut text = line.into_bytes();
+            head.headers.write(&mut text);
+            text.extend_from_slice(b"\r\n");
+            let read = request_head::head(&text, &mut 0, 4096);
+            let read = read.unwrap_or_else(|failure| panic!("{failure}: {}", text.escape_ascii()));
+            let read = read.unwrap_or_else(|| panic!("not whole: {}", text.escape_ascii()));
+            assert_eq!(
+                (read.len, read.fields.len()),
+                (text.len(), head.headers.iter().count())
+            );
+        }
+        assert!(passed > 1_000, "{passed}");
+    }
+
     #[test]
     fn what_belongs_to_a_connection_does_not_cross() {
         let mut fields = Fields::new();

@@ -1,4 +1,4 @@
-//! What hyper reads and writes: a client's connection, whose frames are looked at on the way.
+//! What hyper reads and writes: a client's connection, whose frames [`Frames`] bounds.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +29,7 @@ pub struct Io {
     pub frames: Rc<RefCell<Frames>>,
     /// Bytes that were read and must wait.
     unread: RefCell<Bytes>,
-    /// Nothing is read before the connection was polled once more.
+    /// The next read is pending, so that hyper hands over its requests first.
     is_paused: Cell<bool>,
     /// Why it has to end.
     excess: Cell<Option<Excess>>,
@@ -60,7 +60,7 @@ impl Io {
         })
     }
 
-    /// Why the client has to go, where it does what would cost too much.
+    /// The bound that the client has exceeded, if any.
     pub fn excess(&self) -> Option<Excess> {
         self.excess.get()
     }
@@ -70,7 +70,7 @@ impl Io {
         self.stream.take()
     }
 
-    /// Does something with the connection, where hyper still has it.
+    /// Calls `work` with the connection, unless it was taken from hyper.
     fn with<T>(
         &self,
         work: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>,
@@ -96,7 +96,7 @@ impl Io {
     }
 }
 
-/// One half of it is hyper's, which takes its io by value.
+/// hyper's handle to the connection, which it takes by value.
 pub struct Handle(pub Rc<Io>);
 
 impl Read for Handle {

@@ -7,6 +7,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,7 +22,13 @@ use hyper::{
     rt::Executor,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{runtime, task::LocalSet};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime,
+    task::LocalSet,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -113,7 +120,25 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
 /// A connection with prior knowledge.
 pub async fn connect(address: SocketAddr) -> SendRequest<Frames> {
     let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let handshake = Builder::new(Local).handshake(TokioIo::new(socket));
+    begin(socket).await
+}
+
+/// The protocol that ALPN chose, and the connection.
+pub async fn connect_tls(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+) -> (Vec<u8>, TlsStream<tokio::net::TcpStream>) {
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let stream = TlsConnector::from(config).connect(name, socket).await;
+    let stream = stream.unwrap();
+    let protocol = stream.get_ref().1.alpn_protocol().unwrap_or_default();
+    (protocol.to_vec(), stream)
+}
+
+/// Begins HTTP/2 on a connection.
+pub async fn begin(io: impl AsyncRead + AsyncWrite + Unpin + 'static) -> SendRequest<Frames> {
+    let handshake = Builder::new(Local).handshake(TokioIo::new(io));
     let (sender, connection) = handshake.await.unwrap();
     tokio::task::spawn_local(connection);
     sender

@@ -1,14 +1,21 @@
 //! HTTP/2 towards clients, with prior knowledge on a plain listener: each stream is an exchange like any other.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::{ClientConfig, SupportedProtocolVersion, version::TLS13};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     h2::{
-        Answer, DATA, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS, ask, connect,
-        field, frame, get, head, run, send,
+        Answer, DATA, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS, ask, begin,
+        connect, connect_tls, field, frame, get, head, run, send,
     },
     metrics::metric,
     support::{Client, OK, Proxy, Setup, Signal, Upstream, eventually, pattern},
+    tls_listener::{Authority, LISTEN, authority, trust, write_files},
 };
 
 /// Everything to the upstream `UP`, and HTTP/2 on the listener.
@@ -519,4 +526,90 @@ fn a_client_is_told_to_connect_anew_before_its_table_of_fields_holds_much() {
         }
         assert!((20..200).contains(&answered), "{answered}");
     });
+}
+
+/// What a client with TLS believes; it would rather speak HTTP/2.
+fn offering_both(by: &Authority) -> Arc<ClientConfig> {
+    static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
+    let mut config = ClientConfig::clone(&trust(by, &NEWEST, None));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+fn tls_proxy(upstream: &Upstream, by: &Authority, memory: &str) -> Proxy {
+    let yaml = format!("{LISTEN}routes: [{{path: /, target: 'http://UP'}}]\n");
+    let setup = Setup::new(&yaml)
+        .upstream("UP", upstream)
+        .env("LEAN_PROXY_MEMORY", memory);
+    write_files(&setup.dir(), by);
+    setup.start()
+}
+
+#[test]
+fn with_tls_it_is_what_alpn_chooses() {
+    let upstream = Upstream::echo_head();
+    let by = authority();
+    let proxy = tls_proxy(&upstream, &by, "0");
+    run(async {
+        let (protocol, stream) = connect_tls(proxy.address(), offering_both(&by)).await;
+        assert_eq!(protocol, b"h2");
+        let mut sender = begin(stream).await;
+        let response = sender.send_request(get("/x", &[])).await.unwrap();
+        let answer = Answer::read(response).await.unwrap();
+        let text = answer.text().to_ascii_lowercase();
+        assert!(text.contains("\r\nx-forwarded-proto: https\r\n"), "{text}");
+        let large = Frames::new(&[&pattern(0, 300_000)], &[]);
+        let response = sender.send_request(send("POST", "/", &[], large)).await;
+        assert_eq!(Answer::read(response.unwrap()).await.unwrap().status, 200);
+    });
+}
+
+#[test]
+fn alpn_answers_http_1_where_no_http_2_connection_fits() {
+    let upstream = Upstream::fixed(OK);
+    let by = authority();
+    let proxy = tls_proxy(&upstream, &by, "10MiB");
+    run(async {
+        let mut kept = Vec::new();
+        let (protocol, stream) = loop {
+            let (protocol, stream) = connect_tls(proxy.address(), offering_both(&by)).await;
+            if protocol != b"h2" {
+                break (protocol, stream);
+            }
+            let mut sender = begin(stream).await;
+            let response = sender.send_request(get("/", &[])).await.unwrap();
+            assert_eq!(Answer::read(response).await.unwrap().text(), "ok");
+            kept.push(sender);
+            assert!(kept.len() < 50, "there is room for all");
+        };
+        assert_eq!(protocol, b"http/1.1");
+        assert!(!kept.is_empty(), "there is room for one");
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        writer.write_all(request).await.unwrap();
+        let mut status = [0; 12];
+        reader.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+    });
+}
+
+#[test]
+fn a_stream_that_is_not_read_gives_way_and_its_connection_stays() {
+    let upstream = Upstream::answering(|request, peer| {
+        if request.target == "/large" {
+            peer.write("HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")?;
+            return peer.write(pattern(0, 10_000_000));
+        }
+        peer.write(OK)
+    });
+    let proxy = proxy(&upstream, "proxy: {max_concurrent_requests: 1}\n");
+    let window = [[0, 4].as_slice(), &0_u32.to_be_bytes()].concat();
+    let mut raw = Raw::connect(proxy.address(), &window);
+    let stream = raw.open(&head("GET", "/large"), true);
+    raw.until("its head", |it| it.0 == HEADERS && it.2 == stream);
+    assert_eq!(proxy.get("/ok").status, 200, "in its place");
+    raw.until("reset", |it| it.0 == RST_STREAM && it.2 == stream);
+    proxy.await_log("outcome", |line| line.contains("outcome=evicted"));
+    let stream = raw.open(&head("GET", "/ok"), true);
+    raw.until("an answer", |it| it.0 == HEADERS && it.2 == stream);
 }

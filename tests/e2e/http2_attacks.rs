@@ -8,7 +8,7 @@ use std::{io, process::Stdio, time::Duration};
 use crate::{
     attacks::{Cage, stays_well},
     h2::{DATA, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS, ask, field, frame, get, head},
-    support::{Client, Peer, Setup, Upstream, eventually},
+    support::{Client, Peer, Setup, Upstream, eventually, pattern},
 };
 
 const YAML: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes:\n  - {path: /, target: 'http://UP'}\n  - {path: /fixed, respond: {body: hi}}\n";
@@ -27,7 +27,7 @@ fn upstream() -> Upstream {
                 "/ok" => peer.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?,
                 "/large" => {
                     peer.write("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")?;
-                    peer.write(vec![b'x'; 100_000])?;
+                    peer.write(pattern(0, 100_000))?;
                 }
                 _ => {
                     peer.stand_still();

@@ -1,7 +1,7 @@
 //! A client's HTTP/2 connection, served by hyper on the worker's own thread.
 //!
-//! It holds a permit worth what a hostile one can make hyper hold, as measured with [`Frames`] before it; each stream
-//! pays for itself as any exchange. Its time-outs are those of HTTP/1.1: `header_timeout` before its first request,
+//! It holds a permit worth what a hostile client can make hyper hold within the bounds of [`Frames`]; each stream pays for
+//! itself like any exchange. Its time-outs are those of HTTP/1.1: `header_timeout` before its first request,
 //! `idle_timeout` between two.
 
 pub mod outlet;
@@ -79,7 +79,7 @@ const WIDE: Limits = Limits {
 /// The least that hyper takes, and the largest frame that it sends and receives.
 const FRAME: u32 = 16 * 1024;
 
-/// Reasons of a goodbye (RFC 9113 §7).
+/// Error codes (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -108,8 +108,8 @@ impl Service<Request<Incoming>> for Streams {
     }
 }
 
-/// Serves a connection whose client has begun with the preface of HTTP/2, which is in `first` as far as it was read; where
-/// its price does not fit, it is told so.
+/// Serves a connection whose client has sent the preface of HTTP/2; `first` is what was read of it. Where the budget has no
+/// room for the connection, the client gets a GOAWAY.
 pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: SlotRef) {
     let is_tight = worker.budget.plan().tight;
     let limits = if is_tight { &TIGHT } else { &WIDE };
@@ -144,7 +144,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
     leave(&worker, &stream);
 }
 
-/// Counts and tells that a client does what would cost too much; gives what it is told, where that can still be said.
+/// Counts and logs a connection that is over a bound; gives the GOAWAY for it, empty where hyper has written half a frame.
 fn last_word(worker: &Worker, io: &Io, slot: &SlotRef, excess: Excess) -> Vec<u8> {
     worker.metrics.failed(Outcome::Flooded);
     let client = log::client(slot.client());
@@ -211,7 +211,7 @@ async fn drive(shared: &Rc<Shared>, limits: &Limits) {
     .await;
 }
 
-/// Tells a client that there is no memory for an HTTP/2 connection; nothing of what it asks for was done.
+/// Sends a GOAWAY that says that there is no memory for an HTTP/2 connection: no request of it was processed.
 async fn refuse(worker: &Worker, mut stream: Stream, slot: &SlotRef) {
     const REASON: &str = "no memory for an HTTP/2 connection";
     let outcome = Outcome::NoMemory;
@@ -240,7 +240,7 @@ async fn refuse(worker: &Worker, mut stream: Stream, slot: &SlotRef) {
     linger(worker, stream, slot, REFUSED_REST).await;
 }
 
-/// A GOAWAY frame (RFC 9113 §6.8): streams above `last` were not looked at.
+/// A GOAWAY frame (RFC 9113 §6.8): streams above `last` were not processed.
 fn go_away(last: u32, reason: u32, text: &str) -> Vec<u8> {
     let len = u32::try_from(8 + text.len()).unwrap_or(8);
     let mut frame = Vec::with_capacity(9 + len as usize);
@@ -252,7 +252,7 @@ fn go_away(last: u32, reason: u32, text: &str) -> Vec<u8> {
     frame
 }
 
-/// Writes a last word, as far as the client takes it within the time that it has.
+/// Writes final frames, as far as the client takes them within its deadline.
 async fn say(stream: &mut Stream, slot: &SlotRef, mut bytes: &[u8]) {
     poll_fn(|context| {
         while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! Between an exchange and hyper: the response, part by part.
+//! Where an exchange puts the parts of its response, and hyper takes them.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +18,7 @@ use crate::memory::chunk::BodyChunk;
 /// Pieces of a response that hyper may hold.
 const AHEAD: usize = 2;
 
-/// Between an exchange and hyper: what is to be sent next.
+/// The part of a response that is sent next.
 #[derive(Default)]
 pub struct Outlet {
     /// The head, and the body behind it.
@@ -27,7 +27,7 @@ pub struct Outlet {
     pub frame: RefCell<Option<Frame<Piece>>>,
     /// Nothing comes behind what is there.
     pub has_ended: Cell<bool>,
-    /// Something was put in or taken out since the task looked.
+    /// Something was put in or taken out since the task last checked.
     pub has_moved: Cell<bool>,
     /// Pieces that hyper holds.
     pub held: Cell<usize>,

@@ -20,7 +20,7 @@ pub struct Shared {
     pub worker: Rc<Worker>,
     /// The connection.
     pub io: Rc<Io>,
-    /// The connection's own.
+    /// The connection's own slot.
     pub slot: SlotRef,
     /// What its requests have in common.
     pub sender: Sender,
@@ -78,7 +78,7 @@ impl Shared {
         self.slot.wake();
     }
 
-    /// A stream goes whose body keeps more alive than a connection may.
+    /// Ends the stream whose body keeps too many buffers, if there is one.
     pub fn relieve(&self) {
         let Some(worst) = self.io.frames.borrow_mut().worst() else {
             return;

@@ -131,7 +131,7 @@ async fn serve(
     let ask = Ask {
         size: head::size(&head),
         has_body: !body.borrow().is_end_stream(),
-        // TLS of the whole connection is paid for with it
+        // the connection's permit pays for its TLS
         records: 0,
         is_brief: is_brief(&state, &head),
     };
