@@ -1,8 +1,8 @@
-# The image for those without Nix: the same as nix/image.nix makes, held against nix/image.toml by .ci/image.py.
+# The image without Nix: the same as by nix/image.nix; .ci/image.py compares its configuration with nix/image.toml.
 #
 #   docker build -t lean-proxy --build-arg REVISION="$(git rev-parse HEAD)" .
 #
-# RUST_IMAGE: a Debian with rustup's Rust, 1.91 or later. An aarch64 machine builds the aarch64 image.
+# RUST_IMAGE: a Debian image with Rust 1.91 or later by rustup. On an aarch64 machine it builds the aarch64 image.
 ARG RUST_IMAGE=docker.io/library/rust:1-bookworm
 
 FROM ${RUST_IMAGE} AS build

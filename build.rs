@@ -1,6 +1,5 @@
-//! Tells the linker of the static binary where code is to stand (see `layout.ld`; other targets link as they please),
-//! and the program which commit it was built from. `LEAN_PROXY_LINK_MAP` names a file for the linker's map, which
-//! `bench/layout.py` reads.
+//! Passes `layout.ld` to the linker of the static binary, and the commit to the program. `LEAN_PROXY_LINK_MAP` names a
+//! file for the linker's map, which `bench/layout.py` reads. Other targets are linked as usual.
 
 use std::{env, path::Path, process::Command};
 
@@ -31,8 +30,8 @@ fn main() {
     );
 }
 
-/// The commit that is checked out, where this folder is a repository of its own: a copy of the sources inside somebody's
-/// repository is not that repository's commit, and a build from a tarball has none.
+/// The commit that is checked out, where this folder is a repository itself. A copy of the sources inside another
+/// repository has no commit of its own, and neither has a build from a tarball.
 fn commit_of(folder: &Path) -> Option<String> {
     if !folder.join(".git").exists() {
         return None;
@@ -47,8 +46,8 @@ fn commit_of(folder: &Path) -> Option<String> {
         let text = String::from_utf8(run.stdout).ok()?.trim().to_owned();
         (run.status.success() && !text.is_empty()).then_some(text)
     };
-    // each commit and checkout adds a line to the log of HEAD; without one HEAD itself tells of checkouts at least. A file
-    // that is not there would run this anew at every build.
+    // Each commit and checkout adds a line to the log of HEAD; HEAD itself changes at least with a checkout. Naming a file
+    // that does not exist would run this at every build.
     for name in ["logs/HEAD", "HEAD"] {
         let file = git(&["rev-parse", "--git-path", name]).map(|path| folder.join(path));
         if let Some(file) = file.filter(|file| file.exists()) {

@@ -1,12 +1,12 @@
-/* Debian's libgcc_eh.a finds a function's unwind table by glibc's _dl_find_object. musl has only
-   dl_iterate_phdr: here is the one in terms of the other. */
+/* Debian's libgcc_eh.a finds a function's unwind table by glibc's _dl_find_object. musl has only dl_iterate_phdr: this
+   implements the one by the other. */
 #define _GNU_SOURCE
 #include <link.h>
 #include <pthread.h>
 #include <stdint.h>
 
-/* libgcc_eh names these weakly and believes in threads as soon as one of them is there; in a static
-   link a weak name pulls nothing in, and the unwinder would call address 0. So pull them in. */
+/* libgcc_eh refers to these as weak symbols, and assumes threads as soon as one of them exists. A static link does not
+   resolve weak symbols from an archive, and the unwinder would call address 0. So refer to them here. */
 const void *const libgcc_eh_needs[] __attribute__((used)) = {
     pthread_once,        pthread_key_create, pthread_getspecific,
     pthread_setspecific, pthread_mutex_lock, pthread_mutex_unlock,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Holds examples/ against the program and nix/service.toml:  examples.py LEAN_PROXY   (needs PyYAML)
+"""Checks examples/ against the program and nix/service.toml:  examples.py LEAN_PROXY   (needs PyYAML)
 
-Every configuration in examples/, those inside a ConfigMap included, has to pass --check, and the unit's [Service]
-has to have what the unit of the NixOS module has.
+Every configuration in examples/, also inside a ConfigMap, must pass --check, and the unit's [Service] must have the keys
+of the NixOS module's unit.
 """
 
 import subprocess
@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-# The module's own way with a systemd that has it; told in the example's comment.
+# The module uses a Type that needs a newer systemd; the example's comment explains it.
 DIFFERS = {"Type"}
 
 
 def configurations() -> dict[str, str]:
-    """Name and text of each."""
+    """The name and text of each configuration."""
     found = {"lean-proxy.yaml": (ROOT / "examples/lean-proxy.yaml").read_text()}
     for file in sorted((ROOT / "examples/kubernetes").glob("*.yaml")):
         for document in yaml.safe_load_all(file.read_text()):
@@ -39,7 +39,7 @@ def check(program: str, name: str, text: str) -> None:
 
 
 def unit(path: Path) -> dict[str, list[str]]:
-    """The keys of [Service], a list of all values for each."""
+    """The keys of [Service], each with all of its values."""
     keys: dict[str, list[str]] = {}
     section = ""
     for line in path.read_text().splitlines():
@@ -72,7 +72,7 @@ def main() -> None:
         check(sys.argv[1], name, text)
     if wrong := differences():
         sys.exit("\n".join(wrong))
-    print(f"examples: {', '.join(found)} pass --check; lean-proxy.service has what nix/service.toml has")
+    print(f"examples: {', '.join(found)} pass --check; lean-proxy.service has the keys of nix/service.toml")
 
 
 main()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Holds a container image's configuration against nix/image.toml and Cargo.toml.
+"""Compares a container image's configuration with nix/image.toml and Cargo.toml.
 
-image.py                 the Dockerfile's last stage, as it is written
-image.py FILE ...        configurations of real images, as `docker image inspect` or an image archive's own JSON has them
+image.py                 the last stage of the Dockerfile
+image.py FILE ...        configurations of images, as JSON from `docker image inspect` or an image archive
 
-The revision's label has to be there, whatever it says. A PATH, which `docker build` adds by itself, is passed over.
+The label of the revision must exist, with any value. A PATH, which `docker build` adds, is ignored.
 
 Prints what was compared; every difference is an error.
 """
@@ -24,7 +24,7 @@ Config = dict[str, Any]
 
 
 def wanted() -> Config:
-    """What both ways of building have to give, but for the revision."""
+    """The configuration that both ways of building must give, without the revision."""
     config: Config = tomllib.loads((ROOT / "nix/image.toml").read_text())
     package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
     config["Labels"] = {label: package[key] for label, key in config["Labels"].items() if key in package}
@@ -49,7 +49,7 @@ def health_check(text: str) -> Config:
 
 
 def of_dockerfile(path: Path) -> Config:
-    """The configuration that the last stage writes; it must begin at nothing and copy one file."""
+    """The configuration of the last stage, which must begin with an empty image and copy one file."""
     text = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^\s*#.*\n", "", path.read_text()))
     lines = [line.split(None, 1) for line in text.splitlines() if line.strip()]
     last = max(index for index, line in enumerate(lines) if line[0] == "FROM")
@@ -84,7 +84,7 @@ def of_image(path: Path) -> Config:
 
 
 def differences(name: str, config: Config) -> list[str]:
-    """Against what is wanted; one line each."""
+    """The differences from the wanted configuration, one line each."""
     found = []
     for key, value in wanted().items():
         has = config.get(key)
@@ -105,7 +105,7 @@ def main() -> None:
     found = [line for name, config in configs.items() for line in differences(name, config)]
     if found:
         sys.exit("\n".join(found))
-    print(f"{' and '.join(configs)}: as nix/image.toml and Cargo.toml have it ({', '.join(wanted())})")
+    print(f"{' and '.join(configs)}: the same as in nix/image.toml and Cargo.toml ({', '.join(wanted())})")
 
 
 main()

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the static binary that ships, and prints its path:
+# Builds the static binary of a release, and prints its path:
 #
 #   .ci/musl.sh FOLDER
 #
-# On Debian or Ubuntu, as any user, with rustup; elsewhere on Linux where gcc, musl-gcc and readelf are installed.
-# With rustup's musl target, which is added where it is to be had. Where it is not, on Debian: with a toolchain
-# made once (some minutes, half a gigabyte) and kept in MUSL_TOOLCHAIN, default lean-musl-toolchain in the
-# user's cache folder: Debian's rustc-web and, compiled here from rust-web-src of the same version, std for musl.
-# The packages are unpacked there and not installed, so nothing of this machine's own Rust changes.
-# Exit code 3: what it needs is not to be had here; the message says what.
+# On Debian or Ubuntu, as any user, with rustup; on other Linux systems where gcc, musl-gcc and readelf are installed.
+# Uses rustup's musl target and adds it if necessary. Where that is not available, on Debian: a toolchain that is made
+# once (some minutes, half a gigabyte) in MUSL_TOOLCHAIN, default lean-musl-toolchain in the user's cache folder. It
+# consists of Debian's rustc-web, and std for musl, compiled from rust-web-src of the same version. These packages are
+# unpacked there and not installed, so the machine's own Rust does not change.
+# Exit code 3: something that it needs is not available; the message says what.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "${1:?folder for the binary}" && cd "$1" && pwd)
@@ -28,14 +28,14 @@ root() {
   sudo "$@"
 }
 
-# rustc of the toolchain: its libraries and its sysroot are where it was unpacked
+# A wrapper of the toolchain's rustc, which finds its libraries and sysroot where they were unpacked.
 wrap() {
   printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q --sysroot %q "$@"\n' \
     "$toolchain/usr/lib/$arch-linux-gnu:$toolchain/lib/$arch-linux-gnu" "$toolchain/usr/bin/rustc" "$toolchain/usr" > "$toolchain/rustc"
   chmod +x "$toolchain/rustc"
 }
 
-# What a package needs, itself included, that is not installed here.
+# Packages that a package needs, itself included, and that are not installed.
 lacking() {
   apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$1" |
     grep '^[a-z0-9]' | sort -u | while read -r name; do
@@ -48,25 +48,25 @@ unpack() {
   mkdir "$debs"
   root apt-get update -qq
   version=$(apt-cache show --no-all-versions rustc-web 2> /dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\)\..*/\1/p')
-  [ -n "$version" ] || cannot "neither rustup's target $target nor Debian's rustc-web is to be had"
+  [ -n "$version" ] || cannot "neither rustup's target $target nor Debian's rustc-web is available"
   llvm=$(apt-cache depends "libstd-rust-web-$version" | sed -n 's/.*Depends: \(libllvm[0-9.]*\)$/\1/p' | head -1)
   mapfile -t needs < <(lacking "$llvm")
   say "unpacking rustc-web $version and ${needs[*]}"
   (cd "$debs" && apt-get download -qq rustc-web rust-web-src "libstd-rust-web-$version" libstd-rust-web-dev "${needs[@]}" >&2)
   for deb in "$debs"/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" |
-      tar -x -C "$toolchain" --no-wildcards-match-slash --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # of the source: library/
+      tar -x -C "$toolchain" --no-wildcards-match-slash --exclude='./usr/share' --exclude='./usr/src/*/'{compiler,src,tests,vendor} # keeps only library/ of the source
   done
 }
 
-# What rustc links into a static program: musl's start files and libc.a, gcc's start files and unwinder.
+# Collects what rustc links into a static program: musl's start files and libc.a, gcc's start files and unwinder.
 self_contained() {
   local to=$1 musl gcc
   musl=$(dirname "$(dpkg -L musl-dev | grep '/rcrt1\.o$')")
   gcc=$(dirname "$(gcc -print-libgcc-file-name)")
   cp "$musl"/{crt1,rcrt1,Scrt1,crti,crtn}.o "$musl/libc.a" "$gcc"/{crtbegin,crtbeginS,crtend,crtendS}.o "$to/"
   musl-gcc -O2 -fPIC -ffunction-sections -c "$here/dl_find_object.c" -o "$to/dl_find_object.o"
-  # libgcc.a too: C compiled for any processor calls its __popcountdi2 and the like
+  # libgcc.a too: C that is compiled for a generic processor calls its __popcountdi2 and similar functions
   ar -M << SCRIPT
 CREATE $to/libunwind.a
 ADDLIB $gcc/libgcc_eh.a
@@ -82,7 +82,7 @@ compile_std() {
   source=$(echo "$toolchain"/usr/src/rustc-*/library)
   say "compiling std for $target"
   # shellcheck disable=SC2030 # meant for this build alone
-  # std's few dependencies come from the registry, at the versions and sums of its own Cargo.lock
+  # std's few dependencies come from the registry, with the versions and checksums of its own Cargo.lock
   (
     cd "$work"
     export RUSTC=$toolchain/rustc RUSTC_BOOTSTRAP=1 RUSTC_STD_FORCE=1 CARGO_TARGET_DIR=$work/target CARGO_INCREMENTAL=0
@@ -106,16 +106,16 @@ make_toolchain() {
   compile_std "$lib"
   rm -rf "$toolchain"/usr/src
   echo "export RUSTC=$toolchain/rustc" > "$toolchain/env.sh"
-  "$toolchain/rustc" -V > "$toolchain/.complete" # last: without it, all is made anew
+  "$toolchain/rustc" -V > "$toolchain/.complete" # written last: without it, everything is made again
 }
 
-[ "$(uname -s)" = Linux ] || cannot "makes a Linux binary, on Linux. Elsewhere: docker build, see the Dockerfile"
+[ "$(uname -s)" = Linux ] || cannot "runs on Linux only. Elsewhere use docker build, see the Dockerfile"
 command -v cargo > /dev/null || cannot "needs cargo, from rustup"
 missing=()
 for tool in gcc:gcc musl-gcc:musl-tools readelf:binutils; do
   command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
 done
-# Debian's gcc comes without the C library's own files
+# Debian's gcc package does not contain the C library's files
 case $(gcc -print-file-name=Scrt1.o 2> /dev/null || true) in /*) ;; *) missing+=(libc6-dev) ;; esac
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get > /dev/null || cannot "needs gcc, musl-gcc and readelf (${missing[*]} by Debian's names): install them as this system does"
@@ -125,11 +125,14 @@ fi
 
 # shellcheck disable=SC2031 # the toolchain's own build has a folder of its own
 folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to one compiler
-# C code that crates bring goes through musl-gcc. The linker stays plain cc: rustc then links its own
-# start files statically, whereas musl-gcc as the linker quietly makes a dynamic program.
+# C code of crates is compiled by musl-gcc. The linker stays plain cc, with which rustc links its own start files
+# statically; musl-gcc as the linker would make a dynamic program without an error.
 export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
+# Not position-independent: nothing is relocated at the start, so that constants stay pages of the file (docs/design.md).
+model=CARGO_TARGET_$(tr a-z- A-Z_ <<< "$target")_RUSTFLAGS
+export "$model=${!model:+${!model} }-C relocation-model=static"
 has_target() { rustup target list --installed 2> /dev/null | grep -qx "$target"; }
-# a toolchain that was made before is not left for another one
+# a toolchain that was made before is used again
 if has_target || { [ ! -e "$toolchain/.complete" ] && rustup target add "$target" > /dev/null 2>&1 && has_target; }; then
   say "rustup's own target"
 else
@@ -148,7 +151,7 @@ if readelf -lW "$binary" | grep -q INTERP || readelf -dW "$binary" | grep -q NEE
   say "$binary is not static"
   exit 1
 fi
-# layout.ld works by names: at least 64 kB of code stand where it puts what is often used
+# layout.ld matches names of sections: at least 64 kB of code must be in the section that it fills
 if ! readelf -SW "$binary" | grep -qE '\.text_busy +PROGBITS( +[0-9a-f]+){2} 0*[1-9a-f][0-9a-f]{4,} '; then
   say "layout.ld moved nothing: .text_busy is missing or empty"
   exit 1

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the bill of materials (CycloneDX 1.5) to standard output: the same as nix/sbom.nix, without Nix.
+"""Writes the bill of materials (CycloneDX 1.5) to standard output: the same as nix/sbom.nix.
 
-The crates that Cargo.lock resolves from [dependencies], with their checksums and who needs whom; those that only
-build or only serve other systems are among them, for the lock does not tell them apart, those of the tests are not.
+It lists the crates that Cargo.lock resolves from [dependencies], with their checksums and dependencies. Crates that are
+needed only for building or on other systems are included, because the lock file does not distinguish them; those of the
+tests are not.
 """
 
 import json
@@ -18,7 +19,7 @@ LOCKED: list[Crate] = tomllib.loads((ROOT / "Cargo.lock").read_text())["package"
 
 
 def find(dependency: str) -> Crate:
-    """By "name", or "name version" where the lock holds several."""
+    """A crate by "name", or by "name version" where the lock file has several."""
     name, *version = dependency.split()
     return next(crate for crate in LOCKED if crate["name"] == name and (not version or crate["version"] == version[0]))
 
@@ -32,7 +33,7 @@ def needs(crate: Crate) -> list[Crate]:
 
 
 def reachable(start: list[Crate]) -> list[Crate]:
-    """Each crate once, those of the first line first."""
+    """Each crate once, direct dependencies first."""
     found: dict[str, Crate] = {}
     queue = list(start)
     for crate in queue:

@@ -1,8 +1,8 @@
-"""The proxies and how each is set up: one worker, no access log, kept-alive connections upstream, streaming instead of
-buffering to disk. Every one takes /api/… to the upstream without /api, sets Host and appends to X-Forwarded-For.
+"""The proxies and the configuration of each: one worker, no access log, keep-alive to the upstream, streaming instead of
+buffering to disk. Each forwards /api/… to the upstream without /api, sets Host and appends to X-Forwarded-For.
 
-lean-proxy runs twice: as it is shipped, with a file that names a listener and a route and nothing else, and with the numbers
-that go-proxy's files name. What each set-up chooses is said in `settings`, which the report prints under its tables."""
+lean-proxy runs twice: with its defaults, that is with a listener and a route and no other key, and with the numbers of
+go-proxy's files. `settings` says what a configuration chooses; the report prints it under its tables."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from pathlib import Path
 
 @dataclass
 class Site:
-    """What a set-up needs to know."""
+    """What a configuration depends on."""
 
     folder: Path
     binary: str
     port: int
     upstream: int
-    connections: int = 1024  # nginx, HAProxy and lighttpd allot memory per slot
+    connections: int = 1024  # nginx, HAProxy and lighttpd allocate memory per slot
     one_process: bool = False
-    roots: str = ""  # the file with the upstream's certificate, where it is reached by TLS
+    roots: str = ""  # the file with the upstream's certificate, if the upstream uses TLS
 
     @property
     def scheme(self) -> str:
@@ -36,10 +36,10 @@ proxy: {max_concurrent_requests: 100}
 
 
 class Unable(Exception):
-    """The proxy cannot do it."""
+    """The proxy does not support what is measured."""
 
 
-# Writes its files into the site's folder; the command and its environment.
+# Writes the configuration into the site's folder; returns the command and its environment.
 SetUp = Callable[[Site], tuple[list[str], dict[str, str]]]
 
 
@@ -66,7 +66,7 @@ routes:
 
 
 def lean_proxy(site: Site) -> tuple[list[str], dict[str, str]]:
-    """As it is shipped."""
+    """With its defaults."""
     return _lean_proxy(site)
 
 
@@ -77,7 +77,7 @@ def lean_proxy_named(site: Site) -> tuple[list[str], dict[str, str]]:
 
 def nginx(site: Site) -> tuple[list[str], dict[str, str]]:
     folder = site.folder
-    (folder / "logs").mkdir()  # for what it says before it has read its file
+    (folder / "logs").mkdir()  # for messages before it has read its configuration
     config = folder / "nginx.conf"
     tls = f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {site.roots}; proxy_ssl_name localhost; proxy_ssl_protocols TLSv1.2 TLSv1.3;"
     config.write_text(
@@ -135,7 +135,7 @@ backend upstream
 
 def lighttpd(site: Site) -> tuple[list[str], dict[str, str]]:
     if site.roots:
-        raise Unable("it speaks no TLS to upstreams")
+        raise Unable("it does not support TLS to upstreams")
     folder = site.folder
     modules = folder / "modules"
     modules.mkdir()
@@ -229,7 +229,7 @@ PEERS: dict[str, Peer] = {
     ),
 }
 
-# For nginx, HAProxy and lighttpd, which allot memory per slot, each measure says how many connections they may have.
+# nginx, HAProxy and lighttpd allocate memory per slot, so each measurement sets their maximum of connections.
 SLOTS = "connections (nginx, HAProxy, lighttpd): 1024; 4096 in the rows of many clients and in 10 MiB, 12000 with 5,000 idle clients"
 
 
@@ -242,7 +242,7 @@ def ours(binary: str) -> list[Contender]:
 
 
 def find(program: str) -> Contender | None:
-    """An installed peer; None where it is not."""
+    """A peer; None if it is not installed."""
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     return None if path is None else peer(program, path)
 
@@ -253,7 +253,7 @@ def peer(program: str, path: str, suffix: str = "") -> Contender:
 
 
 def linkage(path: str) -> str:
-    """How the binary is linked, as readelf tells."""
+    """How the binary is linked, by readelf."""
     headers = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True).stdout
     return "dynamic" if " INTERP " in headers or not headers else "static"
 

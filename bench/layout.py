@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Keeps `layout.ld` true:  python3 bench/layout.py BINARY [LINK_MAP]
+"""Checks `layout.ld`:  python3 bench/layout.py BINARY [LINK_MAP]
 
-Counts the instructions that one small request runs inside and outside `.text_busy` (valgrind), by their addresses, so that
-neither symbols nor names are needed, and fails where more than a small part stands outside: code that requests run
-is then spread over pages that stay in memory for little else. With the linker's map it also fails where a pattern of
-`layout.ld` matches nothing. What cannot be counted here is said and skipped.
+Counts the instructions of one small request inside and outside `.text_busy` by their addresses (valgrind; no symbols are
+needed), and fails when more than a small part is outside: the code of requests would then be spread over pages with much
+unused code. With the linker's map it also fails when a pattern of `layout.ld` matches nothing. What cannot be counted on
+this machine is reported and skipped.
 """
 
 import os
@@ -18,10 +18,10 @@ from pathlib import Path
 
 from contenders import Contender, lean_proxy
 from machine import PROXY_CPUS, Running, prepare, work_folder
-from measures import Lab, Trouble, wait_for_answer
+from measures import Testbed, Trouble, wait_for_answer
 from run import build
 
-# The part of a request's instructions that may stand outside.
+# The part of a request's instructions that may be outside.
 OUTSIDE = 0.02
 
 PAGE = 4096
@@ -38,7 +38,7 @@ def busy_section(binary: str) -> tuple[int, int]:
 
 
 def load_address(pid: int, binary: str) -> int:
-    """Where the program was mapped, less where it was linked: 0 unless it is position-independent."""
+    """The difference between mapped and linked addresses: 0 unless the program is position-independent."""
     header = subprocess.run(["readelf", "-hW", binary], capture_output=True, text=True, check=True).stdout
     if not re.search(r"Type:\s+DYN", header):
         return 0
@@ -50,7 +50,7 @@ def load_address(pid: int, binary: str) -> int:
 
 
 def executed(profile: str) -> Counter[int]:
-    """Instructions by address. The line behind `calls=` tells what the callee ran, which is counted there."""
+    """Instructions by address. The line after `calls=` holds those of the callee, which are counted at its own address."""
     counts: Counter[int] = Counter()
     is_call = False
     for line in profile.splitlines():
@@ -64,7 +64,7 @@ def executed(profile: str) -> Counter[int]:
     return counts
 
 
-def run(lab: Lab, contender: Contender, requests: int) -> Counter[int]:
+def run(lab: Testbed, contender: Contender, requests: int) -> Counter[int]:
     site = lab.site(contender, one_process=True)
     command, environment = contender.set_up(site)
     out = site.folder / "profile"
@@ -83,10 +83,10 @@ def run(lab: Lab, contender: Contender, requests: int) -> Counter[int]:
 
 def check_code(binary: str) -> bool:
     first, last = busy_section(binary)
-    lab = Lab(build("--example=traffic")["traffic"], work_folder())
+    lab = Testbed(build("--example=traffic")["traffic"], work_folder())
     try:
         contender = Contender("lean-proxy", lean_proxy, binary)
-        lab.seat(contender)
+        lab.use_private_copy(contender)
         few, many = run(lab, contender, 200), run(lab, contender, 700)
     finally:
         lab.close()
@@ -107,11 +107,11 @@ def check_code(binary: str) -> bool:
 
 
 def placed(link_map: str) -> list[tuple[str, str]]:
-    """The input sections of `.text_busy`, each with the member of the archive that it came from, as GNU ld's map lists them."""
+    """The input sections of `.text_busy` in GNU ld's map, each with the archive member that it came from."""
     start = link_map.index("\n.text_busy ")
     end = re.compile(r"^\.\w+ ", re.M).search(link_map, start + 12)
     part = link_map[start : end.start() if end else len(link_map)]
-    return re.findall(r"^ (\.text\S*)\s+0x[0-9a-f]+\s+0x[0-9a-f]+ (\S+)$", part, re.M)
+    return re.findall(r"^ (\.(?:text|rodata)\S*)\s+0x[0-9a-f]+\s+0x[0-9a-f]+ (\S+)$", part, re.M)
 
 
 def unmatched(script: str, link_map: str) -> list[str]:
@@ -139,9 +139,9 @@ def main() -> int:
         missing = unmatched(script.read_text(), Path(sys.argv[2]).read_text())
         good = not missing
         for pattern in missing:
-            print(f"layout.ld: nothing is matched by {pattern}")
+            print(f"layout.ld: {pattern} matches nothing")
     if shutil.which("valgrind") is None or shutil.which("readelf") is None:
-        print("skipped: where the code of a request stands, for there is no valgrind or no readelf")
+        print("skipped: the layout of a request's code, because there is no valgrind or no readelf")
     else:
         good = check_code(sys.argv[1]) and good
     return 0 if good else 1

@@ -1,5 +1,5 @@
-"""The machine's side of the benchmark: what a process and its children hold and spend, boxes of memory (cgroups),
-private copies of binaries. Linux only; says with None what this machine cannot tell."""
+"""Memory and processor time of a process and its children, memory cgroups, and private copies of binaries.
+Linux only; None stands for what this machine cannot measure."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from pathlib import Path
 
 MB = 1 << 20
 
-# The last processor is the proxy's, the others belong to the clients and the upstream.
+# The proxy runs on the last processor, clients and upstream on the others.
 CPUS = sorted(os.sched_getaffinity(0))
 PROXY_CPUS = CPUS[-1:]
 TRAFFIC_CPUS = CPUS[:-1] or CPUS
 
 
 def read(path: str | Path) -> str:
-    """A file's text, or nothing where there is none."""
+    """The text of a file, or "" if it cannot be read."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:
@@ -31,7 +31,7 @@ def read(path: str | Path) -> str:
 
 
 def prepare() -> None:
-    """Many connections at a time; and asked to end, it cleans up as after an error."""
+    """Allows many connections, and makes SIGTERM clean up like an error."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -41,7 +41,7 @@ _ports_taken: set[int] = set()
 
 
 def free_port() -> int:
-    """A port below those that outgoing connections get."""
+    """A free port below those of outgoing connections."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 class Box:
-    """A memory cgroup, version 1 or 2, with or without a limit. Whoever is started in it is counted."""
+    """A memory cgroup, version 1 or 2, with or without a limit, for a program and its children."""
 
     made = 0
 
@@ -68,7 +68,7 @@ class Box:
 
     @staticmethod
     def make(limit: int | None) -> "Box | None":
-        """None: this machine does not let us (not root, no memory controller)."""
+        """None: it cannot be made on this machine (not root, or no memory controller)."""
         Box.made += 1
         name = f"lean-bench-{os.getpid()}-{Box.made}"
         for line in read("/proc/mounts").splitlines():
@@ -106,7 +106,7 @@ class Box:
                 pass
 
     def enter(self) -> None:
-        """Called by a child before it becomes the proxy."""
+        """Called in the child process before it executes the proxy."""
         Path(self.folder, "cgroup.procs").write_text("0")
 
     def _number(self, name: str) -> int:
@@ -126,11 +126,11 @@ class Box:
         return self._number("memory.current")
 
     def peak(self) -> int:
-        """The most that was charged; version 1 counts socket buffers apart, and they are not in here."""
+        """The maximum that was charged; on version 1 without socket buffers, which are counted separately."""
         return self._number("memory.max_usage_in_bytes" if self.version == 1 else "memory.peak")
 
     def peak_apart(self) -> int:
-        """The most in socket buffers where the limit does not count them, that is on version 1."""
+        """The maximum of socket buffers where the limit does not include them, that is on version 1."""
         return self._number("memory.kmem.tcp.max_usage_in_bytes")
 
     def kills(self) -> int:
@@ -150,17 +150,17 @@ def _field(text: str, name: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-class Shelf:
-    """Private copies of binaries and their libraries: their pages are shared with nobody, as in an image of their own.
+class BinaryCopies:
+    """Private copies of binaries and their libraries, whose pages are shared with no other program, as in a container.
 
-    Where we may, the copies lie on a loop device with the usual read-ahead of 128 kB: with a host's own, which may be
-    megabytes, a program that is pushed out of a small box reads itself back as it would nowhere else."""
+    Where permitted, the copies are on a loop device with the usual read-ahead of 128 kB: a host's own may be megabytes, and
+    would change how a program behaves whose pages are evicted in a small cgroup."""
 
     def __init__(self, work: Path) -> None:
-        self.folder = work / "shelf"
+        self.folder = work / "binaries"
         self.folder.mkdir()
         self.device = ""
-        image = work / "shelf.img"
+        image = work / "binaries.img"
         try:
             with image.open("wb") as file:
                 file.truncate(400 * MB)
@@ -174,8 +174,8 @@ class Shelf:
             self._detach()
             self.note = "binaries in a plain folder"
 
-    def put(self, name: str, binary: str) -> tuple[str, dict[str, str]]:
-        """The copy's path, and the environment that lets it find its libraries."""
+    def add(self, name: str, binary: str) -> tuple[str, dict[str, str]]:
+        """Copies a binary; returns the copy's path, and the environment with which it finds its libraries."""
         folder = self.folder / name
         folder.mkdir()
         copy = folder / Path(binary).name
@@ -188,7 +188,7 @@ class Shelf:
         return str(copy), {"LD_LIBRARY_PATH": str(folder)} if libraries else {}
 
     def forget(self, name: str) -> None:
-        """Throws the copy's pages out of memory: who reads them next is charged for them."""
+        """Drops the copy's pages from the page cache, so that the next process to read them is charged for them."""
         for file in (self.folder / name).iterdir():
             descriptor = os.open(file, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -238,7 +238,7 @@ class Running:
                 preexec_fn=before,
                 start_new_session=True,
             )
-        self.begun = time.monotonic()  # Popen comes back when the program was loaded
+        self.begun = time.monotonic()  # Popen returns when the program was loaded
 
     def pids(self) -> list[int]:
         found, todo = [], [self.process.pid]
@@ -253,7 +253,7 @@ class Running:
         return self.process.poll() is None
 
     def cpu(self) -> float:
-        """Seconds of processor time so far, the kernel's work for it included. Threads that ended are not in it."""
+        """Seconds of processor time so far, in user and kernel mode, without threads that have ended."""
         spent = 0
         for pid in self.pids():
             for task in Path(f"/proc/{pid}/task").glob("*"):
@@ -271,11 +271,11 @@ class Running:
         return self._sum("smaps_rollup", "Pss")
 
     def peak(self) -> int | None:
-        """The most it ever held; the kernel keeps it for one process only."""
+        """The maximum resident memory; None for several processes, because the kernel keeps it for each alone."""
         return self._sum("status", "VmHWM") if len(self.pids()) == 1 else None
 
     def interrupt(self, pid: int) -> None:
-        """Asks for an orderly end, and waits for it."""
+        """Sends SIGTERM and waits for the end."""
         os.kill(pid, signal.SIGTERM)
         self.process.wait(30)
 

@@ -1,4 +1,4 @@
-"""What is measured, and how. Each measure starts a fresh process, and gives its figures by the keys of the report's rows."""
+"""The measurements. Each starts a new process, and returns its figures by the keys of the report's rows."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contenders import Contender, Site
-from machine import MB, PROXY_CPUS, TRAFFIC_CPUS, Box, Running, Shelf, free_port
+from machine import MB, PROXY_CPUS, TRAFFIC_CPUS, Box, Running, BinaryCopies, free_port
 
 Figures = dict[str, float]
 Options = Mapping[str, int | float | str]
 
 
 class Trouble(Exception):
-    """A measurement that could not be made; the others go on."""
+    """A measurement failed; the others continue."""
 
 
 @dataclass
 class Served:
-    """A proxy that has answered its first request, `started` seconds after it was called."""
+    """A proxy that has answered its first request, `started` seconds after its start."""
 
     running: Running
     port: int
@@ -35,7 +35,7 @@ class Served:
 
 
 class Traffic:
-    """One call of the traffic program."""
+    """One run of the traffic program."""
 
     def __init__(self, program: str, kind: str, options: Options) -> None:
         self.process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Traffic:
 
 
 class Sampler(threading.Thread):
-    """Looks at a figure ten times a second."""
+    """Samples a figure ten times a second."""
 
     def __init__(self, look: Callable[[], int]) -> None:
         super().__init__(daemon=True)
@@ -80,18 +80,18 @@ class Sampler(threading.Thread):
             self.seen.append((time.monotonic() - self.begun, self.look()))
 
     def finish(self) -> int:
-        """The most that was seen."""
+        """The maximum of the samples."""
         self._over.set()
         self.join()
         return max((value for _, value in self.seen), default=0)
 
 
-class Lab:
-    """Where it is measured: the traffic program, the upstream, and the shelf with the binaries."""
+class Testbed:
+    """What measurements share: the traffic program, the upstream, and the copies of the binaries."""
 
     def __init__(self, traffic: str, work: Path) -> None:
         self.work = work
-        self.shelf = Shelf(work)
+        self.copies = BinaryCopies(work)
         self.program = traffic
         self.roots = str(work / "roots.pem")
         self._upstream = Traffic(traffic, "upstream", {"roots": self.roots})
@@ -100,18 +100,18 @@ class Lab:
 
     def close(self) -> None:
         self._upstream.end()
-        self.shelf.close()
+        self.copies.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def seat(self, contender: Contender) -> None:
-        """From now on the contender is its private copy."""
-        contender.binary, contender.library_path = self.shelf.put(contender.name, contender.binary)
+    def use_private_copy(self, contender: Contender) -> None:
+        """Replaces the contender's binary by a private copy."""
+        contender.binary, contender.library_path = self.copies.add(contender.name, contender.binary)
 
     def traffic(self, kind: str, port: int, **options: int | float | str) -> Traffic:
         return Traffic(self.program, kind, {"port": port, **options})
 
     def ask(self, port: int, **options: int | float | str) -> Figures:
-        """Well-behaved clients; at least one answer, or it is trouble."""
+        """Well-behaved clients; raises Trouble if no request was answered."""
         said = self.traffic("ask", port, **options).line()
         if not said["ok"]:
             raise Trouble("no request was answered")
@@ -137,7 +137,7 @@ class Lab:
         command, own = contender.set_up(site)
         whole = {"PATH": os.environ.get("PATH", ""), **contender.library_path, **own, **(environment or {})}
         if box is not None:
-            self.shelf.forget(contender.name)
+            self.copies.forget(contender.name)
         running = Running(command, whole, site.folder, box, PROXY_CPUS)
         try:
             wait_for_answer(running, site.port, 10)
@@ -147,7 +147,7 @@ class Lab:
 
 
 def wait_for_answer(running: Running, port: int, patience: float) -> None:
-    """The first 200 of the upstream. It also shows that the proxy does its work, for the upstream looks."""
+    """Waits for the first 200 from the upstream, which also checks that the proxy rewrites the request."""
     end = time.monotonic() + patience
     while time.monotonic() < end and running.alive():
         try:
@@ -164,24 +164,23 @@ def wait_for_answer(running: Running, port: int, patience: float) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def idle(lab: Lab, contender: Contender) -> Figures:
+def idle(lab: Testbed, contender: Contender) -> Figures:
     with lab.serving(contender) as proxy:
         time.sleep(0.5)
         return {"idle": proxy.running.pss()}
 
 
-def idle_with_tls(lab: Lab, contender: Contender) -> Figures:
+def idle_with_tls(lab: Testbed, contender: Contender) -> Figures:
     """After the first request to an https target."""
     with lab.serving(contender, tls=True) as proxy:
         time.sleep(0.5)
         return {"idle_tls": proxy.running.pss()}
 
 
-def _crowd(
-    lab: Lab, contender: Contender, name: str, kind: str, count: int, slots: int = 4096, **options: int | float | str
+def _held_clients(
+    lab: Testbed, contender: Contender, name: str, kind: str, count: int, slots: int = 4096, **options: int | float | str
 ) -> Figures:
-    """What it holds with so many clients, how much of that came with each, and the socket buffers of each; and how many
-    of those that were to stay were kept."""
+    """The proxy's memory with `count` clients, its growth and socket buffers per client, and how many clients it kept."""
     box = Box.make(None)
     with lab.serving(contender, connections=slots, box=box) as proxy:
         lab.ask(proxy.port, conns=50, count=2000)
@@ -203,20 +202,20 @@ def _crowd(
             clients.end()
 
 
-def held_connections(lab: Lab, name: str, count: int, slots: int, contender: Contender) -> Figures:
-    return _crowd(lab, contender, name, "hold", count, slots)
+def held_connections(lab: Testbed, name: str, count: int, slots: int, contender: Contender) -> Figures:
+    return _held_clients(lab, contender, name, "hold", count, slots)
 
 
-def streams(lab: Lab, contender: Contender) -> Figures:
-    return _crowd(lab, contender, "stream", "hold", 200, stream=1, path="/api/events/1000/500")
+def streams(lab: Testbed, contender: Contender) -> Figures:
+    return _held_clients(lab, contender, "stream", "hold", 200, stream=1, path="/api/events/1000/500")
 
 
-def slow_readers(lab: Lab, contender: Contender) -> Figures:
-    return _crowd(lab, contender, "reader", "read", 100, path="/api/bytes/1000000000", rate=100_000, window=65_536, seconds=30)
+def slow_readers(lab: Testbed, contender: Contender) -> Figures:
+    return _held_clients(lab, contender, "reader", "read", 100, path="/api/bytes/1000000000", rate=100_000, window=65_536, seconds=30)
 
 
-def busy(lab: Lab, contender: Contender) -> Figures:
-    """The most that a hundred busy connections make it hold."""
+def busy(lab: Testbed, contender: Contender) -> Figures:
+    """The maximum of memory with a hundred busy connections."""
     with lab.serving(contender) as proxy:
         sampler = Sampler(proxy.running.pss)
         for work in ("cpu_100", "cpu_100k", "cpu_post"):
@@ -238,8 +237,8 @@ REQUESTS: dict[str, dict[str, int | str]] = {
 }
 
 
-def cpu_per_request(lab: Lab, key: str, seconds: float, contender: Contender) -> Figures:
-    """Seconds of processor time for one request, after a warm-up."""
+def cpu_per_request(lab: Testbed, key: str, seconds: float, contender: Contender) -> Figures:
+    """Seconds of processor time per request, after a warm-up."""
     with lab.serving(contender, tls=key == "cpu_tls") as proxy:
         work = {**REQUESTS[key], "seconds": seconds}
         lab.ask(proxy.port, **{**work, "seconds": 0.3})
@@ -255,7 +254,7 @@ BULK: dict[str, tuple[str, dict[str, int | str]]] = {
 }
 
 
-def cpu_per_gigabyte(lab: Lab, key: str, size: int, contender: Contender) -> Figures:
+def cpu_per_gigabyte(lab: Testbed, key: str, size: int, contender: Contender) -> Figures:
     kind, options = BULK[key]
     named = {name: str(value).format(bytes=size) for name, value in options.items()}
     with lab.serving(contender) as proxy:
@@ -266,7 +265,7 @@ def cpu_per_gigabyte(lab: Lab, key: str, size: int, contender: Contender) -> Fig
         return {key: (proxy.running.cpu() - before) / size * 1e9}
 
 
-def event_delay(lab: Lab, contender: Contender) -> Figures:
+def event_delay(lab: Testbed, contender: Contender) -> Figures:
     with lab.serving(contender) as proxy:
         said = lab.traffic("events", proxy.port, path="/api/events/20/50", seconds=8).line()
         if not said["events"]:
@@ -274,7 +273,7 @@ def event_delay(lab: Lab, contender: Contender) -> Figures:
         return {"event": said["p50_ms"] / 1e3}
 
 
-def start(lab: Lab, contender: Contender) -> Figures:
+def start(lab: Testbed, contender: Contender) -> Figures:
     with lab.serving(contender) as proxy:
         return {"start": proxy.started}
 
@@ -284,7 +283,7 @@ def start(lab: Lab, contender: Contender) -> Figures:
 
 Counter = tuple[list[str], Callable[[str], int]]
 
-# What counts while a program runs: the wrapper, which writes {out}, and how to read that. Of two the first that works here.
+# Counters: the wrapper that runs the program and writes {out}, and how to read that file. The first that works is used.
 _COUNTERS: dict[str, list[Counter]] = {
     "calls": [
         (["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter", "-o", "{out}"], lambda text: _match(r"^(\d+),", text)),
@@ -300,7 +299,7 @@ _COUNTERS: dict[str, list[Counter]] = {
 
 
 def counters() -> dict[str, Counter]:
-    """Those of this machine."""
+    """The counters that work on this machine."""
     found: dict[str, Counter] = {}
     for what, choices in _COUNTERS.items():
         for wrapper, read_out in choices:
@@ -317,8 +316,8 @@ def _match(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: int, many: int) -> float:
-    """Per request: what a run with many has more than a run with few. So neither start nor end are in it."""
+def counted(lab: Testbed, contender: Contender, counter: Counter, conns: int, few: int, many: int) -> float:
+    """The difference between a run with many requests and one with few, per request: start and end do not count."""
     wrapper, read_out = counter
 
     def run(count: int) -> tuple[int, float]:
@@ -330,7 +329,7 @@ def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: i
         try:
             wait_for_answer(running, site.port, 60)
             answered = lab.ask(site.port, conns=conns, count=count)["ok"]
-            # valgrind becomes the program, the others are its parent
+            # valgrind replaces the program, the other wrappers are its parent
             running.interrupt(running.pids()[-1])
         finally:
             running.stop()
@@ -340,7 +339,7 @@ def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: i
     return (whole - base) / (more - fewer)
 
 
-def counts(lab: Lab, contender: Contender) -> Figures:
+def counts(lab: Testbed, contender: Contender) -> Figures:
     available = counters()
     figures: Figures = {}
     if "calls" in available:
@@ -362,7 +361,7 @@ _DOWNLOADS: Kind = ("read", {"path": "/api/bytes/100000000", "rate": 1_000_000})
 _UPLOADS: Kind = ("write", {"path": "/api/slow/1000000", "post": 20_000_000})
 _SLOW_BODIES: Kind = ("slow-bodies", {"path": "/api/sink", "post": 8192, "every": 5000})
 
-# What comes at once, and from how many.
+# What comes at the same time, and from how many clients.
 ATTACKS: dict[str, list[tuple[Kind, int]]] = {
     "1,000 idle connections": [(("hold", {}), 1000)],
     "2,000 slow request heads": [(_SLOW_HEADS, 2000)],
@@ -375,7 +374,7 @@ ATTACKS: dict[str, list[tuple[Kind, int]]] = {
 
 
 @contextmanager
-def under(lab: Lab, port: int, attack: str, seconds: float) -> Iterator[None]:
+def under(lab: Testbed, port: int, attack: str, seconds: float) -> Iterator[None]:
     attackers = [lab.traffic(kind, port, conns=conns, seconds=seconds, **options) for (kind, options), conns in ATTACKS[attack]]
     try:
         time.sleep(0.3)
@@ -385,8 +384,8 @@ def under(lab: Lab, port: int, attack: str, seconds: float) -> Iterator[None]:
             attacker.end()
 
 
-def withstand(lab: Lab, contender: Contender, attack: str, seconds: float) -> str:
-    """Four clients ask 200 times a second while the attack lasts, and once more when it is over. In words how they fared."""
+def withstand(lab: Testbed, contender: Contender, attack: str, seconds: float) -> str:
+    """Four clients send 200 requests a second during an attack, and two some more after it. Returns the result in words."""
     box = Box.make(LIMIT)
     if box is None:
         raise Trouble("no memory cgroup can be made here")
@@ -417,15 +416,15 @@ def _milliseconds(micros: float) -> str:
     return f"{micros / 1000:.0f} ms" if micros >= 950 else "below 1 ms"
 
 
-def course(lab: Lab, contender: Contender, seconds: float) -> tuple[list[tuple[float, int]], list[tuple[str, float, float]]]:
-    """Memory over time under one attack after another, socket buffers included where they can be counted, with nothing
-    to hold it but what the proxy itself knows of its limit. And when each attack came and went."""
+def course(lab: Testbed, contender: Contender, seconds: float) -> tuple[list[tuple[float, int]], list[tuple[str, float, float]]]:
+    """Memory over time under one attack after another, with socket buffers where they can be counted, and the time of each
+    attack. No cgroup limits the memory: the proxy is only told its limit."""
     box = Box.make(None)
     spans = []
     with lab.serving(contender, connections=4096, box=box, environment={"LEAN_PROXY_MEMORY": str(LIMIT)}) as proxy:
         sampler = Sampler(box.charged if box else proxy.running.pss)
         for number, attack in enumerate(ATTACKS):
-            # by the clock, so that the courses lie on one another
+            # at fixed times, so that the courses can be compared
             came = 0.5 + number * (seconds + 1.5)
             time.sleep(max(0.0, sampler.begun + came - time.monotonic()))
             with under(lab, proxy.port, attack, seconds + 5):

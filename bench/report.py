@@ -1,4 +1,4 @@
-"""The figures as a table in Markdown, and the memory over time as a picture."""
+"""Formats the figures as a table in Markdown, and the memory over time as an SVG picture."""
 
 import math
 import statistics
@@ -50,7 +50,7 @@ class Row:
     key: str
     label: str
     show: Callable[[float], str]
-    # Processor time scatters with the machine: compared within each round, with the first peer.
+    # Processor time varies with the machine, so it is compared with the first peer within each round.
     ratio: bool = False
     # More is better.
     more: bool = False
@@ -133,7 +133,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 900, 400, 60, 40, 110, 70
 
 
 def picture(courses: dict[str, Course], limit: int, counted: str) -> str:
-    """Memory over time, on a logarithmic scale, a band for each attack."""
+    """Memory over time on a logarithmic scale, with a band for each attack."""
     first = next(iter(courses))
     spans = courses[first][1]
     end = max(time for seen, _ in courses.values() for time, _ in seen)
@@ -168,7 +168,7 @@ def picture(courses: dict[str, Course], limit: int, counted: str) -> str:
         named.append((y(seen[-1][1]) + 4, name, colour))
     lowest = 0.0
     for height, name, colour in sorted(named):
-        lowest = max(height, lowest + 14)  # no name on another
+        lowest = max(height, lowest + 14)  # names must not overlap
         parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{lowest:.1f}" fill="{colour}" font-weight="bold">{escape(name)}</text>')
     words = [f"{number}: {attack}" for number, (attack, _, _) in enumerate(spans, 1)]
     for line, of_line in enumerate((words[:4], words[4:])):

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Measures lean-proxy beside the proxies that are installed: nginx, HAProxy, lighttpd, Caddy.
+"""Measures lean-proxy and the installed peers: nginx, HAProxy, lighttpd, Caddy.
 
     python3 bench/run.py              some forty minutes
     python3 bench/run.py --quick      some ten minutes
     python3 bench/run.py --contender lighttpd=/opt/static/lighttpd      another build of a peer, beside the installed one
 
-Builds what it needs with cargo; --binary PATH measures a build that is there, such as the static one. Prints a table in
-Markdown, and leaves it with every value of every round and a picture of the memory over time in --out. Linux, Python 3 and
-cargo suffice; as root it also puts each proxy into a memory cgroup of 10 MiB and attacks it. Counts system calls with perf
-or strace and instructions with valgrind. What is missing is said and left out. Traffic goes over loopback only.
+Builds what it needs with cargo; --binary PATH measures an existing build, such as the static one. Prints a table in
+Markdown, and writes it to --out with the values of all rounds and a picture of the memory over time. Needs Linux, Python 3
+and cargo; as root it also attacks each proxy in a memory cgroup of 10 MiB. Counts system calls with perf or strace and
+instructions with valgrind. What cannot be measured is reported and left out. All traffic is on loopback.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from pathlib import Path
 import measures
 from contenders import PEERS, SLOTS, Contender, Unable, find, linkage, ours, peer
 from machine import CPUS, Box, prepare, read, work_folder
-from measures import ATTACKS, BULK, LIMIT, REQUESTS, Figures, Lab, Trouble, counters, say
+from measures import ATTACKS, BULK, LIMIT, REQUESTS, Figures, Testbed, Trouble, counters, say
 from report import Course, Results, markdown, picture
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Between these two lines docs/benchmark.md holds what was measured, and the README some rows of it.
+# docs/benchmark.md has the results between these two lines, and the README has some of their rows.
 FIRST_MARK = "<!-- bench/run.py --page -->"
 LAST_MARK = "<!-- end -->"
 
 
 def build(*what: str) -> dict[str, str]:
-    """Where cargo put what it built, by name."""
+    """Builds with cargo; returns the executables by name."""
     command = ["cargo", "build", "--locked", "--message-format=json", *what]
     made = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = {}
@@ -66,7 +66,7 @@ def gather(only: list[str], others: list[str]) -> list[Contender]:
 
 
 class Bench:
-    def __init__(self, lab: Lab, contenders: list[Contender], quick: bool) -> None:
+    def __init__(self, lab: Testbed, contenders: list[Contender], quick: bool) -> None:
         self.lab = lab
         self.contenders = contenders
         self.quick = quick
@@ -75,8 +75,8 @@ class Bench:
         self.courses: dict[str, Course] = {}
         self.trouble: list[str] = []
 
-    def everyone(self, what: str, rounds: int, measure: Callable[[Contender], Figures]) -> None:
-        """Round by round, each time another first: what disturbs the machine disturbs all alike."""
+    def each_contender(self, what: str, rounds: int, measure: Callable[[Contender], Figures]) -> None:
+        """Measures all contenders in each round, beginning with another one each time, so that disturbances affect all alike."""
         say(what)
         for turn in range(rounds):
             first = turn % len(self.contenders)
@@ -96,23 +96,23 @@ class Bench:
     def run(self) -> None:
         lab, quick = self.lab, self.quick
         once, often = (1, 3) if quick else (3, 5)
-        self.everyone("idle", once, partial(measures.idle, lab))
-        self.everyone("idle, https target", once, partial(measures.idle_with_tls, lab))
-        self.everyone("1,000 idle connections", once, partial(measures.held_connections, lab, "held", 1000, 4096))
-        self.everyone("5,000 idle connections", once, partial(measures.held_connections, lab, "many", 5000, 12_000))
-        self.everyone("event streams", once, partial(measures.streams, lab))
-        self.everyone("slow readers", once, partial(measures.slow_readers, lab))
-        self.everyone("busy connections", once, partial(measures.busy, lab))
-        self.everyone("start", often, partial(measures.start, lab))
-        self.everyone("events", once, partial(measures.event_delay, lab))
+        self.each_contender("idle", once, partial(measures.idle, lab))
+        self.each_contender("idle, https target", once, partial(measures.idle_with_tls, lab))
+        self.each_contender("1,000 idle connections", once, partial(measures.held_connections, lab, "held", 1000, 4096))
+        self.each_contender("5,000 idle connections", once, partial(measures.held_connections, lab, "many", 5000, 12_000))
+        self.each_contender("event streams", once, partial(measures.streams, lab))
+        self.each_contender("slow readers", once, partial(measures.slow_readers, lab))
+        self.each_contender("busy connections", once, partial(measures.busy, lab))
+        self.each_contender("start", often, partial(measures.start, lab))
+        self.each_contender("events", once, partial(measures.event_delay, lab))
         for missing in {"calls", "instructions"} - counters().keys():
             say(f"{missing} per request are not counted: neither perf nor strace, or no valgrind")
-        self.everyone("counts", 1, partial(measures.counts, lab))
+        self.each_contender("counts", 1, partial(measures.counts, lab))
         for key in REQUESTS:
-            self.everyone(key, often, partial(measures.cpu_per_request, lab, key, 0.7 if quick else 3))
+            self.each_contender(key, often, partial(measures.cpu_per_request, lab, key, 0.7 if quick else 3))
         for key in BULK:
             size = (250_000_000 if quick else 1_000_000_000) // (5 if key == "bulk_chunked" else 1)
-            self.everyone(key, often, partial(measures.cpu_per_gigabyte, lab, key, size))
+            self.each_contender(key, often, partial(measures.cpu_per_gigabyte, lab, key, size))
         self.attacks()
 
     def attacks(self) -> None:
@@ -129,7 +129,7 @@ class Bench:
             self.courses[contender.name] = measures.course(self.lab, contender, 1 if self.quick else 5)
 
 
-def setting(lab: Lab, contenders: list[Contender], quick: bool) -> list[str]:
+def setting(lab: Testbed, contenders: list[Contender], quick: bool) -> list[str]:
     model = re.search(r"^model name\s*: (.*)", read("/proc/cpuinfo"), re.M)
     with_boxes = Box.make(None)
     kind = f"cgroup v{with_boxes.version}" if with_boxes else "no cgroup"
@@ -137,13 +137,13 @@ def setting(lab: Lab, contenders: list[Contender], quick: bool) -> list[str]:
         with_boxes.remove()
     return [
         f"{', '.join(f'{it.name} {it.version}' for it in contenders)}; Linux {platform.release()}, {kind}, "
-        f"{len(CPUS)} CPUs{f' ({model.group(1)})' if model else ''}, the proxy alone on one of them; {lab.shelf.note}; "
+        f"{len(CPUS)} CPUs{f' ({model.group(1)})' if model else ''}, the proxy alone on one of them; {lab.copies.note}; "
         f"{'quick' if quick else 'full'} run, load average {os.getloadavg()[0]:.1f}."
     ]
 
 
 def settings(contenders: list[Contender]) -> list[str]:
-    """What each was told, for the foot of the tables."""
+    """The settings of each contender, for below the tables."""
     lines = [f"- {it.name}, {linkage(it.binary)}: {it.settings}" for it in contenders]
     return ["Settings; each with one worker and no access log:", "", *lines, f"- {SLOTS}", ""]
 
@@ -155,7 +155,7 @@ def replace_between_marks(page: Path, change: Callable[[str], str]) -> None:
 
 
 def put_into_pages(text: str) -> None:
-    """The whole text into docs/benchmark.md; the rows that the README shows get their new figures."""
+    """Puts the whole text into docs/benchmark.md, and new figures into the rows that the README shows."""
     replace_between_marks(ROOT / "docs" / "benchmark.md", lambda _: text)
     rows = {line.split("|")[1]: line for line in text.splitlines() if line.startswith("|")}
 
@@ -193,10 +193,10 @@ def main() -> int:
     traffic = build("--release", "--example=traffic")["traffic"]
     binary = str(Path(asked.binary).resolve()) if asked.binary else build("--release", "--bin=lean-proxy")["lean-proxy"]
     contenders = [*ours(binary), *gather(asked.peer, asked.contender)]
-    lab = Lab(traffic, work_folder())
+    lab = Testbed(traffic, work_folder())
     try:
         for contender in contenders:
-            lab.seat(contender)
+            lab.use_private_copy(contender)
         about = setting(lab, contenders, asked.quick)
         foot = settings(contenders)
         bench = Bench(lab, contenders, asked.quick)

@@ -1,7 +1,7 @@
-//! Traffic for the benchmark: the upstream behind the proxies, and the clients before them, good and bad.
+//! Traffic for the benchmark: the upstream of the proxies, and their well-behaved and malicious clients.
 //!
-//! `run.py` beside this file builds and starts it. One call is one process and one thread; it speaks over loopback only
-//! and prints one line of JSON. Every call ends by count, by time, or when its standard input closes.
+//! `run.py` builds and starts it. One run is one process with one thread, which uses loopback only and prints one line of
+//! JSON. It ends after a number of requests or seconds, or when its standard input closes.
 //!
 //! ```text
 //! traffic upstream roots=FILE         prints {"port":N,"tls_port":N}, leaves its certificate in FILE, and serves
@@ -16,8 +16,8 @@
 //! traffic slow-bodies port=N [conns] [path] [post] [every=MS] [seconds]       a body of `post` bytes, a byte at a time
 //! ```
 //!
-//! The upstream answers 400 to a request whose path was not rewritten or that has no X-Forwarded-For: who does less work
-//! is not measured. The bad clients come back 100 ms after they were thrown out.
+//! The upstream answers 400 to a request whose path was not rewritten or that has no X-Forwarded-For, so that every proxy
+//! does the same work. Malicious clients connect again 100 ms after they were disconnected.
 
 #![expect(
     clippy::print_stdout,
@@ -51,17 +51,17 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// What a browser says beside Host.
+/// The fields that a browser sends besides Host.
 const BROWSER: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\nAccept: */*\r\n\
     Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nReferer: https://app.example.com/some/page?x=1\r\n\
     Cookie: session=0123456789abcdef0123456789abcdef; theme=dark; _ga=GA1.1.123456789.1234567890\r\nSec-Fetch-Dest: empty\r\n\
     Sec-Fetch-Mode: cors\r\nSec-Fetch-Site: same-site\r\nDNT: 1\r\nPriority: u=4\r\nX-Request-Id: 7d3c1a52-8a2e-4a7e-9a55-2b7d6f1e0c11\r\n";
 
-/// Body bytes, sent over and over.
+/// Body bytes, sent repeatedly.
 static BLOCK: [u8; 65_536] = [b'x'; 65_536];
 
-/// How long a bad client stays away after it was thrown out.
-const AWAY: Duration = Duration::from_millis(100);
+/// How long a malicious client waits after it was disconnected.
+const BACKOFF: Duration = Duration::from_millis(100);
 
 fn main() {
     let mut arguments = env::args().skip(1);
@@ -114,17 +114,17 @@ impl Options {
     }
 }
 
-/// What the clients of one call do.
+/// What the clients of one run do.
 struct Plan {
     proxy: SocketAddr,
     conns: u32,
-    /// Requests in all.
+    /// Requests of all clients together.
     count: u64,
-    /// How long it may take.
+    /// How long the run may take.
     life: Duration,
-    /// Requests per second in all, or bytes per second of one reader; 0 = as fast as it goes.
+    /// Requests per second of all clients, or bytes per second of one reader; 0 = as fast as possible.
     rate: u32,
-    /// The client's receive buffer, bytes; 0 = the kernel's choice.
+    /// The client's receive buffer in bytes; 0 = the kernel's default.
     window: u32,
     /// Bytes of request body, or of a big head.
     post: usize,
@@ -184,7 +184,7 @@ impl Plan {
         Ok(Line::new(stream))
     }
 
-    /// A connection of its own, one request, and its whole answer, at most `rate` bytes a second. Says how many there were.
+    /// Sends one request on a new connection and reads its whole answer, at most `rate` bytes a second. Returns the bytes.
     async fn exchange(&self) -> io::Result<u64> {
         let mut line = self.dial().await?;
         if self.rate > 0 {
@@ -200,13 +200,13 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
-/// One side of a connection: what was read of it and not yet used.
+/// One side of a connection, with what was read from it and not used yet.
 struct Line {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
     from: usize,
     until: usize,
-    /// How much one read may take, and how long to rest after it.
+    /// The maximum of bytes of one read, and the pause before it.
     sip: usize,
     rest: Duration,
 }
@@ -223,7 +223,7 @@ impl Line {
         }
     }
 
-    /// From now on it reads at most so many bytes a second, in twenty sips.
+    /// Limits reading to `rate` bytes a second, in twenty reads.
     fn slow_down(&mut self, rate: u32) {
         self.sip = (rate as usize / 20).max(1);
         self.rest = Duration::from_millis(50);
@@ -253,7 +253,7 @@ impl Line {
         Ok(())
     }
 
-    /// Reads more behind what is there. An end is an error.
+    /// Reads more into the buffer. The end of the stream is an error.
     async fn fill(&mut self) -> io::Result<()> {
         if self.from == self.until {
             (self.from, self.until) = (0, 0);
@@ -295,7 +295,7 @@ impl Line {
         }
     }
 
-    /// Reads a body to its end, shows its pieces, and says how many bytes they had.
+    /// Reads a body to its end, passes its pieces to `seen`, and returns the number of bytes.
     async fn body(&mut self, mut framing: Framing, mut seen: impl FnMut(&[u8])) -> io::Result<u64> {
         let mut bytes = 0;
         let mut count = |piece: &[u8]| {
@@ -320,7 +320,7 @@ impl Line {
     }
 }
 
-/// What of a head says how to go on. Of a request the status is 0.
+/// The parts of a head that are used. The status of a request is 0.
 struct Head {
     target: String,
     status: u16,
@@ -380,13 +380,13 @@ enum Framing {
     Close,
 }
 
-/// Where in a chunked body one is. What trails the last chunk is expected to be empty.
+/// The position in a chunked body. The trailer section is expected to be empty.
 enum Chunk {
     Size(u64),
     Data(u64),
-    /// The line end behind data.
+    /// The line end after data.
     Edge,
-    /// The line end behind the last chunk.
+    /// The line end after the last chunk.
     Last,
     Over,
 }
@@ -396,7 +396,7 @@ impl Framing {
         matches!(self, Framing::Length(0) | Framing::Chunked(Chunk::Over))
     }
 
-    /// Takes what is its own of `bytes`, shows the data in it, and says how much it took.
+    /// Consumes the body's part of `bytes`, passes its data to `seen`, and returns how much it consumed.
     fn eat(&mut self, bytes: &[u8], seen: &mut impl FnMut(&[u8])) -> usize {
         match self {
             Framing::Close => {
@@ -452,7 +452,7 @@ impl Chunk {
     }
 }
 
-/// What came of the requests of a call.
+/// The results of a run's requests.
 #[derive(Default)]
 struct Tally {
     taken: Cell<u64>,
@@ -535,7 +535,7 @@ async fn ask_on_and_on(number: u32, begin: Instant, plan: Rc<Plan>, tally: Rc<Ta
     }
 }
 
-/// One request on the connection that is there, or on a fresh one: also where the proxy closed it between two requests.
+/// Sends one request on the kept connection, or on a new one if there is none or the proxy has closed it.
 async fn ask_once(line: &mut Option<Line>, plan: &Plan) -> io::Result<u16> {
     let kept = line.take();
     let was_kept = kept.is_some();
@@ -556,14 +556,14 @@ async fn ask_once(line: &mut Option<Line>, plan: &Plan) -> io::Result<u16> {
     Ok(head.status)
 }
 
-/// Clients that got an answer and keep their connections; at most 50 ask at a time. Says when all are there.
+/// Clients that get an answer and keep their connections; at most 50 ask at a time. Prints a line when all have asked.
 async fn hold(plan: Rc<Plan>) {
-    let doors = Rc::new(Semaphore::new(50));
+    let slots = Rc::new(Semaphore::new(50));
     let tasks: Vec<_> = (0..plan.conns)
         .map(|_| {
-            let (plan, doors) = (Rc::clone(&plan), Rc::clone(&doors));
+            let (plan, slots) = (Rc::clone(&plan), Rc::clone(&slots));
             spawn_local(async move {
-                let _door = doors.acquire().await;
+                let _slot = slots.acquire().await;
                 timeout(plan.patience, hold_one(&plan)).await.ok()?.ok()
             })
         })
@@ -574,7 +574,7 @@ async fn hold(plan: Rc<Plan>) {
     }
     println!("{{\"open\":{}}}", held.len());
     leave_with_stdin();
-    // streams go on being read, as a browser does
+    // event streams are read on, as in a browser
     let readers: Vec<_> = held
         .into_iter()
         .map(|(mut line, framing)| spawn_local(async move { line.body(framing, |_| {}).await }))
@@ -592,11 +592,11 @@ async fn hold_one(plan: &Plan) -> io::Result<(Line, Framing)> {
         return Ok((line, head.framing));
     }
     line.body(head.framing, |_| {}).await?;
-    // nothing more comes: to read on is to wait for its end
+    // nothing more is sent: reading waits for the close
     Ok((line, Framing::Close))
 }
 
-/// The process ends when its parent closes the pipe, or dies.
+/// Ends the process when its parent closes the pipe or ends.
 fn leave_with_stdin() {
     thread::spawn(|| {
         let _ = io::stdin().read_to_end(&mut Vec::new());
@@ -604,7 +604,7 @@ fn leave_with_stdin() {
     });
 }
 
-/// How late events come: each carries the time at which it was written.
+/// Measures the delay of events, each of which holds the time at which it was written.
 async fn events(plan: Rc<Plan>) {
     let mut late = Vec::new();
     let mut text = Vec::new();
@@ -640,41 +640,40 @@ fn since_the_epoch() -> f64 {
         .map_or(0.0, |past| past.as_secs_f64())
 }
 
-/// Clients that do the same thing over and over until their time is up.
-async fn attack<F, Fut>(plan: Rc<Plan>, deed: F)
+/// Clients that repeat one action until the time is up.
+async fn attack<F, Fut>(plan: Rc<Plan>, action: F)
 where
     F: Fn(Rc<Plan>) -> Fut + Copy + 'static,
     Fut: Future<Output = io::Result<()>> + 'static,
 {
     let end = tokio::time::Instant::now() + plan.life;
     let done = Rc::new(Cell::new(0_u64));
-    let thrown_out = Rc::new(Cell::new(0_u64));
+    let refused = Rc::new(Cell::new(0_u64));
     let tasks: Vec<_> = (0..plan.conns)
         .map(|_| {
-            let (plan, done, thrown_out) =
-                (Rc::clone(&plan), Rc::clone(&done), Rc::clone(&thrown_out));
+            let (plan, done, refused) = (Rc::clone(&plan), Rc::clone(&done), Rc::clone(&refused));
             spawn_local(async move {
-                let deeds = async {
+                let actions = async {
                     while done.get() < plan.count {
-                        let outcome = deed(Rc::clone(&plan)).await;
-                        let counter = if outcome.is_ok() { &done } else { &thrown_out };
+                        let outcome = action(Rc::clone(&plan)).await;
+                        let counter = if outcome.is_ok() { &done } else { &refused };
                         counter.set(counter.get() + 1);
                         if outcome.is_err() {
-                            sleep(AWAY).await;
+                            sleep(BACKOFF).await;
                         }
                     }
                 };
-                let _ = timeout_at(end, deeds).await;
+                let _ = timeout_at(end, actions).await;
             })
         })
         .collect();
     for task in tasks {
         task.await.expect("a client that does not panic");
     }
-    println!("{{\"ok\":{},\"failed\":{}}}", done.get(), thrown_out.get());
+    println!("{{\"ok\":{},\"failed\":{}}}", done.get(), refused.get());
 }
 
-/// A head that never ends, a byte at a time. It is over when the proxy answers or hangs up.
+/// Sends a head that never ends, a byte at a time. Ends when the proxy answers or closes.
 async fn slow_head(plan: Rc<Plan>) -> io::Result<()> {
     let mut line = plan.dial().await?;
     let start = &plan.head[..plan.head.len() - 2];
@@ -688,7 +687,7 @@ async fn slow_head(plan: Rc<Plan>) -> io::Result<()> {
     Ok(())
 }
 
-/// A whole head, and its body a byte at a time. It is over when the proxy answers or hangs up.
+/// Sends a whole head, and its body a byte at a time. Ends when the proxy answers or closes.
 async fn slow_body(plan: Rc<Plan>) -> io::Result<()> {
     let mut line = plan.dial().await?;
     line.stream.write_all(&plan.head).await?;
@@ -745,7 +744,7 @@ fn listen() -> io::Result<TcpListener> {
     socket.listen(4096)
 }
 
-/// A certificate for localhost, left in the file for the proxies to trust.
+/// Makes a certificate for localhost and writes it to a file for the proxies to trust.
 fn acceptor(roots: &str) -> io::Result<TlsAcceptor> {
     let made =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).map_err(io::Error::other)?;
@@ -766,11 +765,11 @@ async fn accept<F: Future<Output = ()> + 'static>(
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // a socket that is gone already says so when it is served
+                // if the socket is closed already, serving it fails
                 let _ = stream.set_nodelay(true);
                 spawn_local(served(stream));
             }
-            // out of descriptors: those who are there go first
+            // out of descriptors: wait until others are closed
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
@@ -780,7 +779,7 @@ async fn serve(mut line: Line) {
     while let Ok(true) = serve_one(&mut line).await {}
 }
 
-/// Answers one request; `false`: the connection ends.
+/// Answers one request; returns false if the connection is to be closed.
 async fn serve_one(line: &mut Line) -> io::Result<bool> {
     let head = line.head().await?;
     let mut words = head.target.split('/').skip(1);

@@ -1,6 +1,6 @@
-//! What several targets need.
+//! Code that several targets share.
 
-/// The paranoid reader of the end-to-end tests: it was written apart from the program, and so can judge it.
+/// The strict reader of the end-to-end tests, which shares no code with the program.
 #[path = "../tests/e2e/strict.rs"]
 pub mod strict;
 

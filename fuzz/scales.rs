@@ -1,11 +1,11 @@
-//! How much is held at most.
+//! An allocator that measures the peak of memory in use.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// The system's allocator, which remembers how much was held at most.
+/// The system's allocator, which records the peak of bytes in use.
 #[derive(Debug)]
 pub struct Scales {
     now: AtomicUsize,
@@ -13,7 +13,7 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Nothing weighed yet.
+    /// Nothing is measured yet.
     pub const fn new() -> Scales {
         Scales {
             now: AtomicUsize::new(0),
@@ -21,7 +21,7 @@ impl Scales {
         }
     }
 
-    /// How many bytes `work` held at the same time, beyond what was held before.
+    /// Runs `work`; returns its result, and the peak of bytes in use beyond those before.
     pub fn weigh<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
         let before = self.now.load(Relaxed);
         self.peak.store(before, Relaxed);
@@ -36,7 +36,7 @@ impl Default for Scales {
     }
 }
 
-// SAFETY: everything is the system allocator's; only numbers are kept beside it.
+// SAFETY: every call is passed to the system's allocator; only numbers are kept.
 unsafe impl GlobalAlloc for Scales {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = self.now.fetch_add(layout.size(), Relaxed) + layout.size();

@@ -1,17 +1,17 @@
-//! What the targets share.
+//! Divides the input of a target into choices and data.
 
-/// Takes numbers off the front of the input: how to cut the rest, which variant to try.
+/// Numbers from the front of the input: which variant to try, and how to cut the rest.
 #[derive(Debug)]
 pub struct Dice<'a>(&'a [u8]);
 
 impl<'a> Dice<'a> {
-    /// The first `count` bytes are numbers, the others are returned.
+    /// Uses the first `count` bytes as numbers and returns the others.
     pub fn new(input: &'a [u8], count: usize) -> (Dice<'a>, &'a [u8]) {
         let (numbers, rest) = input.split_at(count.min(input.len()));
         (Dice(numbers), rest)
     }
 
-    /// The next number; 0 once there is none.
+    /// The next number; 0 when there are no more.
     pub fn next(&mut self) -> usize {
         let Some((first, rest)) = self.0.split_first() else {
             return 0;
@@ -20,7 +20,7 @@ impl<'a> Dice<'a> {
         usize::from(*first)
     }
 
-    /// Cuts `bytes` into pieces whose lengths are the numbers; they begin anew where they end. All zero: one piece.
+    /// Cuts `bytes` into pieces whose lengths are the numbers, used in a cycle. If all are zero, there is one piece.
     pub fn cut<'b>(&self, mut bytes: &'b [u8]) -> Vec<&'b [u8]> {
         let mut pieces = Vec::new();
         let mut lengths = self.0.iter().filter(|length| **length > 0).cycle();

@@ -1,4 +1,4 @@
-# What `nix flake check` proves on each system. The virtual machines are in tests/vm.
+# The checks of `nix flake check` on each system. The virtual machines are in tests/vm.
 { self, pkgs }:
 
 let
@@ -6,9 +6,9 @@ let
   packages = self.packages.${pkgs.stdenv.hostPlatform.system};
 in
 {
-  # The static binary, with all its tests: the end-to-end ones start it as it was built for release. They
-  # speak over loopback only, which the sandbox has, and wait a bounded time for each answer: as many at a
-  # time as there are cores starve each other on a busy machine with many.
+  # The static binary with all its tests. The end-to-end tests start the release build and use loopback only, which
+  # the sandbox has. Each of their waits is bounded, so on a busy machine with many cores a test per core would be
+  # too many.
   package = packages.lean-proxy.overrideAttrs (package: {
     cargoTestFlags = [ ];
     preCheck = ''
@@ -17,10 +17,10 @@ in
     '';
   });
 
-  # services.leanProxy, case by case.
+  # services.leanProxy, evaluated for many sets of options.
   module = import ./module-test.nix { inherit self pkgs; };
 
-  # The house's lints, every warning an error; on glibc, for clippy needs no musl.
+  # rustfmt and clippy, every warning an error; on glibc, because clippy does not need musl.
   lint = (pkgs.callPackage ./package.nix { }).overrideAttrs (package: {
     pname = "lean-proxy-lint";
     nativeBuildInputs = package.nativeBuildInputs ++ [
@@ -47,7 +47,7 @@ in
     touch $out
   '';
 
-  # Exactly one file, and the settings that a `docker run` relies on.
+  # The image has exactly one file, and the configuration of nix/image.toml.
   image =
     pkgs.runCommand "lean-proxy-image"
       {
@@ -73,7 +73,7 @@ in
         touch $out
       '';
 
-  # All that the program is made of and nothing of the tests, each with its checksum, and no edge into the void.
+  # The bill lists the program's crates and none of the tests', each with its checksum, and every dependency is listed.
   bill = pkgs.runCommand "lean-proxy-bill" { nativeBuildInputs = [ pkgs.jq ]; } ''
     jq -e '.bomFormat == "CycloneDX"
       and ([.components[].name] | contains(["rustls", "tokio"]) and (contains(["rcgen"]) | not))

@@ -1,11 +1,11 @@
-# The container image: the binary and nothing else. Its configuration is mounted at /config.yaml,
-# or anywhere, named as the argument of `docker run`.
+# The container image: the binary and nothing else. Its configuration is mounted at /config.yaml, or at another path that
+# is the argument of `docker run`.
 {
   lib,
   dockerTools,
   runCommand,
   lean-proxy,
-  # The commit that it is made of.
+  # The commit that it is built from.
   revision ? "unknown",
 }:
 
@@ -16,7 +16,7 @@ let
     lib.filterAttrs (_: key: manifest ? ${key}) config.Labels
   );
 
-  # A real file, not a link into the store; no reference, so that no other path comes along.
+  # A regular file, not a link into the store, and without references, so that no other store path is included.
   root = runCommand "lean-proxy-root" { allowedReferences = [ ]; } ''
     install -D -m 555 ${lib.getExe lean-proxy} $out/lean-proxy
   '';
@@ -25,7 +25,7 @@ dockerTools.buildImage {
   name = lean-proxy.pname;
   tag = "latest";
   copyToRoot = root;
-  # `created` stays at its default, 1970-01-01T00:00:01Z: same sources, same bytes.
+  # `created` keeps its default, 1970-01-01T00:00:01Z, so that the image is reproducible.
   config = config // {
     Labels = labels // {
       "org.opencontainers.image.revision" = revision;

@@ -1,12 +1,12 @@
-# What the module makes of options, without a system around it: `nix flake check` evaluates this in a moment.
-# Each case is a set of options and what has to come out; "refused" holds the assertions that fail.
+# Evaluates the module for many sets of options, without building a system. Each case is a set of options and the expected
+# result; `refused` lists the assertions that fail.
 { self, pkgs }:
 
 let
   inherit (self.inputs.nixpkgs) lib;
   inherit (lib) mkOption types;
 
-  # As much of NixOS as the module writes to.
+  # The options of NixOS that the module sets.
   anything = mkOption {
     type = types.attrsOf types.anything;
     default = { };
@@ -28,7 +28,7 @@ let
     };
   };
 
-  # Twice, as a machine has it that gets the module by two ways.
+  # Imported twice, as on a machine that gets the module in two ways.
   imports = map (lib.modules.importApply ./module.nix) [
     { inherit self; }
     { inherit self; }
@@ -98,7 +98,7 @@ let
     watchdog = (service (proxy { })).serviceConfig.WatchdogSec > 0;
     upgradeRestarts = !(service (proxy { })).stopIfChanged;
 
-    # addresses that the environment completes, as in the repository's config.yaml
+    # addresses with variables, as in the repository's config.yaml
     variableDefault =
       capability (proxy {
         listen = ":\${PORT:-8080}";
@@ -158,14 +158,14 @@ let
         metrics.listen = "localhost";
       });
 
-    # files that may hold secrets never come into the store
+    # files that may contain secrets are never copied to the store
     storeConfigFile = !isAccepted { configFile = "${./image.toml}"; };
     storeEnvironmentFile = !isAccepted (proxy { } // { environmentFile = "${./image.toml}"; });
     configFile = isAccepted { configFile = "/var/lib/secrets/x.yaml"; };
     noRoutes = !isAccepted { };
     bothSources = !isAccepted (proxy { } // { configFile = "/x.yaml"; });
 
-    # each address a socket unit; another address or mode is another unit
+    # each address has its own socket unit; another address or mode is another unit
     socketUnits =
       let
         c = config (
@@ -251,4 +251,4 @@ in
 if failed == [ ] then
   pkgs.runCommand "lean-proxy-module" { cases = lib.attrNames results; } "echo $cases > $out"
 else
-  throw "nix/module-test.nix: services.leanProxy is not as wanted in ${toString failed}"
+  throw "nix/module-test.nix: services.leanProxy is not as expected in ${toString failed}"

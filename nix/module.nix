@@ -14,7 +14,7 @@ let
   yaml = pkgs.formats.yaml { };
   unit = lib.importTOML ./service.toml;
 
-  # `${NAME}` and `${NAME:-default}`, with the values that `environment` gives; null where one is missing.
+  # Replaces `${NAME}` and `${NAME:-default}` by the values of `environment`; null where one is missing.
   variable =
     piece:
     let
@@ -31,7 +31,7 @@ let
     in
     if lib.elem null pieces then null else lib.concatStrings pieces;
 
-  # Where it listens, as far as it can be known here.
+  # The addresses to listen on, as far as they are known at evaluation.
   isUnix = lib.hasPrefix "unix:";
   isHandedOver = lib.hasPrefix "fd:";
   isTcp = address: !isUnix address && !isHandedOver address;
@@ -48,14 +48,14 @@ let
 
   # The addresses that the program itself binds.
   bound = lib.optionals (!cfg.socketActivation) addresses ++ metricsAddresses;
-  # What cannot be known here may be a low port: in a configuration file `listen` is ":80" unless it says otherwise.
+  # An unknown address may have a low port: the default of `listen` in a configuration file is ":80".
   bindsLowPort = cfg.configFile != null || !isKnown || lib.any (a: isTcp a && portOf a < 1024) bound;
-  # The one place where the service may make files.
+  # The only folder where the service can make files.
   inRuntimeDirectory = lib.hasPrefix "unix:/run/lean-proxy/";
 
-  # A socket unit for each address, with address and mode in its name: a changed address is another unit, so that
-  # a switch stops the old socket, starts the new one and leaves all others alone. (Of a changed socket unit it
-  # takes no notice.) The program finds its sockets by these names.
+  # A socket unit for each address, with address and mode in its name: a changed address is another unit, so that a switch
+  # to a new system stops the old socket, starts the new one and does not touch the others. (A switch ignores changes
+  # inside a socket unit.) The program finds its sockets by these names.
   mode = cfg.settings.server.unix_socket_mode;
   socketName =
     address:
@@ -67,7 +67,7 @@ let
   socketOf = address: {
     description = "lean-proxy's socket at ${address}";
     wantedBy = [ "sockets.target" ];
-    # systemd's own way to write it: ":80" is a port alone, "unix:/x" a path alone
+    # in systemd's notation: a port for ":80", a path for "unix:/x"
     listenStreams = [ (lib.removePrefix "unix:" (lib.removePrefix ":" address)) ];
     socketConfig = {
       Service = "lean-proxy.service";
@@ -96,7 +96,7 @@ let
   );
   generated = yaml.generate "lean-proxy.yaml" settings;
 
-  # The program itself says whether it can serve this: a mistake ends the build, not the service.
+  # The program checks its configuration at build time, so that a mistake fails the build and not the service.
   runsHere = pkgs.stdenv.buildPlatform.canExecute (cfg.package.stdenv or pkgs.stdenv).hostPlatform;
   variables = lib.mapAttrsToList (name: value: "${name}=${value}") cfg.environment;
   checked = pkgs.runCommand "lean-proxy.yaml" { } ''
@@ -109,7 +109,7 @@ let
     if cfg.configFile == null then "/etc/lean-proxy/config.yaml" else toString cfg.configFile;
 in
 {
-  # Imported twice, by two ways, it is one module.
+  # Makes two imports one module.
   key = "lean-proxy#nixosModules.default";
 
   options.services.leanProxy = {
@@ -138,10 +138,10 @@ in
         }
       '';
       description = ''
-        The configuration, key by key as in the YAML file that docs/configuration.md describes.
+        The configuration, with the keys of the YAML file that docs/configuration.md describes.
         It is checked while the system is built.
-        A changed configuration is taken over without a restart: connections live on.
-        Secrets do not belong here, for the store is readable by all: write `''${NAME}` and give
+        A changed configuration is applied without a restart, and connections stay open.
+        Do not put secrets here, because every user can read the store: write `''${NAME}` and set
         {option}`services.leanProxy.environmentFile`.
       '';
     };
@@ -152,8 +152,8 @@ in
       example = "/var/lib/secrets/lean-proxy.yaml";
       description = ''
         A configuration file to use instead of {option}`services.leanProxy.settings`.
-        It is neither checked nor copied to the store; the service's user, who has no name, must be able to read it.
-        `systemctl reload lean-proxy` takes over a changed file.
+        It is neither checked nor copied to the store. The service's dynamic user must be able to read it.
+        `systemctl reload lean-proxy` applies a changed file.
       '';
     };
 
@@ -163,8 +163,8 @@ in
       defaultText = lib.literalExpression "no environmentFile, and no listener with tls";
       description = ''
         Whether {option}`services.leanProxy.settings` are checked while the system is built.
-        They cannot be where they name what only the running machine has: a variable of
-        {option}`services.leanProxy.environmentFile`, or a file, such as a listener's certificate.
+        Set it to false if they refer to what exists only on the running machine: a variable of
+        {option}`services.leanProxy.environmentFile`, or a file such as a listener's certificate.
       '';
     };
 
@@ -175,14 +175,14 @@ in
         LOG_FORMAT = "json";
         LEAN_PROXY_THREADS = "2";
       };
-      description = "Environment of the service, also for `\${NAME}` in the settings.";
+      description = "Environment variables of the service, also for `\${NAME}` in the settings.";
     };
 
     environmentFile = mkOption {
       type = types.nullOr types.externalPath;
       default = null;
       example = "/run/secrets/lean-proxy.env";
-      description = "A file of `NAME=value` lines, readable by root alone if you like, for secrets in the settings.";
+      description = "A file of `NAME=value` lines for secrets in the settings. It may be readable by root only.";
     };
 
     credentials = mkOption {
@@ -206,7 +206,7 @@ in
       example = "32M";
       description = ''
         The memory that the service may use, kernel memory and socket buffers included.
-        It stays inside by taking no more clients at a time than fit. `null`: no limit.
+        It stays below by serving no more clients at the same time than fit. `null`: no limit.
       '';
     };
 
@@ -214,8 +214,8 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether the ports of {option}`services.leanProxy.settings.listen` are opened in the firewall, those of
-        loopback addresses excepted.
+        Whether to open the ports of {option}`services.leanProxy.settings.listen` in the firewall, except those of
+        loopback addresses.
       '';
     };
 
@@ -223,10 +223,10 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether systemd listens on {option}`services.leanProxy.settings.listen` and hands the sockets over.
+        Whether systemd listens on {option}`services.leanProxy.settings.listen` and passes the sockets to the service.
         The service then needs no capability for a port below 1024, and no connection is refused while it restarts,
-        as it does when it is upgraded: those that come meanwhile wait. Each address is a socket unit of its own,
-        so that an address can be added or taken away without touching the others.
+        for example for an upgrade: new connections wait. Each address has its own socket unit, so that an address can
+        be added or removed without touching the others.
       '';
     };
   };
@@ -278,12 +278,12 @@ in
     systemd.services.lean-proxy = {
       description = "lean-proxy, an HTTP reverse proxy";
       wantedBy = [ "multi-user.target" ];
-      # Names are looked up at each request's dial, so the network need not be up yet. An address
-      # to bind may be late: then it is tried again, without an end.
+      # Names are resolved when a request dials, so the network need not be up yet. If an address to bind does not exist
+      # yet, the service is started again, without a limit.
       after = [ "network.target" ];
       startLimitIntervalSec = 0;
-      # A switch restarts a changed service after the new system is in place. Stopped before and started after it,
-      # it would serve nobody in between, and its sockets would be closed with it.
+      # Restart a changed service after a switch. By default it would be stopped before and started after it, and would
+      # serve no requests in between, and its sockets would be closed.
       stopIfChanged = false;
       inherit (cfg) environment;
       reloadTriggers = lib.optional (cfg.configFile == null) fromSettings;

@@ -1,11 +1,11 @@
-# The program: one static binary. Called with pkgsStatic, that is with musl; a plain pkgs
-# gives an ordinary dynamic build of the same sources (the lint check uses it so).
+# The program. With pkgsStatic (musl) one static binary; with plain pkgs a dynamic build of the same sources, as in the
+# lint check.
 {
   lib,
   stdenv,
   rustPlatform,
   nukeReferences,
-  # What `passthru.tests` names: the flake puts its checks here.
+  # `passthru.tests`: the flake passes its checks.
   tests ? { },
 }:
 
@@ -18,7 +18,7 @@ rustPlatform.buildRustPackage (
     pname = manifest.name;
     inherit (manifest) version;
 
-    # What cargo reads and nothing else, so that a word in the README rebuilds nothing.
+    # Only files that cargo reads, so that a change of the README does not cause a rebuild.
     src = lib.fileset.toSource {
       root = ../.;
       fileset = lib.fileset.unions [
@@ -35,19 +35,19 @@ rustPlatform.buildRustPackage (
     };
     cargoLock.lockFile = ../Cargo.lock;
 
-    # The unit tests, at every build. The end-to-end tests run in the sandbox as well, but there are 300 of
-    # them and they run for over a minute: `nix flake check` runs them (checks.nix).
+    # Every build runs the unit tests. The end-to-end tests run in the sandbox too, but they take minutes, so only
+    # `nix flake check` runs them (checks.nix).
     doCheck = true;
-    # Without the release profile: linking the tests as one optimized unit costs minutes.
+    # Not the release profile: linking the tests with optimization takes minutes.
     checkType = "debug";
     cargoTestFlags = lib.optional (lib.pathExists ../src/lib.rs) "--lib" ++ [ "--bins" ];
 
-    # The hook asks cargo not to strip, and the default strips debug information alone: the symbols are
-    # 14 % of the file.
+    # The hook tells cargo not to strip, and by default only debug information is stripped; the symbols are 14 % of the
+    # file.
     stripAllList = [ "bin" ];
 
-    # Panic messages may name the folder that std was built in: words, but Nix takes them for
-    # dependencies, and the image would ship a compiler.
+    # Panic messages may contain the folder in which std was built. Nix takes such a path for a dependency, and the image
+    # would contain a compiler.
     nativeBuildInputs = [ nukeReferences ];
     postFixup = lib.optionalString static ''
       nuke-refs $out/bin/lean-proxy
@@ -64,7 +64,7 @@ rustPlatform.buildRustPackage (
         echo "lean-proxy is not static" >&2
         exit 1
       fi
-      # layout.ld works by names: at least 64 kB of code stand where it puts what is often used
+      # layout.ld matches names of sections: at least 64 kB of code must be in the section that it fills
       if ! $READELF -SW $out/bin/lean-proxy | grep -qE '\.text_busy +PROGBITS( +[0-9a-f]+){2} 0*[1-9a-f][0-9a-f]{4,} '; then
         echo "layout.ld moved nothing: .text_busy is missing or empty" >&2
         exit 1
@@ -76,7 +76,7 @@ rustPlatform.buildRustPackage (
 
     passthru = {
       inherit tests;
-      # where cargo puts what it builds, below target/
+      # the folder below target/ that cargo builds in
       target = stdenv.hostPlatform.rust.cargoShortTarget;
     };
 

@@ -1,14 +1,14 @@
-# The bill of materials, in CycloneDX form: the crates that Cargo.lock resolves from [dependencies], with
-# their checksums and who needs whom. Crates that only build, or only serve other systems, are among them,
-# for the lock does not tell them apart; those of the tests are not. Two bring C: libmimalloc-sys (the
-# allocator mimalloc) and ring (cryptography).
+# The bill of materials, in CycloneDX form: the crates that Cargo.lock resolves from [dependencies], with their checksums
+# and dependencies. Crates that are needed only for building or on other systems are included, because the lock file does
+# not distinguish them; those of the tests are not. Two contain C: libmimalloc-sys (the allocator mimalloc) and ring
+# (cryptography).
 { lib, writeText }:
 
 let
   manifest = lib.importTOML ../Cargo.toml;
   locked = (lib.importTOML ../Cargo.lock).package;
 
-  # "name", or "name version" where the lock holds several
+  # "name", or "name version" where the lock file has several
   find =
     dependency:
     let

@@ -1,12 +1,11 @@
-# The config file's keys as NixOS options. `null` stands for the program's own default, which is
-# written down in one place only: the program. Keys that are not listed here pass as they are,
-# and `lean-proxy --check` has the last word on them.
+# The keys of the configuration as NixOS options. `null` means the program's default, which is defined only in the
+# program. Keys that are not listed here are passed unchanged, and `lean-proxy --check` checks them.
 { lib, yaml }:
 
 let
   inherit (lib) mkOption types;
 
-  # A part of the file: known keys are typed, others are free.
+  # A section of the file: known keys are typed, others are free.
   section =
     options:
     types.submodule {
@@ -48,7 +47,7 @@ let
   target = types.strMatching "(https?://[^/?# ]+[^?# ]*|unix:/.+)" // {
     description = ''"http://", "https://" or "unix:/" address without query'';
   };
-  # Where a part of it comes from the environment, the program has the last word on the rest.
+  # An address with a variable is checked by the program only.
   address =
     types.strMatching "(.*:[0-9]+|unix:/.+|fd:.+|.*[$][{][A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?}.*)"
     // {
@@ -56,16 +55,16 @@ let
     };
 
   cors = {
-    allowed_origins = key (types.listOf origin) "Whose pages may read the answers. Empty: CORS is off.";
+  allowed_origins = key (types.listOf origin) "Origins whose pages may read responses. Empty: CORS is off.";
     allowed_methods = key names ''Methods that a preflight allows; `["*"]`: the one asked for.'';
     allowed_headers = key names ''Request headers that a preflight allows; `["*"]`: those asked for.'';
-    exposed_headers = key names "Response headers that a page may read. Empty: what the upstream says.";
+    exposed_headers = key names "Response headers that a page may read. Empty: the upstream decides.";
     allow_credentials = key (types.either types.bool (
       types.enum [ "auto" ]
-    )) "Whether cookies may be sent along; `auto` leaves it to the upstream.";
+    )) "Whether requests with cookies are allowed; `auto`: the upstream decides.";
     max_age = key (types.ints.between (
       -1
-    ) 2147483647) "Seconds that a preflight may be remembered; -1: the header is not sent.";
+    ) 2147483647) "Seconds that a browser may cache a preflight; -1: the header is not sent.";
   };
 
   changes = {
@@ -77,7 +76,7 @@ let
     remove = mkOption {
       type = names;
       default = [ ];
-      description = "Headers to take away.";
+      description = "Headers to remove.";
     };
   };
   file = types.strMatching "/.+" // {
@@ -117,7 +116,7 @@ section {
     type = types.either listener (types.nonEmptyListOf listener);
     default = ":80";
     example = [ "127.0.0.1:8080" ];
-    description = "Where clients are awaited: an address, `{ address; tls; }`, or a list of them.";
+    description = "An address to listen on, `{ address; tls; http2; }`, or a list of them.";
   };
 
   routes = mkOption {
@@ -125,13 +124,13 @@ section {
       path = mkOption {
         type = path;
         example = "/api/";
-        description = "Prefix of the requests that this route takes; the longest that matches wins.";
+        description = "Path prefix of this route's requests; the longest that matches wins.";
       };
       target = mkOption {
         type = types.nullOr target;
         default = null;
         example = "http://127.0.0.1:9000/base";
-        description = "Where they go, unless {option}`redirect` or {option}`respond` says what they get.";
+        description = "Where requests are forwarded to; a route has this, {option}`redirect` or {option}`respond`.";
       };
       redirect = key (section {
         to = key types.str ''Where clients are sent: "https://{host}"; the rest of path and query is appended.'';
@@ -142,28 +141,28 @@ section {
           307
           308
         ]) "The status of the redirect.";
-      }) "Send clients elsewhere, without a target.";
+      }) "Answer with a redirect, without a target.";
       respond = key (section {
         status = key (types.ints.between 200 599) "The status.";
         body = key types.str "The body.";
         content_type = key types.str "Its media type.";
-      }) "Answer with this, without a target.";
+      }) "Answer with a fixed response, without a target.";
       host = key (types.either types.str names) ''Only for this host, or for these: a name, or "*.example.com".'';
-      rewrite_location = key types.bool "Whether the target's own address in Location becomes the client's.";
-      strip_prefix = key types.bool "Whether {option}`path` is taken off before the target's path is put on.";
-      preserve_host = key types.bool "Whether the client's Host goes to the target.";
-      response_header_timeout = key seconds "This route's own time-out for the answer's head.";
-      max_body_size = key bytes "Bytes of a request body, else 413; 0: no limit.";
-      request_headers = part "Changes to what the target gets." changes;
-      response_headers = part "Changes to what the client gets." changes;
+      rewrite_location = key types.bool "Whether Location headers that name the target are rewritten to the client's address.";
+      strip_prefix = key types.bool "Whether {option}`path` is removed before the target's path is added.";
+      preserve_host = key types.bool "Whether the client's Host is sent to the target.";
+      response_header_timeout = key seconds "Time for the target to send a response head, for this route.";
+      max_body_size = key bytes "Maximum bytes of a request body, 413 above; 0: no limit.";
+      request_headers = part "Changes of the headers that are sent to the target." changes;
+      response_headers = part "Changes of the headers that are sent to the client." changes;
       tls = part "How an https target is verified." {
-        server_name = key types.str "The name to verify, where it is not the target's.";
-        ca_file = key (types.either types.path types.str) "The roots to trust instead of those compiled in, a PEM file.";
-        insecure_skip_verify = key types.bool "Trust anybody. For tests only.";
+        server_name = key types.str "The name to verify, if it is not the target's host.";
+        ca_file = key (types.either types.path types.str) "A PEM file of roots to trust instead of the compiled-in ones.";
+        insecure_skip_verify = key types.bool "Accept any certificate. For tests only.";
       };
       cors = key (types.either (types.enum [ false ]) (
         section cors
-      )) "Laid over the global {option}`cors`; `false`: off for this route.";
+      )) "Keys that replace those of the global {option}`cors`; `false`: off for this route.";
     });
     default = [ ];
     description = "The routes, at least one, in any order.";
@@ -172,37 +171,37 @@ section {
   cors = part "Which web pages may use the services behind the proxy." cors;
 
   transport = part "Limits and time-outs towards the targets." {
-    dial_timeout = key seconds "For a connection to be made; 0: none.";
+    dial_timeout = key seconds "Time for a connection to be made; 0: no limit.";
     dial_keep_alive = key (types.either types.number types.str) "TCP keep-alive in seconds; negative: off.";
-    max_idle_conns = key whole "Idle connections over all hosts; 0: no limit.";
+    max_idle_conns = key whole "Idle connections to all hosts; 0: what memory allows.";
     max_idle_conns_per_host = key whole "Idle connections to one host.";
-    max_conns_per_host = key whole "All connections to one host; 0: no limit.";
+    max_conns_per_host = key whole "Connections to one host; 0: what memory allows.";
     idle_conn_timeout = key seconds "How long an idle connection is kept; 0: for ever.";
-    response_header_timeout = key seconds "For the head of an answer to arrive; 0: none.";
+    response_header_timeout = key seconds "Time for a target to send a response head; 0: no limit.";
     read_buffer_size = key bytes "Bytes read from a target at a time.";
-    write_buffer_size = key bytes "Bytes on their way to a target at a time.";
+    write_buffer_size = key bytes "Bytes written to a target at a time.";
   };
 
-  proxy = part "Places for requests." {
-    max_concurrent_requests = key whole "Requests at the same time; 0: what memory allows.";
-    queue_timeout = key seconds "How long a request waits for a place before it gets 503.";
+  proxy = part "Limits of requests in progress." {
+    max_concurrent_requests = key whole "Concurrent requests; 0: what memory allows.";
+    queue_timeout = key seconds "How long a request waits for memory, a place and a connection, in all, before it gets 503.";
   };
 
   server = part "Limits and time-outs towards clients." {
-    header_timeout = key seconds "For a request's head to be complete.";
-    read_timeout = key seconds "Without a byte of body from the client.";
-    write_timeout = key seconds "Without a byte taken by the client.";
-    idle_timeout = key seconds "Between requests on a kept-alive connection.";
-    max_header_bytes = key bytes "Bytes of a request's head, else 431.";
-    max_connections = key whole "Client connections at the same time; 0: what memory allows.";
-    shutdown_timeout = key seconds "What requests in flight get when the service stops.";
-    shutdown_delay = key seconds "How long the health report says 503 before the service stops listening.";
+    header_timeout = key seconds "Time for a request head to be complete.";
+    read_timeout = key seconds "Time without a byte of body from the client.";
+    write_timeout = key seconds "Time without a byte taken by the client.";
+    idle_timeout = key seconds "Time between requests on a kept-alive connection.";
+    max_header_bytes = key bytes "Maximum bytes of a request head, 431 above.";
+    max_connections = key whole "Concurrent client connections; 0: what memory allows.";
+    shutdown_timeout = key seconds "Time for requests in progress to end when the service stops.";
+    shutdown_delay = key seconds "How long the health report answers 503 before the service stops listening.";
     unix_socket_mode = key mode "Permissions of the files of `unix:` listeners, octal.";
-    trusted_proxies = key names "Networks (CIDR) whose X-Forwarded headers are believed; empty: everybody's are appended to.";
+    trusted_proxies = key names "Networks (CIDR) whose X-Forwarded headers are trusted; empty: those of every client are kept and appended to.";
   };
 
   limits = part "Memory." {
-    memory = key bytes "Bytes to stay inside of, or a size such as \"10MiB\"; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
+    memory = key bytes "The memory limit in bytes, or a size such as \"10MiB\"; `auto`: the unit's {option}`services.leanProxy.memoryMax`; 0: no limit.";
   };
 
   log = part "The log, which goes to the journal." {
@@ -215,7 +214,7 @@ section {
       "info"
       "warn"
       "error"
-    ]) "The least that is logged.";
+    ]) "The lowest level that is logged.";
     access = key types.bool "One line for each request.";
   };
 
@@ -224,6 +223,6 @@ section {
   };
 
   metrics = part "Prometheus metrics." {
-    listen = key (types.either (types.enum [ "" ]) address) "An address of its own; empty: off.";
+    listen = key (types.either (types.enum [ "" ]) address) "The address of the metrics page; empty: off.";
   };
 }

@@ -1,4 +1,4 @@
-# What one needs to work on lean-proxy: `nix develop`.
+# The tools for working on lean-proxy: `nix develop`.
 {
   lib,
   stdenv,
@@ -30,7 +30,7 @@ mkShell {
       python.pyflakes
     ]))
   ]
-  # what bench/guard.py counts with; not to be had on a Mac
+  # for bench/guard.py; not available on macOS
   ++ lib.filter (lib.meta.availableOn stdenv.hostPlatform) [
     strace
     valgrind

@@ -1,6 +1,6 @@
-//! What the command line asks for.
+//! Parses the command line, and prints what the commands report.
 //!
-//! Pure: arguments in, a [`Command`] out. Whether a file exists, and what the environment holds, is asked by `main`.
+//! Parsing is pure: arguments in, a [`Command`] out. `lib.rs` reads the environment and looks for files.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -16,15 +16,15 @@ lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes
 usage:
   lean-proxy [CONFIG]              serve
   lean-proxy --check [CONFIG]      read and validate the configuration, print one line, exit 0 or 1
-  lean-proxy --health [CONFIG|URL] ask the running proxy whether it is well, exit 0 or 1 within 2 s
-  lean-proxy --reload              let the running proxy read its configuration again
+  lean-proxy --health [CONFIG|URL] ask the running proxy for its health, exit 0 or 1 within 2 s
+  lean-proxy --reload              tell the running proxy to read its configuration again
   lean-proxy --help, -h            this text
   lean-proxy --version, -V         the version
 
-  --pid-file FILE                  serving: keep the process's number in FILE; --reload: find it there
+  --pid-file FILE                  serving: write the process id to FILE; --reload: read it from there
 
 CONFIG is a YAML file. Without it: the YAML in $LEAN_PROXY_CONFIG, else the file /config.yaml.
-Where process 1 is a lean-proxy, as in its container, --health and --reload alone mean that one.
+Where process 1 is a lean-proxy, as in its container, --health and --reload without arguments mean that one.
 
 environment:
   LEAN_PROXY_CONFIG                the configuration itself
@@ -37,26 +37,26 @@ environment:
 exit codes: 0 stopped as asked, 1 bad configuration, 2 bad usage, 3 cannot bind or a runtime failure
 ";
 
-/// What is printed after a usage error.
+/// Printed after a usage error.
 pub const USAGE: &str =
     "usage: lean-proxy [--check] CONFIG | --health [CONFIG|URL] | --reload | --help | --version";
 
-/// What is said where no configuration is named and there is none where one is looked for.
+/// The error where no configuration is given or found.
 pub const NO_CONFIG: &str = "no configuration: no CONFIG argument, LEAN_PROXY_CONFIG is not set, and there is no /config.yaml";
 
-/// Where the image keeps its configuration; tried where no argument and no `LEAN_PROXY_CONFIG` is given.
+/// Where the image has its configuration; used where neither an argument nor `LEAN_PROXY_CONFIG` is given.
 pub const DEFAULT_CONFIG: &str = "/config.yaml";
 
 /// What the program is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Serve this configuration, and keep the process's number in this file.
+    /// Serve this configuration, and write the process id to this file.
     Serve(ConfigArgument, Option<PathBuf>),
-    /// Read and validate it, and say so.
+    /// Read and validate it, and print the result.
     Check(ConfigArgument),
     /// Ask a running proxy for its health.
     Health(Asked),
-    /// Let a running proxy read its configuration again: the one whose number is in this file, else process 1.
+    /// Tell a running proxy to read its configuration again: the one whose process id is in this file, else process 1.
     Reload(Option<PathBuf>),
     /// Print the version.
     Version,
@@ -67,26 +67,26 @@ pub enum Command {
 /// Where the configuration is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ConfigArgument {
-    /// In the file that was named.
+    /// In this file.
     File(PathBuf),
-    /// Nothing was named: `LEAN_PROXY_CONFIG`, else [`DEFAULT_CONFIG`] if it exists, else a usage error (exit 2).
+    /// No argument: `LEAN_PROXY_CONFIG`, else [`DEFAULT_CONFIG`] if it exists, else a usage error (exit 2).
     Default,
 }
 
-/// Whose health.
+/// What `--health` asks.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// That of the proxy which this configuration starts.
+    /// The proxy that serves this configuration.
     Config(ConfigArgument),
-    /// Whatever answers this `http://` URL.
+    /// The server at this `http://` URL.
     Url(String),
 }
 
-/// One line that says what is wrong with the command line; exit 2.
+/// What is wrong with the command line, in one line; exit 2.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Usage(pub String);
 
-/// Reads the arguments, without the program's own name.
+/// Parses the arguments, without the program's own name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Usage> {
     let mut mode = Mode::Serve;
     let mut operand: Option<OsString> = None;
@@ -99,7 +99,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             set_once(&mut operand, argument)?;
             continue;
         }
-        // `--check=FILE` is what some people write for `--check FILE`.
+        // `--check=FILE` is accepted for `--check FILE`
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (text, None),
@@ -108,9 +108,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, U
             ("-h" | "--help", None) => return Ok(Command::Help),
             ("-V" | "--version", None) => return Ok(Command::Version),
             ("--", None) => options_over = true,
-            ("--check", _) => mode = mode.yield_budget(Mode::Check)?,
-            ("--health", _) => mode = mode.yield_budget(Mode::Health)?,
-            ("--reload", None) => mode = mode.yield_budget(Mode::Reload)?,
+            ("--check", _) => mode = mode.switch(Mode::Check)?,
+            ("--health", _) => mode = mode.switch(Mode::Health)?,
+            ("--reload", None) => mode = mode.switch(Mode::Reload)?,
             ("--pid-file", value) => {
                 let file = value.map(OsString::from).or_else(|| arguments.next());
                 if file.is_none() || pid_file.is_some() {
@@ -159,7 +159,7 @@ enum Mode {
 }
 
 impl Mode {
-    fn yield_budget(self, to: Mode) -> Result<Mode, Usage> {
+    fn switch(self, to: Mode) -> Result<Mode, Usage> {
         if self == Mode::Serve || self == to {
             Ok(to)
         } else {
@@ -193,7 +193,7 @@ impl Mode {
                 return Ok(Command::Health(Asked::Url(url.to_owned())));
             }
             if url.is_some_and(|text| text.contains("://")) {
-                return Err(Usage("--health asks by http:// only".to_owned()));
+                return Err(Usage("--health takes http:// URLs only".to_owned()));
             }
         }
         let place = match operand {
@@ -208,9 +208,9 @@ impl Mode {
     }
 }
 
-/// The configuration that a process serves, from its command line as /proc shows it: each argument with a zero byte
-/// behind it. `None` if its program bears another name than `own`, or does not serve. A container's health check finds so
-/// what the container was started with.
+/// The configuration that a process serves, from its command line in /proc, where each argument ends with a zero byte.
+/// `None` if its program has another name than `own`, or does not serve. A container's health check uses it to find the
+/// configuration that the container was started with.
 pub fn served(command_line: &[u8], own: &OsStr) -> Option<ConfigArgument> {
     let mut words = command_line.strip_suffix(b"\0")?.split(|byte| *byte == 0);
     let name = |program: &OsStr| Path::new(program).file_name().map(OsStr::to_owned);
@@ -223,14 +223,14 @@ pub fn served(command_line: &[u8], own: &OsStr) -> Option<ConfigArgument> {
     }
 }
 
-/// Says warnings on stderr, one line each.
+/// Prints warnings on stderr, one line each.
 pub fn warn<'a>(warnings: impl IntoIterator<Item = &'a str>) {
     for warning in warnings {
         drop(writeln!(io::stderr(), "warning: {}", warning.trim_end()));
     }
 }
 
-/// Says something on stdout; gives exit code 0, or 3 where nobody can read it.
+/// Prints a text on stdout; returns exit code 0, or 3 where it cannot be written.
 pub fn say(text: &str) -> u8 {
     if writeln!(io::stdout(), "{}", text.trim_end()).is_ok() {
         0
@@ -239,7 +239,7 @@ pub fn say(text: &str) -> u8 {
     }
 }
 
-/// Says what is wrong on stderr, one line each; gives `code`.
+/// Prints errors on stderr, one line each; returns `code`.
 pub fn complain<'a>(code: u8, lines: impl IntoIterator<Item = &'a str>) -> u8 {
     for line in lines {
         drop(writeln!(io::stderr(), "{}", line.trim_end()));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn each_call_has_its_command() {
+    fn arguments_are_parsed_into_commands() {
         let file = |path: &str| ConfigArgument::File(path.into());
         let pids = || Some(PathBuf::from("/run/p"));
         let cases: Vec<(&[&str], Command)> = vec![
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_a_usage_error() {
+    fn wrong_arguments_are_usage_errors() {
         let cases: &[&[&str]] = &[
             &["--chek", "c.yaml"],
             &["-x"],
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_process_serves_is_read_from_its_command_line() {
+    fn the_configuration_of_another_process_is_read_from_its_command_line() {
         let file = |path: &str| Some(ConfigArgument::File(path.into()));
         for (line, expected) in [
             ("/lean-proxy\0/other.yaml\0", file("/other.yaml")),
@@ -342,7 +342,7 @@ mod tests {
             ("/lean-proxy\0", Some(ConfigArgument::Default)),
             ("/lean-proxy\0--pid-file\0/run/p\0/a\0", file("/a")),
             ("/lean-proxy\0--reload\0", None),
-            // no server, no lean-proxy, nothing at all
+            // does not serve, is not a lean-proxy, is empty
             ("/lean-proxy\0--health\0", None),
             ("/lean-proxy\0--nonsense\0", None),
             ("/lean-proxy\0a\0b\0", None),

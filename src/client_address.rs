@@ -1,18 +1,18 @@
-//! Which client a request comes from, where proxies that are trusted stand in between.
+//! Finds the address of the client behind trusted proxies, for the log.
 //!
-//! Pure. Only what a trusted proxy has written is believed: `X-Forwarded-For` is read from its end, where the nearest
-//! hop appended, and the first address that is not a trusted proxy is the client.
+//! Pure. Only entries that a trusted proxy has written are used: `X-Forwarded-For` is read from its end, where the nearest
+//! proxy appended, and the first address that is not a trusted proxy is the client.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{config::address::Network, fields::Fields};
 
-/// More addresses than this are not looked at: a header field may hold thousands.
+/// Bounds the addresses that are read: a header field may hold thousands, and real chains have a few.
 const MOST: usize = 32;
 
-/// The client's address for the log. `peer` is who opened the connection (`None` on a unix socket, which counts as
-/// trusted), `trusted` is `server.trusted_proxies`. The peer itself where it is not trusted, or named nobody; the last
-/// trusted hop where the field holds something that is no address.
+/// The client's address for the log. `peer` is the other side of the connection (`None` on a unix socket, which counts as
+/// trusted), `trusted` is `server.trusted_proxies`. Returns the peer where it is not trusted or the field is absent, and the
+/// last trusted address read where the next entry is not an address.
 pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer;
@@ -30,7 +30,8 @@ pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) 
     client
 }
 
-/// An address, with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// Parses an address, with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
+/// `[2001:db8::1]:80`.
 fn parse(hop: &str) -> Option<IpAddr> {
     let bare = hop
         .strip_prefix('[')

@@ -1,32 +1,41 @@
-//! Clients that count as one where places are shared: the same IPv4 address, the same IPv6 /64, or any unix socket.
+//! Groups of clients that count as one where places are shared: the same IPv4 address, the same IPv6 /64, or unix sockets.
 //!
-//! A group is eight bytes and is kept with the connection it belongs to, so there is no table of addresses that could
-//! grow. At most one group can hold more than half of something: [`majority`] finds it in one pass, without memory.
+//! Pure. A group has eight bytes and is stored with its connection, so there is no table of addresses that could grow. At
+//! most one group can hold more than half of the places: [`majority`] finds it in two passes, without memory.
 
 use std::net::IpAddr;
 
 use crate::config::address::Network;
 
 /// Whom a client counts as.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group(u64);
 
-/// A group that holds more than half.
+/// A group that holds more than half of the places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Majority {
-    /// Which one.
+    /// The group.
     pub group: Group,
     /// How many it holds.
     pub count: usize,
-    /// How many there are.
+    /// How many there are in all.
     pub total: usize,
+}
+
+/// A group that holds more than an equal share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surplus {
+    /// Which one.
+    pub group: Group,
+    /// How many it holds beyond its share.
+    pub count: usize,
 }
 
 /// IPv4 addresses, told apart from IPv6 networks: `0:ffff::/32` is not given to anybody.
 const IPV4: u64 = 0xffff_0000_0000;
 
 impl Group {
-    /// All clients on unix sockets.
+    /// The group of all clients on unix sockets.
     pub const UNIX: Group = Group(0);
 
     /// The group of an address; `None` = a unix socket.
@@ -39,7 +48,7 @@ impl Group {
     }
 
     /// The group of the client behind trusted proxies: the last address of `X-Forwarded-For` that is not itself a
-    /// trusted proxy. `fields` are the values of that field in their order. `None`: `peer` is not trusted, or says nothing.
+    /// trusted proxy. `fields` are the values of that field in their order. `None`: `peer` is not trusted, or sent no address.
     pub fn forwarded<'a>(
         peer: Option<IpAddr>,
         trusted: &[Network],
@@ -63,7 +72,7 @@ impl Group {
     }
 }
 
-/// An address as it stands in `X-Forwarded-For`; some senders add a port, or brackets.
+/// Parses an address of `X-Forwarded-For`; some senders add a port, or brackets.
 fn parse(value: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(value).ok()?;
     if let Ok(address) = text.parse() {
@@ -75,7 +84,7 @@ fn parse(value: &[u8]) -> Option<IpAddr> {
     text.rsplit_once(':')?.0.parse().ok()
 }
 
-/// The values of a field in a raw request head that was checked before.
+/// The values of a field in a raw request head that was validated before.
 pub fn field_values<'a>(
     head: &'a [u8],
     name: &'a [u8],
@@ -87,7 +96,7 @@ pub fn field_values<'a>(
     })
 }
 
-/// The group to which more than half of these belong (Boyer and Moore's vote, and a second pass to count).
+/// The group to which more than half of these belong (Boyer and Moore's vote, then a second pass to count).
 pub fn majority(groups: impl Iterator<Item = Group> + Clone) -> Option<Majority> {
     let (mut candidate, mut lead, mut total) = (Group::default(), 0_usize, 0);
     for group in groups.clone() {
@@ -109,6 +118,31 @@ pub fn majority(groups: impl Iterator<Item = Group> + Clone) -> Option<Majority>
     })
 }
 
+/// The groups that hold more than an equal share of something, the one that holds most first. A share is what each has
+/// where all is divided, rounded up, between those that hold some of it (`holders`, an entry for each that is held) and
+/// those that wait for some (`waiting`).
+pub fn above_equal_share(
+    holders: impl Iterator<Item = Group>,
+    waiting: impl Iterator<Item = Group>,
+) -> Vec<Surplus> {
+    let mut held: Vec<Group> = holders.collect();
+    held.sort_unstable();
+    let mut groups: Vec<Group> = held.iter().copied().chain(waiting).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let share = held.len().div_ceil(groups.len().max(1));
+    let runs = held.chunk_by(|one, other| one == other);
+    let mut above: Vec<Surplus> = runs
+        .filter_map(|run| {
+            let count = run.len().checked_sub(share).filter(|count| *count > 0)?;
+            let group = *run.first()?;
+            Some(Surplus { group, count })
+        })
+        .collect();
+    above.sort_by_key(|surplus| std::cmp::Reverse(surplus.count));
+    above
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_counts_by_itself_and_ipv6_by_its_network() {
+    fn an_ipv4_address_is_a_group_and_ipv6_is_grouped_by_network() {
         for (one, other, same) in [
             ("10.0.0.1", "10.0.0.1", true),
             ("10.0.0.1", "10.0.0.2", false),
@@ -135,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_is_found_and_half_is_not() {
+    fn a_group_with_more_than_half_is_found_and_one_with_half_is_not() {
         let letters = |text: &str| -> Option<(u64, usize)> {
             let groups: Vec<Group> = text.bytes().map(|b| Group(b.into())).collect();
             majority(groups.iter().copied()).map(|found| (found.group.0, found.count))
@@ -152,6 +186,36 @@ mod tests {
             ("bcdaaaa", Some((b'a'.into(), 4))),
         ] {
             assert_eq!(letters(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_equal_share_is_left_to_each_and_more_than_that_is_not() {
+        let letters = |text: &'static str| text.bytes().map(|byte| Group(byte.into()));
+        for (held, waiting, expected) in [
+            ("", "a", &[][..]),
+            ("a", "b", &[]),
+            ("aaaa", "aa", &[]),
+            ("aaaa", "b", &[('a', 2)]),
+            ("aaab", "b", &[('a', 1)]),
+            ("aabb", "b", &[]),
+            // two of nearly half each, beside a third
+            ("aaaabbbbc", "c", &[('a', 1), ('b', 1)]),
+            ("aaaaaaaaabbbbbbbbbcc", "d", &[('a', 4), ('b', 4)]),
+            ("aaaabbc", "d", &[('a', 2)]),
+            ("aabbccdd", "e", &[]),
+        ] {
+            let found = above_equal_share(letters(held), letters(waiting));
+            let found: Vec<(char, usize)> = found
+                .iter()
+                .map(|surplus| {
+                    (
+                        char::from(u8::try_from(surplus.group.0).unwrap()),
+                        surplus.count,
+                    )
+                })
+                .collect();
+            assert_eq!(found, expected, "{held}, and {waiting} waits");
         }
     }
 

@@ -1,7 +1,7 @@
-//! CORS as the Fetch standard asks for it: one judgement for a request, one stamp for its answer.
+//! CORS as in the Fetch standard: a verdict on each request, and the fields to set on its response.
 //!
-//! Pure. A policy is built once from the configuration with every field value ready to be sent; no request makes it
-//! format anything but an echo of its own words. No answer ever leaves with two `Access-Control-Allow-Origin`.
+//! Pure. A policy is built once from the configuration, with every field value ready to be sent; only values that echo the
+//! request are formatted later. No response has two `Access-Control-Allow-Origin`.
 
 mod origin;
 
@@ -18,14 +18,14 @@ use http::{
 use crate::{
     cors::origin::{Pattern, parse_origin},
     fields::{Fields, members},
-    http1::chunked,
+    http1::cursor,
 };
 
-/// `cors:` with its defaults filled in, not yet validated.
+/// The keys of `cors:` with their defaults filled in, not yet validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// `*`, `null`, or `scheme://host[:port]`, where the host may begin with `*.` and the port be `*`. Empty = off.
-    /// `*` makes every other entry beside it meaningless.
+    /// `*`, `null`, or `scheme://host[:port]`, where the host may begin with `*.` and the port may be `*`. Empty = off. Beside
+    /// `*` the other entries have no effect.
     pub allowed_origins: Vec<String>,
     /// Tokens, sent as written (methods are case-sensitive); `*` = the method asked for.
     pub allowed_methods: Vec<String>,
@@ -33,36 +33,36 @@ pub struct Settings {
     pub allowed_headers: Vec<String>,
     /// Field names; empty = the upstream's own value passes.
     pub exposed_headers: Vec<String>,
-    /// Who decides about credentials.
+    /// Whether credentials are allowed. Default `auto`.
     pub allow_credentials: Credentials,
     /// Seconds, 0 or more; -1 = no field.
     pub max_age: i64,
 }
 
-/// Whether a browser may show an answer that it got with cookies or a password.
+/// Whether a browser may let a page read a response to a request with cookies or a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credentials {
-    /// The upstream's `true` passes where an origin of the list matched. A preflight, which no upstream answers, says
-    /// nothing, so that a list of origins alone never grants credentials.
+    /// The upstream decides: its `true` passes where an origin of the list matched. A preflight, which no upstream answers, has
+    /// no such field, so that a list of origins alone never allows credentials.
     Auto,
-    /// `FramingFields` to every origin that matched, in preflights too.
+    /// Allowed for every origin of the list, in preflights too.
     Yes,
-    /// Never said.
+    /// Never allowed.
     No,
 }
 
-/// Something in [`Settings`] that cannot be honoured.
+/// A mistake in [`Settings`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
     /// The key below `cors`.
     pub key: &'static str,
-    /// Which entry of a list, from 0.
+    /// The index of an entry in a list, from 0.
     pub index: Option<usize>,
     /// What is wrong, to be read after the field's path: lower case, no full stop.
     pub sentence: String,
 }
 
-/// A policy that lists at least one origin; where none is listed there is no `Cors` at all and everything passes untouched.
+/// A policy with at least one origin. Where none is listed there is no `Cors`, and everything passes unchanged.
 #[derive(Debug, Clone)]
 pub struct Cors {
     origins: Origins,
@@ -73,22 +73,23 @@ pub struct Cors {
     max_age: Option<HeaderValue>,
 }
 
-/// What a policy says of a request.
+/// The verdict of a policy on a request.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Answered here: 204, with these fields and no body. Nothing is stamped on it.
+    /// A preflight (or other OPTIONS) from an allowed origin: answer with this status, these fields and no body. The answer is
+    /// not stamped.
     Answer(StatusCode, Fields),
-    /// A preflight from an origin that is not allowed: 403 with these fields. Nothing is stamped on it.
+    /// A preflight from an origin that is not allowed: answer 403 with these fields. The answer is not stamped.
     Refused(Fields),
-    /// Goes on; stamp this on whatever is answered.
+    /// The request goes on, and its response is stamped with this.
     Grant(Grant),
 }
 
-/// What [`Cors::stamp`] needs to remember of the request. Small: it lives as long as the exchange.
+/// What [`Cors::stamp`] needs of the request. Small, because it lives as long as the exchange.
 #[derive(Debug, Default)]
 pub struct Grant {
-    /// The request's Origin, where an entry of the policy's list matched it; `None` under `*`. Never a slice of the
-    /// request's head, which would stay in memory with it.
+    /// The request's Origin, if it matched an entry of the list; `None` under `*`. Always a copy: a slice would keep the whole
+    /// request head in memory.
     pub origin: Option<HeaderValue>,
 }
 
@@ -103,12 +104,12 @@ enum Origins {
 enum Allowed {
     /// `None` = the list is empty and the field is not sent.
     Listed(Option<HeaderValue>),
-    /// What the request asks for.
+    /// `*`: the names that the request asks for.
     Asked,
 }
 
 impl Cors {
-    /// Builds a policy; `Ok(None)` where no origin is listed, all complaints where something cannot be honoured.
+    /// Builds a policy; `Ok(None)` where no origin is listed, all mistakes where there are any.
     pub fn new(settings: &Settings) -> Result<Option<Cors>, Vec<Complaint>> {
         let mut complaints = Vec::new();
         let cors = Cors {
@@ -150,11 +151,11 @@ impl Cors {
         }
     }
 
-    /// Judges a request under this policy (SPEC 5.1 to 5.3, 5.5).
+    /// Judges a request under this policy.
     ///
-    /// From an origin that is not allowed, a preflight is refused, and any other OPTIONS goes on like a GET would: it
-    /// asks nothing of CORS, and the answer comes without a grant, so that the browser keeps it to itself.
-    /// Neither the method nor the names asked for are checked: the answer lists ours, and the browser decides.
+    /// OPTIONS with an allowed Origin is answered by the proxy. From another origin a preflight is refused, and any other
+    /// OPTIONS goes on like a GET: its response has no grant, so that the browser hides it from the page. The method and the
+    /// names that a preflight asks for are not checked: the answer lists those that are allowed, and the browser decides.
     pub fn judge(&self, method: &Method, headers: &Fields) -> Verdict {
         let grant = self.grant(headers);
         if *method == Method::OPTIONS && headers.contains(ORIGIN) {
@@ -172,7 +173,7 @@ impl Cors {
         Verdict::Grant(grant.unwrap_or_default())
     }
 
-    /// Why a preflight was refused: which origin asked, and which ones are allowed. For the log.
+    /// Why a preflight was refused, for the log: its origin, and those that are allowed.
     pub fn explain(&self, headers: &Fields) -> String {
         let asked: Vec<_> = headers
             .get_all(ORIGIN)
@@ -189,9 +190,9 @@ impl Cors {
         )
     }
 
-    /// Removes the upstream's Access-Control fields and sets ours (SPEC 5.3, 5.4).
+    /// Replaces the upstream's Access-Control fields by the policy's.
     ///
-    /// Nothing is removed that ours replaces in its place, so that most answers keep the order of their fields.
+    /// A field that is replaced keeps its position, so that most responses keep the order of their fields.
     pub fn stamp(&self, grant: &Grant, headers: &mut Fields) {
         let allow_origin = self.allow_origin(grant);
         let matched = grant.origin.is_some();
@@ -217,7 +218,7 @@ impl Cors {
         }
     }
 
-    /// `None` where the request has no Origin, or one that is not allowed.
+    /// The grant for a request; `None` where it has no Origin, or one that is not allowed.
     fn grant(&self, headers: &Fields) -> Option<Grant> {
         let origin = headers
             .only(ORIGIN)
@@ -238,7 +239,7 @@ impl Cors {
         }
     }
 
-    /// The fields of the 204 for an origin that is allowed.
+    /// The fields of the 204 for an allowed origin.
     fn preflight(&self, grant: &Grant, headers: &Fields) -> Fields {
         let methods = match &self.methods {
             Allowed::Listed(names) => names.clone(),
@@ -263,7 +264,7 @@ impl Cors {
     }
 }
 
-/// Removes every Access-Control field: from an interim answer, which grants nothing.
+/// Removes every Access-Control field, for an interim response, which must not grant anything.
 pub fn remove_grants(headers: &mut Fields) {
     headers.retain(|name, _| !is_grant(name));
 }
@@ -316,7 +317,7 @@ impl Allowed {
     }
 }
 
-/// The values of a list as one field value; `None` for an empty list.
+/// Joins a list into one field value, and reports entries that are no tokens; `None` for an empty list.
 fn join_tokens(
     key: &'static str,
     names: &[String],
@@ -337,7 +338,7 @@ fn join_tokens(
     }
 }
 
-/// Methods are case-sensitive (RFC 9110 §9.1), and no browser sends one of these in lower case.
+/// Reports methods in lower case: methods are case-sensitive (RFC 9110 §9.1), and browsers send them in capitals.
 fn check_case(methods: &[String], complaints: &mut Vec<Complaint>) {
     for (index, method) in methods.iter().enumerate() {
         let upper = method.to_ascii_uppercase();
@@ -348,7 +349,7 @@ fn check_case(methods: &[String], complaints: &mut Vec<Complaint>) {
     }
 }
 
-/// The method a preflight asks for, where it is a token.
+/// The method that a preflight asks for, if it is a token.
 fn asked_method(headers: &Fields) -> Option<HeaderValue> {
     let method = headers.only(ACCESS_CONTROL_REQUEST_METHOD)?;
     HeaderValue::from_bytes(method)
@@ -356,7 +357,7 @@ fn asked_method(headers: &Fields) -> Option<HeaderValue> {
         .filter(|_| is_token(method))
 }
 
-/// The names a preflight asks for; `None` where there are none, too many, or one that is no token.
+/// The field names that a preflight asks for; `None` where there are none, too many, or one that is not a token.
 fn asked_headers(headers: &Fields) -> Option<HeaderValue> {
     let (mut joined, mut count) = (Vec::new(), 0);
     for name in members(headers.get_all(ACCESS_CONTROL_REQUEST_HEADERS)) {
@@ -376,7 +377,7 @@ fn asked_headers(headers: &Fields) -> Option<HeaderValue> {
     }
 }
 
-/// Merges `Origin` into the answer's Vary, and keeps what is there (RFC 9110 §12.5.5).
+/// Adds `Origin` to the response's Vary, and keeps what is there (RFC 9110 §12.5.5).
 fn vary_by_origin(headers: &mut Fields) {
     let is_origin = |name: &[u8]| name == b"*" || name.eq_ignore_ascii_case(b"origin");
     if members(headers.get_all(VARY)).any(is_origin) {
@@ -393,19 +394,20 @@ fn vary_by_origin(headers: &mut Fields) {
     }
 }
 
-/// Whether the upstream's Allow-Credentials is there once and exactly `true` (Fetch, CORS check).
+/// Whether the upstream sent Allow-Credentials once, and exactly as `true` (Fetch, CORS check).
 fn says_true(headers: &Fields) -> bool {
     headers.only(ACCESS_CONTROL_ALLOW_CREDENTIALS) == Some(b"true")
 }
 
-/// RFC 9110 §5.6.2.
+/// Whether a name is a token (RFC 9110 §5.6.2).
 fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|byte| chunked::is_token(*byte))
+    !name.is_empty() && name.iter().all(|byte| cursor::is_token(*byte))
 }
 
-/// Bytes of an Origin that is looked at.
+/// Bounds the bytes of an Origin: a host name has 253 at most, so a longer one is not from a browser.
 const MAX_ORIGIN: usize = 512;
-/// Names of an Access-Control-Request-Headers that is echoed, and the bytes of the echo.
+/// Bounds the names of Access-Control-Request-Headers that are echoed, and below the bytes of the echo: far more than a
+/// page asks for, and little memory.
 const MAX_ASKED: usize = 64;
 const MAX_ASKED_BYTES: usize = 2048;
 

@@ -1,7 +1,7 @@
-//! Answers that a route gives by itself: a redirect, or a fixed response.
+//! Routes that the proxy answers itself: a redirect, or a fixed response.
 //!
-//! Pure. They need no upstream, no place and no queue. A redirect's target never depends on more of the request than its
-//! path, its query and a Host that is checked here.
+//! Pure. They need no upstream, no place and no queue. A redirect depends only on the request's path, its query and its
+//! Host, which is checked here.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -13,27 +13,27 @@ use crate::http1::authority::bare_host;
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308. Default 308.
     pub status: StatusCode,
-    /// Where to.
+    /// Where the client is sent.
     pub to: Destination,
 }
 
-/// `redirect.to`, taken apart: what is left of the request's path and its query is joined to it.
+/// The parts of `redirect.to`, to which the rest of the request's path and its query are appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
-    /// `https://` or `http://`; empty where the client stays at its host.
+    /// `https://` or `http://`; empty = the Location is a path on the same host.
     pub scheme: &'static str,
-    /// Whom to ask then.
+    /// The host.
     pub host: DestinationHost,
-    /// The path before what is joined: `""` or `/base`.
+    /// The path before what is appended: `""` or `/base`.
     pub base: String,
 }
 
-/// Whom a redirected client asks.
+/// The host of a redirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DestinationHost {
-    /// `{host}`: that of the request, and this port if one is given.
+    /// `{host}`: the request's host, with this port if there is one.
     Asked(Option<u16>),
-    /// This one, with its port; empty where the client stays at its host.
+    /// This host, with its port; empty = the same host.
     Fixed(String),
 }
 
@@ -49,8 +49,8 @@ pub struct Response {
 }
 
 impl Destination {
-    /// The Location for a request to `authority`; `join` appends its path and query to the base that it is given. `None` where its Host is needed and is
-    /// missing, or is no plain name or address: RFC 3986 lets more stand there than a client should be sent to.
+    /// The Location for a request to `authority`; `join` appends the request's path and query to the base. `None` where the
+    /// request's host is needed and is missing, or is not a plain name or address: RFC 3986 allows more than is safe here.
     pub fn location(
         &self,
         authority: &str,
@@ -74,7 +74,7 @@ impl Destination {
         let start = out.len();
         join(&self.base, &mut out);
         if self.scheme.is_empty() {
-            // two slashes would begin another host
+            // a path that begins with two slashes would name another host
             let slashes = out.iter().skip(start);
             let many = slashes
                 .take_while(|byte| matches!(byte, b'/' | b'\\'))
@@ -88,7 +88,7 @@ impl Destination {
     }
 }
 
-/// A name, an IPv4 address, or an IPv6 address in brackets.
+/// Whether a host is a name, an IPv4 address, or an IPv6 address in brackets.
 fn is_plain(host: &str) -> bool {
     let inner = host
         .strip_prefix('[')
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_path_and_query_is_appended() {
+    fn the_rest_of_the_path_and_the_query_are_appended() {
         for (route, path, query, expected) in [
             (
                 "path: /, redirect: {to: \"https://{host}\"}",
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_no_plain_name_is_not_echoed() {
+    fn a_host_that_is_not_a_plain_name_is_not_echoed() {
         let route = "path: /, redirect: {to: \"https://{host}\"}";
         for (authority, expected) in [
             ("a.example", Some("https://a.example/")),

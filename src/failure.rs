@@ -1,6 +1,6 @@
-//! What can go wrong with an exchange, whose fault it is, and what the client is told.
+//! Why an exchange fails: for each failure its outcome, the status, and the sentence for the client.
 //!
-//! The text for the client is one plain sentence that never shows an address, a path or an inner error; the log gets those.
+//! Pure. The client gets one plain sentence, which never contains an address, a path or an inner error; the log gets those.
 
 use std::fmt;
 
@@ -11,20 +11,22 @@ use crate::{
     outcome::{Blame, Outcome},
 };
 
-/// Why a request has no answer from its upstream.
+/// Why a client gets an error from the proxy instead of the upstream's response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The request head is malformed; how, for the log.
+    /// The request head is malformed; the reason, for the log.
     Malformed(&'static str),
-    /// The client speaks TLS, and this listener does not.
+    /// The client began a TLS handshake on a listener for plain HTTP.
     TlsHello,
+    /// The client speaks HTTP/2, and the listener does not offer it.
+    Preface,
     /// The request head was not complete in `server.header_timeout`.
     HeadTimedOut,
-    /// The request target alone is over the limit.
+    /// The request target is too long.
     TargetTooLong,
     /// The request head is over `server.max_header_bytes`, or has too many fields.
     HeadTooLarge,
-    /// A well-formed version, but neither HTTP/1.1 nor HTTP/1.0.
+    /// Neither HTTP/1.1 nor HTTP/1.0.
     VersionNotSupported,
     /// No route for this path.
     NoRoute,
@@ -32,25 +34,25 @@ pub enum Failure {
     DotSegment,
     /// CONNECT or TRACE.
     MethodNotAllowed,
-    /// A redirect needs the request's Host, which is missing or no plain name or address.
+    /// A redirect needs the request's Host, which is missing or not a plain name or address.
     HostUnusable,
-    /// A preflight from an origin that is not allowed; the origin and those that are, for the log.
+    /// A preflight from an origin that is not allowed; for the log, that origin and the allowed ones.
     PreflightRefused(String),
     /// The request body is larger than `max_body_size`.
     BodyTooLarge,
-    /// The client stopped sending its body for `read_timeout`.
+    /// The client sent no byte of its body for `read_timeout`.
     BodyTimedOut,
     /// The client's body was cut short or broken.
     BodyBroken,
-    /// No place in `queue_timeout`.
+    /// No place came free within `queue_timeout`.
     NoPlace,
     /// The memory budget is spent.
     NoMemory,
-    /// Asked to give way under pressure, before there was an answer.
+    /// Ended under pressure, before there was a response.
     Evicted,
-    /// Not answered within `shutdown_timeout` of the program's end.
+    /// Not answered within `shutdown_timeout` after the stop began.
     Shutdown,
-    /// No connection of `max_conns_per_host` came free in `queue_timeout`.
+    /// No connection of `max_conns_per_host` came free within `queue_timeout`.
     NoConnection,
     /// As many tunnels are open as `max_tunnels` allows.
     NoTunnel,
@@ -62,9 +64,9 @@ pub enum Failure {
     DialTimedOut,
     /// The TLS handshake failed.
     TlsFailed(String),
-    /// The upstream closed or reset before it answered.
+    /// The upstream closed or reset the connection before it answered.
     UpstreamClosed(String),
-    /// The upstream's answer is not HTTP that can be passed on.
+    /// The upstream's response is not valid HTTP.
     UpstreamGarbled(&'static str),
     /// No response head within `response_header_timeout`.
     ResponseTimedOut,
@@ -72,11 +74,11 @@ pub enum Failure {
     RequestStalled,
 }
 
-/// What Allow says. Other methods pass too, but they have no list.
+/// The value of Allow. Other methods are forwarded too, but cannot be listed.
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH";
 
 impl Failure {
-    /// Told to leave before there was an answer; `outcome` says what for.
+    /// The failure of an exchange that was told to end before there was a response; `outcome` is the reason.
     pub fn told_to_leave(outcome: Outcome) -> Failure {
         if outcome == Outcome::Shutdown {
             Failure::Shutdown
@@ -85,12 +87,13 @@ impl Failure {
         }
     }
 
-    /// The status that the client is answered with.
+    /// The status of the answer.
     pub fn status(&self) -> StatusCode {
         match self {
             Failure::NoRoute => StatusCode::NOT_FOUND,
             Failure::Malformed(_)
             | Failure::TlsHello
+            | Failure::Preface
             | Failure::DotSegment
             | Failure::BodyBroken
             | Failure::HostUnusable => StatusCode::BAD_REQUEST,
@@ -128,6 +131,7 @@ impl Failure {
         match self {
             Failure::Malformed(_) => "The request is malformed.\n",
             Failure::TlsHello => "This port speaks plain HTTP, not TLS.\n",
+            Failure::Preface => "This port does not speak version 2 of HTTP.\n",
             Failure::HeadTimedOut => "The request head did not arrive in time.\n",
             Failure::TargetTooLong => "The request target is too long.\n",
             Failure::HeadTooLarge => "The request head is too large.\n",
@@ -164,6 +168,7 @@ impl Failure {
         match self {
             Failure::Malformed(_) => Outcome::Malformed,
             Failure::TlsHello => Outcome::TlsHello,
+            Failure::Preface => Outcome::Preface,
             Failure::HeadTimedOut => Outcome::HeadTimedOut,
             Failure::TargetTooLong => Outcome::TargetTooLong,
             Failure::HeadTooLarge => Outcome::HeadTooLarge,
@@ -193,8 +198,7 @@ impl Failure {
         }
     }
 
-    /// The fields of its answer: what the sentence is written in, Retry-After on every 503, and Allow, which a 405 must
-    /// carry (RFC 9110 §15.5.6).
+    /// The fields of the answer: Content-Type, Retry-After on every 503, and Allow, which a 405 must have (RFC 9110 §15.5.6).
     pub fn fields(&self) -> Fields {
         let mut fields = Fields::new();
         fields.append(header::CONTENT_TYPE, "text/plain; charset=utf-8");
@@ -237,6 +241,7 @@ mod tests {
         vec![
             (Failure::Malformed("10.0.0.1:80 refused"), 400, Client),
             (Failure::TlsHello, 400, Client),
+            (Failure::Preface, 400, Client),
             (Failure::HeadTimedOut, 408, Client),
             (Failure::TargetTooLong, 414, Client),
             (Failure::HeadTooLarge, 431, Client),
@@ -294,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_tell_which_failure_it_is_and_nothing_else() {
+    fn sentences_are_distinct_and_hide_the_inner_error() {
         let mut seen = Vec::new();
         for (failure, ..) in table() {
             let sentence = failure.sentence();

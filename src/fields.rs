@@ -1,21 +1,21 @@
 //! The fields of a head: a flat list in their order.
 //!
-//! Pure. One buffer has all names and values, as a rule the head that they came in, and a vector says where each stands:
-//! a head that only passes through costs two allocations whatever it holds, and nothing is hashed. Repeated fields stay
-//! repeated. Names are in lower case, here and in every look-up. What may stand in a name or a value is checked by those
-//! who read one ([`crate::http1`]) or configure one, and not again.
+//! Pure. All names and values are in one buffer, usually the head that they were received in, and a vector holds their
+//! positions: a head that is passed on takes two allocations whatever its size, and nothing is hashed. Repeated fields stay
+//! repeated. Names are in lower case, here and in every look-up. Names and values are validated where they are parsed
+//! ([`crate::http1`]) or configured, and not here.
 
 use std::ops::Range;
 
 /// The fields of a head or of a trailer section, in their order.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
-    /// Names and values, and what stands between them.
+    /// Names and values, and the bytes between them.
     text: Vec<u8>,
     places: Vec<Place>,
 }
 
-/// Where a field stands in its text, in bytes.
+/// The position of a field in its text, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     name: (u32, u32),
@@ -33,14 +33,23 @@ impl Place {
         }
     }
 
-    /// The name in the text that it stands in, as it is written there.
+    /// The name in its text, as it is written there.
     pub fn name(self, text: &[u8]) -> &[u8] {
         part(text, self.name)
     }
 
-    /// The value in the text that it stands in.
+    /// The value in its text.
     pub fn value(self, text: &[u8]) -> &[u8] {
         part(text, self.value)
+    }
+
+    /// Where its line stands, if it is there as [`line`] writes it.
+    fn line(self, text: &[u8]) -> Option<Range<usize>> {
+        let (start, end) = (self.name.0 as usize, self.value.1 as usize + 2);
+        let is_whole = self.value.0 == self.name.1 + 2
+            && text.get(self.name.1 as usize..self.value.0 as usize) == Some(b": ")
+            && text.get(self.value.1 as usize..end) == Some(b"\r\n");
+        is_whole.then_some(start..end)
     }
 
     fn set_value(&mut self, value: Range<usize>) {
@@ -50,6 +59,25 @@ impl Place {
     fn has_name(self, text: &[u8], name: &[u8]) -> bool {
         (self.name.1 - self.name.0) as usize == name.len() && self.name(text) == name
     }
+}
+
+/// A byte in lower case, looked up and not worked out: names are most of the bytes that are changed.
+fn lower(byte: u8) -> u8 {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        reason = "in a constant, of 256 bytes"
+    )]
+    const LOWER: [u8; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            table[byte] = (byte as u8).to_ascii_lowercase();
+            byte += 1;
+        }
+        table
+    };
+    LOWER.get(usize::from(byte)).copied().unwrap_or(byte)
 }
 
 fn part(text: &[u8], (start, end): (u32, u32)) -> &[u8] {
@@ -62,12 +90,14 @@ impl Fields {
         Fields::default()
     }
 
-    /// The fields that stand at these places of a head; their names become lower-case.
+    /// The fields at these positions of a head; their names are changed to lower case.
     pub fn of(mut text: Vec<u8>, places: Vec<Place>) -> Fields {
         for place in &places {
             let (start, end) = place.name;
             if let Some(name) = text.get_mut(start as usize..end as usize) {
-                name.make_ascii_lowercase();
+                for byte in name {
+                    *byte = lower(*byte);
+                }
             }
         }
         Fields { text, places }
@@ -86,7 +116,7 @@ impl Fields {
         self.get_all(name).next()
     }
 
-    /// The value of a field that is there exactly once.
+    /// The value of a field that occurs exactly once.
     pub fn only(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
         let mut values = self.get_all(name);
         values.next().filter(|_| values.next().is_none())
@@ -106,14 +136,14 @@ impl Fields {
         self.get(name).is_some()
     }
 
-    /// Adds a field behind the others.
+    /// Appends a field.
     pub fn append(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let name = self.push(name.as_ref());
         let value = self.push(value.as_ref());
         self.places.push(Place::new(name, value));
     }
 
-    /// Gives a field its value, in the place of the first of its name; the others of its name go.
+    /// Sets a field, at the position of the first of its name; the others of this name are removed.
     pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let name = name.as_ref();
         if !self.replace_first(name, &value) {
@@ -124,7 +154,7 @@ impl Fields {
             .retain(|place| !place.has_name(text, name) || std::mem::take(&mut is_first));
     }
 
-    /// Gives the first field of this name another value, and leaves the others. Says whether there is one.
+    /// Replaces the value of the first field of this name, and leaves the others. Returns whether there is one.
     pub fn replace_first(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> bool {
         let (text, name) = (self.text.as_slice(), name.as_ref());
         let has_name = |place: &&mut Place| place.has_name(text, name);
@@ -137,12 +167,12 @@ impl Fields {
         true
     }
 
-    /// Takes all fields of this name away.
+    /// Removes all fields of this name.
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
         self.retain(|other, _| other != name.as_ref());
     }
 
-    /// Takes the fields away for which `keep` says no.
+    /// Removes the fields for which `keep` returns false.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let text = self.text.as_slice();
         self.places
@@ -151,9 +181,31 @@ impl Fields {
 
     /// Appends all fields as lines of a head.
     pub fn write(&self, out: &mut Vec<u8>) {
-        for (name, value) in self.iter() {
-            line(out, name, value);
+        self.write_where(out, |_, _| true);
+    }
+
+    /// Appends as lines of a head the fields that pass. Lines that stand behind one another in the text as they are to be
+    /// written are copied together.
+    pub fn write_where(&self, out: &mut Vec<u8>, mut passes: impl FnMut(&[u8], &[u8]) -> bool) {
+        let text = self.text.as_slice();
+        let mut run = 0..0;
+        for place in &self.places {
+            let (name, value) = (place.name(text), place.value(text));
+            if !passes(name, value) {
+                continue;
+            }
+            match place.line(text) {
+                Some(line) if line.start == run.end => run.end = line.end,
+                found => {
+                    out.extend_from_slice(text.get(run).unwrap_or_default());
+                    run = found.unwrap_or_else(|| {
+                        line(out, name, value);
+                        0..0
+                    });
+                }
+            }
         }
+        out.extend_from_slice(text.get(run).unwrap_or_default());
     }
 
     fn push(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -172,7 +224,7 @@ pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The members of a list, as several fields of one name and commas inside them make it (RFC 9110 §5.6.1).
+/// The members of a list that consists of the values of several fields, separated by commas (RFC 9110 §5.6.1).
 pub fn members<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
     values
         .flat_map(|value| value.split(|byte| *byte == b','))
@@ -249,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_field_takes_the_place_of_the_first_of_its_name() {
+    fn a_set_field_has_the_position_of_the_first_of_its_name() {
         let mut changed = fields();
         changed.set(SET_COOKIE, "new");
         assert_eq!(shown(&changed), "host=a set-cookie=new x=c e=");
@@ -260,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_added_behind_and_taken_away_by_name() {
+    fn fields_are_appended_and_removed_by_name() {
         let mut changed = fields();
         changed.append(SET_COOKIE, "third");
         changed.remove("x");
@@ -283,6 +335,50 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_written_alike_however_they_came() {
+        let mut changed = fields();
+        changed.set("x", "new");
+        let mut out = Vec::new();
+        changed.write_where(&mut out, |name, value| name != b"host" && value != b"b");
+        assert_eq!(out, b"x: new\r\nset-cookie: d\r\ne: \r\n");
+        // each line of a head but one, and each value replaced
+        let text = b"a: 1\r\nb: 2\r\nc: 3\r\n";
+        let places = [0, 6, 12].map(|at| Place::new(at..at + 1, at + 3..at + 4));
+        for left_out in [b"a", b"b", b"c", b"d"] {
+            for replaced in ["a", "b", "c", "d"] {
+                let mut fields = Fields::of(text.to_vec(), places.to_vec());
+                fields.replace_first(replaced, "4");
+                let (mut out, mut single) = (Vec::new(), Vec::new());
+                fields.write_where(&mut out, |name, _| name != left_out);
+                for (name, value) in fields.iter().filter(|(name, _)| name != left_out) {
+                    line(&mut single, name, value);
+                }
+                assert_eq!(out, single);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_as_ours_is_written_anew() {
+        for text in [
+            &b"a: 1\r\nb:\t2\r\nc: 3\r\n"[..],
+            b"a: 1\r\nb: 2 \r\nc: 3\r\n",
+            b"a: 1\r\nb: 2\nc: 3\r\n",
+            b"a: 1\nb: 2\r\nc: 3\n",
+        ] {
+            let mut places = Vec::new();
+            let mut at = 0;
+            for line in text.split_inclusive(|&byte| byte == b'\n') {
+                places.push(Place::new(at..at + 1, at + 3..at + 4));
+                at += line.len();
+            }
+            let mut out = Vec::new();
+            Fields::of(text.to_vec(), places).write(&mut out);
+            assert_eq!(out, b"a: 1\r\nb: 2\r\nc: 3\r\n", "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
     fn equal_lists_have_the_same_fields_in_the_same_order() {
         let list = |fields: &[(&str, &str)]| fields.iter().copied().collect::<Fields>();
         let (mut one, other) = (fields(), list(&[("host", "a"), ("x", "c")]));
@@ -293,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn members_are_parted_by_commas_in_any_number_of_fields() {
+    fn members_are_separated_by_commas_in_any_number_of_fields() {
         let values = [&b"a, b\t,,c d"[..], b"", b" ,e"];
         let all: Vec<_> = members(values.into_iter()).collect();
         assert_eq!(all, [&b"a"[..], b"b", b"c d", b"e"]);
     }
 
     #[test]
-    fn a_place_costs_sixteen_bytes() {
+    fn a_position_has_sixteen_bytes() {
         assert_eq!(size_of::<Place>(), 16);
     }
 }

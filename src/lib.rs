@@ -4,7 +4,7 @@
 //!
 //! | step | room | what happens |
 //! | --- | --- | --- |
-//! | accept | [`server::listener`] | a connection is paid for before it is taken |
+//! | accept | [`server::listener`] | a connection has a permit before it is accepted |
 //! | wait | [`server::connection`], [`connection_table`] | an idle connection is a bare socket; one timer serves every deadline |
 //! | shake hands | [`server::tls`], [`net::session`] | where the listener has certificates |
 //! | read | [`http1::server`], [`http1::request_head`] | a whole head is collected, and read strictly |
@@ -20,9 +20,9 @@
 //! | log | [`exchange::ending`], [`observe::log`], [`observe::metrics`] | one line, and the counters, when the last byte is gone |
 //!
 //! [`exchange`] calls these steps in order. Before it: [`cli`] says what to do, [`config`] reads the file, and [`server`]
-//! starts, reloads and drains. Beside it: [`server::pressure`] looks after memory and those that wait too long,
-//! [`connection_table::eviction`] says who gives way to them, [`client_group`] whom a client counts as. [`sys`] has all
-//! unsafe code. A room imports from its own floor or from below (`tests/structure.rs`).
+//! starts, reloads and drains. Beside it: [`server::pressure`] measures memory and helps requests that wait too long,
+//! [`connection_table::eviction`] chooses the connections that give way to them, and [`client_group`] groups clients. [`sys`]
+//! has all unsafe code. A module imports from its own floor or from below (`tests/structure.rs`).
 
 mod cli;
 
@@ -40,7 +40,7 @@ mod outcome;
 mod route;
 mod sys;
 
-// what they stand on
+// memory, connections and observation
 mod connection_table;
 mod memory;
 mod net;
@@ -49,6 +49,7 @@ mod yield_budget;
 
 // the engines
 mod http1;
+mod http2;
 mod upstream;
 
 // the life of a request
@@ -59,19 +60,21 @@ mod server;
 #[cfg(any(test, fuzzing))]
 mod test_support;
 
-/// The rooms that fuzz targets attack. They are private to everybody else.
+/// The modules that fuzz targets use; private otherwise.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     pub use crate::{
         config::address,
-        fields,
-        http1::{chunked, refusal, request, request_head, response_head},
+        http1::{chunked, framing, refusal, request, request_head, response_head},
     };
     pub mod config {
         pub use crate::config::*;
     }
     pub mod test_support {
         pub use crate::test_support::*;
+    }
+    pub mod fields {
+        pub use crate::fields::*;
     }
     pub mod cors {
         pub use crate::cors::*;
@@ -94,7 +97,7 @@ use std::{
 use crate::cli::{Asked, Command, ConfigArgument};
 use config::{Config, Source};
 
-/// Stopped as asked.
+/// Success, or a stop by a signal.
 const DONE: u8 = 0;
 /// The configuration is wrong, or a health check failed.
 const BAD: u8 = 1;
@@ -103,9 +106,9 @@ const USAGE: u8 = 2;
 /// Cannot bind, or a failure while running.
 const FAILED: u8 = 3;
 
-/// Does what the arguments say, the program's own name not among them; gives the exit code.
+/// Runs the program with these arguments, without its own name; returns the exit code.
 ///
-/// 0: stopped as asked, or all is well. 1: a bad configuration, or not healthy. 2: bad usage. 3: cannot bind, or a
+/// 0: success, or a stop by a signal. 1: a wrong configuration, or not healthy. 2: wrong usage. 3: cannot bind, or a
 /// failure while running.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     match cli::parse(arguments) {
@@ -119,14 +122,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     }
 }
 
-/// Where a configuration comes from, once the environment was asked.
+/// Where the configuration is, after looking at the environment.
 enum ConfigSource {
     File(PathBuf),
     Inline(String),
 }
 
 impl ConfigSource {
-    /// `None`: nothing was named, and there is nothing where one would look.
+    /// `None`: no configuration is given, and there is none in the default places.
     fn of(argument: ConfigArgument) -> Option<ConfigSource> {
         match argument {
             ConfigArgument::File(path) => Some(ConfigSource::File(path)),
@@ -139,7 +142,7 @@ impl ConfigSource {
         }
     }
 
-    /// What the log calls it.
+    /// Its name in the log.
     fn name(&self) -> String {
         match self {
             ConfigSource::File(path) => path.display().to_string(),
@@ -155,7 +158,7 @@ impl ConfigSource {
         config::load(source, &|name| env::var(name).ok())
     }
 
-    /// The same for a process that serves: only what can be read inside its memory limit.
+    /// Like `load`, for a process that serves: refuses a file that cannot be read inside the memory limit.
     fn load_to_serve(&self) -> Result<Arc<Config>, Vec<String>> {
         let (name, len) = match self {
             ConfigSource::File(path) => (
@@ -169,7 +172,7 @@ impl ConfigSource {
     }
 }
 
-/// The version, and the commit that the program was built from where the build knew it.
+/// The version, and the commit that the program was built from, if the build knew it.
 fn version() -> String {
     let version = concat!("lean-proxy ", env!("CARGO_PKG_VERSION"));
     match option_env!("LEAN_PROXY_COMMIT") {
@@ -217,8 +220,8 @@ fn check(argument: ConfigArgument) -> u8 {
     }
 }
 
-/// Where nothing is named and process 1 is a lean-proxy, that one is meant: a container's health check is the same
-/// command whatever the container was started with.
+/// Without an argument, and if process 1 is a lean-proxy, the configuration of process 1, so that a container's health check
+/// is the same command however the container was started.
 fn running(argument: ConfigArgument) -> ConfigArgument {
     let (ConfigArgument::Default, Some(own)) = (&argument, env::args_os().next()) else {
         return argument;
@@ -231,7 +234,7 @@ fn reload(pid_file: Option<&Path>) -> u8 {
     let own = env::args_os().next().unwrap_or_default();
     match process::reload(pid_file, &own) {
         Ok(pid) => cli::say(&format!(
-            "process {pid} was told to read its configuration again; its log says what came of it"
+            "process {pid} was told to read its configuration again; its log has the result"
         )),
         Err(error) => cli::complain(BAD, [format!("{error:#}").as_str()]),
     }

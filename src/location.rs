@@ -1,7 +1,7 @@
-//! Where an upstream's Location leads a client.
+//! Rewrites an upstream's Location and Content-Location for the client.
 //!
-//! Pure. An upstream that does not know of the proxy names its own address; what begins with it is mapped back to the
-//! client's side of the route, as nginx's `proxy_redirect default` does. Relative and foreign URLs are left alone.
+//! Pure. An upstream that does not know about the proxy names its own address. A URL that begins with the target's address
+//! is mapped back to the route's, as with nginx's `proxy_redirect default`. Relative URLs and other hosts are not changed.
 
 use http::{
     HeaderName, HeaderValue,
@@ -13,17 +13,17 @@ use crate::{
     route::{Address, Route, Target},
 };
 
-/// Where the client believes to be.
+/// The proxy's address as the client sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// The host and port that it asked for; empty where HTTP/1.0 gives none, or where it is longer than any name may be.
+    /// The host and port of the request; empty where an HTTP/1.0 request has none, or where it is longer than a name may be.
     pub authority: &'a str,
-    /// It came by https: to its own connection, or to a trusted sender that says so.
+    /// The request came by https: on its own connection, or according to a trusted proxy.
     pub is_https: bool,
 }
 
-/// Maps Location and Content-Location of an answer to a request of `route`, where they are there, name its target, and
-/// the route does not leave them alone.
+/// Rewrites the Location and Content-Location of a response on `route` that name its target, unless the route's
+/// `rewrite_location` is off.
 pub fn rewrite(headers: &mut Fields, route: &Route, asked: Asked<'_>) {
     for name in [LOCATION, CONTENT_LOCATION] {
         if headers.contains(&name) && route.rewrite_location {
@@ -34,7 +34,7 @@ pub fn rewrite(headers: &mut Fields, route: &Route, asked: Asked<'_>) {
 
 #[cold]
 fn rewrite_field(headers: &mut Fields, name: HeaderName, route: &Route, asked: Asked<'_>) {
-    // some servers write what should be percent-encoded as it is
+    // some servers do not percent-encode non-ASCII characters
     let bytes = headers.get(&name);
     let found = bytes.and_then(|bytes| str::from_utf8(bytes).ok());
     let mapped = found.and_then(|url| map(url, route, asked));
@@ -43,7 +43,7 @@ fn rewrite_field(headers: &mut Fields, name: HeaderName, route: &Route, asked: A
     }
 }
 
-/// The URL on the client's side; `None` where it is to stay as it is.
+/// The URL for the client; `None` where it is not to be changed.
 fn map(url: &str, route: &Route, asked: Asked<'_>) -> Option<String> {
     let target = route.target()?;
     if asked.authority.is_empty() {
@@ -64,8 +64,8 @@ fn map(url: &str, route: &Route, asked: Asked<'_>) -> Option<String> {
     Some(format!("{scheme}://{}{prefix}{rest}", asked.authority))
 }
 
-/// What stands behind scheme and authority, where these are the target's: as it is dialled, or by the Host that
-/// `request_headers` gives it.
+/// The part of a URL after scheme and authority, if these are the target's: the address that is dialled, or the Host that
+/// `request_headers` sets.
 fn behind_origin<'u>(url: &'u str, route: &Route, target: &Target) -> Option<&'u str> {
     let (scheme, port) = if target.origin.tls.is_some() {
         ("https://", ":443")
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_with_the_target_is_mapped_back() {
+    fn urls_of_the_target_are_mapped_back() {
         let api = "path: /api/, target: \"http://127.0.0.1:9000/base\"";
         let bare = "path: /api, target: \"http://127.0.0.1:9000\"";
         let whole = "path: /, target: \"https://App.internal\"";
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(
             shown(""),
             ["http://h/x"; 4],
-            "nobody knows where the client is"
+            "without a Host the proxy's address is unknown"
         );
     }
 }

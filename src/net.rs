@@ -31,18 +31,18 @@ use crate::{
 pub enum Stream {
     /// `http://`.
     Tcp(TcpStream),
-    /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
+    /// TCP where memory is tight: the unsent bytes are bounded by `SO_SNDBUF` and one write.
     Bounded(TcpStream),
     /// `unix:`.
     Unix(Box<Unix>),
-    /// `https://`; boxed, for it is a kilobyte and most are not.
+    /// `https://`; boxed, because a session has a kilobyte.
     Tls(Box<TlsStream<TcpStream>>),
     /// A client's, on a listener with TLS.
     Secured(Box<Secured>),
 }
 
-/// A unix connection. Bytes that the other side has not read stay charged to this process when it closes its end, for as
-/// long as the other side lives (measured; a unix socket's `sk_wmem_alloc`): so they are paid for as long.
+/// A unix connection. After a close, the kernel still charges this process for bytes that the other side has not read, for
+/// as long as that side is open (measured; a unix socket's `sk_wmem_alloc`). So the budget is charged for as long.
 #[derive(Debug)]
 pub struct Unix {
     /// `None` while it is dropped.
@@ -76,26 +76,26 @@ impl Drop for Unix {
     }
 }
 
-/// Which way bytes go through a socket.
+/// The direction of bytes through a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// They are read from it.
+    /// Read from it.
     In,
-    /// They are written to it.
+    /// Written to it.
     Out,
 }
 
-/// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
+/// A larger kernel buffer in one direction, for a long body where memory is tight; its price is held until it is dropped.
 #[derive(Debug)]
 pub struct WideBuffer {
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
     _permit: Permit,
 }
 
 impl Stream {
-    /// Ready when there is something to read, or the end, or an error. It may be ready though nothing is there: after a
-    /// read that filled its buffer exactly, and with TLS for a record that carries no data.
+    /// Ready when there are bytes to read, or the end, or an error. It may be ready without any of these: after a read that
+    /// filled its buffer exactly, and with TLS for a record without data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
@@ -186,20 +186,20 @@ impl Stream {
         }
     }
 
-    /// Whether an idle connection is alive and silent, and so may be used again. What is not quiet must be dropped: a
-    /// byte of what it said may be gone. Costs no system call where nothing came. The context's waker is woken when it
-    /// speaks or ends later.
+    /// Whether an idle connection is open and has received nothing, so that it may be used again. Otherwise it must be dropped,
+    /// because a byte of it may have been read. Makes no system call where nothing was received. The context's waker is woken
+    /// when bytes or the end come later.
     pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
-        // Reading is the one way that tells stale readiness from real, and that takes in the session tickets that a TLS
-        // server sends when it likes.
+        // Only a read tells stale readiness from real, and processes the session tickets that a TLS server may send at any
+        // time.
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
     }
 
-    /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
-    /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
-    /// `budget` pays for what is not read when it is closed; `None` = nothing pays.
+    /// A unix connection. `send_buffer` is its `SO_SNDBUF`, which bounds the bytes that the other side has not read; it is not
+    /// inherited from the listener; `None` = the kernel's default. `budget` is charged for bytes that are unread when it is
+    /// closed; `None` = they are not charged.
     pub fn unix(
         stream: UnixStream,
         send_buffer: Option<usize>,
@@ -215,7 +215,7 @@ impl Stream {
         io
     }
 
-    /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
+    /// A TCP connection; `bounded` selects [`Stream::Bounded`].
     pub fn tcp(stream: TcpStream, bounded: bool) -> Stream {
         if bounded {
             Stream::Bounded(stream)
@@ -224,7 +224,7 @@ impl Stream {
         }
     }
 
-    /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
+    /// Enlarges a kernel buffer, where the budget allows it ([`Budget::width`]).
     pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
         let below = self.secured().map_or(self, Secured::io);
         if matches!((below, direction), (Stream::Unix(_), Direction::In)) {
@@ -239,8 +239,8 @@ impl Stream {
         }))
     }
 
-    /// Takes that back, before the next message. What is received never gets narrower: of what was offered to the other
-    /// side already the kernel would drop segments for ever that are larger than the buffer.
+    /// Reduces a send buffer again, before the next message. A receive buffer is never reduced: the kernel would go on dropping
+    /// segments that the other side may still send in the window it was offered.
     pub fn narrow(&self, wide: &WideBuffer) {
         if wide.direction == Direction::Out {
             self.set_buffer(Direction::Out, NARROW);
@@ -333,8 +333,8 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
-/// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
+/// Writes with `MSG_EOR`, so that nothing is appended to the last segment. Otherwise the kernel would fill that segment up
+/// to 64 kB regardless of `SO_SNDBUF`, which `tcp_sendmsg_locked` checks only before it begins another.
 pub fn send_apart(
     stream: &TcpStream,
     cx: &mut Context<'_>,
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
     use crate::memory::budget::Plan;
 
-    /// Writes as much as the socket takes; says how much.
+    /// Writes as much as the socket takes; returns how much.
     fn fill(mut socket: &Peer) -> usize {
         socket.set_nonblocking(true).unwrap();
         let mut sent = 0;
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_other_side_of_a_closed_unix_connection_has_not_read_is_paid_for_until_it_is_read() {
+    fn unread_bytes_of_a_closed_unix_connection_are_charged_until_they_are_read() {
         let runtime = Builder::new_current_thread().enable_io().build().unwrap();
         let _inside = runtime.enter();
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_budget_in_unread_bytes_is_too_much_for_another_unix_connection() {
+    fn no_unix_connection_is_opened_while_unread_bytes_hold_a_quarter_of_the_budget() {
         let runtime = Builder::new_current_thread().enable_io().build().unwrap();
         let _inside = runtime.enter();
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));

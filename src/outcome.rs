@@ -1,7 +1,7 @@
 //! How an exchange ended: one word for the access line, and a label of `lean_proxy_failures_total`.
 //!
-//! Pure. Every exchange has exactly one outcome, and so has every connection that is refused before its request is
-//! read. The words are part of the program's interface: dashboards and alerts name them.
+//! Pure. Every exchange has exactly one outcome, and so has every connection that is refused before its request is read.
+//! The words are part of the program's interface, because dashboards and alerts contain them.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ pub enum Blame {
     Client,
     /// The target's.
     Upstream,
-    /// Ours: a bound that was full, memory, a stop.
+    /// The proxy's: a limit was reached, memory was short, or the program was stopping.
     Proxy,
 }
 
-/// Declares [`Outcome`], its words and its list together, so that none of the three can lack one.
+/// Declares [`Outcome`], its words and its list together, so that they cannot differ.
 macro_rules! outcomes {
     ($($(#[doc = $help:literal])+ $name:ident $word:literal $blame:ident,)+) => {
         /// How an exchange ended.
@@ -27,7 +27,7 @@ macro_rules! outcomes {
         }
 
         impl Outcome {
-            /// All of them, in the order of their declaration.
+            /// All outcomes, in the order of their declaration.
             pub const ALL: [Outcome; [$($word),+].len()] = [$(Outcome::$name),+];
 
             /// The word for the log and the metrics.
@@ -48,13 +48,15 @@ macro_rules! outcomes {
 }
 
 outcomes! {
-    /// The client was sent the whole answer, or both sides have closed their half of the tunnel.
+    /// The client was sent the whole response, or both sides have closed their half of the tunnel.
     Ok "ok" Client,
 
     /// The request head is malformed.
     Malformed "malformed" Client,
-    /// The first byte was that of a TLS hello, on a listener that speaks plain HTTP.
+    /// The first byte was that of a TLS handshake, on a listener for plain HTTP.
     TlsHello "tls-hello" Client,
+    /// The first bytes were the preface of HTTP/2, on a listener that does not offer it.
+    Preface "preface" Client,
     /// The TLS handshake with a client failed, or was not done in `server.header_timeout`.
     HandshakeFailed "handshake-failed" Client,
     /// The request head was not complete in `server.header_timeout`.
@@ -66,13 +68,16 @@ outcomes! {
     /// Neither HTTP/1.0 nor HTTP/1.1.
     VersionNotSupported "version-not-supported" Client,
 
+    /// An HTTP/2 connection that sent more frames than it may that carry nothing, or kept more in memory.
+    Flooded "flooded" Client,
+
     /// No route for this path.
     NoRoute "no-route" Client,
     /// A `..` segment, plain or percent-encoded, in the path.
     DotSegment "dot-segment" Client,
     /// CONNECT or TRACE; anything but GET and HEAD on the health path.
     MethodNotAllowed "method-not-allowed" Client,
-    /// A redirect to `{host}`, and a Host that is missing or no plain name.
+    /// A redirect to `{host}`, and a Host that is missing or not a plain name.
     HostUnusable "host-unusable" Client,
     /// A CORS preflight from an origin that is not allowed.
     PreflightRefused "preflight-refused" Client,
@@ -93,7 +98,7 @@ outcomes! {
     NoTunnel "no-tunnel" Proxy,
     /// Ended under pressure: it made no progress, and others needed what it held.
     Evicted "evicted" Proxy,
-    /// Not done within `server.shutdown_timeout` of the program's end.
+    /// Not finished within `server.shutdown_timeout` after the stop began.
     Shutdown "shutdown" Proxy,
     /// A panic ended it: a bug.
     Panicked "panicked" Proxy,
@@ -108,18 +113,18 @@ outcomes! {
     TlsFailed "tls-failed" Upstream,
     /// The upstream closed the connection before it answered.
     UpstreamClosed "upstream-closed" Upstream,
-    /// The upstream's answer is not HTTP that can be passed on.
+    /// The upstream's response is not valid HTTP.
     UpstreamGarbled "upstream-garbled" Upstream,
     /// No response head within `response_header_timeout`.
     ResponseTimedOut "response-timed-out" Upstream,
     /// The upstream took no byte of the request for `server.write_timeout`.
     RequestStalled "request-stalled" Upstream,
-    /// The upstream broke off in the middle of its answer, or of a tunnel.
+    /// The upstream closed or reset the connection in the middle of its response or of a tunnel, or sent a broken body.
     UpstreamCut "upstream-cut" Upstream,
 
-    /// The client took no byte of the answer for `server.write_timeout`.
+    /// The client took no byte of the response for `server.write_timeout`.
     WriteTimedOut "write-timed-out" Client,
-    /// The client left before it had the whole answer.
+    /// The client left before it had the whole response.
     ClientGone "client-gone" Client,
 }
 
@@ -136,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_is_there_once_and_needs_no_escaping() {
+    fn words_are_unique_and_need_no_escaping() {
         let mut words = HashSet::new();
         for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
             assert_eq!(outcome as usize, index, "{outcome}");

@@ -1,7 +1,7 @@
 //! The running proxy as a process: its pid file, and the signal that makes it read its configuration again.
 //!
-//! A number alone says little: the process that had it may be gone and another one have it by now. So no process is
-//! signalled unless its program is this one and its command line is that of a proxy that serves.
+//! A process id alone proves nothing: the process may have ended and another one may have its id. So a process is signalled
+//! only if its program is this one and its command line is that of a serving proxy.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{cli, config::wording::plain, sys};
 
-/// A file that holds this process's number and a newline; removed on drop, unless another process has written it anew.
+/// A file that holds this process's id and a newline; removed on drop, unless another process has replaced it.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Writes the file in one step: a reader finds a whole number or what was there before.
+    /// Writes the file atomically: a reader finds a complete id, or the previous content.
     ///
     /// # Errors
     /// The folder is missing or cannot be written.
@@ -32,7 +32,7 @@ impl PidFile {
         draft.push(format!(".{}", text.trim_end()));
         let draft = PathBuf::from(draft);
         let write = || -> io::Result<()> {
-            // a file or link that is in the way is nobody's to follow
+            // an existing file or link with this name must not be followed
             File::create_new(&draft)?.write_all(text.as_bytes())?;
             fs::rename(&draft, path)
         };
@@ -55,11 +55,11 @@ impl Drop for PidFile {
     }
 }
 
-/// Lets a running proxy read its configuration again: the one whose number is in `pid_file`, else process 1. `own` is
-/// how this program was called. Gives the number of the process that was told.
+/// Tells a running proxy to read its configuration again: the one whose id is in `pid_file`, else process 1. `own` is the
+/// name by which this program was called. Returns the id of the process that was signalled.
 ///
 /// # Errors
-/// No such file or process, or the process is no lean-proxy that serves: then no signal is sent.
+/// There is no such file or process, or the process is not a serving lean-proxy: then no signal is sent.
 pub fn reload(pid_file: Option<&Path>, own: &OsStr) -> Result<i32> {
     let pid = match pid_file {
         Some(path) => read(path)?,
@@ -68,7 +68,7 @@ pub fn reload(pid_file: Option<&Path>, own: &OsStr) -> Result<i32> {
     is_serving(pid, own).map_err(|reason| match pid_file {
         Some(path) => anyhow!("{}: {reason}; no signal was sent", path.display()),
         None => anyhow!(
-            "{reason}; no signal was sent. Outside of its container a proxy is found by --pid-file FILE, if it was started with that"
+            "{reason}; no signal was sent. Outside of a container use --pid-file FILE, with which the proxy must have been started"
         ),
     })?;
     sys::hang_up(pid).with_context(|| format!("signalling process {pid}"))?;
@@ -85,11 +85,11 @@ fn read(path: &Path) -> Result<i32> {
     })?;
     match text.trim().parse() {
         Ok(pid) if pid > 0 => Ok(pid),
-        _ => bail!("{name}: holds no process's number"),
+        _ => bail!("{name}: does not hold a process id"),
     }
 }
 
-/// Whether a process runs this program and serves; else why not.
+/// Checks that a process runs this program and serves; the error says why not.
 fn is_serving(pid: i32, own: &OsStr) -> Result<(), String> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let line =
@@ -100,17 +100,18 @@ fn is_serving(pid: i32, own: &OsStr) -> Result<(), String> {
     }
     let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
     Err(format!(
-        "process {pid} ({}) is no lean-proxy that serves",
+        "process {pid} ({}) is not a serving lean-proxy",
         name.trim_end()
     ))
 }
 
-/// The name of a process's program: of its file, else (another user's is not shown) what the kernel calls the process.
+/// The name of a process's program: that of its file, or, where that may not be read (another user's process), the name
+/// that the kernel keeps.
 fn program(folder: &Path) -> Option<String> {
     let cut = |name: &str| name.get(..COMM).unwrap_or(name).to_owned();
     let file = fs::read_link(folder.join("exe")).ok();
     let name = file.as_deref().and_then(Path::file_name);
-    // the mark of a file that was replaced since
+    // the kernel marks a file that was replaced since
     let name = name.map(|name| {
         name.to_string_lossy()
             .trim_end_matches(" (deleted)")
@@ -120,7 +121,7 @@ fn program(folder: &Path) -> Option<String> {
     Some(cut(name.trim_end()))
 }
 
-/// Bytes of a name that the kernel keeps of a process.
+/// Bytes of a process's name that the kernel keeps (`TASK_COMM_LEN` without its NUL).
 const COMM: usize = 15;
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_file_is_there_as_long_as_its_process() {
+    fn a_pid_file_exists_as_long_as_its_process() {
         let path = file("pid");
         fs::write(&path, "stale").unwrap();
         let written = PidFile::write(&path).unwrap();
@@ -156,10 +157,10 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         let own = own.as_os_str();
         for (text, expected) in [
-            ("", "holds no process's number"),
-            ("0\n", "holds no process's number"),
-            ("-1\n", "holds no process's number"),
-            ("x\n", "holds no process's number"),
+            ("", "does not hold a process id"),
+            ("0\n", "does not hold a process id"),
+            ("-1\n", "does not hold a process id"),
+            ("x\n", "does not hold a process id"),
             ("2147483647\n", "there is no process 2147483647"),
         ] {
             fs::write(&path, text).unwrap();
@@ -173,7 +174,7 @@ mod tests {
             .unwrap();
         fs::write(&path, other.id().to_string()).unwrap();
         let error = format!("{:#}", reload(Some(&path), own).unwrap_err());
-        assert!(error.contains("is no lean-proxy that serves"), "{error}");
+        assert!(error.contains("is not a serving lean-proxy"), "{error}");
         drop(other.stdin.take());
         assert!(other.wait().unwrap().code().is_some(), "no signal ended it");
         fs::remove_file(&path).unwrap();

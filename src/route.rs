@@ -1,7 +1,7 @@
-//! Which route a request belongs to, and what path its target is asked for.
+//! Finds the route of a request, and builds the path to ask its target for.
 //!
-//! Pure: a table built once from the configuration, then only looked at. The bytes that were matched are the bytes
-//! that are sent; nothing is decoded or encoded here.
+//! Pure: the table is built once from the configuration and never changed. A path is sent with the bytes that were matched;
+//! nothing is decoded or encoded.
 
 use std::{cmp::Reverse, fmt, path::PathBuf, time::Duration};
 
@@ -18,61 +18,61 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Routes {
     routes: Vec<Route>,
-    /// One for each host of each route, in the order in which they are tried.
+    /// One candidate for each host of each route, in the order in which they are tried.
     order: Vec<Candidate>,
 }
 
-/// A route, by its number, under one of its hosts.
+/// A route, by its index, with one of its hosts; `None` = any host.
 #[derive(Debug)]
 struct Candidate {
     host: Option<HostPattern>,
     route: usize,
 }
 
-/// A path prefix (of some hosts, or of any) and what is done with its requests.
+/// A path prefix, for some hosts or for any, and what is done with its requests.
 #[derive(Debug)]
 pub struct Route {
     /// Starts with `/`.
     pub path: String,
-    /// Only for these Hosts; empty = for any.
+    /// The hosts that it is for; empty = any.
     pub hosts: Vec<HostPattern>,
     /// What is done with a request.
     pub action: Action,
-    /// Whether the matched prefix is taken off. Default true.
+    /// Whether the matched prefix is removed. Default true.
     pub strip_prefix: bool,
-    /// Whether the target's own address in Location and Content-Location becomes the client's. Default true.
+    /// Whether Location and Content-Location that name the target are rewritten to the client's address. Default true.
     pub rewrite_location: bool,
-    /// Whether the client's Host goes to the target. Default false.
+    /// Whether the client's Host is sent to the target. Default false.
     pub preserve_host: bool,
     /// From the end of the request to the end of the response head; `None` = no limit.
     pub response_header_timeout: Option<Duration>,
-    /// Bytes of request body; `None` = no limit. 413 above.
+    /// Maximum bytes of a request body; `None` = no limit. 413 above.
     pub max_body_size: Option<u64>,
-    /// Laid over the request's fields on their way to the target.
+    /// Edits of the request's fields before they are sent to the target.
     pub request_headers: Edits,
-    /// Laid over the response's fields on their way to the client.
+    /// Edits of the response's fields before they are sent to the client.
     pub response_headers: Edits,
-    /// The effective CORS policy: the route's own laid over the global one; `None` = off.
+    /// The effective CORS policy: the route's own keys over the global ones; `None` = off.
     pub cors: Option<Cors>,
 }
 
 /// What is done with a request of a route.
 #[derive(Debug)]
 pub enum Action {
-    /// It goes to a target.
+    /// It is forwarded to a target.
     Forward(Target),
-    /// It is sent elsewhere by the proxy itself.
+    /// The proxy answers with a redirect.
     Redirect(Redirect),
-    /// It is answered by the proxy itself.
+    /// The proxy answers with a fixed response.
     Respond(Response),
 }
 
-/// `{set: {…}, remove: […]}`.
+/// Edits of header fields: `{set: {…}, remove: […]}`.
 #[derive(Debug, Default, Clone)]
 pub struct Edits {
-    /// Each replaces every field of its name.
+    /// Fields to set; each replaces every field of its name.
     pub set: Vec<(HeaderName, HeaderValue)>,
-    /// Fields that are taken away (before `set`).
+    /// Fields to remove, before `set` is applied.
     pub remove: Vec<HeaderName>,
 }
 
@@ -117,30 +117,30 @@ pub enum HostPattern {
 /// Where a route sends its requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The connection it needs; connections are shared by equal origins.
+    /// What to connect to; equal origins share connections.
     pub origin: Origin,
-    /// Path in front of what is left of the request's path: `""`, `/base`, or `/base/` where the slash was written.
-    /// That slash shows only where nothing is left to join: `/api` then asks for `/base/` and not for `/base`.
+    /// The path in front of the rest of the request's path: `""`, `/base`, or `/base/` where the slash was written. The slash
+    /// matters only where nothing is joined: `/api` then asks for `/base/` and not for `/base`.
     pub base: String,
-    /// What the target wants to read as Host: with its port unless that is the scheme's default; `localhost` for `unix:`.
+    /// The Host to send: with its port unless that is the scheme's default; `localhost` for `unix:`.
     pub host_header: HeaderValue,
 }
 
-/// All that decides whether two requests may share an upstream connection.
+/// What two requests must have in common to share an upstream connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// Who is dialled.
+    /// The address to dial.
     pub address: Address,
     /// `Some` for `https://`.
     pub tls: Option<Tls>,
 }
 
-/// Who is dialled.
+/// The address of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A name or IP literal (IPv6 without brackets) and a port.
     Tcp(String, u16),
-    /// A socket in the file system.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
@@ -156,7 +156,7 @@ impl fmt::Display for Origin {
 }
 
 impl fmt::Display for HostPattern {
-    /// As it is configured.
+    /// As it is written in the configuration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             HostPattern::Exact(name) => f.write_str(name),
@@ -168,28 +168,28 @@ impl fmt::Display for HostPattern {
 /// `tls:` of an https target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
-    /// The name that the certificate must carry and that SNI says; the target's host unless set. IP literals send no SNI.
+    /// The name that the certificate must contain and that SNI sends; the target's host unless set. IP literals send no SNI.
     pub server_name: String,
-    /// Roots for this route instead of the built-in ones (PEM); checked to be readable at load.
+    /// A PEM file of roots for this route instead of the default ones; checked at load.
     pub ca_file: Option<PathBuf>,
-    /// Take any certificate.
+    /// Accept any certificate. Default false.
     pub insecure_skip_verify: bool,
 }
 
-/// What the table says of a path.
+/// The result of [`Routes::find`].
 #[derive(Debug)]
 pub enum Found<'a> {
-    /// This route serves it.
+    /// The request belongs to this route.
     Route(&'a Route),
     /// The path is a route's without its final slash: 307 to the path with one.
     AddSlash(&'a Route),
-    /// 404.
+    /// No route: 404.
     Nothing,
 }
 
 impl Routes {
-    /// Orders the routes as they are tried: exact hosts, then wildcards (the longer suffix first), then any host;
-    /// among equals the longer path first.
+    /// Sorts the routes into the order in which they are tried: exact hosts, then wildcards (the longer suffix first), then any
+    /// host; among equal hosts the longer path first.
     pub fn new(routes: Vec<Route>) -> Routes {
         let mut order = Vec::with_capacity(routes.len());
         for (route, Route { hosts, .. }) in routes.iter().enumerate() {
@@ -209,7 +209,7 @@ impl Routes {
         Routes { routes, order }
     }
 
-    /// How many there are.
+    /// The number of routes.
     pub fn len(&self) -> usize {
         self.routes.len()
     }
@@ -222,7 +222,7 @@ impl Routes {
     /// The route of a path; `host` is the request's authority (its case, port and trailing dot are ignored), `path` has
     /// no query. Where both `/api/` and `/api` are routes of a host, `/api` is served and not sent to `/api/`.
     ///
-    /// A linear scan: a table has a handful of routes, and most differ in their first bytes.
+    /// A linear scan: most tables have a handful of routes, which differ in their first bytes.
     pub fn find(&self, host: &str, path: &str) -> Found<'_> {
         let host = bare_host(host);
         let mut candidates = self
@@ -241,7 +241,7 @@ impl Routes {
 }
 
 impl HostPattern {
-    /// Whether a host (without its port, in any case) is meant.
+    /// Whether a host, without its port and in any case, matches.
     fn matches(&self, host: &str) -> bool {
         match self {
             HostPattern::Exact(name) => host.eq_ignore_ascii_case(name),
@@ -259,13 +259,13 @@ impl HostPattern {
 }
 
 impl Route {
-    /// What log lines call it: its host, where it has one, and its path.
+    /// Its name in log lines: its hosts, if any, and its path.
     pub fn name(&self) -> String {
         let hosts: Vec<String> = self.hosts.iter().map(HostPattern::to_string).collect();
         hosts.join(",") + &self.path
     }
 
-    /// Whom its requests go to, if anywhere.
+    /// The target of its requests, if they are forwarded.
     pub fn target(&self) -> Option<&Target> {
         match &self.action {
             Action::Forward(target) => Some(target),
@@ -273,16 +273,16 @@ impl Route {
         }
     }
 
-    /// Appends a request's path and query as they are joined to `base`: prefix stripped (or not), base in front, exactly
-    /// one slash at the joint, every other byte as it came.
+    /// Appends `base` and a request's path and query: prefix stripped (or not), exactly one slash where they join, every other
+    /// byte unchanged.
     ///
-    /// `path` is one that [`Routes::find`] gave to this route.
+    /// `path` must be one for which [`Routes::find`] returned this route.
     pub fn push_joined(&self, base: &str, path: &str, query: Option<&str>, out: &mut Vec<u8>) {
         let stripped = path
             .strip_prefix(self.path.as_str())
             .filter(|_| self.strip_prefix);
         let rest = stripped.unwrap_or(path);
-        // A stripped `/api/` took the slash of the joint with it. Any other rest brings its own, or is empty.
+        // stripping `/api/` removes the slash between base and rest; any other rest begins with a slash or is empty
         let slash_stripped = stripped.is_some() && self.path.ends_with('/');
         let nothing_joined = rest.is_empty() && (base.is_empty() || base.ends_with('/'));
 
@@ -297,7 +297,7 @@ impl Route {
         }
     }
 
-    /// Whether a path is this route's: `/api/` has all that begins with it, `/api` itself and what is below `/api/`.
+    /// Whether a path belongs to this route: `/api/` covers what begins with it, `/api` covers itself and what is below `/api/`.
     fn covers(&self, path: &str) -> bool {
         path.strip_prefix(self.path.as_str()).is_some_and(|rest| {
             rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/')
@@ -310,25 +310,27 @@ impl Route {
     }
 }
 
-/// Whether a path holds a `..` segment, plain or percent-encoded in any mix (`%2e%2e`, `.%2E`, also where the slash
-/// beside it is encoded as `%2f` or `%5c`, or is a backslash): such a request is refused, so that nothing leaves the base
-/// path. A `.` segment leads nowhere and passes as it is: apt asks for `/apt/./Packages`.
+/// Whether a path holds a `..` segment, plain or percent-encoded in any mix (`%2e%2e`, `.%2E`, also next to a slash that is
+/// encoded as `%2f` or `%5c`, or to a backslash). Such a request is refused, so that none leaves the base path. A `.`
+/// segment is harmless and passes unchanged: apt asks for `/apt/./Packages`.
 ///
-/// Some servers cut `;parameters` off a segment before they resolve it, so `/..;/` counts too. Decoding is done once:
-/// `%252e` is the text `%2e` and stays allowed.
+/// Some servers remove `;parameters` from a segment before they resolve it, so `/..;/` counts too. The path is decoded
+/// once: `%252e` is the text `%2e` and is allowed.
 pub fn holds_parent_segment(path: &str) -> bool {
-    holds_segment(path, |dots| dots == 2)
+    // most paths hold neither
+    path.bytes().any(|byte| matches!(byte, b'.' | b'%')) && holds_segment(path, |dots| dots == 2)
 }
 
-/// The same, and `.` segments too: what no path of the configuration may hold, for hardly a client would ask for it.
+/// Whether a path holds a `..` or `.` segment. Paths in the configuration may not, because hardly any client would send
+/// such a path.
 pub fn holds_dot_segment(path: &str) -> bool {
     holds_segment(path, |dots| dots == 1 || dots == 2)
 }
 
-/// Whether a path holds a segment of so many dots.
+/// Whether a path holds a segment that consists of a number of dots for which `is_meant` is true.
 fn holds_segment(path: &str, is_meant: impl Fn(u32) -> bool) -> bool {
     let mut bytes = path.bytes();
-    // How many dots the segment holds so far; `None` once it holds anything else.
+    // the dots of the segment so far; `None` after any other byte
     let mut dots = Some(0);
     while let Some(byte) = bytes.next() {
         let byte = if byte == b'%' {
@@ -346,7 +348,7 @@ fn holds_segment(path: &str, is_meant: impl Fn(u32) -> bool) -> bool {
     dots.is_some_and(is_meant)
 }
 
-/// The byte that the two digits after a `%` stand for; `%` itself, with nothing taken, where they are no digits.
+/// The byte encoded by the two digits after a `%`; `%` itself where no two digits follow.
 fn decoded(bytes: &mut std::str::Bytes<'_>) -> u8 {
     let mut ahead = bytes.clone();
     let mut digit = || {

@@ -1,4 +1,4 @@
-//! A stage on which an answer is read as the program reads it, for the tests of `http1/client.rs` and for fuzzing.
+//! Reads an upstream's response as the program does, for the tests of `http1/client.rs` and for fuzzing.
 //!
 //! Never part of the program.
 
@@ -39,7 +39,7 @@ use crate::{
     upstream::pool::{Checkout, Host, Pool},
 };
 
-/// What an upstream connection needs around it.
+/// What reading a response needs around it: a runtime, a pool, a budget and a configuration.
 pub struct Stage {
     runtime: LocalRuntime,
     table: Rc<ConnectionTable>,
@@ -54,23 +54,23 @@ pub struct Stage {
 /// Names and values in their order.
 pub type Fields = Vec<(String, Vec<u8>)>;
 
-/// What came of an answer.
+/// The result of reading a response.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// Its status.
     pub status: u16,
     /// Its fields.
     pub fields: Fields,
-    /// Its body as far as it came.
+    /// Its body, as far as it was read.
     pub body: Vec<u8>,
-    /// What stood behind it.
+    /// The trailer fields behind it.
     pub trailers: Fields,
-    /// Whether it came to its end.
+    /// Whether its end was reached.
     pub whole: bool,
 }
 
 impl Stage {
-    /// One for any number of answers.
+    /// A stage for any number of responses.
     pub fn new() -> Stage {
         let yaml = "routes: [{path: /, target: 'http://h'}]";
         let config = config::load(Source::Text("stage", yaml), &|_| None).expect("it is sound");
@@ -97,8 +97,8 @@ impl Stage {
         }
     }
 
-    /// Lets these pieces arrive one after the other, each when the one before was read, and then the end. `None`: the
-    /// head is refused, or not whole. Also says whether the connection was kept.
+    /// Sends these pieces one after the other, each when the one before was read, and then closes. `None`: the head is refused
+    /// or incomplete. Also returns whether the connection was kept.
     pub fn read(&self, pieces: &[&[u8]], size: usize, method: &Method) -> (Option<Reading>, bool) {
         let host = self.pool.host(&Origin {
             address: Address::Unix("/nobody".into()),
@@ -128,7 +128,7 @@ impl Stage {
         let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
         let mut theirs = Some(theirs);
         let mut feed = || match (pieces.next(), &mut theirs) {
-            // an answer that was refused is read no further
+            // a refused response is not read to its end
             (Some(piece), Some(theirs)) => drop(theirs.write_all(piece)),
             _ => theirs = None,
         };
@@ -145,7 +145,7 @@ impl Stage {
         Some(self.body(upstream, head, reading, &mut feed).await)
     }
 
-    /// Does something in the middle of an exchange.
+    /// Runs `work` in the middle of an exchange.
     pub fn amid_exchange(&self, work: impl FnOnce()) {
         let (slot, counters) = (self.table.slot(None), Rc::default());
         let subject = Subject::new(None, Method::GET, "", "/");
@@ -153,7 +153,7 @@ impl Stage {
         work();
     }
 
-    /// How many exchanges have ended like this.
+    /// How many exchanges had this outcome.
     pub fn ended(&self, outcome: Outcome) -> u64 {
         self.metrics.ended(outcome)
     }
@@ -239,7 +239,7 @@ impl Stage {
         let exchange_context = self.context(&slot, &subject, &counters);
         exchange_context.complete.set(true);
         let room = ReadSize::new(4096, true, true);
-        let client = Client::new(&codec, &exchange_context, &self.buffers, room);
+        let client = Client::http1(&codec, &exchange_context, &self.buffers, room);
         let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
         loop {
             let got = poll_fn(|context| {
@@ -259,7 +259,10 @@ impl Stage {
                 }
                 Some(Err(_)) => return reading,
                 None => {
-                    assert!(download.is_end(), "it ends and has not ended");
+                    assert!(
+                        download.is_end(),
+                        "the download has no more frames but is not at its end"
+                    );
                     reading.whole = true;
                     return reading;
                 }

@@ -1,24 +1,24 @@
-//! How much one task may move before the others run.
+//! Bounds how much one task transfers before it yields to the others.
 
 use std::task::{Context, Poll};
 
-/// What one task may move before the others have theirs. tokio's own bound, 128 operations, is half a megabyte and more
-/// each time: behind a hundred fast uploads a request for health would wait for seconds.
+/// The pieces of a body that a task may still transfer before it yields. tokio's own bound of 128 operations allows half a
+/// megabyte and more: behind a hundred fast uploads a health check would wait for seconds.
 #[derive(Debug)]
 pub struct YieldBudget {
     left: u32,
 }
 
-/// Pieces of a [`YieldBudget`].
+/// Pieces between two yields: 32 kB with buffers of 4 kB.
 pub const PIECES: u32 = 8;
 
 impl YieldBudget {
-    /// One that begins.
+    /// A full budget.
     pub fn new() -> YieldBudget {
         YieldBudget { left: PIECES }
     }
 
-    /// After a piece: ready while there may be another, else the task is woken again behind the others.
+    /// Call after each piece. Ready while the task may go on; otherwise pending, and the task is woken behind the others.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.left -= 1;
         if self.left > 0 {
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_and_asks_for_the_next() {
+    fn a_spent_budget_yields_and_wakes_the_task() {
         let count = Arc::new(Count(AtomicU32::new(0)));
         let waker = Arc::clone(&count).into();
         let mut context = Context::from_waker(&waker);

@@ -1,6 +1,6 @@
-//! An answer is read the same however its bytes come, and never otherwise than the paranoid reader reads it.
+//! Reading a response gives the same result however its bytes are divided, and the same as the strict reader.
 //!
-//! The input's first eight bytes say the method, the size of the buffer and how the others are cut.
+//! The input's first eight bytes choose the method, the size of the buffer and how the others are cut.
 
 #![no_main]
 
@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 
 use http::Method;
 use lean_proxy::fuzzing::{
-    response_head::{Delimiter, read_head},
+    framing,
+    response_head::read_head,
     test_support::{Reading, Stage},
 };
 use lean_proxy_fuzz::strict::{Fields, Framing, Reader};
@@ -35,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
         match (&at_once, &in_pieces) {
             (None, None) => {}
             (Some(at_once), Some(in_pieces)) if at_once.whole => assert_eq!(at_once, in_pieces),
-            // where a body breaks off, what came before may have been passed on or not
+            // where a body is cut off, the bytes before may have been passed on or not
             (Some(at_once), Some(in_pieces)) => {
                 assert!(!in_pieces.whole, "{at_once:?} {in_pieces:?}");
                 assert_eq!(at_once.fields, in_pieces.fields);
@@ -46,11 +47,11 @@ fuzz_target!(|input: &[u8]| {
             }
             _ => panic!("{at_once:?} {in_pieces:?}"),
         }
-        agrees_with_the_paranoid(bytes, &method, at_once, kept);
+        agrees_with_strict_reader(bytes, &method, at_once, kept);
     });
 });
 
-/// No beginning of a head is refused, or taken for the whole, unless all of it is.
+/// A beginning of a head is refused or accepted as complete only if the whole input is.
 fn heads_have_one_reading(dice: &Dice<'_>, bytes: &[u8], method: &Method) {
     let whole = read_head(bytes, method);
     let mut here = 0;
@@ -62,10 +63,7 @@ fn heads_have_one_reading(dice: &Dice<'_>, bytes: &[u8], method: &Method) {
             (Ok(Some(part)), Ok(Some(all))) => {
                 assert_eq!((part.len, part.status), (all.len, all.status));
                 assert_eq!(part.headers, all.headers);
-                assert_eq!(
-                    format!("{:?}", part.delimiter),
-                    format!("{:?}", all.delimiter)
-                );
+                assert_eq!(part.framing, all.framing);
                 assert_eq!(part.persistent, all.persistent);
                 return;
             }
@@ -74,12 +72,12 @@ fn heads_have_one_reading(dice: &Dice<'_>, bytes: &[u8], method: &Method) {
     }
 }
 
-/// Where the paranoid reader finds one reading, it is ours; and what we take for whole breaks no rule of framing.
-fn agrees_with_the_paranoid(bytes: &[u8], method: &Method, ours: Option<Reading>, kept: bool) {
+/// What the strict reader accepts is read in the same way, and whatever else is accepted keeps the rules of framing.
+fn agrees_with_strict_reader(bytes: &[u8], method: &Method, ours: Option<Reading>, kept: bool) {
     let mut reader = Reader::new(bytes);
     let head = match reader.response_head(method.as_str()) {
         Ok(Some(head)) if head.status >= 200 => head,
-        // a head that is not strict may pass, but never with two readings of where it ends
+        // a head that is not strict may be accepted, but its end must not be ambiguous
         _ => return naive_framing(bytes, method),
     };
     let lengths = head.fields.all("content-length");
@@ -117,12 +115,12 @@ fn agrees_with_the_paranoid(bytes: &[u8], method: &Method, ours: Option<Reading>
             assert!(!ours.whole, "{ours:?} is cut off: {head:?}");
             assert!(body.starts_with(&ours.body));
         }
-        // extensions and many zeros are faults to it, and not to us
+        // the strict reader refuses chunk extensions and many zeros, which are accepted here
         Err(_) => return,
     }
     assert!(
         !kept || (framing != Framing::Close && taken == bytes.len() && ours.whole),
-        "a connection is kept on which something is left: {taken} of {}",
+        "a connection with unread bytes is kept: {taken} of {} were read",
         bytes.len()
     );
 }
@@ -134,7 +132,7 @@ fn has(fields: &Fields, name: &str, value: &[u8]) -> bool {
     })
 }
 
-/// Where a head ends and how its body does, by cutting it at its line feeds.
+/// Checks the end of a head and of its body by splitting the head at line feeds.
 fn naive_framing(bytes: &[u8], method: &Method) {
     let Ok(Some(head)) = read_head(bytes, method) else {
         return;
@@ -171,14 +169,14 @@ fn naive_framing(bytes: &[u8], method: &Method) {
     match (codings.as_slice(), numbers.first()) {
         ([coding], _) => {
             assert_eq!(coding, b"chunked");
-            assert!(bodiless || matches!(head.delimiter, Delimiter::Chunked(_)));
+            assert!(bodiless || head.framing == framing::Framing::Chunked);
             assert!(!head.headers.contains("content-length") || bodiless);
         }
         ([], Some(length)) if !bodiless => {
-            assert!(matches!(head.delimiter, Delimiter::Length(n) if n == *length));
+            assert!(head.framing == framing::Framing::Length(*length));
         }
-        ([], None) if !bodiless => assert!(matches!(head.delimiter, Delimiter::Close)),
-        ([], _) => assert!(matches!(head.delimiter, Delimiter::Length(0))),
+        ([], None) if !bodiless => assert!(head.framing == framing::Framing::Close),
+        ([], _) => assert!(head.framing == framing::Framing::Nothing),
         _ => panic!("several codings: {codings:?}"),
     }
     for name in [

@@ -1,6 +1,6 @@
-//! A chunked body is read the same however its bytes come, and as the grammar of RFC 9112 §7.1 says.
+//! Reading a chunked body gives the same result however its bytes are divided, and follows the grammar of RFC 9112 §7.1.
 //!
-//! The input's first eight bytes say how the others are cut.
+//! The input's first eight bytes choose how the others are cut.
 
 #![no_main]
 
@@ -8,7 +8,7 @@ use lean_proxy::fuzzing::chunked::{Body as Taker, Chunked, Event};
 use lean_proxy_fuzz::tools::Dice;
 use libfuzzer_sys::fuzz_target;
 
-/// Data, trailer section, and where the body ended; `None` while it has not.
+/// Data, trailer section, and where the body ended; `None` = it has not ended.
 type Body = (Vec<u8>, Vec<u8>, Option<usize>);
 
 fuzz_target!(|input: &[u8]| {
@@ -23,13 +23,13 @@ fuzz_target!(|input: &[u8]| {
         Some((data, trailers, Some(end))) => {
             assert_eq!(by_grammar, Some((data, trailers, end)));
         }
-        // the one bound that is not the grammar's
-        _ if by_grammar.is_some() => assert!(bytes.len() > 8 * 1024, "a sound body is refused"),
+        // the only bound that is not in the grammar
+        _ if by_grammar.is_some() => assert!(bytes.len() > 8 * 1024, "a valid body is refused"),
         _ => {}
     }
 });
 
-/// What the walk says; `None` where it breaks.
+/// The body by [`Chunked`]; `None` where it is refused.
 fn walk(pieces: &[&[u8]]) -> Option<Body> {
     let (mut data, mut trailers, mut end) = (Vec::new(), Vec::new(), 0);
     let mut chunked = Chunked::new();
@@ -55,13 +55,13 @@ fn walk(pieces: &[&[u8]]) -> Option<Body> {
         assert_eq!(
             chunked.next(b"more"),
             Ok(Event::Framing(0)),
-            "an end is an end"
+            "nothing is read after the end"
         );
     }
     Some((data, trailers, is_end.then_some(end)))
 }
 
-/// The same, with the data taken out of each piece.
+/// The body by [`Taker`], which takes the data out of each piece.
 fn taken(pieces: &[&[u8]]) -> Option<Body> {
     let (mut data, mut end) = (Vec::new(), 0);
     let mut body = Taker::new();
@@ -79,7 +79,7 @@ fn taken(pieces: &[&[u8]]) -> Option<Body> {
     Some((data, body.trailers(), is_end.then_some(end)))
 }
 
-/// The grammar, line by line; `None` where the body is not whole and sound.
+/// The body by the grammar, line by line; `None` where it is incomplete or invalid.
 fn body(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
     let mut rest = bytes;
     let mut data = Vec::new();
@@ -123,7 +123,7 @@ fn body(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>, usize)> {
     Some((data, trailers, bytes.len() - rest.len()))
 }
 
-/// The bytes before the next CRLF, with no CR or LF among them.
+/// The bytes before the next CRLF; `None` where a bare CR or LF comes first.
 fn line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?;
     let (line, behind) = rest.split_at(end);

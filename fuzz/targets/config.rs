@@ -1,4 +1,4 @@
-//! Any text is a configuration or a list of what is wrong with it: never a panic, never a mountain of memory.
+//! Any text gives a configuration or a list of errors, without a panic and in bounded memory.
 
 #![no_main]
 use libfuzzer_sys::fuzz_target;
@@ -16,7 +16,7 @@ use scales::Scales;
 #[global_allocator]
 static SCALES: Scales = Scales::new();
 
-/// Bytes that no text of a few kilobytes may cost. `yaml.rs` lets a tree weigh 16 MiB; the rest is what stands beside it.
+/// Bounds the memory for a text of a few kilobytes: `yaml.rs` allows a tree of 16 MiB, and there are copies of its parts.
 const CEILING: usize = 40 << 20;
 
 fuzz_target!(|input: &[u8]| {
@@ -54,7 +54,11 @@ fuzz_target!(|input: &[u8]| {
         Err(errors) => {
             assert!(!errors.is_empty(), "refused without a reason");
             errors.iter().for_each(|error| one_line(error));
-            assert_eq!(load().err(), Some(errors), "another reason each time");
+            assert_eq!(
+                load().err(),
+                Some(errors),
+                "the errors differ between two loads"
+            );
         }
     }
 });

@@ -1,15 +1,16 @@
-//! A request's head is read the same however its bytes come; what passes is what other parsers read, and what is plain
-//! passes.
+//! Reading a request head gives the same result however its bytes are divided. Other parsers read an accepted head in the
+//! same way, and an ordinary head is accepted.
 //!
-//! The input's first eight bytes say how large a head may be and how the others are cut.
+//! The input's first eight bytes choose how large a head may be and how the others are cut.
 
 #![no_main]
 
 use http::Uri;
 use lean_proxy::fuzzing::{
     fields::Fields,
+    framing::Framing,
     refusal,
-    request_head::{self, Framing, Head},
+    request_head::{self, Head},
 };
 use lean_proxy_fuzz::strict::{self, Reader};
 use lean_proxy_fuzz::tools::Dice;
@@ -50,12 +51,12 @@ fuzz_target!(|input: &[u8]| {
             (part, all) => panic!("{here} bytes: {part:?}; all: {all:?}"),
         }
     }
-    if let Ok(Some(head)) = at_once {
+    if let Ok(Some(head)) = &at_once {
         assert!(head.len <= max);
-        parsers_agree(&bytes[head.skip..][..head.len], &head);
+        parsers_agree(&bytes[head.skip..][..head.len], head);
     }
     if max == 65_536 {
-        what_is_plain_passes(bytes, at_once.ok().flatten());
+        ordinary_heads_are_accepted(bytes, at_once.ok().flatten());
     }
 });
 
@@ -82,9 +83,9 @@ fn parsers_agree(text: &[u8], head: &Head) {
     assert_eq!(request.path.map(str::as_bytes), Some(&text[start..end]));
     assert_eq!(request.headers.len(), head.fields.len());
     let parts = request_head::parts(text.to_vec(), head.clone());
-    let parts = parts.expect("what the screen lets through can be taken out");
+    let parts = parts.expect("an accepted head can be taken apart");
     assert_eq!(Some(parts.method.as_str()), request.method);
-    // a third parser reads less: where it reads a target, it reads the same
+    // a third parser accepts fewer targets: those that it accepts, it reads in the same way
     if let Ok(uri) = Uri::try_from(&text[start..end]) {
         assert_eq!(parts.uri.path(), uri.path());
         assert_eq!(parts.uri.query(), uri.query());
@@ -92,8 +93,17 @@ fn parsers_agree(text: &[u8], head: &Head) {
         assert_eq!(parts.uri.authority(), authority);
     }
     let ours = parts.headers.iter();
-    assert!(ours.map(|(name, _)| name).eq(request.headers.iter().map(|field| field.name.to_ascii_lowercase().into_bytes())));
-    for field in request.headers.iter().filter(|field| !field.name.eq_ignore_ascii_case("content-length")) {
+    assert!(
+        ours.map(|(name, _)| name).eq(request
+            .headers
+            .iter()
+            .map(|field| field.name.to_ascii_lowercase().into_bytes()))
+    );
+    for field in request
+        .headers
+        .iter()
+        .filter(|field| !field.name.eq_ignore_ascii_case("content-length"))
+    {
         let mut same = parts.headers.get_all(field.name.to_ascii_lowercase());
         assert!(same.any(|value| value == field.value));
     }
@@ -129,8 +139,8 @@ fn parsers_agree(text: &[u8], head: &Head) {
     );
 }
 
-/// The paranoid reader takes only what has one reading: if its words are everyday ones, so must we.
-fn what_is_plain_passes(bytes: &[u8], ours: Option<Head>) {
+/// The strict reader accepts only unambiguous heads: if one consists of ordinary characters, it must be accepted.
+fn ordinary_heads_are_accepted(bytes: &[u8], ours: Option<Head>) {
     let mut reader = Reader::new(bytes);
     let Ok(Some(request)) = reader.request_head() else {
         return;
@@ -152,7 +162,7 @@ fn what_is_plain_passes(bytes: &[u8], ours: Option<Head>) {
     if !plain {
         return;
     }
-    let head = ours.expect("what is plain passes");
+    let head = ours.expect("an ordinary head is accepted");
     assert_eq!(head.len, request.raw.len());
     assert_eq!(head.fields.len(), request.fields.0.len());
     match (head.framing, request.framing) {

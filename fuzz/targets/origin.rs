@@ -1,4 +1,4 @@
-//! Which origins a list allows, judged a second time in another way; and no answer ever names two.
+//! A list allows the same origins as a second implementation, and no response names two origins.
 //!
 //! The input's first line is the Origin, the second what a preflight asks for, the others are the list.
 
@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| {
     let mut headers = HeaderMap::new();
     headers.append("origin", value.clone());
     let Verdict::Grant(grant) = cors.judge(&Method::GET, &headers) else {
-        panic!("a GET is never answered here");
+        panic!("a GET is never answered by the policy");
     };
     let granted = if any { sound } else { grant.origin.is_some() };
     assert_eq!(
@@ -56,7 +56,7 @@ fuzz_target!(|input: &[u8]| {
     );
     assert!(grant.origin.as_ref().is_none_or(|echo| *echo == value));
 
-    // whatever the upstream said of it, one grant is left, or none
+    // whatever the upstream sent, one grant is left, or none
     let mut answer = HeaderMap::new();
     for name in [
         "allow-origin",
@@ -113,11 +113,11 @@ fuzz_target!(|input: &[u8]| {
                     .any(|name| name.as_str().starts_with("access-control"))
             );
         }
-        Verdict::Grant(_) => panic!("a preflight is answered here"),
+        Verdict::Grant(_) => panic!("a preflight must be answered by the policy"),
     }
 });
 
-/// Whether an entry that the configuration took means an origin: scheme, host and port are compared one by one.
+/// Whether an accepted entry allows an origin: scheme, host and port are compared one by one.
 fn allows(entry: &str, origin: &[u8]) -> bool {
     if entry == "null" {
         return origin == b"null";
@@ -145,7 +145,7 @@ fn allows(entry: &str, origin: &[u8]) -> bool {
                 && its.bytes().all(|b| b.is_ascii_digit())
                 && its.parse::<u16>().is_ok()
         }
-        // browsers never write a default port: an origin that does is another one
+        // browsers never send a default port, so an origin with it does not match
         (port, its) => port.filter(|port| *port != default) == its,
     };
     let host_fits = if let Some(below) = host.strip_prefix("*.") {
@@ -170,7 +170,7 @@ fn allows(entry: &str, origin: &[u8]) -> bool {
     scheme == its_scheme && host_fits && port_fits
 }
 
-/// Host and port; the port is behind the first colon that is in no brackets.
+/// Host and port; the port follows the first colon outside of brackets.
 fn parts(authority: &str) -> (&str, Option<&str>) {
     let behind = authority.rfind(']').map_or(0, |end| end + 1);
     match authority[behind..].find(':') {

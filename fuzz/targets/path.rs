@@ -1,4 +1,4 @@
-//! What goes upstream never leaves the base path, and nothing stands in it that would end a line or a word.
+//! A path for the upstream stays below the base path, and holds nothing that would end the request line or a word of it.
 //!
 //! The input's lines: the Host and the target of a request, then `[host ]path base` of up to four routes.
 
@@ -31,7 +31,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert_eq!(&request[head.target.0..head.target.1], target);
-    let uri = RequestUri::new(target).expect("what the screen lets through is text");
+    let uri = RequestUri::new(target).expect("an accepted target is text");
     let path = uri.path();
     if holds_parent_segment(path) {
         return;
@@ -41,7 +41,7 @@ fuzz_target!(|input: &[u8]| {
         .authority()
         .map(str::as_bytes)
         .unwrap_or(host.trim_ascii());
-    let host = std::str::from_utf8(authority).expect("the screen lets no other Host through");
+    let host = std::str::from_utf8(authority).expect("an accepted Host is text");
     let routes = Routes::new(routes);
     let route = match routes.find(host, path) {
         Found::Route(route) => route,
@@ -126,14 +126,14 @@ fn route(line: &[u8]) -> Option<Route> {
     })
 }
 
-/// Whether a path is a prefix's, written the long way round.
+/// Whether a prefix covers a path, in the simplest form.
 fn covers(prefix: &str, path: &str) -> bool {
     path == prefix
         || path.starts_with(prefix)
             && (prefix.ends_with('/') || path[prefix.len()..].starts_with('/'))
 }
 
-/// Whether a server that decodes (once), knows `\` and cuts parameters off would meet a `..` segment.
+/// Whether a server would find a `..` segment that decodes once, treats `\` as a slash and removes parameters.
 fn resolves_upwards(path: &str) -> bool {
     let bytes = path.as_bytes();
     let mut plain = Vec::new();

@@ -1,6 +1,6 @@
-//! Strings that name a place: what to listen on, a target, a host, a network, a path.
+//! Parses strings that name a place: an address to listen on, a target, a host, a network, a path.
 //!
-//! Pure: each function takes a string apart and says in half a sentence what is wrong with it. Nobody is asked for a name.
+//! Pure: each function returns what the string means, or a message that is read after the field's path. No name is resolved.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,20 +16,20 @@ use crate::{
     route::{Address, HostPattern, Origin, Target, Tls, holds_dot_segment},
 };
 
-/// One place to listen on.
+/// One address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// `":80"`: every address of the machine, IPv6 and IPv4; IPv4 alone where IPv6 is off.
+    /// `":80"`: every address of the machine, IPv6 and IPv4; only IPv4 where IPv6 is off.
     Everywhere(u16),
     /// One address and port; port 0 lets the kernel choose.
     Address(SocketAddr),
     /// `unix:/run/lean.sock`.
     Unix(PathBuf),
-    /// `fd:NAME-or-number`, handed over by systemd (`LISTEN_FDS`).
+    /// `fd:NAME` or `fd:NUMBER`: inherited from systemd (`LISTEN_FDS`).
     Inherited(String),
 }
 
-/// An IPv4 or IPv6 network in CIDR form; a lone address is a network of one.
+/// An IPv4 or IPv6 network in CIDR form; a single address is a network of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     /// The address with its host bits cleared.
@@ -39,7 +39,7 @@ pub struct Network {
 }
 
 impl Listen {
-    /// True where the kernel chooses the port, so that two of a kind are two places.
+    /// Whether the kernel chooses the port, so that the same address may be listed twice.
     pub fn is_any_port(&self) -> bool {
         match self {
             Listen::Everywhere(port) => *port == 0,
@@ -49,7 +49,7 @@ impl Listen {
     }
 }
 
-/// One address as `listen` and `metrics.listen` take it; never asks a resolver.
+/// Parses an address of `listen` or `metrics.listen`; resolves no names.
 pub fn parse_listen(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix_path(path).map(Listen::Unix);
@@ -59,7 +59,7 @@ pub fn parse_listen(text: &str) -> Result<Listen, String> {
             Err("fd: needs the socket's name or number, as in fd:http".to_owned())
         } else if digits(name).is_some_and(|number| number < 3) {
             Err(format!(
-                "fd:{name} is the standard input or output: the sockets that systemd hands over begin at fd:3"
+                "fd:{name} is the standard input or output: the sockets that systemd passes begin at fd:3"
             ))
         } else {
             Ok(Listen::Inherited(name.to_owned()))
@@ -105,7 +105,7 @@ pub fn parse_listen(text: &str) -> Result<Listen, String> {
     Ok(Listen::Address(SocketAddr::new(address, port(number)?)))
 }
 
-/// What to write instead of an address in a form that other programs take: a URL, `*:80`, IPv6 without its brackets.
+/// What to write instead of a form that other programs accept: a URL, `*:80`, IPv6 without brackets.
 fn listen_meant(text: &str) -> Option<String> {
     if let Some((_, rest)) = text.split_once("://") {
         let authority = rest.trim_end_matches('/');
@@ -124,7 +124,7 @@ fn listen_meant(text: &str) -> Option<String> {
     }
 }
 
-/// A port; `+80`, `080` and names are none.
+/// A port number; `+80`, `080` and names are not accepted.
 fn digits(text: &str) -> Option<u16> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let leading_zero = text.len() > 1 && text.starts_with('0');
@@ -133,7 +133,7 @@ fn digits(text: &str) -> Option<u16> {
         .flatten()
 }
 
-/// `sockaddr_un` has room for 107 bytes and a NUL.
+/// The path of a unix socket: `sockaddr_un` holds 107 bytes and a NUL.
 fn unix_path(path: &str) -> Result<PathBuf, String> {
     if path.is_empty() || path == "/" || path.ends_with('/') {
         return Err("unix: needs the path of a socket, as in unix:/run/app.sock".to_owned());
@@ -147,8 +147,8 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// `http://host:8080/base`, `https://…`, `unix:/path.sock` or, as nginx writes it, `unix:/path.sock:/base`.
-/// No message repeats more than scheme, host or port: the rest may hold a password.
+/// Parses `http://host:8080/base`, `https://…`, `unix:/path.sock` or, as in nginx, `unix:/path.sock:/base`. Messages repeat
+/// no more than scheme, host and port, because the rest may hold a password.
 pub fn parse_target(text: &str) -> Result<Target, String> {
     let (scheme, rest) = text.split_once(':').ok_or_else(|| {
         format!(
@@ -172,7 +172,7 @@ pub fn parse_target(text: &str) -> Result<Target, String> {
     }
 }
 
-/// What stands behind `unix:`.
+/// Parses what follows `unix:`.
 fn unix_target(rest: &str) -> Result<Target, String> {
     let (path, base) = match rest.find(":/").and_then(|at| rest.split_at_checked(at)) {
         Some((path, base)) => (path, base.trim_start_matches(':')),
@@ -192,14 +192,14 @@ fn unix_target(rest: &str) -> Result<Target, String> {
     })
 }
 
-/// What stands behind `http:` or `https:`.
+/// Parses what follows `http:` or `https:`.
 fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     let rest = rest
         .strip_prefix("//")
         .ok_or_else(|| format!("must have two slashes and a host after {scheme}:"))?;
     if rest.starts_with("unix:") && !rest.contains('@') {
         return Err(format!(
-            "a socket's path stands without {scheme}://: write {}",
+            "the path of a socket is written without {scheme}://: write {}",
             quote(rest)
         ));
     }
@@ -229,7 +229,7 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     })
 }
 
-/// `redirect.to`: `https://{host}`, `https://www.example.com/base` or `/base`.
+/// Parses `redirect.to`: `https://{host}`, `https://www.example.com/base` or `/base`.
 pub fn parse_destination(text: &str) -> Result<Destination, String> {
     check_bare(text)?;
     let (scheme, rest) = match text.split_once("://") {
@@ -271,9 +271,9 @@ pub fn parse_destination(text: &str) -> Result<Destination, String> {
     Ok(Destination { scheme, host, base })
 }
 
-const ONE_PLACEHOLDER: &str = "knows {host} and nothing like it: what is left of the request's path and its query is appended by itself, as in https://{host}";
+const ONE_PLACEHOLDER: &str = "may hold {host} and no other placeholder: the rest of the request's path and its query are appended anyway, as in https://{host}";
 
-/// Host without brackets, host as Host writes it, port. Lower case.
+/// Splits an authority into the host without brackets, the host as in a Host field, and the port. Lower case.
 fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), String> {
     if authority.contains('@') {
         return Err("must not have a user name or password".to_owned());
@@ -305,7 +305,7 @@ fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), Str
     Ok((host.clone(), host, port))
 }
 
-/// A name or IPv4 literal, in lower case. Underscores are no DNS, but containers are named with them.
+/// A name or IPv4 literal, in lower case. Underscores are not valid in host names, but names of containers have them.
 fn host_name(text: &str) -> Result<String, String> {
     let bad = || format!("has the bad host {}", quote(text));
     let label = |label: &str| {
@@ -316,7 +316,7 @@ fn host_name(text: &str) -> Result<String, String> {
     if name.len() > 253 || !name.split('.').all(label) {
         return Err(bad());
     }
-    // What ends in digits is an address or a slip of the pen (RFC 3986 §3.2.2, WHATWG URL §3.5).
+    // a name that ends in digits is an IPv4 address or a mistake (RFC 3986 §3.2.2, WHATWG URL §3.5)
     let last = name.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) && name.parse::<Ipv4Addr>().is_err() {
         return Err(bad());
@@ -324,8 +324,8 @@ fn host_name(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// A base path without its final slashes, but for one where a path stands before it: `/b/` is asked for where nothing is
-/// left to join, and not `/b`.
+/// A base path with its final slashes reduced to one, or to none for `/` alone. The slash of `/b/` matters where nothing is
+/// joined to it: the target is then asked for `/b/` and not for `/b`.
 fn base_path(base: &str) -> Result<String, String> {
     check_path(base)?;
     let plain = base.trim_end_matches('/');
@@ -337,14 +337,14 @@ fn base_path(base: &str) -> Result<String, String> {
     Ok(format!("{plain}{slash}"))
 }
 
-/// The path of a route or of the health report.
+/// Parses the path of a route or of the health report.
 pub fn parse_path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         return Err(format!("must begin with /, got {}", quote(text)));
     }
     if let Some(plain) = before_pattern(text) {
         return Err(format!(
-            "there are no patterns here, a path takes all that is below it: write {}, not {}",
+            "there are no patterns, because a path matches everything below it: write {}, not {}",
             quote(plain),
             quote(text)
         ));
@@ -352,7 +352,7 @@ pub fn parse_path(text: &str) -> Result<String, String> {
     check_path(text).map(|()| text.to_owned())
 }
 
-/// What stands before a `*`, a `{` or a segment like `:id`, with which other programs write patterns.
+/// The part before a `*`, a `{` or a segment like `:id`, which are patterns in other programs.
 fn before_pattern(path: &str) -> Option<&str> {
     let sign = path.find(['*', '{']);
     let parameter = path
@@ -363,7 +363,7 @@ fn before_pattern(path: &str) -> Option<&str> {
     path.get(..end)
 }
 
-/// What may stand in a request line and means the same to everybody.
+/// Checks that a path may be sent in a request line, and that every server reads it alike.
 fn check_path(path: &str) -> Result<(), String> {
     check_bare(path)?;
     if holds_dot_segment(path) {
@@ -378,7 +378,7 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Neither a query nor a fragment.
+/// Checks that there is neither a query nor a fragment.
 fn check_bare(text: &str) -> Result<(), String> {
     for (sign, part) in [('?', "query"), ('#', "fragment")] {
         if text.contains(sign) {
@@ -388,7 +388,7 @@ fn check_bare(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// `app.example.com`, `*.example.com`, `192.0.2.1` or `[::1]`.
+/// Parses `app.example.com`, `*.example.com`, `192.0.2.1` or `[::1]`; empty = `None`.
 pub fn parse_host_pattern(text: &str) -> Result<Option<HostPattern>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -416,7 +416,7 @@ pub fn parse_host_pattern(text: &str) -> Result<Option<HostPattern>, String> {
     let (_, written, port) = parse_authority(text)?;
     match port {
         Some(_) => Err(format!(
-            "must not have a port, for every port matches: write {}",
+            "must not have a port, because every port matches: write {}",
             quote(&written)
         )),
         None => Ok(Some(HostPattern::Exact(
@@ -432,7 +432,7 @@ fn host_in_url(text: &str) -> Option<String> {
     parse_authority(authority).ok().map(|(_, host, _)| host)
 }
 
-/// A name or IP literal; empty = none.
+/// Parses a name or IP literal; an empty string stays empty.
 pub fn parse_server_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.parse::<IpAddr>().is_ok() {
         return Ok(text.to_owned());
@@ -440,14 +440,14 @@ pub fn parse_server_name(text: &str) -> Result<String, String> {
     host_name(text).map(|name| name.trim_end_matches('.').to_owned())
 }
 
-/// A name as TLS takes it: what is a host name to a resolver may still be none to a certificate.
+/// A name for TLS, which is stricter than a resolver about names.
 pub fn server_name(name: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(name.to_owned())
         .map_err(|_| format!("{name:?} is neither a host name nor an IP address"))
 }
 
-/// `10.0.0.0/8`, `fd00::/8`, or a lone address. IPv4 written as IPv6 (`::ffff:10.0.0.0/104`, RFC 4291 §2.5.5.2) is IPv4:
-/// the addresses that are looked for in it are written so, too.
+/// Parses `10.0.0.0/8`, `fd00::/8`, or a single address. IPv4-mapped IPv6 (`::ffff:10.0.0.0/104`, RFC 4291 §2.5.5.2)
+/// becomes IPv4, as addresses do before they are compared with it.
 pub fn parse_network(text: &str) -> Result<Network, String> {
     let bad = || {
         format!(
@@ -473,7 +473,7 @@ pub fn parse_network(text: &str) -> Result<Network, String> {
             (Some(v4), Some(prefix)) => (IpAddr::V4(v4), prefix),
             (Some(v4), None) => {
                 return Err(format!(
-                    "reaches beyond the IPv4 addresses: write {v4} and its own prefix"
+                    "is wider than the IPv4 addresses: write {v4} with a prefix of its own"
                 ));
             }
         },
@@ -486,7 +486,7 @@ pub fn parse_network(text: &str) -> Result<Network, String> {
 }
 
 impl Network {
-    /// Whether an address lies within; an IPv4 address that a socket of both kinds shows as IPv6 counts as IPv4.
+    /// Whether an address is in the network; an IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_in_another_form_is_told_how_to_be_written() {
+    fn an_address_in_another_form_gets_a_suggestion() {
         for (text, better) in [
             ("::1:80", "[::1]:80"),
             (":::80", "[::]:80"),
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_told_to_be_none() {
+    fn patterns_in_paths_are_refused_with_a_suggestion() {
         for (text, better) in [
             ("/api/*", "/api/"),
             ("/api*", "/api"),
@@ -778,11 +778,14 @@ mod tests {
             ("https://{host}x", "bad port"),
             ("https://{host}:0", "bad port"),
             ("https://{host}:", "bad port"),
-            ("https://{host}{uri}", "{host} and nothing like it"),
-            ("https://{hostname}", "{host} and nothing like it"),
-            ("https://$host$request_uri", "{host} and nothing like it"),
-            ("https://{host}/{path}", "{host} and nothing like it"),
-            ("https://www.{host}", "{host} and nothing like it"),
+            ("https://{host}{uri}", "{host} and no other placeholder"),
+            ("https://{hostname}", "{host} and no other placeholder"),
+            (
+                "https://$host$request_uri",
+                "{host} and no other placeholder",
+            ),
+            ("https://{host}/{path}", "{host} and no other placeholder"),
+            ("https://www.{host}", "{host} and no other placeholder"),
             ("https://{host}/a?b", "must not have a query"),
             ("https://a b/", "host"),
             ("https://u:p@h/", "user name"),
@@ -870,7 +873,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_certificate_can_bear() {
+    fn names_are_checked_as_a_certificate_requires() {
         for name in ["a.example", "127.0.0.1", "::1", "under_score"] {
             assert_eq!(server_name(name).map(drop), Ok(()), "{name}");
         }

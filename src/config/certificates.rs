@@ -1,7 +1,7 @@
-//! The certificates that an upstream's own must descend from: which files they are in, and whether those can be used.
+//! The trust anchors for upstreams' certificates: which files they are in, and whether these can be used.
 //!
-//! Of the disk it reads these files and nothing else: at load to say what is wrong with them, and at the first dial to an
-//! https target to keep what they hold.
+//! The files are read twice: at load to report mistakes, without keeping anything, and at the first dial to an https target
+//! to use them. No other file is read.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ use rustls::{
 
 use crate::config::wording::plain;
 
-/// Whether this can be a `ca_file`: one certificate at least, and one that can be a root. Errors begin with the path.
+/// Checks that a `ca_file` holds at least one certificate that can be a root. Errors begin with the path.
 pub fn check_file(path: &Path) -> Result<(), String> {
     if holds_root(path)? {
         return Ok(());
@@ -31,18 +31,18 @@ pub fn of_file(path: &Path) -> Result<Anchors, String> {
     certificates(path).and_then(Anchors::of)
 }
 
-/// Trust anchors (RFC 5280 §6.1.1): what a certificate must descend from, or be.
+/// Trust anchors (RFC 5280 §6.1.1): what a certificate must chain to, or be.
 #[derive(Debug)]
 pub struct Anchors {
-    /// What other certificates must descend from.
+    /// The roots that other certificates must chain to.
     pub roots: RootCertStore,
-    /// Certificates of the operator's own files, whole, that a server may present as its own although they are marked as
-    /// an authority's. Empty where the roots are those compiled in: no server has the key of one of these.
+    /// Certificates from the operator's files that a server may present as its own although they are marked as an
+    /// authority's. Empty for the compiled-in roots: no server holds the key of one.
     pub own: Vec<CertificateDer<'static>>,
 }
 
 impl Anchors {
-    /// The roots compiled in.
+    /// The compiled-in roots.
     fn built_in() -> Anchors {
         Anchors {
             roots: webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
@@ -50,7 +50,7 @@ impl Anchors {
         }
     }
 
-    /// The certificates of the operator's files. Bundles carry a few odd ones; one good root is what it takes.
+    /// Anchors from the operator's files. Bundles contain some certificates that cannot be roots; one that can is enough.
     fn of(found: Vec<CertificateDer<'static>>) -> Result<Anchors, String> {
         let own = found.iter().filter(|it| may_name(it)).cloned().collect();
         let mut roots = RootCertStore::empty();
@@ -62,9 +62,8 @@ impl Anchors {
     }
 }
 
-/// Whether a certificate may name a server: the identifier of subjectAltName (2.5.29.17) stands in it somewhere. A
-/// certificate without it fits no name (RFC 9525 §2), so it need not be kept: the bundle of a Linux distribution has
-/// 200 kB and names none.
+/// Whether a certificate may name a server: it contains the identifier of subjectAltName (2.5.29.17). One without it
+/// matches no name (RFC 9525 §2) and is not kept: the 200 kB bundle of a Linux distribution has none.
 fn may_name(certificate: &CertificateDer<'_>) -> bool {
     const SUBJECT_ALT_NAME: &[u8] = &[0x06, 3, 0x55, 0x1d, 17];
     certificate
@@ -72,18 +71,18 @@ fn may_name(certificate: &CertificateDer<'_>) -> bool {
         .any(|bytes| bytes == SUBJECT_ALT_NAME)
 }
 
-/// Where the roots are if a route names none.
+/// Where the roots are for routes without `ca_file`.
 #[derive(Debug, Default)]
 pub struct Roots {
     file: Option<PathBuf>,
     directories: Vec<PathBuf>,
 }
 
-/// A variable, and what is wrong with the file or folder it names.
+/// A variable, and what is wrong with the file or folder that it names.
 type Flaw = (&'static str, String);
 
 impl Roots {
-    /// OpenSSL's variables; an empty one counts as absent.
+    /// Reads OpenSSL's variables; an empty one counts as unset.
     pub fn of(environment: &dyn Fn(&str) -> Option<OsString>) -> Roots {
         let variable = |name| environment(name).filter(|value| !value.is_empty());
         Roots {
@@ -94,8 +93,8 @@ impl Roots {
         }
     }
 
-    /// Whether they can be used: where the environment names any, one at least is a root. Keeps none of them: what is
-    /// taken apart at load would lie about in memory until the first dial, and longer.
+    /// Checks that at least one certificate can be a root, where the environment names files. Keeps none of them in memory,
+    /// because there may never be a dial.
     pub fn check(&self) -> Result<(), Flaw> {
         if self.is_built_in() {
             return Ok(());
@@ -117,7 +116,7 @@ impl Roots {
         Err((self.variable(), NO_ROOT.to_owned()))
     }
 
-    /// The one to blame where there is no root at all.
+    /// The variable that a message names where there is no root at all.
     fn variable(&self) -> &'static str {
         if self.directories.is_empty() {
             "SSL_CERT_FILE"
@@ -130,7 +129,7 @@ impl Roots {
         self.file.is_none() && self.directories.is_empty()
     }
 
-    /// The environment's roots instead of the ones compiled in, never beside them.
+    /// The environment's roots, which replace the compiled-in ones; those only where the environment names none.
     pub fn load(&self) -> Result<Anchors, Flaw> {
         if self.is_built_in() {
             return Ok(Anchors::built_in());
@@ -142,11 +141,11 @@ impl Roots {
         for directory in &self.directories {
             let files = fs::read_dir(directory)
                 .map_err(|error| ("SSL_CERT_DIR", complaint(directory, &error)))?;
-            // Such a folder also holds lists of revocation and links to nowhere.
+            // such a folder also contains revocation lists and broken links
             let files = files.filter_map(|file| certificates(&file.ok()?.path()).ok());
             found.extend(files.flatten());
         }
-        // And it holds each certificate two or three times: by name, by hash and in a bundle.
+        // and it contains each certificate two or three times: by name, by hash and in a bundle
         found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
         found.dedup();
         Anchors::of(found).map_err(|error| (self.variable(), error))
@@ -160,19 +159,19 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-/// Whether a PEM file, which must be sound to its end, holds a certificate that can be a root.
+/// Whether a PEM file holds a certificate that can be a root. The whole file must be well-formed.
 fn holds_root(path: &Path) -> Result<bool, String> {
     let mut store = RootCertStore::empty();
     each_certificate(path, |certificate| {
         if store.is_empty() {
-            // A bundle may hold odd ones.
+            // a bundle may contain certificates that cannot be roots
             drop(store.add(certificate));
         }
     })?;
     Ok(!store.is_empty())
 }
 
-/// Reads the certificates of a PEM file, at least one. Nothing but a plain file of a sane size is read.
+/// Reads the certificates of a PEM file, at least one. Only a regular file of at most [`MAX_FILE`] bytes is read.
 fn each_certificate(
     path: &Path,
     mut take: impl FnMut(CertificateDer<'static>),
@@ -183,7 +182,7 @@ fn each_certificate(
         return Err(wrong(&"Is a directory"));
     }
     if !kind.is_file() {
-        return Err(wrong(&"is no plain file"));
+        return Err(wrong(&"is not a regular file"));
     }
     if kind.len() > MAX_FILE {
         return Err(wrong(&format_args!("is larger than {MAX_FILE} bytes")));
@@ -204,7 +203,7 @@ fn complaint(path: &Path, reason: &dyn Display) -> String {
 }
 
 const NO_ROOT: &str = "holds no certificate that can be a root";
-/// Bytes of a file of certificates; the largest bundles are a quarter of a megabyte.
+/// Bounds the bytes of a file of certificates; the largest bundles have a quarter of a megabyte.
 const MAX_FILE: u64 = 4 << 20;
 
 #[cfg(test)]
@@ -220,7 +219,7 @@ pub mod tests {
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
-    /// A file for the time of a test.
+    /// A file that is removed at the end of a test.
     pub struct Temporary(pub PathBuf);
 
     impl Drop for Temporary {
@@ -238,7 +237,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_said_at_load() {
+    fn files_that_cannot_be_used_are_refused_at_load() {
         let empty = file("empty", "");
         let broken = file(
             "broken",
@@ -255,7 +254,7 @@ pub mod tests {
         for (path, complaint) in [
             (Path::new("/nowhere.pem"), "No such file or directory"),
             (Path::new("/"), "Is a directory"),
-            (Path::new("/dev/zero"), "is no plain file"),
+            (Path::new("/dev/zero"), "is not a regular file"),
             (&empty.0, "holds no certificate in PEM form"),
             (&broken.0, "holds no certificate that can be a root"),
             (&torn.0, ""),
@@ -270,7 +269,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_environments_roots_replace_ours() {
+    fn the_environments_roots_replace_the_compiled_in_ones() {
         let roots = |file: Option<&Path>, directories: &[&Path]| Roots {
             file: file.map(Path::to_owned),
             directories: directories

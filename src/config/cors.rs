@@ -1,4 +1,6 @@
-//! What `cors:` says, at the top or in a route, laid over what it inherits.
+//! Reads `cors:`, at the top level or in a route, and fills in what it inherits.
+//!
+//! A mistake is reported once, at the key where it is written.
 
 use crate::{
     config::{
@@ -9,18 +11,18 @@ use crate::{
     cors::{Cors, Credentials, Settings},
 };
 
-/// A `cors:` with every key filled in, and what it became.
+/// A `cors:` with every key filled in, and the policy that it gives.
 #[derive(Debug)]
 pub struct Policy {
     settings: Settings,
     /// `None` = off.
     pub cors: Option<Cors>,
-    /// False where it was complained of already.
+    /// False where a mistake in it was reported already.
     sound: bool,
 }
 
 impl Policy {
-    /// Where nothing is said: every default, and no origin.
+    /// The policy without any `cors:`: every default, and no origin.
     pub fn off() -> Policy {
         Policy {
             settings: default_settings(),
@@ -29,15 +31,15 @@ impl Policy {
         }
     }
 
-    /// Lays the `cors:` of a section over this one; `None` where there is none to lay. `cors: true` in a route stands for
-    /// the policy above it, and is a mistake where that is off.
+    /// This policy with the `cors:` of a section laid over it; `None` where the section has none. `cors: true` in a route
+    /// means the policy above it, and is a mistake where that is off.
     pub fn laid_under(&self, s: &Section<'_>) -> Option<Policy> {
         let field = s.get("cors")?;
         match field.is_flag() {
             Some(true) => {
                 if self.cors.is_none() && self.sound {
                     field.complain(
-                        "true turns nothing on: say who may ask, as in cors: {allowed_origins: [\"https://app.example.com\"]}",
+                        "true enables nothing: list the origins, as in cors: {allowed_origins: [\"https://app.example.com\"]}",
                     );
                 }
                 None
@@ -73,7 +75,7 @@ impl Policy {
         };
         let sound = is_read && complaints.is_empty();
         for complaint in complaints {
-            // What is inherited was complained of where it is written.
+            // a mistake in an inherited value was reported where it is written
             if is_read && (self.sound || s.get(complaint.key).is_some()) {
                 s.complain_at(complaint.key, complaint.index, complaint.sentence);
             }
@@ -86,7 +88,7 @@ impl Policy {
     }
 }
 
-/// `cors:` where nothing is said.
+/// The defaults of `cors:`.
 fn default_settings() -> Settings {
     let words = |words: &[&str]| words.iter().copied().map(String::from).collect();
     Settings {
@@ -113,5 +115,5 @@ fn credentials(s: &Section<'_>) -> Option<Credentials> {
     }
 }
 
-/// Ten years.
+/// Ten years in seconds; browsers cap it at a day or less.
 const MAX_AGE: i64 = 315_360_000;

@@ -1,7 +1,7 @@
-//! Reads the YAML of a configuration and says, with line and path, all that is wrong with it.
+//! Reads the YAML of a configuration and reports every mistake in it with line and path.
 //!
-//! A [`Document`] is the tree as written; [`Section`] and [`Field`] are typed looks at it that never fail: what is wrong
-//! is remembered, and a default stands in, so that one run finds every mistake. Never a panic, whatever the bytes.
+//! A [`Document`] is the tree as written; [`Section`] and [`Field`] are typed views of it that never fail: a mistake is
+//! recorded and a default is used instead, so that one run finds every mistake. No input makes it panic.
 
 mod section;
 
@@ -16,10 +16,10 @@ use crate::config::{
     yaml::{self, Path, Step, SyntaxError, Tree, Value},
 };
 
-/// Where `${NAME}` and the variables of the program's own come from; a parameter, so that tests are pure.
+/// Looks up environment variables, for `${NAME}` and for the program's own; a parameter, so that tests are pure.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// A YAML document, and what has been said about it so far.
+/// A YAML document, and the errors and warnings about it so far.
 pub struct Document<'a> {
     name: String,
     text: &'a str,
@@ -34,7 +34,7 @@ struct Remark {
     sentence: String,
 }
 
-/// One value and where it stands.
+/// One value and its path.
 #[derive(Clone)]
 pub struct Field<'a> {
     document: &'a Document<'a>,
@@ -66,7 +66,7 @@ pub fn read(path: &FilePath) -> Result<String, String> {
 }
 
 impl<'a> Document<'a> {
-    /// Parses the first document of `text`; `name` is what messages call it. Errors are one line with the line's number.
+    /// Parses the first document of `text`; `name` is its name in messages. An error is one line with the line's number.
     pub fn parse(
         name: &str,
         text: &'a str,
@@ -97,7 +97,7 @@ impl<'a> Document<'a> {
         Ok(document)
     }
 
-    /// Reads the whole document by `read`, then complains of every key that was not asked for.
+    /// Reads the whole document by `read`, then reports every key that was not asked for.
     pub fn read<T>(&'a self, read: impl FnOnce(&Section<'a>) -> T) -> T {
         let root = Field {
             document: self,
@@ -112,7 +112,7 @@ impl<'a> Document<'a> {
         (self.environment)(name).filter(|value| !value.is_empty())
     }
 
-    /// Says what is wrong with something that stands in no file (an environment variable).
+    /// Records an error in something outside of the document, such as an environment variable.
     pub fn complain_of(&self, name: &str, sentence: &str) {
         self.errors.borrow_mut().push(Remark {
             path: Vec::new(),
@@ -120,7 +120,7 @@ impl<'a> Document<'a> {
         });
     }
 
-    /// A warning about no field in particular.
+    /// Records a warning about no particular field.
     pub fn warn(&self, sentence: String) {
         let path = Vec::new();
         self.warnings.borrow_mut().push(Remark { path, sentence });
@@ -145,7 +145,7 @@ impl<'a> Document<'a> {
         Err(lines)
     }
 
-    /// `config.yaml:12: routes[1].target: sentence`; finding a line costs a parse, so there is an end to it.
+    /// Messages such as `config.yaml:12: routes[1].target: sentence`; finding a line costs a parse, so their number is bounded.
     fn render(&self, remarks: &[Remark]) -> Vec<String> {
         let mut lines: Vec<(usize, String)> = remarks
             .iter()
@@ -165,7 +165,7 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// Remembers what is wrong here.
+    /// Records an error at this field.
     pub fn complain(&self, sentence: impl Into<String>) {
         self.document.errors.borrow_mut().push(Remark {
             path: self.path.clone(),
@@ -173,7 +173,7 @@ impl<'a> Field<'a> {
         });
     }
 
-    /// Remembers a warning.
+    /// Records a warning at this field.
     pub fn warn(&self, sentence: impl Into<String>) {
         self.document.warnings.borrow_mut().push(Remark {
             path: self.path.clone(),
@@ -233,7 +233,7 @@ impl<'a> Field<'a> {
         value
     }
 
-    /// The elements of a list; anything else is a list of one, and `null` an empty one.
+    /// The elements of a list; a single value is a list of one, and `null` an empty list.
     pub fn items(&self) -> Vec<Field<'a>> {
         match self.value {
             Value::List(items) => items
@@ -246,7 +246,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The entries of a mapping with free keys, each with its key.
+    /// The entries of a mapping with arbitrary keys.
     pub fn entries(&self) -> Vec<(&'a str, Field<'a>)> {
         match self.value {
             Value::Map(entries) => entries
@@ -261,7 +261,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A string, with its variables replaced; numbers and booleans are taken as they are written.
+    /// A string, with its variables replaced; a number or boolean as it is written.
     pub fn text(&self) -> Option<String> {
         match self.value {
             Value::Text(text) => self.replace(text),
@@ -275,7 +275,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// `true` or `false`; the words that older YAML takes for them too.
+    /// `true` or `false`, or one of YAML 1.1's words for them.
     pub fn flag(&self) -> Option<bool> {
         if let Value::Flag(flag) = self.value {
             return Some(*flag);
@@ -290,14 +290,14 @@ impl<'a> Field<'a> {
         flag
     }
 
-    /// A whole number; `10.0` and `"10"` are ones too.
+    /// A whole number; `10.0` and `"10"` are accepted too.
     pub fn whole(&self, unit: Unit, range: &RangeInclusive<i64>) -> Option<i64> {
         let number = self.number(unit)?;
         if number.fract() != 0.0 {
             self.complain(format!("must be a whole number, got {number}"));
             return None;
         }
-        // Exact where it matters: beyond 2^53 a decimal no longer is.
+        // a whole number is taken exactly: above 2^53 a float is not exact
         let exact = match self.value {
             Value::Whole(whole) => *whole,
             #[expect(
@@ -336,7 +336,7 @@ impl<'a> Field<'a> {
         None
     }
 
-    /// A string that `parse` understands or complains of.
+    /// A string read by `parse`, whose error is recorded.
     pub fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         parse(&self.text()?)
             .map_err(|sentence| self.complain(sentence))
@@ -347,7 +347,7 @@ impl<'a> Field<'a> {
         let text = match self.value {
             #[expect(
                 clippy::cast_precision_loss,
-                reason = "only its size counts; the exact one is kept"
+                reason = "used for range checks only; `whole` takes the exact number"
             )]
             Value::Whole(whole) => return Some(*whole as f64),
             Value::Decimal(decimal) if decimal.is_finite() => return Some(*decimal),
@@ -368,7 +368,7 @@ impl<'a> Field<'a> {
         number
     }
 
-    /// `${NAME}`, `${NAME:-default}` and `$$`; any other `$` stands for itself.
+    /// Replaces `${NAME}`, `${NAME:-default}` and `$$`; any other `$` stays.
     fn replace(&self, text: &str) -> Option<String> {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
@@ -403,7 +403,7 @@ impl<'a> Field<'a> {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if !named || name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
             self.complain(format!(
-                "holds ${{{}}}, which is no variable's name; write $$ for a plain $",
+                "holds ${{{}}}, which is not a variable's name; write $$ for a plain $",
                 shorten(name)
             ));
             return None;
@@ -415,7 +415,7 @@ impl<'a> Field<'a> {
             return None;
         }
         let set = (self.document.environment)(name);
-        // As in a shell, `:-` stands in for an empty variable too.
+        // as in a shell, `:-` also replaces an empty variable
         let value = match default {
             Some(default) => set
                 .filter(|value| !value.is_empty())
@@ -454,7 +454,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// What is said of a text that is no number of these.
+/// The message for a text that is not a number of this unit.
 fn no_number(text: &str, unit: Unit) -> String {
     let shown = quote(text);
     let plain = text.trim_start_matches('0');
@@ -470,7 +470,7 @@ fn no_number(text: &str, unit: Unit) -> String {
     }
 }
 
-/// A path as people write it.
+/// A path as messages show it: `routes[1].target`.
 struct Shown<'p>(&'p [Step]);
 
 impl fmt::Display for Shown<'_> {
@@ -486,8 +486,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// What a configuration may measure; the largest known ones are a hundredth of it.
+/// Bounds the bytes of a configuration; the largest known ones have a hundredth of it.
 const MAX_BYTES: u64 = 1024 * 1024;
 const TOO_LARGE: &str = "is larger than 1 MiB";
-/// Errors that are shown; each costs a parse or two.
+/// Bounds the errors that are shown; each costs a parse or two.
 const MAX_ERRORS: usize = 100;

@@ -1,7 +1,7 @@
-//! Every key that a configuration may have, by the section it belongs to.
+//! Every key of the configuration, by section.
 //!
-//! Only for messages: a key that is written in another section than its own is told where it belongs. What is read is
-//! decided by `config.rs` and its like; a test holds the two together.
+//! Only for messages about a key in the wrong section. The keys that are read are decided by the other files here; a test
+//! compares both.
 
 /// Sections as messages show them, `""` for the top level, each with its keys.
 const SECTIONS: [(&str, &[&str]); 17] = [
@@ -103,7 +103,7 @@ const SECTIONS: [(&str, &[&str]); 17] = [
     ("metrics", &["listen"]),
 ];
 
-/// Where a key belongs, to be read after "belongs to"; `None` where it belongs nowhere.
+/// The sections that a key belongs to, to be read after "belongs to"; `None` for an unknown key.
 pub fn home(key: &str) -> Option<String> {
     let homes: Vec<&str> = SECTIONS
         .iter()
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::config::tests::errors;
 
-    /// A configuration with an unknown key `zzz` in a section, which is told what is known there.
+    /// A configuration with an unknown key `zzz` in a section; its error lists the keys that are known there.
     fn with_unknown_key(section: &str) -> String {
         let route = "routes: [{path: /, target: \"http://h\"";
         let listener = match section {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_the_keys_that_are_read_and_no_others() {
+    fn the_table_lists_exactly_the_keys_that_are_read() {
         for (section, keys) in SECTIONS {
             let found = errors(&with_unknown_key(section));
             let known = found
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_another_section_is_told_where_it_belongs() {
+    fn the_error_for_a_key_in_the_wrong_section_names_the_right_one() {
         let route = "routes: [{path: /, target: \"http://h\"}]\n";
         for (lines, expected) in [
             (

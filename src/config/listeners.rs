@@ -320,10 +320,6 @@ fn entry<'a>(item: &Field<'a>) -> Option<(ListenEntry, Field<'a>)> {
         let tls = s.get("tls").map(|field| field.section(tls));
         let is_sound = is_sound == s.field().error_count();
         let http2 = s.flag("http2", tls.is_some());
-        if http2 && s.get("http2").is_some() {
-            s.place("http2")
-                .warn("HTTP/2 is not offered yet: clients are answered in HTTP/1.1");
-        }
         let place = place?;
         let address = place.parsed(parse_listen)?;
         let tls = tls.filter(|_| is_sound).map(Arc::new);

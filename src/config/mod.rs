@@ -1,9 +1,8 @@
-//! What the configuration means: every value parsed, every default filled in.
+//! The configuration: every value parsed, every default filled in, every mistake reported at once.
 //!
-//! `document.rs` reads the YAML and collects what is wrong with it, `routes.rs` and `cors.rs` read the routes and CORS;
-//! this room turns it all into a [`Config`], after which nothing re-reads a string. It never asks the network or the
-//! clock; of the disk it reads the configuration and the certificates that `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`
-//! name.
+//! `document.rs` reads the YAML and collects the mistakes, `routes.rs` and `cors.rs` read routes and CORS, and this file
+//! makes a [`Config`] of them, after which no string is parsed again. It never uses the network or the clock. It reads only
+//! the configuration and the files named by `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
 pub mod address;
 pub mod certificates;
@@ -42,37 +41,37 @@ use crate::{
     route::{Route, Routes, Tls},
 };
 
-/// The whole configuration as it is meant. Plain data: one `Arc<Config>` serves every worker.
+/// The whole configuration. Plain data: all workers share one `Arc<Config>`.
 #[derive(Debug)]
 pub struct Config {
-    /// Free label, shown by the health report; `""` where none is given.
+    /// A label of the operator's choice, shown by the health report; `""` = none.
     pub version: String,
     /// Where clients are awaited; never empty.
     pub listen: Vec<ListenEntry>,
     /// The routes, each with its effective CORS policy.
     pub routes: Routes,
-    /// The global CORS policy, for answers that belong to no route (404, health); `None` = off.
+    /// The global CORS policy, for answers outside of any route (404, health); `None` = off.
     pub cors: Option<Cors>,
     /// Limits and time-outs towards upstreams.
     pub transport: Transport,
-    /// Proxy for exchanges.
+    /// Limits of requests in progress.
     pub proxy: Proxy,
     /// Limits and time-outs towards clients.
     pub server: Server,
-    /// What the configuration and the environment say of memory.
+    /// The memory limit.
     pub memory: Memory,
     /// What is logged, and how.
     pub log: Log,
     /// The exact path of the health report. Default `/health`.
     pub health_path: String,
-    /// Where Prometheus may ask; `None` = off.
+    /// The address of the metrics page; `None` = off.
     pub metrics: Option<Listen>,
     /// Worker threads, at least 1. Default 1; `GOMAXPROCS` and `LEAN_PROXY_THREADS` set it (the latter wins).
-    /// Never more than 64, nor than a limit of places, of connections to one host or of clients.
+    /// At most 64, and at most each of the limits that workers share (see [`most_threads`]).
     pub threads: usize,
-    /// One line that says what the environment changed, for the start of the log; empty where nothing.
+    /// What the environment changed, as one line for the log at start; empty = nothing.
     pub environment: String,
-    /// Things worth a warning at each start (several documents, `insecure_skip_verify`, …).
+    /// Warnings to log at each start (several documents, `insecure_skip_verify`, …).
     pub warnings: Vec<String>,
 }
 
@@ -87,17 +86,25 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether clients at this address may speak HTTP/2.
+    pub fn offers_http2(&self, address: &Listen) -> bool {
+        let mut entries = self.listen.iter();
+        entries.any(|entry| entry.address == *address && entry.http2)
+    }
+}
+
 /// `transport:`; `None` means no limit or no time-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transport {
     /// From the start of the look-up to the end of the (TLS) handshake. Default 10 s.
     pub dial_timeout: Option<Duration>,
-    /// TCP keep-alive probes: idle time and interval, 1 s to 32767 s as the kernel takes them.
+    /// TCP keep-alive probes: idle time and interval, 1 s to 32767 s, which is the kernel's range.
     /// Default 30 s; 0 in the file = 15 s; negative = `None` = off.
     pub dial_keep_alive: Option<Duration>,
     /// Idle connections over all hosts. Default, and 0 in the file: `None` = what memory allows.
     pub max_idle_conns: Option<usize>,
-    /// Idle connections to one host. Default `auto`: `None` = what memory allows (0 in the file = 2 as Go means it).
+    /// Idle connections to one host. Default `auto`: `None` = what memory allows (0 in the file = 2, as in Go).
     pub max_idle_conns_per_host: Option<usize>,
     /// Connections to one host: idle, dialling and busy together; tunnels are not counted. Default, and 0 in the file:
     /// `None` = what memory allows.
@@ -106,44 +113,46 @@ pub struct Transport {
     pub idle_conn_timeout: Option<Duration>,
     /// Bytes read from the upstream at a time. Default 4096 (0 in the file = 4096); less than 512 counts as 512.
     pub read_buffer_size: usize,
-    /// Bytes on their way to the upstream at a time. Default 4096 (0 in the file = 4096); less than 512 counts as 512.
+    /// Bytes written to the upstream at a time. Default 4096 (0 in the file = 4096); less than 512 counts as 512.
     pub write_buffer_size: usize,
 }
 
 /// `proxy:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// Exchanges at the same time, held until the last byte of the body is gone. Default, and 0 in the file: `None` = what
-    /// memory allows.
+    /// Concurrent exchanges, counted until the last byte of the body is sent. Default, and 0 in the file: `None` = what memory
+    /// allows.
     pub max_concurrent_requests: Option<usize>,
-    /// Upgraded connections at the same time. Default, and 0 in the file: `None` = what memory allows.
+    /// Concurrent upgraded connections. Default, and 0 in the file: `None` = what memory allows.
     pub max_tunnels: Option<usize>,
-    /// How long a request waits for a place or for a connection of `max_conns_per_host`. Default 10 s; 0 = not at all.
+    /// How long a request waits for memory, a place and a connection of `max_conns_per_host`, in all. Default 10 s; 0 = it does
+    /// not wait.
     pub queue_timeout: Duration,
 }
 
 /// `server:`; `None` means no limit or no time-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// A request head must be complete in this time. Default 30 s; 0 = `None`.
+    /// Time for a request head to be complete. Default 30 s; 0 = `None`.
     pub header_timeout: Option<Duration>,
-    /// Without a byte of body from the client. Default 30 s; 0 = `None`.
+    /// Time without a byte of body from the client. Default 30 s; 0 = `None`.
     pub read_timeout: Option<Duration>,
-    /// Without a byte taken by the client. Default 120 s; 0 = `None`.
+    /// Time without a byte taken by the client. Default 120 s; 0 = `None`.
     pub write_timeout: Option<Duration>,
-    /// Between requests on a kept-alive connection. Default 30 s; 0 = `None`.
+    /// Time between requests on a kept-alive connection. Default 30 s; 0 = `None`.
     pub idle_timeout: Option<Duration>,
     /// Bytes of a request head; 431 above. Default 65536, 1024 to 1048576.
     pub max_header_bytes: usize,
-    /// Client connections at the same time. 0 = `None` = what the memory budget allows.
+    /// Concurrent client connections. Default, and 0 in the file: `None` = what memory allows.
     pub max_connections: Option<usize>,
-    /// What exchanges in flight get after SIGTERM. Default 5 s.
+    /// Time for requests in progress to end after SIGTERM. Default 5 s.
     pub shutdown_timeout: Duration,
-    /// Health says 503 this long before the listeners close. Default 0.
+    /// How long the health path answers 503 before the listeners close. Default 0.
     pub shutdown_delay: Duration,
-    /// Networks whose `X-Forwarded-*` is believed; empty: everybody's is kept and appended to.
+    /// Networks whose `X-Forwarded-*`, `Forwarded` and `X-Real-IP` are trusted. Empty: every client's fields are kept and
+    /// appended to.
     pub trusted_proxies: Vec<Network>,
-    /// Permissions of the files of `unix:` listeners. Default 0666: whoever can reach the folder may connect.
+    /// Permissions of the files of `unix:` listeners. Default 0666: every user who can reach the folder may connect.
     pub unix_socket_mode: u32,
 }
 
@@ -154,7 +163,7 @@ pub enum Memory {
     Auto,
     /// Never more than this many bytes, nor than the cgroup's limit.
     Bytes(u64),
-    /// No budget at all.
+    /// No limit: nothing is budgeted.
     Off,
 }
 
@@ -163,22 +172,22 @@ pub enum Memory {
 pub struct Log {
     /// One JSON object a line instead of `key=value`. `LOG_FORMAT=json` wins.
     pub json: bool,
-    /// The least level that is written. `DEBUG=true` wins.
+    /// The lowest level that is written. `DEBUG=true` wins.
     pub level: Level,
-    /// One line for each exchange when its last byte is gone. Default false.
+    /// One line for each exchange when its last byte is sent. Default false.
     pub access: bool,
 }
 
-/// How much an event matters; ordered.
+/// The severity of an event; ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// The upstream's URL, retries.
+    /// Details of single exchanges, such as retries.
     Debug,
-    /// The life of the program.
+    /// Start, reload and stop of the program.
     Info,
-    /// Something is not as it should be, and the program copes.
+    /// Something is wrong, and the program goes on.
     Warn,
-    /// Somebody did not get an answer.
+    /// The program failed at something that a client or an operator will notice.
     Error,
 }
 
@@ -187,11 +196,12 @@ pub enum Level {
 pub enum Source<'a> {
     /// A file of at most 1 MiB.
     File(&'a Path),
-    /// The YAML itself, and what messages call it (`LEAN_PROXY_CONFIG`).
+    /// The name of a text in messages (`LEAN_PROXY_CONFIG`), and the text.
     Text(&'a str, &'a str),
 }
 
-/// Loads, validates and fills in. `Err`: every mistake, one line each, as `config.yaml:12: routes[1].target: sentence`.
+/// Reads and validates a configuration. `Err`: every mistake, one line each, such as
+/// `config.yaml:12: routes[1].target: sentence`.
 pub fn load(source: Source<'_>, environment: Environment<'_>) -> Result<Arc<Config>, Vec<String>> {
     match source {
         Source::File(path) => {
@@ -210,7 +220,7 @@ fn from_yaml(name: &str, text: &str, environment: Environment<'_>) -> Result<Con
         document: &document,
         line: String::new(),
     };
-    // a text is that of a variable, and the variable's name is the text's
+    // a text comes from a variable and bears its name
     if document.variable(name).is_some() {
         effects.tell(format_args!("{name} -> the configuration"));
     }
@@ -263,7 +273,7 @@ fn config(root: &Section<'_>) -> Config {
     }
 }
 
-/// The time-out for the response's head is each route's own in the end.
+/// Reads `transport:`; its `response_header_timeout` is returned apart, because it is the default of each route's.
 fn transport(s: &Section<'_>) -> (Transport, Option<Duration>) {
     let buffer = |key| match s.whole(key, Unit::Bytes, 0, &(0..=MAX_BUFFER)) {
         0 => 4096,
@@ -283,7 +293,7 @@ fn transport(s: &Section<'_>) -> (Transport, Option<Duration>) {
     (transport, response_header_timeout)
 }
 
-/// As in Go's `net/http`, where 0 is 2; `auto` leaves it to memory.
+/// Reads `max_idle_conns_per_host`: 0 means 2, as in Go's `net/http`; `auto` leaves it to memory.
 fn idle_per_host(s: &Section<'_>) -> Option<usize> {
     let field = s.get("max_idle_conns_per_host")?;
     if field.text().as_deref() == Some("auto") {
@@ -295,7 +305,7 @@ fn idle_per_host(s: &Section<'_>) -> Option<usize> {
     }
 }
 
-/// As Go's `net.Dialer.KeepAlive`; the kernel counts in whole seconds, 32767 at most.
+/// Reads `dial_keep_alive`, like Go's `net.Dialer.KeepAlive`; the kernel takes whole seconds, 32767 at most.
 fn dial_keep_alive(s: &Section<'_>) -> Option<Duration> {
     let written = s
         .get("dial_keep_alive")
@@ -324,20 +334,20 @@ fn server(s: &Section<'_>) -> Server {
     }
 }
 
-/// Octal as `chmod` takes it: "0660", or `0o660` without quotes.
+/// An octal mode as for `chmod`: "0660", or `0o660` without quotes.
 fn socket_mode(text: &str) -> Result<u32, String> {
     let shown = quote(text);
     match octal_mode(text) {
-        // whether `660` is meant in octal or came out of another program as a decimal number cannot be known
+        // `660` may be meant in octal, or be a decimal number that another program wrote
         None if octal_mode(&format!("0{text}")).is_some() => Err(format!(
             "must be an octal mode with its zero: write \"0{text}\", not {shown}"
         )),
         None => Err(format!(
             "must be an octal mode such as \"0660\", got {shown}"
         )),
-        // unix(7): to connect is to write
+        // connecting takes write permission (unix(7))
         Some(mode) if mode & 0o222 == 0 => Err(format!(
-            "lets nobody connect, for that takes the right to write: got {shown}"
+            "allows no connections, because connecting takes write permission: got {shown}"
         )),
         Some(mode) => Ok(mode),
     }
@@ -362,7 +372,7 @@ fn memory(s: &Section<'_>) -> Memory {
     }
 }
 
-/// Below a mebibyte the program does not start, so somebody meant another unit.
+/// Below a mebibyte the program could not start: the number was meant in another unit.
 fn memory_of(bytes: u64) -> Result<Memory, String> {
     match bytes {
         0 => Ok(Memory::Off),
@@ -399,7 +409,7 @@ fn metrics(s: &Section<'_>, listen: &[ListenEntry]) -> Option<Listen> {
     }
 }
 
-/// What the environment says wins over the file.
+/// Applies the environment's variables, which win over the file.
 fn apply_environment(effects: &mut Effects<'_>, config: &mut Config) {
     if config.listen.is_empty() {
         let port = effects.read(&["PORT"], "listen", port);
@@ -431,7 +441,7 @@ fn port(text: &str) -> Result<(u16, String), String> {
     }
 }
 
-/// Each worker has a share of one at least: more workers than a limit would exceed it together.
+/// The maximum of threads. Each worker's share of a limit is at least one, so more workers than the limit would exceed it.
 fn most_threads(config: &Config) -> usize {
     let limits = [
         Some(64),
@@ -461,7 +471,7 @@ fn format_is_json(text: &str) -> Result<(bool, String), String> {
     }
 }
 
-/// The environment's roots are read where some target is verified against them, and nowhere else.
+/// Checks the environment's roots, only where some target is verified against them.
 fn check_roots(effects: &mut Effects<'_>, config: &Config) {
     let document = effects.document;
     let targets = config.routes.iter().filter_map(Route::target);
@@ -483,14 +493,14 @@ fn check_roots(effects: &mut Effects<'_>, config: &Config) {
     }
 }
 
-/// Reads variables and notes what they change.
+/// Reads variables and records what they change.
 struct Effects<'a> {
     document: &'a Document<'a>,
     line: String,
 }
 
 impl Effects<'_> {
-    /// The first of these variables that is set and sound; `parse` gives the value and how it is shown.
+    /// The value of the first of these variables that is set and valid; `parse` returns the value and how it is shown.
     fn read<T>(
         &mut self,
         names: &[&str],
@@ -512,7 +522,7 @@ impl Effects<'_> {
         })
     }
 
-    /// DEBUG belongs to many programs: what is not meant for this one must not stop it.
+    /// Whether DEBUG is true. Many programs use this variable, so another value is a warning and not an error.
     fn debug(&mut self) -> bool {
         let Some(text) = self.document.variable("DEBUG") else {
             return false;
@@ -522,7 +532,7 @@ impl Effects<'_> {
             Some(true) => self.note("DEBUG", &text, "log.level", "debug"),
             Some(false) => {}
             None => self.document.warn(format!(
-                "DEBUG={} is neither true nor false and does nothing",
+                "DEBUG={} is neither true nor false and is ignored",
                 quote(&text)
             )),
         }
@@ -559,7 +569,7 @@ fn parse_memory(text: &str) -> Result<Memory, String> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "the range was looked at"
+        reason = "the range was checked"
     )]
     match bytes {
         Some(bytes) if bytes.fract() == 0.0 => memory_of(bytes as u64),
@@ -583,10 +593,10 @@ const LEVELS: [(&str, Level); 4] = [
     ("error", Level::Error),
 ];
 const MAX_COUNT: i64 = 1_000_000_000;
-/// Buffers are held for each exchange: larger ones win nothing.
+/// Bounds a buffer, of which each exchange has its own: larger ones would not be faster.
 const MAX_BUFFER: i64 = 16 * 1024 * 1024;
 const MIN_MEMORY: u64 = 1024 * 1024;
-/// An exbibyte: no machine has it, and below it every number of bytes is exact enough.
+/// Bounds a memory limit: an exbibyte, more than any machine has.
 const MAX_MEMORY: f64 = 1_152_921_504_606_846_976.0;
 
 #[cfg(test)]
@@ -625,7 +635,7 @@ pub mod tests {
         first(config).target().unwrap()
     }
 
-    /// A good configuration with these lines before it.
+    /// A valid configuration with these lines before it.
     fn plus(lines: &str) -> String {
         format!("{lines}\nroutes: [{{path: /, target: \"http://h\"}}]\n")
     }
@@ -658,7 +668,7 @@ proxy:
 ";
 
     #[test]
-    fn a_file_of_the_seed_runs_unchanged() {
+    fn a_configuration_of_the_first_version_is_accepted_unchanged() {
         let config = good(SEED);
         assert_eq!(config.listen, [Listen::Everywhere(80)]);
         let route = first(&config);
@@ -786,7 +796,7 @@ proxy:
     }
 
     #[test]
-    fn zero_is_what_go_means_by_it() {
+    fn zero_means_what_it_means_in_go() {
         let config = good(&plus(
             "transport: {dial_timeout: 0, dial_keep_alive: 0, max_idle_conns: 0, max_idle_conns_per_host: 0, \
              max_conns_per_host: 0, idle_conn_timeout: 0, response_header_timeout: 0, read_buffer_size: 0, \
@@ -814,7 +824,7 @@ proxy:
     }
 
     #[test]
-    fn lenient_where_the_meaning_is_clear() {
+    fn other_notations_with_a_clear_meaning_are_accepted() {
         let cases = [
             "transport: {max_idle_conns: 10.0, dial_timeout: 0.5}",
             "transport: {max_idle_conns: \"10\", dial_timeout: '2.5'}",
@@ -1027,7 +1037,7 @@ proxy:
         ),
         (
             "server: {unix_socket_mode: \"0555\"}",
-            "c.yaml:1: server.unix_socket_mode: lets nobody connect",
+            "c.yaml:1: server.unix_socket_mode: allows no connections",
         ),
         (
             "server:\n  trusted_proxies:\n  - 10.0.0.0/8\n  - 10.0.0.0/99",
@@ -1111,7 +1121,7 @@ proxy:
         ),
         (
             "cors: true",
-            "c.yaml:1: cors: true turns nothing on: say who may ask",
+            "c.yaml:1: cors: true enables nothing: list the origins",
         ),
         (
             "cors: {allowed_methods: [GET, put]}",
@@ -1123,7 +1133,7 @@ proxy:
         ),
         (
             "health: {path: /health/*}",
-            "c.yaml:1: health.path: there are no patterns here",
+            "c.yaml:1: health.path: there are no patterns",
         ),
         (
             "cors: {max_age: 1y}",
@@ -1155,7 +1165,7 @@ proxy:
         ),
         (
             "version: ${A B}",
-            "c.yaml:1: version: holds ${A B}, which is no variable's name",
+            "c.yaml:1: version: holds ${A B}, which is not a variable's name",
         ),
         ("a: 1\na: 2", "c.yaml:2: duplicate key \"a\""),
     ];
@@ -1173,7 +1183,7 @@ proxy:
 
     /// What is written, then the beginning of the error it must get.
     #[test]
-    fn the_environments_roots_are_read_where_they_count() {
+    fn the_environments_roots_are_read_only_where_a_target_needs_them() {
         let pairs = [("SSL_CERT_FILE", "/nonexistent.pem")];
         let environment = with(&pairs);
         let load = |route: &str| {
@@ -1212,7 +1222,7 @@ proxy:
             .map(|error| error.split(':').nth(1).unwrap())
             .collect();
         assert_eq!(starts, ["1", "3", "4", "5", "6", "7"], "{found:#?}");
-        // What a route inherits is told once, where it is written; and there is an end to it.
+        // a mistake that routes inherit is reported once, where it is written; and the number of errors is bounded
         let inherited = "cors: {allowed_origins: [x]}\nroutes: [{path: /, target: \"http://h\", cors: {max_age: 1}}]";
         assert_eq!(errors(inherited).len(), 1);
         let many = errors(&plus(&format!("{}: 1", "k\u{7f}".repeat(900))));
@@ -1299,7 +1309,7 @@ proxy:
     }
 
     #[test]
-    fn a_configuration_out_of_a_variable_is_told() {
+    fn a_configuration_from_a_variable_is_logged() {
         let text = plus("");
         let pairs = [("LEAN_PROXY_CONFIG", text.as_str()), ("PORT", "81")];
         let config = load(Source::Text("LEAN_PROXY_CONFIG", &text), &with(&pairs)).unwrap();
@@ -1353,7 +1363,7 @@ proxy:
     }
 
     #[test]
-    fn the_sample_listens_where_its_user_may() {
+    fn the_sample_listens_on_a_port_that_needs_no_privileges() {
         let sample = Source::File(Path::new("config.yaml"));
         let on_a_desk = load(sample, NOTHING).unwrap();
         assert_eq!(on_a_desk.listen, [Listen::Everywhere(8080)]);

@@ -1,7 +1,7 @@
-//! The entries of `routes:`, each with what it inherits from the rest of the configuration.
+//! Reads the entries of `routes:`, each with what it inherits from the rest of the configuration.
 //!
-//! Every key is read, whatever is wrong with the others, so that one run finds every mistake. No message repeats a
-//! header's value: it may be a secret.
+//! Every key is read, even after a mistake in another, so that one run finds every mistake. No message repeats the value of
+//! a header, because it may be a secret.
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
@@ -24,17 +24,17 @@ use crate::{
     route::{Action, Edits, HostPattern, Route, Routes, Target, Tls},
 };
 
-/// What every route may fall back on.
+/// What all routes have in common.
 pub struct Common<'a> {
-    /// `transport.response_header_timeout`.
+    /// `transport.response_header_timeout`, the default of each route's.
     pub response_header_timeout: Option<Duration>,
-    /// The global policy.
+    /// The global policy, which each route inherits.
     pub cors: &'a Policy,
-    /// What no route may be.
+    /// The health path, which no route may have.
     pub health_path: &'a str,
 }
 
-/// Reads `routes:`, of which there must be one at least, no two with the same host and path.
+/// Reads `routes:`: at least one, and no two with the same host and path.
 pub fn routes(root: &Section<'_>, common: &Common<'_>) -> Routes {
     let items = root
         .get("routes")
@@ -69,7 +69,7 @@ fn host_keys(route: &Route) -> impl Iterator<Item = String> {
     named.chain(any)
 }
 
-/// `None` where something without a default is amiss; all keys are read in any case.
+/// Reads a route; `None` where a key without a default is missing or wrong. All keys are read in any case.
 fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
     let path = s.parsed("path", parse_path);
     if let Some(path) = &path {
@@ -112,7 +112,7 @@ fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
     })
 }
 
-/// `host:`, one or a list; an empty one stands for every host.
+/// Reads `host:`, one or a list; an empty string means every host.
 fn hosts(s: &Section<'_>) -> Vec<HostPattern> {
     let Some(field) = s.get("host") else {
         return Vec::new();
@@ -134,8 +134,7 @@ fn hosts(s: &Section<'_>) -> Vec<HostPattern> {
     hosts
 }
 
-/// What is done with the route's requests: exactly one of `target`, `redirect` and `respond`. Each is read, whatever is
-/// wrong with the others.
+/// Reads `target`, `redirect` and `respond`, of which a route has exactly one. All are read, even after a mistake in one.
 fn action(s: &Section<'_>) -> Option<Action> {
     let written: Vec<&str> = ["target", "redirect", "respond"]
         .into_iter()
@@ -165,7 +164,7 @@ fn action(s: &Section<'_>) -> Option<Action> {
     redirect.or_else(|| respond.flatten().map(Action::Respond))
 }
 
-/// Keys that only a request to a target heeds, beside a `redirect` or `respond`.
+/// Reports keys that have no effect beside a `redirect` or `respond`.
 fn check_keys(s: &Section<'_>, action: &Action, request_headers: &Edits) {
     let (name, idle): (_, &[_]) = match action {
         Action::Forward(_) => return,
@@ -173,15 +172,15 @@ fn check_keys(s: &Section<'_>, action: &Action, request_headers: &Edits) {
         Action::Respond(_) => ("respond", &[&FORWARDING[..], &["strip_prefix"]].concat()),
     };
     for key in idle.iter().filter(|key| s.get(key).is_some()) {
-        // a section that says nothing is no mistake: it may have been written by a program
+        // an empty section is not a mistake: a program may have written it
         if *key != "request_headers" || !request_headers.is_empty() {
             s.place(key)
-                .complain(format!("does nothing beside {name}: no target is asked"));
+                .complain(format!("has no effect beside {name}, which asks no target"));
         }
     }
 }
 
-/// What has no meaning where no target is asked; `tls` is looked at by itself.
+/// Keys that only affect requests to a target, apart from `tls`, which [`action`] checks.
 const FORWARDING: [&str; 5] = [
     "preserve_host",
     "rewrite_location",
@@ -207,8 +206,9 @@ fn redirect(s: &Section<'_>) -> Option<Redirect> {
 }
 
 fn respond(s: &Section<'_>) -> Option<Response> {
-    let status = status_code(s.whole("status", Unit::Plain, 200, &(200..=599)))?;
     let body = Bytes::from(s.text("body"));
+    let usual = if body.is_empty() { 404 } else { 200 };
+    let status = status_code(s.whole("status", Unit::Plain, usual, &(200..=599)))?;
     let written = s.parsed("content_type", |text| {
         HeaderValue::from_str(text)
             .ok()
@@ -231,7 +231,7 @@ fn status_code(number: i64) -> Option<StatusCode> {
     StatusCode::from_u16(u16::try_from(number).ok()?).ok()
 }
 
-/// Lays the route's `tls` over what its target says.
+/// Adds the route's `tls` to its target.
 fn with_tls(s: &Section<'_>, mut target: Target, settings: Tls) -> Target {
     match &mut target.origin.tls {
         Some(own) => {
@@ -260,7 +260,7 @@ fn tls(s: &Section<'_>) -> Tls {
 fn check_tls(s: &Section<'_>, tls: &mut Tls, host: String) {
     if tls.insecure_skip_verify {
         s.place("tls").warn(
-            "insecure_skip_verify: any certificate is taken: whoever is in between can read and change everything",
+            "insecure_skip_verify: any certificate is accepted: an attacker on the way can read and change everything",
         );
     }
     let key = if tls.server_name.is_empty() {
@@ -292,7 +292,7 @@ fn edits(s: &Section<'_>, is_request: bool) -> Edits {
         let name = header_name(key).map_err(|sentence| field.complain(sentence));
         let value = field.text().and_then(|text| {
             let value = HeaderValue::from_bytes(text.trim_matches([' ', '\t']).as_bytes());
-            // Never the value: it may be a secret.
+            // the message does not repeat the value, which may be a secret
             value
                 .map_err(|_| field.complain("holds a byte that no header value may hold"))
                 .ok()
@@ -316,14 +316,16 @@ fn edits(s: &Section<'_>, is_request: bool) -> Edits {
 
 fn header_name(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| format!("{} is no valid header name", quote(text)))?;
+        .map_err(|_| format!("{} is not a valid header name", quote(text)))?;
     if FRAMING.contains(&name.as_str()) {
-        return Err(format!("{name} frames the message and is the proxy's own"));
+        return Err(format!(
+            "{name} frames the message, and only the proxy sets it"
+        ));
     }
     Ok(name)
 }
 
-/// Fields that say where a message ends or what its connection is: edits of these would break it.
+/// Fields that decide where a message ends, or that concern one connection only: editing them would break the message.
 const FRAMING: [&str; 8] = [
     "connection",
     "content-length",
@@ -340,7 +342,7 @@ mod tests {
     use super::*;
     use crate::config::tests::{errors, good};
 
-    /// A good configuration whose only route has these lines, too.
+    /// A valid configuration whose only route also has these lines.
     fn route_plus(lines: &str) -> String {
         format!(
             "routes:\n- path: /\n  target: http://h\n  {}\n",
@@ -423,7 +425,7 @@ mod tests {
         ),
         (
             "request_headers:\n  set:\n    bad name: x",
-            "c.yaml:6: routes[0].request_headers.set.bad name: \"bad name\" is no valid header name",
+            "c.yaml:6: routes[0].request_headers.set.bad name: \"bad name\" is not a valid header name",
         ),
         (
             "request_headers: {set: {\"X-A\": \"a\\r\\nX-B: secret\"}}",
@@ -443,7 +445,7 @@ mod tests {
         ),
         (
             "request_headers: {remove: [a, \"b:\"]}",
-            "c.yaml:4: routes[0].request_headers.remove[1]: \"b:\" is no valid",
+            "c.yaml:4: routes[0].request_headers.remove[1]: \"b:\" is not a valid",
         ),
         (
             "request_headers: {remove: Host}",
@@ -460,7 +462,7 @@ mod tests {
         ("cors: yes", "c.yaml:4: routes[0].cors: must be a mapping"),
         (
             "cors: true",
-            "c.yaml:4: routes[0].cors: true turns nothing on",
+            "c.yaml:4: routes[0].cors: true enables nothing",
         ),
         (
             "queue_timeout: 1",
@@ -534,7 +536,7 @@ mod tests {
         ),
         (
             "routes: [{path: /, redirect: {to: /x}, max_body_size: 1}]",
-            "c.yaml:1: routes[0].max_body_size: does nothing beside redirect",
+            "c.yaml:1: routes[0].max_body_size: has no effect beside redirect",
         ),
         (
             "routes: [{path: /, redirect: {to: /x}, tls: {server_name: a}}]",
@@ -558,11 +560,11 @@ mod tests {
         ),
         (
             "routes: [{path: /, respond: {}, strip_prefix: false}]",
-            "c.yaml:1: routes[0].strip_prefix: does nothing beside respond",
+            "c.yaml:1: routes[0].strip_prefix: has no effect beside respond",
         ),
         (
             "routes: [{path: /, respond: {}, request_headers: {remove: a}}]",
-            "c.yaml:1: routes[0].request_headers: does nothing beside respond",
+            "c.yaml:1: routes[0].request_headers: has no effect beside respond",
         ),
         (
             "routes:\n- {path: /}",
@@ -646,7 +648,8 @@ mod tests {
              - {path: /a, host: [a.example, \"*.b.example\"], redirect: {to: \"https://{host}\", status: 301}, request_headers: {set: {}, remove: []}, tls: {}}\n\
              - {path: /b, respond: {status: 404, body: \"g\u{f6}ne\"}}\n\
              - {path: /c, respond: {status: 204}}\n\
-             - {path: /d, respond: {body: \"{}\", content_type: application/json}}\n",
+             - {path: /d, respond: {body: \"{}\", content_type: application/json}}\n\
+             - {path: /e, respond: {}}\n",
         );
         let mut routes = config.routes.iter();
         let route = routes.next().unwrap();
@@ -672,6 +675,7 @@ mod tests {
             (404, "g\u{f6}ne", Some("text/plain; charset=utf-8")),
             (204, "", None),
             (200, "{}", Some("application/json")),
+            (404, "", None),
         ];
         assert_eq!(shown, expected);
         let usual = good("routes: [{path: /, redirect: {to: /x}}]");
@@ -682,7 +686,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_cannot_be() {
+    fn mistakes_in_the_list_of_routes() {
         for (text, expected) in NO_ROUTES {
             let errors = errors(text);
             assert!(errors[0].starts_with(expected), "{text}: {errors:#?}");

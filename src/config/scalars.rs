@@ -1,19 +1,19 @@
-//! Numbers and switches as people write them.
+//! Numbers, times, sizes and booleans in the notations that people use.
 //!
-//! Pure: each function reads one scalar or says `None`; who asked knows what to say of it.
+//! Pure: each function parses one scalar or returns `None`; the message is the caller's.
 
-/// What a number counts, and so which units may stand behind it.
+/// What a number counts, which decides the units that may follow it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Seconds.
     Seconds,
     /// Bytes.
     Bytes,
-    /// Things.
+    /// A count, without a unit.
     Plain,
 }
 
-/// `true`, `false` and the words that YAML 1.1 and people use for them.
+/// `true`, `false` and YAML 1.1's words for them.
 pub fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),
@@ -22,7 +22,7 @@ pub fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// The same, and `1` and `0` as variables have it.
+/// Like [`boolean`], and `1` and `0`, which are usual in environment variables.
 pub fn boolean_or_digit(text: &str) -> Option<bool> {
     match text {
         "1" => Some(true),
@@ -31,7 +31,7 @@ pub fn boolean_or_digit(text: &str) -> Option<bool> {
     }
 }
 
-/// Plain decimal notation only: neither `1e3` nor `inf` nor `007`.
+/// A number in plain decimal notation: not `1e3`, `inf` or `007`.
 pub fn decimal(text: &str) -> Option<f64> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
@@ -43,8 +43,8 @@ pub fn decimal(text: &str) -> Option<f64> {
         .filter(|number: &f64| number.is_finite())
 }
 
-/// Seconds: a plain number, or a time as Go writes it: `500ms`, `30s`, `1m30s`. Days (`d`) and the long names of the
-/// units are understood too.
+/// Seconds: a plain number, or a duration as in Go: `500ms`, `30s`, `1m30s`. Days (`d`) and the long names of units are
+/// accepted too.
 pub fn seconds(text: &str) -> Option<f64> {
     if let Some(number) = decimal(text) {
         return Some(number);
@@ -66,7 +66,7 @@ pub fn seconds(text: &str) -> Option<f64> {
 }
 
 /// Bytes: a plain number, or a size such as `64KiB`, `10MB` or `1.5GiB`, rounded to a whole byte. `KB` is 1000 and `KiB`
-/// is 1024; a bare `K`, `M`, `G` or `T` is 1024 and its powers, as for docker and systemd.
+/// is 1024; a bare `K`, `M`, `G` or `T` is 1024 and its powers, as in docker and systemd.
 pub fn bytes(text: &str) -> Option<f64> {
     if let Some(number) = decimal(text) {
         return Some(number);
@@ -80,7 +80,7 @@ pub fn bytes(text: &str) -> Option<f64> {
     after.is_empty().then_some((sign * bytes).round())
 }
 
-/// A number without a sign, the unit behind it, and what follows up to the next number.
+/// Splits a text into a number without a sign, its unit, and the rest, which begins with the next number.
 fn split_unit(text: &str) -> Option<(f64, &str, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, rest) = text.split_at_checked(end)?;
@@ -120,7 +120,7 @@ fn bytes_of(name: &str) -> Option<f64> {
     })
 }
 
-/// Three octal digits that are seen to be so by what stands before them: `0660` or `0o660`.
+/// Three octal digits after a prefix that marks them as octal: `0660` or `0o660`.
 pub fn octal_mode(text: &str) -> Option<u32> {
     text.strip_prefix("0o")
         .or_else(|| text.strip_prefix('0'))
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn times_as_go_writes_them() {
+    fn durations_as_in_go() {
         let cases = [
             ("30", Some(30.0)),
             ("0.25", Some(0.25)),

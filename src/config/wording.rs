@@ -1,8 +1,9 @@
-//! Words for messages: values in quotes, cut where they are long; the key that was meant; one line without control bytes.
+//! Formatting for messages: quoted and shortened values, the key that was probably meant, one line without control
+//! characters. Pure.
 
 use std::fmt::{self, Write as _};
 
-/// An error without the number that Rust appends to the system's own words.
+/// The text of an error without the number that Rust appends to the system's message.
 pub fn plain(error: &dyn fmt::Display) -> String {
     let mut text = error.to_string();
     if let Some(number) = text.find(" (os error") {
@@ -11,12 +12,12 @@ pub fn plain(error: &dyn fmt::Display) -> String {
     text
 }
 
-/// Text in quotes, control bytes escaped, cut where it is long.
+/// A text in quotes, shortened, with control characters escaped.
 pub fn quote(text: &str) -> String {
     format!("{:?}", shorten(text))
 }
 
-/// The known word closest to `word`, if it is close enough to be what was meant.
+/// The known word that is closest to `word`, if it is close enough to be a suggestion.
 pub fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     if word.len() > 64 {
         return None;
@@ -57,7 +58,7 @@ pub fn shorten(text: &str) -> String {
     text.chars().take(MAX_SHOWN).chain(['…']).collect()
 }
 
-/// What goes to a terminal or a log: one line, no control bytes, not endless.
+/// A text for a terminal or a log: one line without control characters, of at most [`MAX_LINE`] characters.
 pub fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars().take(MAX_LINE) {
@@ -70,9 +71,9 @@ pub fn one_line(text: &str) -> String {
     out
 }
 
-/// Characters of a value that a message repeats.
+/// Bounds the characters of a value that a message repeats.
 const MAX_SHOWN: usize = 80;
-/// Characters of a message.
+/// Bounds the characters of a message.
 const MAX_LINE: usize = 600;
 
 #[cfg(test)]
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_word_that_was_meant() {
+    fn the_closest_word_is_suggested() {
         let known = ["listen", "routes", "cors", "dial_timeout"];
         let cases = [
             ("listn", Some("listen")),

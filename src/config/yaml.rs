@@ -1,7 +1,7 @@
-//! YAML as a tree, and on which line of the text each part of it stands.
+//! YAML as a tree, and the line of each part of it.
 //!
-//! `serde_yaml` gives no spans, but its errors know their line: to learn where a field stands, the text is parsed once
-//! more by a visitor that fails there. Never a panic, whatever the bytes; aliases are paid for by what they expand to.
+//! `serde_yaml` gives no spans, but its errors have a line: to find the line of a field, the text is parsed again by a
+//! visitor that fails there. No input makes it panic, and the memory of the tree, with aliases expanded, is bounded.
 
 use std::{cell::Cell, collections::HashSet, fmt};
 
@@ -10,16 +10,16 @@ use serde::de::{
     SeqAccess, Visitor,
 };
 
-/// A node of the tree. Mappings keep their order; merge keys are already laid in.
+/// A node of the tree. Mappings keep their order; merge keys are already applied.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// `null`, `~`, or nothing.
+    /// `null`, `~`, or an empty value.
     Null,
     /// `true` or `false`.
     Flag(bool),
-    /// A whole number; what is too large is the largest.
+    /// A whole number; one that is too large becomes the largest.
     Whole(i128),
-    /// A number with a fraction or exponent; may be infinite or none.
+    /// A number with a fraction or exponent; may be infinite or NaN.
     Decimal(f64),
     /// Any other scalar, and every scalar in quotes.
     Text(String),
@@ -41,19 +41,19 @@ pub enum Step {
     Index(usize),
 }
 
-/// What a text holds.
+/// The result of parsing a text.
 pub struct Tree {
     /// The first document.
     pub root: Value,
-    /// Whether others follow it.
+    /// Whether other documents follow.
     pub more: bool,
 }
 
-/// What is wrong with a text, and on which line of it.
+/// A syntax error.
 pub struct SyntaxError {
     /// Counted from 1.
     pub line: Option<usize>,
-    /// May hold the path and parts of the text.
+    /// The message, which may contain a path and parts of the text.
     pub sentence: String,
 }
 
@@ -69,7 +69,7 @@ pub fn parse(text: &str) -> Result<Tree, SyntaxError> {
         None => Value::Null,
     };
     let more = match documents.next() {
-        // What follows is not read, but it must not be the rest of a document that broke off.
+        // A following document is not used, but it must be valid: it may be the rest of a damaged one.
         Some(second) => IgnoredAny::deserialize(second)
             .map(|_| true)
             .map_err(|error| syntax_error(text, &error))?,
@@ -78,7 +78,7 @@ pub fn parse(text: &str) -> Result<Tree, SyntaxError> {
     Ok(Tree { root, more })
 }
 
-/// The line of a field's key (or list element), else that of the closest thing around it that is written down.
+/// The line of a field's key (or list element); for an absent field that of the closest parent in the text.
 pub fn line(text: &str, mut path: &[Step]) -> usize {
     while let Some((_, around)) = path.split_last() {
         for merged in [false, true] {
@@ -91,7 +91,7 @@ pub fn line(text: &str, mut path: &[Step]) -> usize {
     1
 }
 
-/// A scalar as it is written: `1.10` stays `1.10`.
+/// A scalar as it is written, so that `1.10` stays `1.10`.
 pub fn raw(text: &str, path: &[Step]) -> Option<String> {
     let found = Cell::new(None);
     for merged in [false, true] {
@@ -114,8 +114,8 @@ fn walk(
     error.location().map(|location| location.line())
 }
 
-/// `serde_yaml` itself refuses what is nested deeper than 128, but only after libyaml has spent the square of the depth
-/// on it (20 s for a mebibyte of `[`). Brackets are counted wherever they stand: no sane text leaves so many open.
+/// Refuses deep nesting. `serde_yaml` refuses more than 128 levels, but only after libyaml has spent quadratic time on them
+/// (20 s for a mebibyte of `[`). Brackets in strings and comments are counted too: no real text leaves so many open.
 fn check_depth(text: &str) -> Result<(), SyntaxError> {
     let mut depth = 0_usize;
     let mut line = 1;
@@ -137,7 +137,7 @@ fn check_depth(text: &str) -> Result<(), SyntaxError> {
     Ok(())
 }
 
-/// `serde_yaml` puts the place behind the sentence; people and editors look for it in front.
+/// Moves the line of an error from the end of `serde_yaml`'s message to the front, where people and editors expect it.
 fn syntax_error(text: &str, error: &serde_yaml::Error) -> SyntaxError {
     let mut sentence = error.to_string();
     let mut line = error.location().map(|location| {
@@ -145,7 +145,7 @@ fn syntax_error(text: &str, error: &serde_yaml::Error) -> SyntaxError {
         sentence = sentence.replacen(&place, "", 1);
         location.line()
     });
-    // A byte that YAML forbids is found before lines are counted.
+    // an error about a byte that YAML forbids has a position instead of a line
     if let Some((words, position)) = sentence.rsplit_once(" at position ") {
         let position = position.parse().unwrap_or(0);
         let newlines = text.bytes().take(position).filter(|byte| *byte == b'\n');
@@ -158,7 +158,7 @@ fn syntax_error(text: &str, error: &serde_yaml::Error) -> SyntaxError {
     SyntaxError { line, sentence }
 }
 
-/// What the author of a line most likely has to change, where libyaml's words do not say it.
+/// What probably has to be changed in a line, where libyaml's message does not say it.
 fn hint(text: &str, line: Option<usize>, sentence: &str) -> Option<String> {
     let written = text.lines().nth(line?.checked_sub(1)?)?;
     let indent = written.len() - written.trim_start_matches([' ', '\t']).len();
@@ -173,21 +173,21 @@ fn hint(text: &str, line: Option<usize>, sentence: &str) -> Option<String> {
             .skip(start)
             .take_while(|c| !c.is_whitespace() && !matches!(c, ',' | ']' | '}'))
             .collect();
-        return Some(format!("{word} must stand in quotes: write \"{word}\""));
+        return Some(format!("{word} must be in quotes: write \"{word}\""));
     }
     if sentence.contains("while parsing a flow")
         && let Some(value) = value_with_braces(written)
     {
         return Some(format!(
-            "{value} must stand in quotes between braces or brackets: write \"{value}\""
+            "{value} must be in quotes between braces or brackets: write \"{value}\""
         ));
     }
     if sentence.starts_with("found character that cannot start any token") {
-        return Some("a value that begins with @, ` or % must stand in quotes".to_owned());
+        return Some("a value that begins with @, ` or % must be in quotes".to_owned());
     }
     if sentence.starts_with("mapping values are not allowed") {
         return Some(format!(
-            "{sentence}: put a value that holds a colon in quotes, or mend the indentation"
+            "{sentence}: put a value that holds a colon in quotes, or correct the indentation"
         ));
     }
     None
@@ -207,8 +207,8 @@ fn value_with_braces(line: &str) -> Option<&str> {
     line.get(start..closed + end.unwrap_or(rest.len()))
 }
 
-/// Builds the tree. What a node weighs is taken from the budget each time it is reached, also through an alias:
-/// `serde_yaml` bounds how often an alias is followed, not how much that costs.
+/// Builds the tree. The size of a node is subtracted from the budget each time it is reached, also through an alias:
+/// `serde_yaml` bounds how often aliases are followed, not how large the result is.
 #[derive(Clone, Copy)]
 struct Build<'b> {
     budget: &'b Cell<usize>,
@@ -219,7 +219,7 @@ impl Build<'_> {
         let left = self.budget.get().checked_sub(bytes + size_of::<Value>());
         self.budget.set(left.unwrap_or(0));
         left.map(|_| ())
-            .ok_or_else(|| E::custom("grows too large when its aliases are followed"))
+            .ok_or_else(|| E::custom("is too large with its aliases expanded"))
     }
 }
 
@@ -278,7 +278,7 @@ impl<'de> Visitor<'de> for Build<'_> {
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
         Err(A::Error::custom(
-            "tags (a word that begins with `!`) mean nothing here",
+            "tags (words that begin with `!`) are not supported",
         ))
     }
 
@@ -316,7 +316,7 @@ impl<'de> Visitor<'de> for Build<'_> {
                 merged.extend(source);
             }
         }
-        // What is written wins over what is merged, and an earlier source over a later one.
+        // a key of the mapping itself wins over a merged one, and an earlier source over a later one
         for (key, value) in merged {
             if seen.insert(key.clone()) {
                 entries.push((key, value));
@@ -326,7 +326,7 @@ impl<'de> Visitor<'de> for Build<'_> {
     }
 }
 
-/// A key as text, which must not have been there before.
+/// Reads a key as text and refuses a duplicate.
 struct FreshKey<'s> {
     seen: &'s mut HashSet<String>,
 }
@@ -355,13 +355,13 @@ impl Visitor<'_> for FreshKey<'_> {
     }
 }
 
-/// Goes down a path in the text and fails where it ends, because the failure knows its line. `Ok` means not found.
+/// Follows a path through the text and fails at its end, because the error has the line. `Ok` means not found.
 #[derive(Clone, Copy)]
 struct Walk<'p> {
     path: &'p [Step],
-    /// Whether merge keys are gone through.
+    /// Whether merge keys are followed.
     merged: bool,
-    /// Where to put the scalar at the end of the path, if that is what is wanted.
+    /// Where to store the scalar at the end of the path; `None` = only its line is wanted.
     raw: Option<&'p Cell<Option<String>>>,
 }
 
@@ -427,7 +427,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
                 Some((Step::Index(index), path)) if *index == at => {
                     items.next_element_seed(Walk { path, ..self })?.is_some()
                 }
-                // A list of mappings below a merge key.
+                // a list of mappings below a merge key
                 Some((Step::Key(_), _)) => items.next_element_seed(self)?.is_some(),
                 _ => items.next_element::<IgnoredAny>()?.is_some(),
             };
@@ -454,7 +454,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-/// A key on the way; fails if it is the one at which the path ends.
+/// A key on the path; fails if the path ends at it.
 struct WalkKey<'p>(Walk<'p>);
 
 impl<'de> DeserializeSeed<'de> for WalkKey<'_> {
@@ -480,7 +480,7 @@ impl Visitor<'_> for WalkKey<'_> {
     }
 }
 
-/// Accepts nothing, so that whatever stands here is an error with its line.
+/// Accepts no value, so that any value is an error with its line.
 struct Stop;
 
 impl Visitor<'_> for Stop {
@@ -491,7 +491,7 @@ impl Visitor<'_> for Stop {
     }
 }
 
-/// Keeps a scalar as it is written.
+/// Stores a scalar as it is written.
 struct Keep<'c>(&'c Cell<Option<String>>);
 
 impl Visitor<'_> for Keep<'_> {
@@ -507,9 +507,9 @@ impl Visitor<'_> for Keep<'_> {
     }
 }
 
-/// Bytes of tree that a text may become, aliases followed.
+/// Bounds the bytes of the tree, aliases expanded: sixteen times the largest text.
 const MAX_TREE: usize = 16 * 1024 * 1024;
-/// Brackets left open at one place.
+/// Bounds the brackets that are open at the same time: twice the nesting that `serde_yaml` accepts.
 const MAX_OPEN: usize = 256;
 const MERGE: &str = "<<";
 
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_wins_over_what_is_merged() {
+    fn keys_of_a_mapping_win_over_merged_ones() {
         let one = Value::Map(vec![
             ("a".to_owned(), Value::Whole(1)),
             ("b".to_owned(), Value::Whole(2)),
@@ -606,12 +606,12 @@ mod tests {
     }
 
     #[test]
-    fn usual_slips_are_told_what_to_write() {
+    fn common_mistakes_get_a_suggestion() {
         for (text, line, sentence) in [
             ("a:\n\tb: 1\n", 2, "begins with a tab"),
             ("a:\n- b: 1\n\tc: 2\n", 3, "begins with a tab"),
             ("a:\n  \t- b\n  - c\n", 2, "begins with a tab"),
-            ("a: [*]", 1, "* must stand in quotes: write \"*\""),
+            ("a: [*]", 1, "* must be in quotes: write \"*\""),
             ("a:\n  - *\n", 2, "write \"*\""),
             ("a: [x, *.e.example, y]", 1, "write \"*.e.example\""),
             ("a: {b: ${X:-3}}", 1, "write \"${X:-3}\""),
@@ -629,7 +629,7 @@ mod tests {
                 "write \"https://{host}:80/c\"",
             ),
             ("a: @b", 1, "begins with @"),
-            ("a: `b`", 1, "must stand in quotes"),
+            ("a: `b`", 1, "must be in quotes"),
             ("a: b: c", 1, "holds a colon in quotes"),
         ] {
             let error = parse(text).err().expect(text);
@@ -691,7 +691,7 @@ scalar: 7
             (vec![key("several"), key("q")], 19),
             (vec![key("several"), key("timeout")], 2),
             (vec![key("alias"), key("timeout")], 2),
-            // What is not there stands where its surroundings stand.
+            // an absent field has the line of its parent
             (vec![key("list"), Step::Index(1), key("none")], 7),
             (vec![key("list"), Step::Index(7)], 3),
             (vec![key("scalar"), key("none")], 21),
@@ -726,7 +726,7 @@ scalar: 7
     }
 
     #[test]
-    fn bombs_and_deep_nests_are_refused() {
+    fn alias_bombs_and_deep_nesting_are_refused() {
         let laughs: Vec<String> = (1..12)
             .map(|n| {
                 format!(

@@ -151,9 +151,9 @@ impl ConnectionTable {
         waiting.len()
     }
 
-    /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. Whoever
+    /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. One that
     /// has only just come, or just been answered, is on the point of asking and is spared for now, to be told
-    /// `connection: close` with the answer instead of losing a request: call it again until nobody is left.
+    /// `connection: close` with the answer instead of losing a request: call it again until none is left.
     pub fn finish(&self) {
         let now = self.now();
         for entry in self.entries.borrow().iter() {

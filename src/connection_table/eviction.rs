@@ -1,8 +1,8 @@
-//! Who has to go when others wait: a decision over values, without a table and without a clock.
+//! Which connection is ended when requests wait: a decision over values, without a table and without a clock.
 //!
 //! Two rules. Who makes the least progress goes first, and the longer others have waited, the more progress a client
-//! must make that is itself what holds the exchange up. And a group of clients that holds more than half of something
-//! gives way to others, whatever progress it makes.
+//! must make that is itself what holds the exchange up. And a group of clients that holds more than an equal share
+//! of something gives way to others, whatever progress it makes.
 
 use crate::{client_group::Group, connection_table::phase::Phase};
 
@@ -17,14 +17,14 @@ pub enum Scope {
     Memory,
 }
 
-/// Why it may be taken from somebody.
+/// Why a connection may be ended for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Others have waited for so many milliseconds.
     Waited(u32),
     /// Memory itself is nearly spent.
     Pressed,
-    /// This group holds more than half, and others wait.
+    /// This group holds more than an equal share, and others wait.
     Share(Group),
 }
 
@@ -33,7 +33,7 @@ pub enum Reason {
 pub struct Holder {
     /// What its connection is doing.
     pub phase: Phase,
-    /// Whom it counts as.
+    /// The group of clients that it counts for.
     pub group: Group,
     /// It waits in line itself, for something else.
     pub is_queued: bool,
@@ -72,9 +72,6 @@ pub struct Grace {
     pub others: u32,
 }
 
-/// The least that is left of a [`Grace`], in milliseconds: a request that follows its connection at once gets to be read.
-const LEAST_GRACE: u32 = 2;
-
 /// A grace halves each time that newcomers have waited for this long without a break, in milliseconds: 4,096 of them, as
 /// many as the kernel keeps, have had their turn within half a second though only thirty places change hands.
 const HALVES: u32 = 64;
@@ -94,13 +91,21 @@ impl Grace {
         others: 0,
     };
 
+    /// The least that is left of it: a client on a busy machine gets to send its request, and a last answer to arrive.
+    const LEAST: Grace = Grace {
+        silent: 10,
+        lingering: 2,
+        others: 10,
+    };
+
     /// Where newcomers have waited for so many milliseconds without a break.
     pub fn beside_crowd(waited: u32) -> Grace {
-        let shrink = |grace: u32| (grace >> (waited / HALVES).min(16)).max(LEAST_GRACE);
+        let (usual, least) = (Self::USUAL, Self::LEAST);
+        let shrink = |usual: u32, least| (usual >> (waited / HALVES).min(16)).max(least);
         Grace {
-            silent: shrink(Self::USUAL.silent),
-            lingering: shrink(Self::USUAL.lingering),
-            others: shrink(Self::USUAL.others),
+            silent: shrink(usual.silent, least.silent),
+            lingering: shrink(usual.lingering, least.lingering),
+            others: shrink(usual.others, least.others),
         }
     }
 
@@ -119,7 +124,9 @@ impl Grace {
             Phase::Fresh => Some(self.silent),
             Phase::Lingering => Some(self.lingering),
             Phase::Handshake | Phase::Idle | Phase::Head => Some(self.others),
-            Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Tunnel => None,
+            Phase::Empty | Phase::Waiting | Phase::Busy | Phase::Multiplexed | Phase::Tunnel => {
+                None
+            }
         }
     }
 }
@@ -279,7 +286,7 @@ mod tests {
         let (mut waited, mut served) = (0, 0);
         while served < 4096 {
             let grace = Grace::beside_crowd(waited);
-            assert!(grace.lingering >= LEAST_GRACE);
+            assert!(grace.silent >= 10 && grace.lingering >= 2);
             waited += grace.lingering;
             served += 30;
         }

@@ -1,10 +1,9 @@
-//! Every client connection has a seat here, and one sweep looks after all of them: every deadline of the program, who
-//! is silent longest, who makes least progress.
+//! The table of client connections: a slot for each, and one timer that serves every deadline of the program.
 //!
-//! A seat is some fifty bytes in one table. Nothing here owns a socket: the sweep only wakes the task that does, and
-//! that task looks at its seat. Time is coarse: it stands still between two ticks, deadlines are rounded up and never
-//! early. While only resting connections are open the sweep sleeps until the first of them is due; with none it does
-//! not run at all.
+//! A slot is 88 bytes that say what its connection does, until when, and how far it has come. The table owns no
+//! socket: the timer only wakes a connection's task, which then reads its slot. Time is coarse. It is read once a tick, and
+//! deadlines are rounded up and never early. While all connections are idle the timer sleeps until the first deadline;
+//! without connections it does not run.
 
 mod directives;
 pub mod eviction;

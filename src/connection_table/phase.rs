@@ -3,7 +3,7 @@
 /// What a connection is doing, as far as deadlines and eviction care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody sits here.
+    /// The slot is free.
     Empty,
     /// Accepted, and has not spoken.
     Fresh,
@@ -17,6 +17,8 @@ pub enum Phase {
     Waiting,
     /// A request in work.
     Busy,
+    /// An HTTP/2 connection with requests in work; each has a slot of its own.
+    Multiplexed,
     /// Two upgraded connections joined.
     Tunnel,
     /// `FramingFields` its last word, reads on a little.

@@ -1,4 +1,4 @@
-//! A connection's own handle on its entry: it says what it does, and reads what is wanted of it.
+//! A connection's own handle on its slot: it writes there what it does, and reads what the timer wants of it.
 
 use std::{
     cell::Cell,
@@ -20,17 +20,23 @@ use crate::{
     outcome::Outcome,
 };
 
-/// One connection's place in the park; given up on drop.
+/// One connection's slot in the table; free again when this is dropped.
 #[derive(Debug)]
 pub struct Slot(SlotRef);
 
-/// A look at a seat, for those who work for the connection that sits there. Must not outlive the [`Slot`].
+/// The slot of one stream of a connection; given up on drop.
+#[derive(Debug)]
+pub struct StreamSlot(pub(super) Slot);
+
+/// A reference to a slot, for what works for its connection. Must not outlive the [`Slot`].
 #[derive(Debug, Clone)]
 pub struct SlotRef {
     table: Rc<ConnectionTable>,
     index: u32,
-    /// Here and not in the table: the task that sits there has room to spare in its allocation.
+    /// Here and not in the table: the allocation of the connection's task has bytes to spare.
     client: Option<IpAddr>,
+    /// Likewise: whether it may speak HTTP/2.
+    offers_http2: bool,
 }
 
 /// A wait took longer than it may.
@@ -38,7 +44,13 @@ pub struct SlotRef {
 pub struct Elapsed;
 
 impl ConnectionTable {
-    /// A seat for a connection that was just accepted.
+    /// A slot for a stream of a connection that has its own.
+    pub fn stream(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> StreamSlot {
+        self.streams.set(self.streams.get() + 1);
+        StreamSlot(self.slot(client))
+    }
+
+    /// A slot for a connection that was just accepted.
     pub fn slot(self: &Rc<ConnectionTable>, client: Option<IpAddr>) -> Slot {
         let now = self.now();
         let entry = SlotState {
@@ -72,7 +84,17 @@ impl ConnectionTable {
             table: Rc::clone(self),
             index,
             client,
+            offers_http2: false,
         })
+    }
+}
+
+impl Slot {
+    /// The connection came to a listener that offers HTTP/2, or to one that does not.
+    #[must_use]
+    pub fn offering_http2(mut self, offers_http2: bool) -> Slot {
+        self.0.offers_http2 = offers_http2;
+        self
     }
 }
 
@@ -81,6 +103,21 @@ impl std::ops::Deref for Slot {
 
     fn deref(&self) -> &SlotRef {
         &self.0
+    }
+}
+
+impl std::ops::Deref for StreamSlot {
+    type Target = SlotRef;
+
+    fn deref(&self) -> &SlotRef {
+        &self.0
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        let streams = &self.0.table.streams;
+        streams.set(streams.get() - 1);
     }
 }
 
@@ -94,16 +131,21 @@ impl SlotRef {
         )
     }
 
-    /// Registers the task that sits here.
+    /// Registers the connection's task, which the timer wakes.
     pub fn settle(&self, waker: &Waker) {
         if let Some(entry) = self.table.entries.borrow_mut().get_mut(self.index as usize) {
             entry.waker = Some(waker.clone());
         }
     }
 
-    /// The park's coarse time, in milliseconds.
+    /// The table's coarse time, in milliseconds.
     pub fn now(&self) -> u32 {
         self.table.now()
+    }
+
+    /// Whether the listener that the connection came to offers HTTP/2.
+    pub fn offers_http2(&self) -> bool {
+        self.offers_http2
     }
 
     /// The client's address; `None` on a unix socket.
@@ -177,7 +219,7 @@ impl SlotRef {
         }
     }
 
-    /// Whether the deadline has passed. The sweep wakes the task when it does.
+    /// Whether the deadline has passed. The timer wakes the task when it does.
     pub fn is_overdue(&self) -> bool {
         self.with(|entry| entry.timer(TimerKind::Work).is_past(self.table.now()))
     }
@@ -259,7 +301,7 @@ impl SlotRef {
         });
     }
 
-    /// Whether the task is to be woken to look for what wakes nobody: at every tick at first, then once a second.
+    /// Whether the task is to be woken to look for what no event tells: at every tick at first, then once a second.
     /// Gives what it was before.
     pub fn look_back(&self, on: bool) -> bool {
         let before = self.with(|entry| {
@@ -283,12 +325,12 @@ impl SlotRef {
         self.with(|entry| entry.set(flag::LOOK_DUE, false));
     }
 
-    /// Whom the client counts as.
+    /// The group of clients that it counts for.
     pub fn group(&self) -> Group {
         self.with(|entry| entry.group.get())
     }
 
-    /// It counts as somebody else from now on: proxies bring the requests of many.
+    /// It counts for another group from now on: a proxy brings the requests of many clients.
     pub fn set_group(&self, group: Group) {
         self.with(|entry| entry.group.set(group));
     }
@@ -340,9 +382,14 @@ impl SlotRef {
         self.with(|entry| entry.set(flag::HOLDS_HEAD, on));
     }
 
-    /// What the sweep wants.
+    /// What the timer wants.
     pub fn order(&self) -> Directive {
         self.with(|entry| entry.order.get())
+    }
+
+    /// Tells it to leave.
+    pub fn evict(&self) {
+        self.with(|entry| entry.tell(Directive::Leave));
     }
 
     /// How an exchange ends that is told to leave.
@@ -359,7 +406,7 @@ impl SlotRef {
         self.with(SlotState::wake);
     }
 
-    /// Waits for `work`, but no longer than `limit` and not once the seat is told to leave.
+    /// Waits for `work`, but no longer than `limit` and not once the connection is told to leave.
     ///
     /// # Errors
     /// [`Elapsed`] when the time is over.

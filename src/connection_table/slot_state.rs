@@ -1,4 +1,4 @@
-//! One connection's entry in the table: what it does, its two timers, and how far it has come.
+//! What a slot holds: what its connection does, its two deadlines, and how far it has come.
 
 use std::{cell::Cell, task::Waker};
 
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// What the sweep wants of a connection's task.
+/// What a connection's task is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directive {
     /// Carry on.
@@ -21,7 +21,7 @@ pub enum Directive {
     Finish,
 }
 
-/// Milliseconds since the park opened; wraps after 49 days, so it is only ever compared by difference.
+/// Milliseconds since the table was made; wraps after 49 days, so it is only ever compared by difference.
 pub(super) type Tick = u32;
 
 /// How often a task that is blocked is woken to look at its sockets after the first second, in milliseconds.
@@ -30,7 +30,7 @@ pub(super) const LOOKS: u32 = 1_000;
 /// A sign of progress that is not known yet.
 pub(super) const UNKNOWN: u32 = 0;
 
-/// What is true of an entry, as bits of [`SlotState::flags`].
+/// What is true of a connection, as bits of [`SlotState::flags`].
 pub(super) mod flag {
     /// Woken at every tick for a second, then once a second.
     pub const LOOKS_BACK: u8 = 1;
@@ -67,7 +67,7 @@ pub(super) struct SlotState {
     pub(super) flags: Cell<u8>,
     /// Which upstream it holds a connection of, by its number in the pool; 0 = none.
     pub(super) host: Cell<u32>,
-    /// Whom it counts as.
+    /// The group of clients that it counts for.
     pub(super) group: Cell<Group>,
     pub(super) since: Cell<Tick>,
     /// What the task waits for, and what the client takes: in the order of [`TimerKind`].
@@ -165,7 +165,7 @@ impl SlotState {
         }
     }
 
-    /// How it does, for those who choose whom to evict.
+    /// How it does, for the choice of what is ended.
     pub(super) fn holder(&self, now: Tick) -> Holder {
         let span = now.wrapping_sub(self.older_mark.get());
         let moved = self.bytes.get().wrapping_sub(self.bytes_at_older.get());
@@ -194,5 +194,15 @@ impl SlotState {
             self.order.set(order);
         }
         self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_88_bytes() {
+        assert_eq!(size_of::<SlotState>(), 88);
     }
 }

@@ -1,4 +1,4 @@
-//! The table itself and its clock: one timer looks at every entry and wakes the tasks whose time-out has passed.
+//! The table and its clock: one timer looks at every slot and wakes the tasks whose deadline has passed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    client_group::{Majority, majority},
+    client_group::{Group, Surplus, above_equal_share},
     connection_table::{
         eviction::Scope,
         phase::Phase,
@@ -22,43 +22,46 @@ use crate::{
     memory::queue::Queue,
 };
 
-/// How often the sweep runs while something is going on: five times a second, and more often where a time-out is short.
+/// How often the timer looks while something is going on: five times a second, and more often where a time-out is short.
 const SLOWEST: Duration = Duration::from_millis(200);
 
 const FASTEST: Duration = Duration::from_millis(10);
 
 /// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
-const LONGEST: u128 = 1 << 30;
+const LONGEST: u64 = 1 << 30;
 
-/// The table of seats and its clock.
+/// The slots of one thread's connections, and their clock.
 #[derive(Debug)]
 pub struct ConnectionTable {
     pub(super) entries: RefCell<Vec<SlotState>>,
     pub(super) free: RefCell<Vec<u32>>,
     pub(super) open: Cell<usize>,
+    /// How many of them are streams of a connection that has a slot itself.
+    pub(super) streams: Cell<usize>,
     /// The program's time is over: whatever is told to leave is told so for that.
     pub(super) closing: Cell<bool>,
     pub(super) origin: Instant,
     pub(super) now: Cell<Tick>,
-    /// The sweep runs at every tick, so that `now` is at most one tick old.
+    /// The timer looks at every tick, so that `now` is at most one tick old.
     pub(super) ticking: Cell<bool>,
     pub(super) tick: Cell<Duration>,
     /// Looks so far; wraps.
     pub(super) looks: Cell<u32>,
-    /// When a sleeping sweep will wake.
+    /// When a sleeping timer will wake.
     pub(super) next: Cell<Option<Tick>>,
     pub(super) sweep: RefCell<Option<Waker>>,
-    /// Wakes whoever waits for a seat.
+    /// Accepted connections that wait for a slot.
     pub room: Rc<Queue>,
 }
 
 impl ConnectionTable {
-    /// An empty park.
+    /// An empty table.
     pub fn new(room: Rc<Queue>) -> Rc<ConnectionTable> {
         Rc::new(ConnectionTable {
             entries: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
+            streams: Cell::new(0),
             closing: Cell::new(false),
             origin: Instant::now(),
             now: Cell::new(0),
@@ -76,7 +79,7 @@ impl ConnectionTable {
         self.tick.set(SLOWEST);
     }
 
-    /// Lets the sweep run so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
+    /// Lets the timer look so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
     /// started passes here, so none can be forgotten.
     pub fn keep_pace(&self, limit: Duration) {
         let tick = (limit / 10).clamp(FASTEST, SLOWEST);
@@ -88,9 +91,9 @@ impl ConnectionTable {
         }
     }
 
-    /// Connections with a seat.
+    /// Connections that have a slot.
     pub fn open(&self) -> usize {
-        self.open.get()
+        self.open.get() - self.streams.get()
     }
 
     /// Milliseconds since the start, at most a tick old.
@@ -122,12 +125,15 @@ impl ConnectionTable {
         } else {
             Duration::ZERO
         };
-        let span = (limit + slack).as_millis().saturating_add(1).min(LONGEST);
+        let span = limit + slack;
+        // not `as_millis`, which counts in 128 bits
+        let millis = span.as_secs().saturating_mul(1_000) + u64::from(span.subsec_millis());
+        let span = millis.saturating_add(1).min(LONGEST);
         self.now()
             .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
     }
 
-    /// Makes the sweep look soon, whatever it sleeps for.
+    /// Makes the timer look soon, whatever it sleeps for.
     pub fn rouse(&self) {
         self.rouse_sweep(None);
     }
@@ -145,13 +151,17 @@ impl ConnectionTable {
         }
     }
 
-    /// The group that holds more than half of this.
-    pub fn majority(&self, scope: Scope) -> Option<Majority> {
+    /// The groups that hold more than an equal share of this, the one that holds most first; `waiting` want some as well.
+    pub fn above_equal_share(
+        &self,
+        scope: Scope,
+        waiting: impl Iterator<Item = Group>,
+    ) -> Vec<Surplus> {
         let entries = self.entries.borrow();
         let holders = entries
             .iter()
             .filter(|entry| entry.order.get() != Directive::Leave && entry.holds(scope));
-        majority(holders.map(|entry| entry.group.get()))
+        above_equal_share(holders.map(|entry| entry.group.get()), waiting)
     }
 
     /// Connections that are in this phase.
@@ -163,8 +173,8 @@ impl ConnectionTable {
             .count()
     }
 
-    /// One look at every seat: wakes whose deadline passed. Gives when the next look is due:
-    /// `None` = nobody waits for anything.
+    /// One look at every slot: wakes the tasks whose deadline has passed. Gives when the next look is due:
+    /// `None` = nothing has a deadline.
     pub(super) fn look(&self) -> Option<Duration> {
         self.look_at_the_clock();
         let now = self.now.get();

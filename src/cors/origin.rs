@@ -1,4 +1,4 @@
-//! The entries of `allowed_origins`: read once, then compared with the Origin of each request.
+//! The entries of `allowed_origins`: parsed once, then compared with the Origin of each request.
 //!
 //! Pure. Origins are compared as browsers write them (RFC 6454 §6.2): lower case, without the scheme's own port.
 
@@ -6,9 +6,11 @@ use std::net::Ipv6Addr;
 
 use http::HeaderValue;
 
+use crate::http1::authority::split_port;
+
 #[derive(Debug, Clone)]
 pub enum Pattern {
-    /// Compared whole, and ready to be sent.
+    /// A complete origin, ready to be sent.
     Exact(HeaderValue),
     Wild(Wild),
 }
@@ -19,20 +21,20 @@ pub struct Wild {
     /// With its `://`.
     scheme: String,
     host: WildHost,
-    /// With its colon, empty for the default port; `None` = any port or none.
+    /// With its colon; empty = the default port; `None` = any port.
     port: Option<String>,
 }
 
 #[derive(Debug, Clone)]
 pub enum WildHost {
     Exact(String),
-    /// One label or more before this suffix, which begins with a dot.
+    /// One or more labels before this suffix, which begins with a dot.
     Below(String),
 }
 
 impl Pattern {
-    /// What to answer to an origin, if it matches. Origins are compared byte by byte: browsers send them normalised
-    /// (RFC 6454 §6.2).
+    /// The value of Allow-Origin for an origin that matches. Origins are compared byte by byte, because browsers send them
+    /// normalised (RFC 6454 §6.2).
     pub fn echo(&self, origin: &[u8]) -> Option<HeaderValue> {
         match self {
             Pattern::Exact(value) => (value == origin).then(|| value.clone()),
@@ -44,7 +46,7 @@ impl Pattern {
 }
 
 impl Pattern {
-    /// As `allowed_origins` writes it.
+    /// As it is written in `allowed_origins`.
     pub fn shown(&self) -> String {
         match self {
             Pattern::Exact(origin) => String::from_utf8_lossy(origin.as_bytes()).into_owned(),
@@ -83,7 +85,7 @@ impl Wild {
     }
 }
 
-/// Reads an entry of `allowed_origins` other than `*`, and normalises it as browsers do.
+/// Parses an entry of `allowed_origins` other than `*`, and normalises it as browsers do.
 pub fn parse_origin(written: &str) -> Result<Pattern, String> {
     if written == "null" {
         return Ok(Pattern::Exact(HeaderValue::from_static("null")));
@@ -100,7 +102,7 @@ pub fn parse_origin(written: &str) -> Result<Pattern, String> {
     let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
     let (authority, beyond) = rest.split_at_checked(end).unwrap_or((rest, ""));
     if authority.contains('@') {
-        // Not repeated: it may be a password.
+        // the message does not repeat it: it may be a password
         return Err("must have no user info".to_owned());
     }
     if !beyond.is_empty() {
@@ -126,7 +128,7 @@ pub fn parse_origin(written: &str) -> Result<Pattern, String> {
     })
 }
 
-/// The port as an Origin shows it, colon included: empty where it is the scheme's own; `None` = any.
+/// The port as in an Origin, with its colon: empty for the scheme's default; `None` = any.
 fn normal_port(scheme: &str, written: &str) -> Result<Option<String>, &'static str> {
     let Some(digits) = written.strip_prefix(':') else {
         return Ok(Some(String::new()));
@@ -167,19 +169,6 @@ fn parse_host(written: &str) -> Result<WildHost, &'static str> {
     }
 }
 
-/// Parts an authority into host and port, which keeps its colon; an IPv6 literal keeps its brackets.
-fn split_port(authority: &str) -> (&str, &str) {
-    let name_end = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-    let colon = authority
-        .bytes()
-        .skip(name_end)
-        .position(|byte| byte == b':')
-        .map(|colon| name_end + colon);
-    colon
-        .and_then(|colon| authority.split_at_checked(colon))
-        .unwrap_or((authority, ""))
-}
-
 /// A port as a browser writes it: 1 to 65535, no sign, no zero in front.
 fn parse_port(digits: &str) -> Option<u16> {
     digits
@@ -188,7 +177,7 @@ fn parse_port(digits: &str) -> Option<u16> {
         .filter(|_| matches!(digits.as_bytes(), [b'1'..=b'9', ..]))
 }
 
-/// Labels of lower-case letters, digits, `-` and `_`, parted by dots, none of them empty.
+/// Whether a name consists of non-empty labels of lower-case letters, digits, `-` and `_`, separated by dots.
 fn is_host(name: &str) -> bool {
     name.len() <= MAX_HOST
         && name.split('.').all(|label| {
@@ -199,7 +188,7 @@ fn is_host(name: &str) -> bool {
         })
 }
 
-/// RFC 3986 §3.1, in lower case.
+/// Whether a name is a scheme in lower case (RFC 3986 §3.1).
 fn is_scheme(name: &str) -> bool {
     name.len() <= MAX_HOST
         && name.starts_with(|first: char| first.is_ascii_lowercase())
@@ -208,5 +197,5 @@ fn is_scheme(name: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.'))
 }
 
-/// Bytes of a host name, as DNS has it.
+/// Bounds the bytes of a host name: the limit of DNS.
 const MAX_HOST: usize = 253;

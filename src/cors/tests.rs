@@ -27,7 +27,7 @@ fn map(fields: List<'_>) -> Fields {
     fields.iter().copied().collect()
 }
 
-/// The fields in the order of their names, one `name: value` a line.
+/// The fields sorted by name, as `name: value`.
 fn shown(headers: &Fields) -> Vec<String> {
     let line = |(name, value): (&[u8], &[u8])| {
         format!("{}: {}", name.escape_ascii(), value.escape_ascii())
@@ -49,10 +49,10 @@ fn allows(cors: &Cors, origin: &str) -> bool {
     cors.grant(&map(&[("origin", origin)])).is_some()
 }
 
-/// What leaves for a GET with these request fields where the upstream answered with those.
+/// The response's fields for a GET with these request fields, where the upstream sent those.
 fn stamped(cors: &Cors, request: List<'_>, upstream: List<'_>) -> Vec<String> {
     let Verdict::Grant(grant) = cors.judge(&Method::GET, &map(request)) else {
-        panic!("a GET is never answered here")
+        panic!("a GET is never answered by the policy")
     };
     let mut headers = map(upstream);
     cors.stamp(&grant, &mut headers);
@@ -67,11 +67,11 @@ const VARY_ALL: &str =
     "vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
 
 #[test]
-fn no_origin_listed_is_no_policy() {
+fn without_a_listed_origin_there_is_no_policy() {
     assert!(Cors::new(&settings(&[])).unwrap().is_none());
 }
 
-/// `good` and `bad` are origins parted by white space.
+/// Each row: the entry, the origins that it allows, and those that it does not, separated by white space.
 fn check_origins(table: &[(&str, &str, &str)]) {
     for (written, good, bad) in table {
         let policy = cors(&settings(&[written]));
@@ -138,7 +138,7 @@ fn a_wildcard_takes_labels_or_ports_and_nothing_else() {
 }
 
 #[test]
-fn two_origins_or_an_endless_one_are_never_allowed() {
+fn two_origins_or_a_very_long_one_are_never_allowed() {
     let long = format!("https://{}.example.com", ["a"; 300].join("."));
     for policy in [
         cors(&settings(&["*"])),
@@ -161,7 +161,7 @@ fn two_origins_or_an_endless_one_are_never_allowed() {
 }
 
 #[test]
-fn what_cannot_be_honoured_is_complained_about() {
+fn mistakes_in_the_settings_are_reported() {
     for (origin, part) in [
         ("", "scheme"),
         ("a.example", "scheme"),
@@ -331,7 +331,7 @@ fn a_preflight_has_exactly_one_of_each_field() {
 }
 
 #[test]
-fn options_are_answered_refused_or_forwarded() {
+fn options_requests_are_answered_refused_or_forwarded() {
     let policy = cors(&settings(&["https://a.example"]));
     let refused = Some((403, vec![VARY_ALL.to_owned()]));
     assert_eq!(
@@ -361,7 +361,7 @@ fn options_are_answered_refused_or_forwarded() {
 }
 
 #[test]
-fn a_wildcard_echoes_what_is_asked_for_if_it_is_sound() {
+fn a_wildcard_echoes_valid_names_of_the_request() {
     let any = |words: &[&str]| {
         words
             .iter()
@@ -431,7 +431,7 @@ fn a_wildcard_echoes_what_is_asked_for_if_it_is_sound() {
 }
 
 #[test]
-fn answers_carry_our_fields_and_not_the_upstreams() {
+fn responses_have_the_policys_fields_and_not_the_upstreams() {
     let listed = settings(&["https://a.example", "https://*.b.example"]);
     let with = |credentials, exposed: &[&str], base: &Settings| {
         let exposed_headers = exposed.iter().map(|name| (*name).to_owned()).collect();
@@ -575,7 +575,7 @@ fn vary_is_merged_and_never_doubled() {
 }
 
 #[test]
-fn fields_keep_their_order_where_ours_take_the_place_of_the_upstreams() {
+fn replaced_fields_keep_their_position() {
     let upstream: List<'_> = &[
         ("x-1", "a"),
         ("access-control-allow-origin", "*"),

@@ -15,9 +15,11 @@ use crate::{
     exchange::context::ExchangeContext,
     http1::{
         client::Upstream,
+        framing::BodyState,
         headers,
-        server::{BodyState, MAX_INTERIM, ServerCodec},
+        server::{MAX_INTERIM, ServerCodec},
     },
+    http2::body::RequestBody,
     memory::{
         budget::NARROW,
         buffers::{Buffers, ReadSize},
@@ -33,7 +35,7 @@ const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 /// The client as an exchange sees it: the body of its request is read from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Client<'a> {
-    codec: &'a RefCell<ServerCodec>,
+    engine: Engine<'a>,
     /// What the exchange holds, and counts.
     pub exchange_context: &'a ExchangeContext<'a>,
     /// Where buffers come from and go back to.
@@ -42,16 +44,38 @@ pub struct Client<'a> {
     pub room: ReadSize,
 }
 
+/// What its body is read by.
+#[derive(Debug, Clone, Copy)]
+enum Engine<'a> {
+    Http1(&'a RefCell<ServerCodec>),
+    Http2(&'a RefCell<RequestBody>),
+}
+
 impl<'a> Client<'a> {
-    /// The client behind a codec. `room` is for one read of its body.
-    pub fn new(
+    /// A client of HTTP/1.1, behind its codec. `room` is for one read of its body.
+    pub fn http1(
         codec: &'a RefCell<ServerCodec>,
         exchange_context: &'a ExchangeContext<'a>,
         buffers: &'a Rc<Buffers>,
         room: ReadSize,
     ) -> Client<'a> {
         Client {
-            codec,
+            engine: Engine::Http1(codec),
+            exchange_context,
+            buffers,
+            room,
+        }
+    }
+
+    /// A client of HTTP/2, whose request has this body.
+    pub fn http2(
+        body: &'a RefCell<RequestBody>,
+        exchange_context: &'a ExchangeContext<'a>,
+        buffers: &'a Rc<Buffers>,
+        room: ReadSize,
+    ) -> Client<'a> {
+        Client {
+            engine: Engine::Http2(body),
             exchange_context,
             buffers,
             room,
@@ -60,12 +84,18 @@ impl<'a> Client<'a> {
 
     /// Whether it came by TLS.
     pub fn is_secured(&self) -> bool {
-        self.codec.borrow().io.secured().is_some()
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().io.secured().is_some(),
+            Engine::Http2(body) => body.borrow().sender.is_secured,
+        }
     }
 
     /// Whom its certificate names, where it was asked for one.
     pub fn certificate_subject(&self) -> Option<Rc<str>> {
-        self.codec.borrow().io.secured()?.subject().map(Rc::clone)
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().io.secured()?.subject().map(Rc::clone),
+            Engine::Http2(body) => body.borrow().sender.certificate_subject.clone(),
+        }
     }
 
     /// Bytes of its body that have come or are known to come.
@@ -76,12 +106,19 @@ impl<'a> Client<'a> {
 
     /// Bytes of its body that were read, framing included; wraps.
     pub fn bytes_read(&self) -> u64 {
-        self.codec.borrow().read.into()
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().read.into(),
+            Engine::Http2(body) => body.borrow().read,
+        }
     }
 
     /// Whether it may still wait to be asked for its body (`Expect: 100-continue`).
     pub fn awaits_word(&self) -> bool {
-        self.codec.borrow().awaits_word
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().awaits_word,
+            // hyper sends no 1xx: the client sends its body when it has waited long enough
+            Engine::Http2(_) => false,
+        }
     }
 
     /// The next frame of its body; `None` at the end.
@@ -92,27 +129,28 @@ impl<'a> Client<'a> {
         &self,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<BodyChunk>>>> {
-        let mut codec = self.codec.borrow_mut();
-        match ready!(codec.poll_body(context, self.buffers, self.room)) {
-            Ok(Some(piece)) => {
-                self.exchange_context.took_in(piece.len());
-                self.exchange_context.slot.moved(piece.len());
-                Poll::Ready(Some(Ok(Frame::data(piece))))
+        let frame = match self.engine {
+            Engine::Http1(codec) => {
+                ready!(poll_http1(&mut codec.borrow_mut(), context, self))
             }
-            Ok(None) if codec.has_trailers() => {
-                let trailers = headers::read_trailers(&codec.trailers(), &[]);
-                let trailers = trailers.ok_or_else(|| io::ErrorKind::InvalidData.into());
-                Poll::Ready(Some(trailers.map(Frame::trailers)))
-            }
-            Ok(None) => Poll::Ready(None),
-            Err(error) => Poll::Ready(Some(Err(error))),
+            Engine::Http2(body) => ready!(poll_http2(&mut body.borrow_mut(), context)),
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(piece) = frame.data_ref()
+        {
+            self.exchange_context.took_in(piece.len());
+            self.exchange_context.slot.moved(piece.len());
         }
+        Poll::Ready(frame)
     }
 
-    /// Sends an interim response before the final one. It is dropped where too many bytes wait for the client already; a
-    /// large one waits only while the exchange pays for a large head.
+    /// Sends an interim response before the final one, to clients whose protocol can. It is dropped where too many bytes
+    /// wait for the client already; a large one waits only while the exchange pays for a large head.
     pub fn say(&self, interim: Vec<u8>) {
-        let mut codec = self.codec.borrow_mut();
+        let Engine::Http1(codec) = self.engine else {
+            return;
+        };
+        let mut codec = codec.borrow_mut();
         let is_paid = self.exchange_context.holds_head();
         if codec.interim.len() + interim.len() > MAX_INTERIM && !is_paid {
             return;
@@ -126,12 +164,18 @@ impl<'a> Client<'a> {
 
     /// Bytes of interim responses that wait for the client.
     pub fn interim_len(&self) -> usize {
-        self.codec.borrow().interim.len()
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow().interim.len(),
+            Engine::Http2(_) => 0,
+        }
     }
 
     /// Whether no interim response waits for the client any more, or never will be taken.
     pub fn has_told(&self, context: &mut Context<'_>) -> bool {
-        self.codec.borrow_mut().poll_interim(context).is_ready()
+        match self.engine {
+            Engine::Http1(codec) => codec.borrow_mut().poll_interim(context).is_ready(),
+            Engine::Http2(_) => true,
+        }
     }
 
     /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
@@ -146,9 +190,9 @@ impl<'a> Client<'a> {
             } else {
                 Direction::In
             };
-            self.codec
-                .borrow_mut()
-                .widen(theirs, upstream.lease.budget());
+            if let Engine::Http1(codec) = self.engine {
+                codec.borrow_mut().widen(theirs, upstream.lease.budget());
+            }
             upstream.lease.widen(direction);
         }
     }
@@ -167,14 +211,48 @@ impl Body for Client<'_> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let codec = self.codec.borrow();
-        codec.is_between() && !codec.has_trailers()
+        match self.engine {
+            Engine::Http1(codec) => {
+                let codec = codec.borrow();
+                codec.is_between() && !codec.has_trailers()
+            }
+            Engine::Http2(body) => body.borrow().is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.codec.borrow().due {
-            BodyState::Length(left) => SizeHint::with_exact(left),
-            BodyState::Chunked(_) | BodyState::Broken => SizeHint::default(),
+        match self.engine {
+            Engine::Http1(codec) => match codec.borrow().due {
+                BodyState::Length(left) => SizeHint::with_exact(left),
+                BodyState::Chunked(_) | BodyState::Close | BodyState::Broken => SizeHint::default(),
+            },
+            Engine::Http2(body) => body.borrow().size_hint(),
         }
     }
+}
+
+fn poll_http1(
+    codec: &mut ServerCodec,
+    context: &mut Context<'_>,
+    client: &Client<'_>,
+) -> Poll<Option<io::Result<Frame<BodyChunk>>>> {
+    match ready!(codec.poll_body(context, client.buffers, client.room)) {
+        Ok(Some(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+        Ok(None) if codec.has_trailers() => {
+            let trailers = headers::read_trailers(&codec.trailers(), &[]);
+            let trailers = trailers.ok_or_else(|| io::ErrorKind::InvalidData.into());
+            Poll::Ready(Some(trailers.map(Frame::trailers)))
+        }
+        Ok(None) => Poll::Ready(None),
+        Err(error) => Poll::Ready(Some(Err(error))),
+    }
+}
+
+fn poll_http2(
+    body: &mut RequestBody,
+    context: &mut Context<'_>,
+) -> Poll<Option<io::Result<Frame<BodyChunk>>>> {
+    let frame = ready!(Pin::new(body).poll_frame(context));
+    let frame = frame.map(|frame| frame.map(|frame| frame.map_data(BodyChunk::shared)));
+    Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
 }

@@ -15,11 +15,7 @@ use crate::{
         deadline::{Deadline, Limits, Wait},
         upload::{Upload, UploadError},
     },
-    http1::{
-        client::Upstream,
-        headers,
-        response_head::{Delimiter, Head},
-    },
+    http1::{client::Upstream, framing::BodyState, headers, response_head::Head},
     memory::chunk::BodyChunk,
     net::Direction,
     outcome::Outcome,
@@ -32,7 +28,8 @@ pub struct Download<'a> {
     /// `None` once the connection was given back or closed.
     upstream: Option<Upstream>,
     upload: Option<Upload>,
-    delimiter: Delimiter,
+    /// What of the body is still to come from the upstream.
+    state: BodyState,
     persistent: bool,
     /// The trailers behind a chunked body, once it has ended.
     trailers: Option<HeaderMap>,
@@ -63,7 +60,7 @@ impl<'a> Download<'a> {
             client,
             upstream: Some(upstream),
             upload,
-            delimiter: head.delimiter,
+            state: BodyState::of(head.framing),
             persistent: head.persistent,
             trailers: None,
             passes_trailers,
@@ -71,7 +68,7 @@ impl<'a> Download<'a> {
             limits,
             deadline: Deadline::default(),
         };
-        if matches!(download.delimiter, Delimiter::Length(0)) {
+        if matches!(download.state, BodyState::Length(0)) {
             download.finish();
         }
         download
@@ -84,8 +81,8 @@ impl<'a> Download<'a> {
 
     /// How much is left; `None` where nobody knows.
     pub fn remaining(&self) -> Option<u64> {
-        match &self.delimiter {
-            Delimiter::Length(left) => Some(*left),
+        match &self.state {
+            BodyState::Length(left) => Some(*left),
             _ => None,
         }
     }
@@ -102,8 +99,8 @@ impl<'a> Download<'a> {
                 return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
             };
             if upstream.start == upstream.end {
-                let left = match &self.delimiter {
-                    Delimiter::Length(left) => *left,
+                let left = match &self.state {
+                    BodyState::Length(left) => *left,
                     _ => 0,
                 };
                 let len = client.exchange_context.sent.get().saturating_add(left);
@@ -111,7 +108,7 @@ impl<'a> Download<'a> {
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
-                        if matches!(self.delimiter, Delimiter::Close) {
+                        if matches!(self.state, BodyState::Close) {
                             self.finish();
                             return Poll::Ready(None);
                         }
@@ -185,16 +182,16 @@ impl<'a> Download<'a> {
             return Ok(None);
         };
         let (start, end) = (upstream.start, upstream.end);
-        let (data, used) = match &mut self.delimiter {
-            Delimiter::Close => (start..end, end),
-            Delimiter::Length(left) => {
+        let (data, used) = match &mut self.state {
+            BodyState::Close | BodyState::Broken => (start..end, end),
+            BodyState::Length(left) => {
                 let count = usize::try_from(*left)
                     .unwrap_or(usize::MAX)
                     .min(end - start);
                 *left -= count as u64;
                 (start..start + count, start + count)
             }
-            Delimiter::Chunked(body) => {
+            BodyState::Chunked(body) => {
                 let bytes = upstream.buffer.get_mut(start..end).unwrap_or_default();
                 let taken = body.take(bytes).map_err(|broken| broken.0)?;
                 let data = start + taken.data.start..start + taken.data.end;
@@ -203,9 +200,9 @@ impl<'a> Download<'a> {
         };
         let piece = BodyChunk::pooled(std::mem::take(&mut upstream.buffer), data.start, data.end);
         (upstream.start, upstream.end) = (0, 0);
-        let ended = match &mut self.delimiter {
-            Delimiter::Length(left) => *left == 0,
-            Delimiter::Chunked(body) if body.is_end() => {
+        let ended = match &mut self.state {
+            BodyState::Length(left) => *left == 0,
+            BodyState::Chunked(body) if body.is_end() => {
                 let section = body.trailers();
                 if self.passes_trailers && section.len() > 2 {
                     let trailers = headers::read_trailers(&section, &self.withheld)
@@ -214,7 +211,7 @@ impl<'a> Download<'a> {
                 }
                 true
             }
-            Delimiter::Close | Delimiter::Chunked(_) => false,
+            BodyState::Close | BodyState::Broken | BodyState::Chunked(_) => false,
         };
         if ended {
             // what stands behind an answer belongs to nobody

@@ -49,9 +49,10 @@ use crate::{
     fields::Fields,
     http1::{
         client::Upstream,
+        framing::Framing,
         headers::{self, Present},
         request::RequestHead,
-        response_head::{Delimiter, Head},
+        response_head::Head,
     },
     location::{self, Asked},
     memory::queue::{Claim, Queue},
@@ -307,7 +308,7 @@ impl<'a> Exchange<'a> {
         let slot = self.client.exchange_context.slot;
         let (status, reason) = (head.status, head.reason.take());
         let mut headers = std::mem::take(&mut head.headers);
-        if matches!(head.delimiter, Delimiter::Chunked(_)) {
+        if head.framing == Framing::Chunked {
             let edited = route.response_headers.names();
             head.withheld.extend(edited.cloned());
             headers::announce(&mut headers, &head.withheld);

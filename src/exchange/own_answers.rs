@@ -4,6 +4,7 @@ use http::{
     Method, StatusCode,
     header::{self, HeaderValue},
 };
+use http_body::Body as _;
 
 use crate::{
     config::Level,
@@ -152,4 +153,15 @@ pub fn add_slash(route: &Route, query: Option<&str>) -> Answer<'static> {
 /// An answer without a body.
 pub fn empty(status: StatusCode, headers: Fields) -> Answer<'static> {
     Answer::new(status, headers, Body::Own(b""))
+}
+
+/// Behind a HEAD: the length of a body of ours, which a GET would have brought (RFC 9110 §8.6).
+pub fn own_length(status: StatusCode, headers: &mut Fields, body: &Body<'_>) {
+    if let Body::Own(_) | Body::Made(_) = body
+        && status != StatusCode::NO_CONTENT
+        && !headers.contains(header::CONTENT_LENGTH)
+    {
+        let length = body.size_hint().lower();
+        headers.append(header::CONTENT_LENGTH, length.to_string());
+    }
 }

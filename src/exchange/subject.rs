@@ -45,7 +45,7 @@ impl Subject {
     /// `path` is without its query; `host` is empty where the request names none.
     pub fn new(client: Option<IpAddr>, method: Method, host: &str, path: &str) -> Subject {
         let (host, path) = (beginning(host), beginning(path));
-        let text = [host.as_str(), path.as_str()].concat();
+        let text = [&*host, &*path].concat();
         Subject {
             client,
             method,

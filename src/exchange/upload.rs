@@ -174,10 +174,14 @@ impl Upload {
                 if self.taken > self.limit {
                     return Poll::Ready(Err(UploadError::TooLarge));
                 }
+                let is_empty = piece.is_empty();
                 self.write_buffer.put(piece, self.chunked);
                 self.has_more = !client.is_end_stream();
-                if self.chunked && !self.has_more {
-                    self.write_buffer.end_chunks();
+                match (self.chunked && !self.has_more, is_empty) {
+                    (false, _) => {}
+                    (true, false) => self.write_buffer.end_chunks(),
+                    // a frame of HTTP/2 that says no more than that
+                    (true, true) => self.end(&HeaderMap::new()),
                 }
             }
             Some(Ok(Err(frame))) => {

@@ -30,7 +30,8 @@ impl Exchange<'_> {
         present: &Present,
     ) -> Upload {
         let has_body = !self.client.is_end_stream();
-        let chunked = present.transfer_encoding;
+        // in HTTP/2 a body has no length that is not told (RFC 9112 §6.1)
+        let chunked = present.transfer_encoding || (has_body && !present.content_length);
         let authority = self.authority(parts);
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(parts.method.as_str().as_bytes());

@@ -14,9 +14,10 @@ use crate::{
         eviction::{Grace, Reason, Scope},
     },
     memory::{
-        budget::Budget,
+        budget::{Budget, Permit},
         buffers::{Buffers, ReadSize},
         concurrency::ConcurrencyLimit,
+        footprint,
     },
     observe::{
         health::Report,
@@ -61,6 +62,10 @@ pub struct Worker {
     /// Health says 503, and clients are told to leave.
     pub draining: Cell<bool>,
     state: RefCell<Rc<State>>,
+    /// Routes for which the plan has subtracted what they hold.
+    planned_routes: usize,
+    /// What those cost that a reload has added: the plan is as much smaller.
+    growth: Cell<Option<Permit>>,
     workers: usize,
     start: SystemTime,
 }
@@ -99,8 +104,11 @@ impl Worker {
             Rc::clone(&budget),
             Arc::clone(&metrics),
         );
+        let planned_routes = config.routes.len();
         let state = State::new(config, &pool, &budget, &metrics, start);
         Rc::new(Worker {
+            planned_routes,
+            growth: Cell::new(None),
             table: ConnectionTable::new(Rc::clone(&budget.room)),
             places: ConcurrencyLimit::new(state.config.proxy.max_concurrent_requests, workers),
             tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
@@ -133,6 +141,9 @@ impl Worker {
         self.tunnels
             .set_limit(config.proxy.max_tunnels, self.workers);
         self.table.reset_pace();
+        let more = config.routes.len().saturating_sub(self.planned_routes);
+        let price = footprint::growth(more, self.workers);
+        self.growth.set(Some(self.budget.force(price)));
         let state = State::new(config, &self.pool, &self.budget, &self.metrics, self.start);
         *self.state.borrow_mut() = Rc::new(state);
     }

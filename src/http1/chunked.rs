@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use crate::http1::cursor::is_token;
+
 /// Where a walk over a chunked body stands. Starts before the first chunk.
 #[derive(Debug, Clone)]
 pub struct Chunked {
@@ -29,8 +31,15 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// Extensions and trailers of one body, in bytes; hyper, for one, refuses above 16 KiB of either.
+/// Extensions and trailers of one body together, in bytes; hyper, for one, refuses above 16 KiB of either.
 const MAX_EXTRAS: usize = 8 * 1024;
+
+/// The trailer section of one body, in bytes: it is kept until it is whole, in place of the read buffer that the price of an
+/// exchange has for each message.
+pub const MAX_TRAILERS: usize = 4 * 1024;
+
+/// By how many bytes the room for a trailer section grows at least.
+const STEP: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -276,13 +285,24 @@ impl Body {
                     at += count;
                 }
                 Event::Trailer(count) => {
-                    self.trailers
-                        .extend_from_slice(rest.get(..count).unwrap_or_default());
+                    self.keep(rest.get(..count).unwrap_or_default())?;
                     at += count;
                 }
             }
         }
         Ok(Taken { data, used: at })
+    }
+
+    /// Keeps a part of the trailer section, in no more memory than [`MAX_TRAILERS`] and a step.
+    fn keep(&mut self, part: &[u8]) -> Result<(), Broken> {
+        if self.trailers.len() + part.len() > MAX_TRAILERS {
+            return Err(Broken("too many bytes of trailers"));
+        }
+        if self.trailers.capacity() - self.trailers.len() < part.len() {
+            self.trailers.reserve_exact(part.len().max(STEP));
+        }
+        self.trailers.extend_from_slice(part);
+        Ok(())
     }
 
     /// Whether fields stand behind the last chunk; known at the end.
@@ -294,27 +314,6 @@ impl Body {
     pub fn trailers(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.trailers)
     }
-}
-
-/// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
-pub fn is_token(byte: u8) -> bool {
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "in a constant, where it would not compile"
-    )]
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut rest: &[u8] =
-            b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        while let [byte, others @ ..] = rest {
-            table[*byte as usize] = true;
-            rest = others;
-        }
-        table
-    };
-    TOKEN
-        .get(usize::from(byte))
-        .is_some_and(|is_token| *is_token)
 }
 
 #[cfg(test)]
@@ -438,6 +437,28 @@ mod tests {
                 "{}",
                 case.escape_ascii()
             );
+        }
+    }
+
+    #[test]
+    fn a_trailer_section_is_kept_in_four_kilobytes() {
+        let section = |len: usize| {
+            let line = format!("A: {}\r\n\r\n", "x".repeat(len - 7));
+            [b"0\r\n", line.as_bytes()].concat()
+        };
+        for step in [1, 100, MAX_EXTRAS] {
+            let take = |len: usize| {
+                let mut body = Body::new();
+                let mut whole = section(len);
+                for part in whole.chunks_mut(step) {
+                    body.take(part)?;
+                    assert!(body.trailers.capacity() <= MAX_TRAILERS + STEP);
+                }
+                Ok(body.trailers().len())
+            };
+            assert_eq!(take(MAX_TRAILERS), Ok(MAX_TRAILERS), "step {step}");
+            let broken = Broken("too many bytes of trailers");
+            assert_eq!(take(MAX_TRAILERS + 1), Err(broken), "step {step}");
         }
     }
 

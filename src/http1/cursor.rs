@@ -3,7 +3,7 @@
 //! Pure, and the only reader of field lines: of requests, of responses and of trailer sections (RFC 9112 §5). A line is
 //! never folded, and no white space stands before its colon.
 
-use crate::{fields::Place, http1::chunked::is_token};
+use crate::fields::Place;
 
 /// A place in the bytes of a head.
 #[derive(Debug)]
@@ -85,29 +85,34 @@ impl<'a> Cursor<'a> {
 
     /// Takes one field line; `None` at the empty line that closes a section.
     pub fn field(&mut self, end: LineEnd) -> Result<Option<Place>, Fault> {
-        let name = self.at;
-        self.take_while(is_token);
-        let name = name..self.at;
-        if name.is_empty() {
-            return match self.eat_line_end(end) {
-                Some(true) => Ok(None),
-                Some(false) => Err(Fault::Name),
-                None => Err(Fault::Partial),
-            };
-        }
-        if !self.eat(b':') {
-            return Err(if self.is_end() {
-                Fault::Partial
-            } else {
-                Fault::Colon
-            });
-        }
-        let start = self.at;
-        let value = self.take(value_len(self.rest()));
-        let start = start + value.len() - value.trim_ascii_start().len();
-        let place = Place::new(name, start..start + value.trim_ascii().len());
+        let (start, line) = (self.at, self.rest());
+        let name = line.iter().position(|&byte| !is_token(byte));
+        let name = name.unwrap_or(line.len());
+        let behind = match line.split_at_checked(name) {
+            Some((_, [])) => return Err(Fault::Partial),
+            Some(([], _)) => {
+                return match self.eat_line_end(end) {
+                    Some(true) => Ok(None),
+                    Some(false) => Err(Fault::Name),
+                    None => Err(Fault::Partial),
+                };
+            }
+            Some((_, [b':', behind @ ..])) => behind,
+            _ => return Err(Fault::Colon),
+        };
+        let len = value_len(behind);
+        let (value, _) = behind.split_at_checked(len).unwrap_or_default();
+        let is_blank = |byte: u8| byte == b' ' || byte == b'\t';
+        let first = value.iter().position(|&byte| !is_blank(byte));
+        let last = value.iter().rposition(|&byte| !is_blank(byte));
+        let (first, last) = (first.unwrap_or(0), last.map_or(0, |last| last + 1));
+        let value = start + name + 1;
+        self.at = value + len;
         match self.eat_line_end(end) {
-            Some(true) => Ok(Some(place)),
+            Some(true) => Ok(Some(Place::new(
+                start..start + name,
+                value + first..value + last,
+            ))),
             Some(false) => Err(Fault::Value),
             None => Err(Fault::Partial),
         }
@@ -118,6 +123,41 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// A set of bytes, each of which is looked up and not searched.
+pub struct ByteSet([bool; 256]);
+
+impl ByteSet {
+    /// These bytes, letters and digits.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "in a constant, where it would not compile"
+    )]
+    pub const fn alphanumeric_and(mut others: &[u8]) -> ByteSet {
+        let mut set = [false; 256];
+        let mut byte = 0_u8;
+        while byte < 128 {
+            set[byte as usize] = byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        while let [byte, rest @ ..] = others {
+            set[*byte as usize] = true;
+            others = rest;
+        }
+        ByteSet(set)
+    }
+
+    /// Whether it has this byte.
+    pub fn has(&self, byte: u8) -> bool {
+        self.0.get(usize::from(byte)).is_some_and(|has| *has)
+    }
+}
+
+/// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
+pub fn is_token(byte: u8) -> bool {
+    const TOKEN: ByteSet = ByteSet::alphanumeric_and(b"!#$%&'*+-.^_`|~");
+    TOKEN.has(byte)
+}
+
 /// What may stand in a field value: no control byte but the tab.
 pub fn is_value(byte: u8) -> bool {
     (byte >= b' ' && byte != 0x7f) || byte == b'\t'
@@ -125,32 +165,39 @@ pub fn is_value(byte: u8) -> bool {
 
 /// How many of the first bytes may stand in a field value.
 fn value_len(bytes: &[u8]) -> usize {
-    // under the space, or DEL
-    let odd = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
-    let plain = skip_words(bytes, odd);
-    let rest = bytes.get(plain..).unwrap_or_default();
-    plain + rest.iter().take_while(|&&byte| is_value(byte)).count()
+    // under the space, or DEL; of the tab it is found out that it may
+    let marks = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
+    let odd = first_marked(bytes, marks, |byte| byte < b' ' || byte == 0x7f);
+    let rest = bytes.get(odd..).unwrap_or_default();
+    odd + rest.iter().take_while(|&&byte| is_value(byte)).count()
 }
 
 /// Where the first line feed stands.
 pub fn find_lf(bytes: &[u8]) -> Option<usize> {
-    let plain = skip_words(bytes, |word| zeros(word ^ (ONES * u64::from(b'\n'))));
-    let rest = bytes.get(plain..).unwrap_or_default();
-    Some(plain + rest.iter().position(|&byte| byte == b'\n')?)
+    let marks = |word: u64| zeros(word ^ (ONES * u64::from(b'\n')));
+    let at = first_marked(bytes, marks, |byte| byte == b'\n');
+    (at < bytes.len()).then_some(at)
 }
 
 const ONES: u64 = u64::from_ne_bytes([1; 8]);
 
-/// The highest bit of some byte is set where one is zero.
+/// The highest bit of the first byte that is zero is set, and of none before it.
 fn zeros(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word
 }
 
-/// Eight bytes at a time: how many come before those in which `odd` sets the highest bit of one.
-fn skip_words(bytes: &[u8], odd: impl Fn(u64) -> u64) -> usize {
-    let (words, _) = bytes.as_chunks::<8>();
-    let is_plain = |word: &&[u8; 8]| odd(u64::from_ne_bytes(**word)) & (ONES * 0x80) == 0;
-    8 * words.iter().take_while(is_plain).count()
+/// Where the first byte stands that is looked for, or the length where there is none: eight bytes at a time. `marks` sets
+/// the highest bit of the first one in a word that begins with its lowest byte, and of none before it.
+fn first_marked(bytes: &[u8], marks: impl Fn(u64) -> u64, is_marked: impl Fn(u8) -> bool) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let marks = marks(u64::from_le_bytes(*word)) & (ONES * 0x80);
+        if marks != 0 {
+            return 8 * index + marks.trailing_zeros() as usize / 8;
+        }
+    }
+    let at = rest.iter().position(|&byte| is_marked(byte));
+    8 * words.len() + at.unwrap_or(rest.len())
 }
 
 #[cfg(test)]

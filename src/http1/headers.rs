@@ -10,8 +10,7 @@ use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRA
 use crate::{
     fields::{Fields, line, members},
     http1::{
-        chunked,
-        cursor::{Cursor, LineEnd},
+        cursor::{Cursor, LineEnd, is_token},
         request::RequestHead,
     },
     route::Edits,
@@ -372,18 +371,13 @@ pub fn write_request(
     };
     let is_edited = edits.names().next().is_some();
     line(out, b"host", host);
-    for (name, value) in headers.iter() {
-        if name == b"host" || hops.stays_behind(name) || is_twin(name) || is_reserved(name) {
-            continue;
-        }
-        if is_edited && edits.names().any(|other| reads_as(name, other.as_ref())) {
-            continue;
-        }
-        if is_forwarding(name) && (!sender.trusted || name == b"x-forwarded-for") {
-            continue;
-        }
-        line(out, name, value);
-    }
+    headers.write_where(out, |name, _| {
+        let stays =
+            name == b"host" || hops.stays_behind(name) || is_twin(name) || is_reserved(name);
+        let is_taken = is_edited && edits.names().any(|other| reads_as(name, other.as_ref()));
+        let is_ours = is_forwarding(name) && (!sender.trusted || name == b"x-forwarded-for");
+        !(stays || is_taken || is_ours)
+    });
     if !edits.touches(&FORWARDED_FOR) {
         forwarded_for(out, headers, present, sender);
     }
@@ -499,7 +493,7 @@ pub fn joined_trailers<'a>(
 ) -> Option<Vec<u8>> {
     let mut names = Vec::new();
     for name in members(announced) {
-        let is_token = name.iter().all(|&byte| chunked::is_token(byte));
+        let is_token = name.iter().all(|&byte| is_token(byte));
         if is_token && passes_behind(&name.to_ascii_lowercase(), withheld) {
             separate(&mut names, 0);
             names.extend_from_slice(name);

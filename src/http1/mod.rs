@@ -7,6 +7,7 @@ pub mod authority;
 pub mod chunked;
 pub mod client;
 pub mod cursor;
+pub mod framing;
 pub mod headers;
 pub mod refusal;
 pub mod request;

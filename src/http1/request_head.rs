@@ -15,8 +15,9 @@ use crate::{
     failure::Failure,
     fields::{Fields, Place},
     http1::{
-        chunked::is_token,
-        cursor::{Cursor, Fault, LineEnd, find_lf},
+        authority::port_at,
+        cursor::{ByteSet, Cursor, Fault, LineEnd, find_lf, is_token},
+        framing::Framing,
         request::{RequestHead, RequestUri},
     },
 };
@@ -56,15 +57,6 @@ pub enum Arrival {
     End,
     /// Not to be served.
     Refused(Failure),
-}
-
-/// How a request body is delimited (RFC 9112 §6.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// So many bytes; none where neither Content-Length nor Transfer-Encoding is given.
-    Length(u64),
-    /// `Transfer-Encoding: chunked`.
-    Chunked,
 }
 
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
@@ -257,7 +249,8 @@ fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failu
     if target.len() > MAX_TARGET {
         return Err(Failure::TargetTooLong);
     }
-    if !cursor.eat(b' ') || std::str::from_utf8(target).is_err() {
+    let is_text = target.is_ascii() || str::from_utf8(target).is_ok();
+    if !cursor.eat(b' ') || !is_text {
         return Err(Failure::Malformed(
             "a byte in the target that may not stand there",
         ));
@@ -267,7 +260,7 @@ fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failu
         return Err(Failure::Malformed("a bare CR or LF in the request line"));
     }
     if method == b"PRI" {
-        return Err(Failure::Malformed("the HTTP/2 preface"));
+        return Err(Failure::Preface);
     }
     let http11 = is_http11(version)?;
     check_form(method, target)?;
@@ -355,6 +348,25 @@ fn is_http11(version: &[u8]) -> Result<bool, Failure> {
     }
 }
 
+/// A target that another reader took out of its head: whether it is one of the forms, byte by byte.
+///
+/// # Errors
+/// What a head is refused for that has it.
+pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
+    if method.len() > MAX_METHOD {
+        return Err(Failure::Malformed("a malformed method"));
+    }
+    if target.len() > MAX_TARGET {
+        return Err(Failure::TargetTooLong);
+    }
+    if !target.iter().copied().all(is_target) {
+        return Err(Failure::Malformed(
+            "a byte in the target that may not stand there",
+        ));
+    }
+    check_form(method, target)
+}
+
 /// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.
 fn check_form(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     match target {
@@ -390,33 +402,26 @@ fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
 
 /// `host`, `host:port` or `[v6]:port` (RFC 9110 §7.2), never empty, without user info.
 pub fn is_host(value: &[u8]) -> bool {
-    if let [b'[', inside @ ..] = value {
-        let Some(end) = inside.iter().position(|&byte| byte == b']') else {
-            return false;
-        };
-        let (literal, rest) = inside.split_at(end);
-        let literal = std::str::from_utf8(literal).unwrap_or_default();
-        return literal.parse::<Ipv6Addr>().is_ok() && is_port(rest.get(1..).unwrap_or_default());
-    }
-    let colon = value.iter().position(|&byte| byte == b':');
-    let (name, rest) = value.split_at(colon.unwrap_or(value.len()));
-    is_name(name) && is_port(rest)
+    let (host, port) = value.split_at(port_at(value));
+    is_port(port)
+        && match host {
+            [b'[', literal @ .., b']'] => {
+                str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok())
+            }
+            _ => is_name(host),
+        }
 }
 
-/// A name of one label or more, none of them empty; a dot may end it.
+/// A name of one label or more, none of them empty; a dot may end it. What may stand in it: RFC 3986 §3.2.2.
 fn is_name(name: &[u8]) -> bool {
+    const NAME: ByteSet = ByteSet::alphanumeric_and(b"-._~%!$&'()*+;=");
     let mut before = b'.';
     let mut fits = |byte: u8| {
-        let fits = is_name_byte(byte) && !(byte == b'.' && before == b'.');
+        let fits = NAME.has(byte) && !(byte == b'.' && before == b'.');
         before = byte;
         fits
     };
     !name.is_empty() && name.iter().all(|&byte| fits(byte))
-}
-
-/// What may stand in a name (RFC 3986 §3.2.2).
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte)
 }
 
 /// Nothing, a colon alone, or a colon and a port.

@@ -14,8 +14,8 @@ use http::{
 use crate::{
     fields::{Fields, Place, members},
     http1::{
-        chunked,
         cursor::{Cursor, Fault, LineEnd, is_value},
+        framing::Framing,
         headers,
         request_head::{self, MAX_FIELDS, USUAL_FIELDS},
     },
@@ -34,7 +34,7 @@ pub struct Head {
     /// Its fields.
     pub headers: Fields,
     /// Where its body ends.
-    pub delimiter: Delimiter,
+    pub framing: Framing,
     /// Whether the connection can be used again afterwards.
     pub persistent: bool,
     /// Bytes of it.
@@ -45,17 +45,6 @@ pub struct Head {
     pub withheld: Vec<HeaderName>,
     /// Whether it has a Location or Content-Location.
     pub locates: bool,
-}
-
-/// What ends a response body (RFC 9112 §6.3).
-#[derive(Debug)]
-pub enum Delimiter {
-    /// So many bytes.
-    Length(u64),
-    /// Its last chunk.
-    Chunked(Box<chunked::Body>),
-    /// The close of the connection.
-    Close,
 }
 
 /// Whether [`read_head`], which begins at the first byte each time, may say more than it said before: of the first bytes,
@@ -101,17 +90,17 @@ fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<
     let places = field_places(cursor)?;
     let said = FramingFields::of(bytes, &places, version)?;
     let has_no_body = status.is_informational() || status == StatusCode::NO_CONTENT;
-    let delimiter = said
-        .delimiter(has_no_body || status == StatusCode::NOT_MODIFIED || *method == Method::HEAD);
+    let framing =
+        said.framing(has_no_body || status == StatusCode::NOT_MODIFIED || *method == Method::HEAD);
     // no such answer may have a length, and a reader that believed it would wait (RFC 9110 §8.6, RFC 9112 §6.3)
-    let has_no_length = has_no_body || matches!(delimiter, Delimiter::Chunked(_));
-    let ends_by_close = said.close || matches!(delimiter, Delimiter::Close);
+    let has_no_length = has_no_body || framing == Framing::Chunked;
+    let ends_by_close = said.close || framing == Framing::Close;
     let usual = status.canonical_reason().unwrap_or_default().as_bytes();
     Ok(Head {
         status,
         reason: (!reason.is_empty() && reason != usual).then(|| reason.into()),
         headers: said.passed_on(bytes, cursor.at(), places, has_no_length),
-        delimiter,
+        framing,
         persistent: said.persistent && !ends_by_close && !said.is_ambiguous(status),
         len: cursor.at(),
         websocket: said.websocket,
@@ -284,12 +273,12 @@ impl<'a> FramingFields<'a> {
     }
 
     /// What ends the body; `is_bodiless` where there is none whatever the fields say.
-    fn delimiter(&self, is_bodiless: bool) -> Delimiter {
+    fn framing(&self, is_bodiless: bool) -> Framing {
         match (self.chunked, self.length) {
-            _ if is_bodiless => Delimiter::Length(0),
-            (true, _) => Delimiter::Chunked(Box::new(chunked::Body::new())),
-            (false, Some(length)) => Delimiter::Length(length),
-            (false, None) => Delimiter::Close,
+            _ if is_bodiless => Framing::Nothing,
+            (true, _) => Framing::Chunked,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::Close,
         }
     }
 
@@ -362,7 +351,7 @@ mod tests {
         ] {
             let text = format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n");
             let head = read_head(text.as_bytes(), &method).unwrap().unwrap();
-            assert!(matches!(head.delimiter, Delimiter::Length(0)), "{status}");
+            assert_eq!(head.framing, Framing::Nothing, "{status}");
             assert_eq!(head.headers.contains(CONTENT_LENGTH), passes, "{status}");
         }
     }
@@ -375,6 +364,15 @@ mod tests {
             let value = |name: &str| str::from_utf8(head.headers.only(name).unwrap()).unwrap();
             assert_eq!((value("content-length"), value("a")), (passed, "05"));
         }
+    }
+
+    #[test]
+    fn equal_lengths_are_handed_on_as_one() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\ncontent-length: 5\r\n\r\n";
+        let head = read_head(text.as_bytes(), &Method::GET).unwrap().unwrap();
+        let fields = Fields::from_iter([("content-length", "5"), ("a", "b")]);
+        assert_eq!(head.headers, fields);
+        assert_eq!(head.framing, Framing::Length(5));
     }
 
     #[test]

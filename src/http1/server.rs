@@ -20,9 +20,9 @@ use crate::{
     failure::Failure,
     fields::Place,
     http1::{
-        chunked,
+        framing::BodyState,
         request::RequestHead,
-        request_head::{self, Arrival, Framing, Head},
+        request_head::{self, Arrival, Head},
     },
     memory::{
         budget::{Budget, Permit},
@@ -46,6 +46,7 @@ pub struct ServerCodec {
     permit: Option<Permit>,
     /// What came behind the last head: of its body, then of the next request.
     behind: Bytes,
+    /// What is still to come of the last message.
     pub due: BodyState,
     /// The client may wait to be asked for the body (`Expect: 100-continue`).
     pub awaits_word: bool,
@@ -57,17 +58,6 @@ pub struct ServerCodec {
     pub promised: bool,
     /// Bytes of bodies that were read, framing included; wraps.
     pub read: u32,
-}
-
-/// What is still to come of the last message.
-#[derive(Debug)]
-pub enum BodyState {
-    /// So many bytes of a body; 0 = the next head.
-    Length(u64),
-    /// A chunked body.
-    Chunked(Box<chunked::Body>),
-    /// Nobody knows: its framing is broken.
-    Broken,
 }
 
 /// Bytes that one read may bring between two messages, where memory is short.
@@ -132,7 +122,7 @@ impl ServerCodec {
         match &self.due {
             BodyState::Length(left) => *left == 0,
             BodyState::Chunked(body) => body.is_end(),
-            BodyState::Broken => false,
+            BodyState::Close | BodyState::Broken => false,
         }
     }
 
@@ -185,6 +175,11 @@ impl ServerCodec {
     /// The socket, and what was read behind the last message: the first bytes of a tunnel.
     pub fn into_parts(self) -> (Stream, Bytes) {
         (self.io, self.behind)
+    }
+
+    /// The socket, and what was read of it that is no head of HTTP/1.1.
+    pub fn into_unread(self) -> (Stream, Bytes) {
+        (self.io, self.held.into())
     }
 
     /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
@@ -248,7 +243,7 @@ impl ServerCodec {
             BodyState::Length(left) => ((self.behind.len() + unread) as u64) < *left,
             BodyState::Chunked(_) if secured.is_some() => self.behind.is_empty() && unread == 0,
             BodyState::Chunked(_) => self.behind.is_empty() && !may_end_within(&socket, unread),
-            BodyState::Broken => false,
+            BodyState::Close | BodyState::Broken => false,
         }
     }
 
@@ -335,10 +330,7 @@ impl ServerCodec {
         // apart, so that neither keeps the other's memory
         self.behind = text.split_off(head.skip + head.len).into();
         text.drain(..head.skip);
-        self.due = match head.framing {
-            Framing::Length(length) => BodyState::Length(length),
-            Framing::Chunked => BodyState::Chunked(Box::new(chunked::Body::new())),
-        };
+        self.due = BodyState::of(head.framing);
         if let Some(secured) = self.io.secured_mut() {
             secured.set_paid(true);
         }
@@ -398,7 +390,10 @@ impl ServerCodec {
                         }
                     }
                 }
-                BodyState::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                // no request ends with the close of its connection
+                BodyState::Close | BodyState::Broken => {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
             };
             if !taken.is_empty() {
                 return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
@@ -432,7 +427,7 @@ impl ServerCodec {
                     }
                 }
             }
-            BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
+            BodyState::Close | BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -505,4 +500,32 @@ pub fn read(
     }
     ready!(result)?;
     Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{io::AsyncWriteExt as _, net::UnixStream, runtime::Builder};
+
+    use super::*;
+    use crate::memory::budget::Plan;
+
+    #[test]
+    fn a_head_that_waits_costs_its_buffer_and_the_list_of_its_fields() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a:\r\n".repeat(200));
+        runtime.block_on(async {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(text.as_bytes()).await.unwrap();
+            let budget = Budget::new(Plan::new(None, 1, None));
+            let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+            let mut scratch = [0; 4096];
+            let arrival = poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 4096));
+            let Ok(Arrival::Head(head)) = arrival.await else {
+                panic!("{text}")
+            };
+            assert!(codec.head_size(&head) >= text.len() + 201 * 16);
+        });
+    }
 }

@@ -1,8 +1,8 @@
-//! The bytes that strangers may cost: who asks for memory pays here first, or waits in line.
+//! The memory that clients and upstreams may use: every use takes a [`Permit`] first, or the request waits for one.
 //!
-//! The limit comes from the cgroup or the configuration; each worker has its share. What is taken is given back when
-//! the [`Permit`] is dropped. Without a limit nobody waits and nothing is counted twice. The kernel's share of a
-//! connection (socket, buffers, epoll entry) is in the prices, because the cgroup counts it too.
+//! The limit comes from the cgroup or the configuration, and each worker has a share. Bytes are given back when the permit
+//! is dropped. Without a limit no request waits. The prices include the kernel's part of a connection (socket, buffers,
+//! epoll entry), because the cgroup counts it too.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,40 +14,40 @@ use std::{
 
 use crate::{memory::queue::Queue, sys::socket};
 
-/// An open client connection at rest: 0.6 kB of ours, 3.8 kB of the kernel's.
+/// The price of an idle client connection: 0.6 kB in the process, 3.8 kB in the kernel.
 pub const CONNECTION: u64 = 4_400;
 
-/// A connection with a request in work: its state and one small buffer (9 kB), the upstream's socket, and what usually
-/// stands in the queues of both.
+/// The price of a request in progress: its state and one small buffer (9 kB), the upstream's socket, and the usual content
+/// of the queues of both sockets.
 pub const EXCHANGE: u64 = 42_000;
 
-/// `SO_SNDBUF` and `SO_RCVBUF` where memory is tight; the kernel doubles it. What a client may send before its exchange,
-/// and what it may leave unread, is paid for by nobody, and all that are connected may do so at the same moment.
+/// `SO_SNDBUF` and `SO_RCVBUF` where memory is tight; the kernel doubles it. It is small because bytes that a client sends
+/// before its exchange, or does not read, have no permit, and all clients may do this at the same time.
 pub const NARROW: usize = 4 * 1024;
 
-/// What exchanges, heads and those who wait leave for connections, however many there are.
-const DOOR: u64 = 32 * CONNECTION;
+/// Bytes that exchanges, heads and waiting requests must leave free, so that new connections can always be accepted.
+const ACCEPT_RESERVE: u64 = 32 * CONNECTION;
 
-/// Bytes of a head, of a request or a response, that are in the price of an exchange.
+/// Bytes of a head, of a request or a response, that the price of an exchange includes.
 pub const LARGE_HEAD: usize = 4 * 1024;
 
-/// Capacities of buffers for larger heads. Few sizes, because an allocator keeps pages for each size it has seen: heads of
-/// every length between 4 and 96 kB would leave a page behind for each of ten sizes.
+/// Capacities of buffers for larger heads. They are few because the allocator keeps pages for each size that was used: heads
+/// of every length between 4 and 96 kB would keep pages of ten sizes.
 const STEPS: [usize; 5] = [16 * 1024, 32 * 1024, 64 * 1024, 96 * 1024, 128 * 1024];
 
-/// `SO_SNDBUF` of the log where that is a socket and memory is tight: some hundred lines that a journal has not read yet.
-/// The kernel doubles it.
+/// `SO_SNDBUF` of the log where it is a socket and memory is tight: some hundred lines that the journal has not read. The
+/// kernel doubles it.
 const LOG_QUEUE: usize = 64 * 1024;
 
-/// The largest of these that the head of one response needs: `answer::MAX_HEAD`.
+/// Bytes of the largest response head: `MAX_HEAD` in `http1/response_head.rs`, which is above this module.
 const LARGEST_HEAD: usize = 96 * 1024;
 
-/// What up to [`NARROW`] bytes cost that a client was sent and has not acknowledged: the kernel keeps them in buffers of
-/// up to twice their size, and a closed connection keeps its socket as long.
+/// The price of up to [`NARROW`] bytes that were sent to a client and not acknowledged: the kernel keeps them in buffers of
+/// up to twice their size, and keeps the socket of a closed connection until then.
 pub const UNSENT: u64 = 12_000;
 
-/// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
-/// more as it is read.
+/// The price of a TLS handshake besides its session: a certificate message of 64 kB in records, and once more when it is
+/// parsed.
 const HANDSHAKE: u64 = 160_000;
 
 /// What a TLS session adds to a client's connection at rest: 4.4 kB were measured. The certificate of a client, where it is
@@ -67,20 +67,25 @@ const RECORD_IN: u64 = 20_000;
 /// What a unix socket costs that is over but not read: itself and its queue's own.
 const UNREAD: u64 = 2_000;
 
-/// Requests that may wait for memory though there is none for waiting: 200 kB where sockets are narrow.
+/// Bounds the requests that may wait for memory although there is none for waiting: 200 kB where sockets are narrow.
 pub const SPARED: usize = 16;
 
-/// An idle upstream connection.
+/// The price of an idle upstream connection.
 pub const IDLE_UPSTREAM: u64 = 4_400;
 
-/// What a TLS session adds to an upstream connection: 24 kB were measured, at rest and while bytes flow.
+/// The price of a TLS session of an upstream connection: 24 kB were measured, idle and busy.
 pub const TLS_SESSION: u64 = 24_000;
+
+/// What a hostile HTTP/2 connection can make the process hold beside its streams, which pay for themselves, where memory is
+/// tight; and where it is not. Measured: see docs/memory.md.
+pub const HTTP2_CONNECTION: u64 = 1_000_000;
+pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 const BASE: u64 = 2_000_000;
 
-/// A head in a buffer of the size that [`step`] gives, where it grew by doubling to a larger one.
+/// Moves a head into a buffer of the size of [`step`], because it may have grown to a larger one.
 pub fn in_step(head: Vec<u8>) -> Vec<u8> {
     if head.capacity() <= LARGE_HEAD {
         return head;
@@ -90,33 +95,33 @@ pub fn in_step(head: Vec<u8>) -> Vec<u8> {
     text
 }
 
-/// The shape of a budget, fixed at start: what the limit allows.
+/// What the limit allows; fixed at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// Bytes for strangers in this worker; `None` = no limit.
+    /// Bytes that this worker's permits may have in all; `None` = no limit.
     pub pool: Option<u64>,
-    /// Client connections of this worker.
+    /// Maximum of client connections of this worker.
     pub connections: usize,
     /// `SO_SNDBUF` and `SO_RCVBUF` of every socket; `None` = the kernel tunes them.
     pub socket_buffer: Option<usize>,
-    /// The same for a long body that pays for it ([`Budget::width`]); `None` = every body has what there is.
+    /// The larger size for a long body with a permit ([`Budget::width`]); `None` = buffers are not enlarged.
     pub wide_buffer: Option<usize>,
-    /// `TCP_NOTSENT_LOWAT`: bytes that wait unsent in the kernel.
+    /// `TCP_NOTSENT_LOWAT`: bytes that may wait in the kernel without having been sent.
     pub unsent: u32,
-    /// Whether memory is so short that buffers stay at their least.
+    /// Whether the limit is below 64 MiB, so that buffers are as small as possible.
     pub tight: bool,
 }
 
 impl Plan {
-    /// Divides `limit` bytes of the whole process by its workers; `max_connections` is the configured bound (of all
-    /// workers), `None` = what memory allows.
+    /// The plan for one worker of a process with `limit` bytes; `max_connections` is the configured maximum of all workers,
+    /// `None` = what memory allows.
     #[cfg(test)]
     pub fn new(limit: Option<u64>, workers: usize, max_connections: Option<usize>) -> Plan {
         Plan::divide(0, limit, workers, max_connections).0
     }
 
-    /// The same beside `held` bytes of configuration; `None` where these leave less than what two exchanges and eight
-    /// connections cost.
+    /// Like [`Plan::new`], where the configuration takes `held` bytes; `None` where it leaves less than two exchanges and eight
+    /// connections need.
     pub fn beside(
         held: u64,
         limit: Option<u64>,
@@ -127,7 +132,7 @@ impl Plan {
         (is_enough || held == 0).then_some(plan)
     }
 
-    /// Gives a plan, and whether the limit is large enough for the least one.
+    /// The plan, and whether the limit allows the smallest one.
     fn divide(
         held: u64,
         limit: Option<u64>,
@@ -147,7 +152,7 @@ impl Plan {
             };
             return (plan, true);
         };
-        // a twelfth stays free for what no permit foresees: fragmentation, bursts of packets, page tables
+        // a twelfth stays free for what has no permit: fragmentation, bursts of packets, page tables
         let pool = limit
             .saturating_sub(BASE + held + 100_000 * (workers_wide - 1))
             .saturating_sub(limit / 12)
@@ -172,15 +177,15 @@ impl Plan {
         (plan, is_enough)
     }
 
-    /// `SO_SNDBUF` of the log where that is a socket; `None` = as it is.
+    /// `SO_SNDBUF` of the log where it is a socket; `None` = the kernel's default.
     pub fn log_queue(&self) -> Option<usize> {
         self.tight.then_some(LOG_QUEUE)
     }
 
-    /// Bounds connections by the descriptors that the process may open, too: each may need a second one, of its upstream.
-    /// Gives also how many connections to upstreams this worker may have.
+    /// Also bounds connections by the process's descriptors, because each may need a second one for its upstream. Returns the
+    /// maximum of this worker's upstream connections, too.
     pub fn within_descriptors(self, descriptors: u64, workers: usize) -> (Plan, usize) {
-        // listeners, epoll, the log, look-ups, files that are read at a reload
+        // for listeners, epoll, the log, look-ups, and files read at a reload
         let own = 16 + 4 * workers as u64 + (descriptors / 16).min(64);
         let share = descriptors.saturating_sub(own) / (2 * workers as u64);
         let share = usize::try_from(share).unwrap_or(usize::MAX).max(2);
@@ -191,25 +196,27 @@ impl Plan {
         (plan, share)
     }
 
-    /// How many exchanges fit beside a full house of connections.
+    /// How many exchanges fit beside the maximum of connections; `None` = no limit.
     pub fn exchanges(&self) -> Option<u64> {
         let pool = self.pool?;
         Some((pool - (self.connections as u64 * CONNECTION).min(pool)) / EXCHANGE)
     }
 }
 
-/// One worker's purse.
+/// The budget of one worker.
 #[derive(Debug)]
 pub struct Budget {
     plan: Plan,
     spent: Cell<u64>,
-    /// Exchanges that hold a permit, and how many ever did.
+    /// Exchanges that hold a permit, and how many have been admitted since the start.
     exchanges: Cell<usize>,
     admitted: Cell<u64>,
-    /// What unfinished request heads cost.
+    /// Bytes held by unfinished request heads.
     heads: Cell<u64>,
-    /// What wide buffers cost.
+    /// Bytes held by wide buffers.
     widths: Cell<u64>,
+    /// What HTTP/2 connections cost.
+    http2: Cell<u64>,
     /// Heads of responses that are larger than the price of an exchange foresees.
     pub large_heads: Fund,
     /// TLS handshakes with upstreams in progress.
@@ -218,17 +225,17 @@ pub struct Budget {
     pub client_handshakes: Fund,
     /// Waiters that hold more than was left.
     spared: Cell<usize>,
-    /// Somebody was refused memory since the sweep asked.
+    /// Memory was refused since [`Budget::was_refused`] was called last.
     refused: Cell<bool>,
-    /// Memory was seen near the limit: nothing new is let in until it is not.
+    /// Memory in use was near the limit: no new exchange is admitted until it is lower.
     pressed: Cell<bool>,
-    /// Says whether memory is near the limit now; asked between two ticks where much is spent.
+    /// Measures whether memory in use is near the limit; called between two ticks where much is spent.
     gauge: RefCell<Option<Gauge>>,
-    /// Unix sockets that are over, but for what the other side has not read of them; each with what it costs.
+    /// Closed unix sockets whose bytes the other side has not read, each with its permit.
     unread: RefCell<Vec<(OwnedFd, Permit)>>,
-    /// Who waits for an exchange's worth.
+    /// Requests that wait for an exchange's permit.
     pub queue: Queue,
-    /// Who waits for a seat; woken by whatever comes free.
+    /// Tasks that wait for a connection's slot; woken whenever bytes are given back.
     pub room: Rc<Queue>,
 }
 
@@ -240,20 +247,21 @@ pub struct Permit {
     purpose: Purpose,
 }
 
-/// What a permit is for, where that is counted apart.
+/// The purpose of a permit, where it is counted separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Head,
     Spared,
     Exchange,
     Width,
+    Http2,
     LargeHead,
     Handshake,
     ClientHandshake,
     Other,
 }
 
-/// A part of a budget that one purpose may spend, and the requests that wait for it.
+/// A part of a budget for one purpose, and the requests that wait for it.
 #[derive(Debug, Default)]
 pub struct Fund {
     spent: Cell<u64>,
@@ -262,7 +270,7 @@ pub struct Fund {
 }
 
 impl Budget {
-    /// A purse with nothing spent.
+    /// A budget with nothing spent.
     pub fn new(plan: Plan) -> Rc<Budget> {
         Rc::new(Budget {
             plan,
@@ -271,6 +279,7 @@ impl Budget {
             admitted: Cell::new(0),
             heads: Cell::new(0),
             widths: Cell::new(0),
+            http2: Cell::new(0),
             large_heads: Fund::default(),
             handshakes: Fund::default(),
             client_handshakes: Fund::default(),
@@ -284,8 +293,8 @@ impl Budget {
         })
     }
 
-    /// Keeps a unix socket that is over, and a permit for what the other side has not read: it is charged to this process
-    /// until that is read or the other side is gone. Without a limit nothing is kept.
+    /// Keeps a closed unix socket with a permit for the bytes that the other side has not read: the kernel charges them to this
+    /// process until they are read or the other side closes. Without a limit nothing is kept.
     pub fn keep_unread(self: &Rc<Budget>, socket: OwnedFd) {
         if self.plan.pool.is_some() {
             let price = UNREAD + unsent_of(&socket) as u64;
@@ -293,9 +302,9 @@ impl Budget {
         }
     }
 
-    /// Lets go what was read meanwhile; says whether anything is left. Called at each tick.
+    /// Drops the sockets whose bytes were read meanwhile; returns whether any are left. Called at each tick.
     pub fn release_unread(&self) -> bool {
-        // a permit that is dropped wakes those that wait, who may ask for more
+        // dropped after the borrow: a permit wakes waiting tasks when it is dropped
         let over: Vec<(OwnedFd, Permit)> = {
             let mut unread = self.unread.borrow_mut();
             let over = unread
@@ -310,12 +319,23 @@ impl Budget {
         !self.unread.borrow().is_empty()
     }
 
-    /// Whether sockets that are over hold so much (a quarter of the budget) that no new unix connection should be made:
-    /// the upstream has stopped reading.
+    /// Whether closed unix sockets hold more than a quarter of the budget, because the upstream has stopped reading: then no
+    /// new unix connection is made.
     pub fn is_stuffed(&self) -> bool {
         let paid = |(_, permit): &(OwnedFd, Permit)| permit.bytes;
         let held: u64 = self.unread.borrow().iter().map(paid).sum();
         self.plan.pool.is_some_and(|pool| held > pool / 4)
+    }
+
+    /// Whether they do, and the process at the other side of this unix socket has left some of them: with another client
+    /// of it there would be more.
+    pub fn is_stuffed_by(&self, client: &socket2::Socket) -> bool {
+        self.is_stuffed() && {
+            let process = socket::peer_process(client);
+            let of = |socket: &OwnedFd| socket::peer_process(&socket2::SockRef::from(socket));
+            let unread = self.unread.borrow();
+            unread.iter().any(|(socket, _)| of(socket) == process)
+        }
     }
 
     /// What it was made from.
@@ -323,12 +343,12 @@ impl Budget {
         &self.plan
     }
 
-    /// Bytes taken now.
+    /// Bytes in use.
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }
 
-    /// Takes bytes if they are there.
+    /// Takes bytes; `None` where they are not available.
     pub fn take(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
         let spent = self.spent.get() + bytes;
         if self.plan.pool.is_some_and(|pool| spent > pool) {
@@ -337,16 +357,16 @@ impl Budget {
         Some(self.force(bytes))
     }
 
-    /// The same for those who are let in already: the last bytes are for those at the door, health among them.
+    /// Like [`Budget::take`], but leaves the last bytes for new connections, which may ask for health.
     pub fn take_inside(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
-        let spent = self.spent.get() + bytes + DOOR;
+        let spent = self.spent.get() + bytes + ACCEPT_RESERVE;
         if self.plan.pool.is_some_and(|pool| spent > pool) {
             return None;
         }
         Some(self.force(bytes))
     }
 
-    /// Takes bytes whether they are there or not: for what cannot be refused any more.
+    /// Takes bytes even if they are not available, for what cannot be refused any more.
     pub fn force(self: &Rc<Budget>, bytes: u64) -> Permit {
         self.spent.set(self.spent.get() + bytes);
         Permit {
@@ -356,8 +376,8 @@ impl Budget {
         }
     }
 
-    /// Takes bytes for a request head that is still coming in. All of them together get a fifth of the budget: whoever
-    /// sends large heads slowly takes nothing from those who send small ones.
+    /// Takes bytes for an unfinished request head. All unfinished heads together get a fifth of the budget, so that slow
+    /// clients with large heads do not use it up.
     pub fn head(self: &Rc<Budget>, bytes: u64) -> Option<Permit> {
         let heads = self.heads.get() + bytes;
         if self.plan.pool.is_some_and(|pool| heads > pool / 5) {
@@ -372,9 +392,9 @@ impl Budget {
         Some(permit)
     }
 
-    /// Takes what a whole request costs that waits for an exchange's worth: its head, and what follows it into the socket.
-    /// A few may always wait, whatever is left: else the door would be locked with nobody before it. This one may where
-    /// fewer than `spared` do ([`SPARED`] at most).
+    /// Takes the price of a request that waits for an exchange's permit: its head, and what may follow into the socket. A few
+    /// may wait even if there is no memory for waiting, because relief only begins when a request waits: this one may if fewer
+    /// than `spared` do ([`SPARED`] at most).
     pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
         let queue = self.plan.socket_buffer.unwrap_or(0);
         let price = (head + 2 * queue) as u64;
@@ -391,13 +411,13 @@ impl Budget {
         Some(permit)
     }
 
-    /// Whether memory was refused to somebody since this was asked last.
+    /// Whether memory was refused since the last call.
     pub fn was_refused(&self) -> bool {
         self.refused.replace(false)
     }
 
-    /// Takes what a wide buffer for a long body costs in one socket, where the plan has such. All of them together get a
-    /// quarter of the budget, and nothing of the last one. Gives the size too.
+    /// Takes the price of a wide buffer of one socket for a long body, if the plan has wide buffers. All of them together get a
+    /// quarter of the budget, and nothing of the last quarter. Returns the buffer's size, too.
     pub fn width(self: &Rc<Budget>) -> Option<(usize, Permit)> {
         let size = self.plan.wide_buffer?;
         let price = 2 * size as u64;
@@ -409,6 +429,37 @@ impl Budget {
         let mut permit = self.force(price);
         permit.purpose = Purpose::Width;
         Some((size, permit))
+    }
+
+    /// Takes what an HTTP/2 connection costs, with so many bytes more for its TLS. All of them together get half of the
+    /// budget.
+    pub fn http2(self: &Rc<Budget>, records: u64) -> Option<Permit> {
+        let bytes = self.http2_price() + records;
+        let all = self.http2.get() + bytes;
+        if self.plan.pool.is_some_and(|pool| all > pool / 2) {
+            return None;
+        }
+        let mut permit = self.take_inside(bytes)?;
+        self.http2.set(all);
+        permit.purpose = Purpose::Http2;
+        Some(permit)
+    }
+
+    /// Whether another HTTP/2 connection would fit now.
+    pub fn has_room_for_http2(&self) -> bool {
+        let price = self.http2_price();
+        self.plan.pool.is_none_or(|pool| {
+            self.http2.get() + price <= pool / 2
+                && self.spent.get() + price + ACCEPT_RESERVE <= pool
+        })
+    }
+
+    fn http2_price(&self) -> u64 {
+        if self.plan.tight {
+            HTTP2_CONNECTION
+        } else {
+            HTTP2_CONNECTION_WIDE
+        }
     }
 
     /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
@@ -458,8 +509,8 @@ impl Budget {
         self.take_from(&self.handshakes, Purpose::Handshake, HANDSHAKE)
     }
 
-    /// A fund has a fifth of the budget. One permit of each fund can always be had, however little is left: a large head
-    /// or a handshake is never impossible, only slow.
+    /// Takes bytes from a fund, which has a fifth of the budget. One permit of each fund is always given, even if nothing is
+    /// left: a large head or a handshake may have to wait, but never for ever.
     fn take_from(self: &Rc<Budget>, fund: &Fund, purpose: Purpose, bytes: u64) -> Option<Permit> {
         let spent = fund.spent.get();
         let is_over = self.plan.pool.is_some_and(|pool| spent + bytes > pool / 5);
@@ -501,8 +552,8 @@ impl Budget {
         Some(permit)
     }
 
-    /// Whether memory was seen near the limit, or is: the kernel counts what no permit foresees, and much can come between
-    /// two ticks. Every sixteenth admission looks, which costs one read of a file.
+    /// Whether memory in use was near the limit at the last measurement. The kernel counts more than permits do, and much can
+    /// happen between two ticks, so every [`LOOK`]th admission measures again, which costs one read of a file.
     fn is_near_limit(&self) -> bool {
         if !self.pressed.get()
             && self.admitted.get().is_multiple_of(LOOK)
@@ -513,23 +564,23 @@ impl Budget {
         self.pressed.get()
     }
 
-    /// Takes over how memory is looked at between two ticks.
+    /// Sets the function that measures memory between two ticks.
     pub fn set_gauge(&self, gauge: impl Fn() -> bool + 'static) {
         *self.gauge.borrow_mut() = Some(Gauge(Box::new(gauge)));
     }
 
-    /// How many exchanges are paid for now, and how many ever were.
+    /// How many exchanges hold a permit now, and how many have been admitted since the start.
     pub fn exchanges(&self) -> (usize, u64) {
         (self.exchanges.get(), self.admitted.get())
     }
 
-    /// Whether more than a quarter is spent: then buffers are small and nothing lies about.
+    /// Whether more than a quarter is spent: then buffers are small and freed early.
     pub fn is_short(&self) -> bool {
         let pool = self.plan.pool;
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 4)
     }
 
-    /// Whether more than three quarters are spent: then nothing is kept that is only of use later.
+    /// Whether more than three quarters are spent: then nothing is kept for later use.
     pub fn is_scarce(&self) -> bool {
         self.is_scarce_with(0)
     }
@@ -539,14 +590,14 @@ impl Budget {
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
     }
 
-    /// Bytes came free: the first of each queue tries again. The queues of the funds are woken by their own permits, and
-    /// by the timer of the wait.
+    /// Bytes were given back: the first of each queue tries again. The queues of the funds are woken by their own permits, and
+    /// by the timer of a wait.
     fn wake(&self) {
         self.queue.wake();
         self.room.wake();
     }
 
-    /// Told by the sweep: whether memory is near its limit.
+    /// Sets whether memory in use is near the limit, as measured at a tick.
     pub fn press(&self, pressed: bool) {
         self.pressed.set(pressed);
         if !pressed {
@@ -554,13 +605,13 @@ impl Budget {
         }
     }
 
-    /// Whether memory was last seen near its limit.
+    /// Whether memory in use was near the limit at the last measurement.
     pub fn is_pressed(&self) -> bool {
         self.pressed.get()
     }
 }
 
-/// How memory is looked at.
+/// Measures whether memory in use is near the limit.
 struct Gauge(Box<dyn Fn() -> bool>);
 
 impl fmt::Debug for Gauge {
@@ -577,17 +628,17 @@ impl Deref for Gauge {
     }
 }
 
-/// Admissions between two looks at memory.
+/// Admissions between two measurements of memory: one read of a file for sixteen requests.
 const LOOK: u64 = 16;
 
 impl Permit {
-    /// What it is worth.
+    /// The bytes of this permit.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Makes it worth `bytes`: more is taken whether it is there or not, less is given back. Not for permits of
-    /// exchanges, of unfinished heads and of wide buffers, whose sums are kept apart.
+    /// Changes the permit to `bytes`: more is taken even if it is not available, the difference is given back. Not for permits
+    /// of exchanges, unfinished heads and wide buffers, which are summed up separately.
     pub fn resize(&mut self, bytes: u64) {
         let before = std::mem::replace(&mut self.bytes, bytes);
         let moved = |sum: &Cell<u64>| sum.set(sum.get() - before + bytes);
@@ -607,8 +658,8 @@ fn unsent_of(socket: &OwnedFd) -> usize {
     socket::unsent(&socket2::SockRef::from(socket))
 }
 
-/// What the head of a response costs that is held in a buffer of so many bytes: a quarter more is what the allocator
-/// leaves between such buffers.
+/// The price of a response head of `bytes` bytes: its buffer, and a quarter more, which the allocator leaves between such
+/// buffers.
 pub fn head_price(bytes: usize) -> u64 {
     if bytes <= LARGE_HEAD {
         return 0;
@@ -617,7 +668,7 @@ pub fn head_price(bytes: usize) -> u64 {
     capacity + capacity / 4
 }
 
-/// The capacity of a buffer for so many bytes of a head: exact where it is small.
+/// The capacity of a buffer for a head of `bytes` bytes: exact where it is small.
 pub fn step(bytes: usize) -> usize {
     if bytes <= LARGE_HEAD {
         return bytes;
@@ -637,6 +688,7 @@ impl Drop for Permit {
                 .budget
                 .widths
                 .set(self.budget.widths.get() - self.bytes),
+            Purpose::Http2 => self.budget.http2.set(self.budget.http2.get() - self.bytes),
             Purpose::Spared => self.budget.spared.set(self.budget.spared.get() - 1),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
             Purpose::LargeHead | Purpose::Handshake | Purpose::ClientHandshake => {
@@ -669,7 +721,7 @@ mod tests {
     };
 
     #[test]
-    fn ten_megabytes_hold_what_is_promised() {
+    fn ten_megabytes_allow_what_is_promised() {
         let plan = Plan::new(Some(10 << 20), 1, None);
         assert!(plan.connections >= 500, "{plan:?}");
         assert!(plan.exchanges().unwrap() >= 100, "{plan:?}");
@@ -705,10 +757,10 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bytes_are_for_those_at_the_door() {
+    fn the_last_bytes_are_for_new_connections() {
         for missing in [0, 1] {
             let budget = Budget::new(Plan {
-                pool: Some(4 * EXCHANGE + DOOR - missing),
+                pool: Some(4 * EXCHANGE + ACCEPT_RESERVE - missing),
                 ..Plan::new(None, 1, None)
             });
             let mut admitted = Vec::new();
@@ -718,12 +770,12 @@ mod tests {
             assert_eq!(admitted.len() as u64, 4 - missing);
             let head = budget.head(EXCHANGE);
             assert!(head.is_none(), "nor are they for heads");
-            assert!(budget.take(DOOR).is_some());
+            assert!(budget.take(ACCEPT_RESERVE).is_some());
         }
     }
 
     #[test]
-    fn who_waits_pays_for_head_and_queue_and_the_first_long_bodies_are_wide() {
+    fn a_waiting_request_is_charged_and_the_first_long_bodies_get_wide_buffers() {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let waiter = budget.waiter(300, 0).unwrap();
         assert_eq!(waiter.bytes(), 300 + 2 * NARROW as u64);
@@ -751,7 +803,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_let_go_by_halves_until_none_is_left() {
+    fn buffers_are_freed_by_halves_until_none_is_left() {
         let buffers: Rc<Buffers> = Rc::default();
         let room = ReadSize::new(4096, true, true);
         drop([(); 5].map(|()| buffers.take(room)));
@@ -783,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_is_given_back_and_the_next_in_line_gets_it() {
+    fn dropped_permits_are_given_to_the_next_in_the_queue() {
         let budget = Budget::new(Plan {
             pool: Some(100),
             ..Plan::new(Some(10 << 20), 1, None)
@@ -812,7 +864,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_the_line_does_not_block_it() {
+    fn a_waiter_that_leaves_does_not_block_the_queue() {
         let budget = Budget::new(Plan {
             pool: Some(100),
             ..Plan::new(Some(10 << 20), 1, None)
@@ -828,7 +880,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_come_back_and_are_let_go() {
+    fn buffers_are_reused_and_freed() {
         let buffers: Rc<Buffers> = Rc::default();
         let room = ReadSize::new(4096, true, true);
         let buffer = buffers.take(room);
@@ -854,7 +906,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_smaller_the_more_is_on_loan() {
+    fn buffers_are_smaller_the_more_are_lent() {
         let buffers: Rc<Buffers> = Rc::default();
         let room = ReadSize::new(4096, false, false);
         let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
@@ -867,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_follows_memory_and_the_configured_size() {
+    fn read_sizes_follow_memory_and_the_configured_size() {
         let sizes = |least| {
             [(true, true), (false, true), (false, false)]
                 .map(|(short, tight)| ReadSize::new(least, short, tight).most)
@@ -930,7 +982,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_configuration_holds_is_not_given_to_clients() {
+    fn memory_of_the_configuration_is_not_given_to_clients() {
         let plan = |held| Plan::beside(held, Some(10 << 20), 1, None);
         let (small, large) = (plan(0).unwrap(), plan(3_000_000).unwrap());
         assert_eq!(large.pool.unwrap() + 3_000_000, small.pool.unwrap());
@@ -941,7 +993,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_looked_at_between_two_ticks_where_much_is_spent() {
+    fn memory_is_measured_between_two_ticks_where_much_is_spent() {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let looks = Rc::new(Cell::new(0));
         let (counted, near) = (Rc::clone(&looks), Rc::new(Cell::new(false)));

@@ -1,4 +1,7 @@
-//! Read buffers that are lent while bytes are in them, and used again.
+//! Read buffers that are lent while they hold bytes, and then reused.
+//!
+//! A buffer is taken when there are bytes to read and comes back when they are written, so that only connections that wait
+//! for the other side hold one. The more are lent, the smaller are the next.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,18 +9,17 @@ use std::{
     rc::Rc,
 };
 
-/// Read buffers that are used again. One is taken when bytes are there and comes back when they are gone, so only those
-/// who have to be waited for hold any; the more they hold, the smaller are the next.
+/// The read buffers of one worker.
 #[derive(Debug, Default)]
 pub struct Buffers {
     pub free: RefCell<Vec<Vec<u8>>>,
-    /// Bytes of the free ones.
+    /// Bytes of the free buffers.
     pub kept: Cell<usize>,
-    /// Bytes of those on loan.
+    /// Bytes of the lent buffers.
     pub lent: Cell<usize>,
 }
 
-/// A buffer on loan; what it holds at first is of no meaning.
+/// A lent buffer; its initial content has no meaning.
 #[derive(Debug, Default)]
 pub struct Buffer {
     pub bytes: Vec<u8>,
@@ -31,23 +33,23 @@ pub struct ReadSize {
     pub most: usize,
 }
 
-/// Bytes of a usual buffer.
+/// Bytes of a buffer where memory is not short.
 pub const USUAL: usize = 16 * 1024;
 
-/// Bytes of a buffer where memory has no limit, or a large one: 0.94 CPU seconds per GB where the usual takes 1.08.
+/// Bytes of a buffer without a memory limit, or with a large one: 0.94 CPU seconds per GB, against 1.08 with [`USUAL`].
 pub const BULK: usize = 64 * 1024;
 
-/// Bytes on loan up to which there are large buffers, and up to which there are usual ones.
+/// Lent bytes up to which buffers are large, and up to which they have [`USUAL`] bytes.
 pub const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
 
-/// Bytes of free buffers that are kept for later.
+/// Bounds the bytes of free buffers that are kept for reuse.
 pub const KEPT: usize = 1 << 20;
 
-/// Bytes under which a buffer is not worth keeping.
+/// Buffers below this size are freed instead of kept.
 pub const LEAST_KEPT: usize = 4 * 1024;
 
 impl ReadSize {
-    /// `least` bytes are what memory always allows; it is more while memory is not short, and most where it is not tight.
+    /// `least` bytes where memory is short; [`USUAL`] where it is not, and [`BULK`] where it is not tight either, if larger.
     pub fn new(least: usize, is_short: bool, is_tight: bool) -> ReadSize {
         let most = match (is_short, is_tight) {
             (true, _) => least,
@@ -57,12 +59,12 @@ impl ReadSize {
         ReadSize { least, most }
     }
 
-    /// How much of a buffer of `len` bytes may be filled.
+    /// How many bytes of a buffer of `len` bytes may be filled.
     pub fn bound(self, len: usize) -> usize {
         self.most.min(len)
     }
 
-    /// The same, where no more than so many bytes are wanted.
+    /// Reduces the size to the bytes that are wanted.
     pub fn at_most(self, bytes: u64) -> ReadSize {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         ReadSize {
@@ -73,8 +75,8 @@ impl ReadSize {
 }
 
 impl Buffer {
-    /// Makes it `len` bytes long; what it holds stays. From then on it is no longer on loan: it is paid for by itself, and
-    /// is freed and not kept when it is dropped.
+    /// Makes it `len` bytes long and keeps its content. From then on it does not count as lent: it has a permit of its own, and
+    /// is freed when it is dropped.
     pub fn grow(&mut self, len: usize) {
         let before = self.bytes.len();
         if let Some(home) = self.home.take() {
@@ -84,14 +86,14 @@ impl Buffer {
         self.bytes.resize(len.max(before), 0);
     }
 
-    /// Whether it grew beyond what was lent.
+    /// Whether [`Buffer::grow`] was called.
     pub fn has_grown(&self) -> bool {
         self.home.is_none() && !self.bytes.is_empty()
     }
 }
 
 impl From<Vec<u8>> for Buffer {
-    /// Bytes that were never on loan.
+    /// A buffer that was not lent.
     fn from(bytes: Vec<u8>) -> Buffer {
         Buffer { bytes, home: None }
     }
@@ -121,7 +123,7 @@ impl Drop for Buffer {
 }
 
 impl Buffers {
-    /// A buffer as large as `room` and what is on loan allow.
+    /// A buffer as large as `room` and the lent bytes allow.
     pub fn take(self: &Rc<Buffers>, room: ReadSize) -> Buffer {
         let size = match self.lent.get() {
             lent if lent < PLENTY.0 => room.most,
@@ -153,7 +155,7 @@ impl Buffers {
         }
     }
 
-    /// Lets half of the free ones go, and says whether any are left; called when fewer are needed, so that a quiet proxy
+    /// Frees half of the free buffers, and returns whether any are left; called when fewer are needed, so that an idle proxy
     /// keeps none.
     pub fn trim(&self) -> bool {
         let mut free = self.free.borrow_mut();

@@ -1,10 +1,10 @@
-//! Bytes of a body, in the buffer that they came in.
+//! A piece of a body in the buffer into which it was read, so that it is not copied.
 
 use bytes::{Buf, Bytes};
 
 use crate::memory::buffers::Buffer;
 
-/// Bytes of a body in a buffer.
+/// A piece of a body.
 #[derive(Debug, Default)]
 pub struct BodyChunk {
     store: Store,
@@ -17,13 +17,13 @@ pub enum Store {
     #[default]
     Nothing,
     Static(&'static [u8]),
-    /// Came together with the head.
+    /// Received together with the head.
     Shared(Bytes),
     Pooled(Buffer),
 }
 
 impl BodyChunk {
-    /// A sentence of ours.
+    /// A constant text, such as the sentence of an error.
     pub fn fixed(text: &'static [u8]) -> BodyChunk {
         BodyChunk {
             store: Store::Static(text),
@@ -32,7 +32,7 @@ impl BodyChunk {
         }
     }
 
-    /// All of these bytes.
+    /// Bytes that were received together with a head.
     pub fn shared(bytes: Bytes) -> BodyChunk {
         BodyChunk {
             start: 0,
@@ -50,7 +50,7 @@ impl BodyChunk {
         }
     }
 
-    /// What is left of it.
+    /// The bytes that are left.
     pub fn bytes(&self) -> &[u8] {
         let bytes = match &self.store {
             Store::Nothing => &[],
@@ -61,7 +61,7 @@ impl BodyChunk {
         bytes.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// How much is left of it.
+    /// How many bytes are left.
     pub fn len(&self) -> usize {
         self.end - self.start
     }

@@ -1,24 +1,24 @@
-//! `max_concurrent_requests`: who may be at work at a time.
+//! `max_concurrent_requests` and `max_tunnels`: bounds a number, and queues the requests beyond it.
 
 use std::{cell::Cell, rc::Rc};
 
 use crate::memory::queue::Queue;
 
-/// A place among `max_concurrent_requests`; given up on drop.
+/// A place below a [`ConcurrencyLimit`]; given back on drop.
 #[derive(Debug)]
 pub struct ConcurrencyPermit(Rc<ConcurrencyLimit>);
 
-/// The places of a worker.
+/// A limit of one worker.
 #[derive(Debug)]
 pub struct ConcurrencyLimit {
     limit: Cell<usize>,
     taken: Cell<usize>,
-    /// Who waits for one.
+    /// The requests that wait for a place.
     pub queue: Queue,
 }
 
 impl ConcurrencyLimit {
-    /// `limit` exchanges at the same time; `None` = any number.
+    /// A worker's share of `limit` places; `None` = no limit.
     pub fn new(limit: Option<usize>, workers: usize) -> Rc<ConcurrencyLimit> {
         let places = ConcurrencyLimit {
             limit: Cell::new(0),
@@ -29,7 +29,7 @@ impl ConcurrencyLimit {
         Rc::new(places)
     }
 
-    /// Takes over another limit.
+    /// Replaces the limit.
     pub fn set_limit(&self, limit: Option<usize>, workers: usize) {
         self.limit
             .set(limit.map_or(usize::MAX, |limit| limit.div_ceil(workers)));

@@ -1,7 +1,7 @@
 //! Memory that clients and upstreams can make the process hold, and what pays for it.
 //!
-//! `budget` sells permits, `queue` is where requests wait for one, `buffers` and `chunk` are what bytes stand in,
-//! `concurrency` bounds requests and tunnels by number, `footprint` says what the configuration itself needs.
+//! `budget` gives out permits, `queue` is where requests wait for one, `buffers` and `chunk` hold the bytes of bodies,
+//! `concurrency` bounds requests and tunnels by number, and `footprint` measures what the configuration itself needs.
 
 pub mod budget;
 pub mod buffers;

@@ -1,8 +1,8 @@
-//! A line of waiting tasks, fair between clients.
+//! A queue of waiting tasks that is fair between clients.
 //!
 //! Within a class those that came first go first. A request that is whole and one whose body is still to come take
-//! turns, so that a crowd of unfinished uploads does not stand before every other request. The clients of one group
-//! ([`Queue::let_others_first`]) go behind all others: a group that holds more than half already, while others wait.
+//! turns, so that a crowd of unfinished uploads does not stand before every other request. The clients of some groups
+//! ([`Queue::let_others_first`]) go behind all others: of those that hold more than their share while others wait.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,19 +13,19 @@ use std::{
 
 use crate::client_group::{Group, Majority, majority};
 
-/// Who waits, since when.
+/// What is known about a waiting request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose request it is.
+    /// The group of its client.
     pub group: Group,
-    /// When the request came, in the park's time (milliseconds).
+    /// When the request came, in milliseconds of the connection table's clock.
     pub since: u32,
-    /// All of the request is here: with a place it goes on without its client.
+    /// The request has been received completely.
     pub is_whole: bool,
 }
 
 impl Claim {
-    /// Of no client in particular: first come, first served.
+    /// A claim of no particular client: first come, first served.
     pub fn plain() -> Claim {
         Claim {
             group: Group::of(None),
@@ -42,21 +42,21 @@ struct Waiter {
     waker: Waker,
 }
 
-/// A line of waiting tasks.
+/// A queue of waiting tasks.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Whole requests, and those that are not; each in the order of tickets.
+    /// Complete requests, and unfinished ones; each line in the order of tickets.
     lines: RefCell<[VecDeque<Waiter>; 2]>,
     next: Cell<u64>,
-    /// Which line had its turn last.
+    /// The line that was served last.
     served: Cell<usize>,
-    /// The group that goes last.
-    behind: Cell<Option<Group>>,
+    /// The groups that go last.
+    behind: RefCell<Vec<Group>>,
     /// Waiters of other groups, in each line.
     others: Cell<[usize; 2]>,
 }
 
-/// A place in a [`Queue`]; leaving it lets the next one try.
+/// A place in a [`Queue`]; dropping it lets the next one try.
 struct Ticket<'a> {
     queue: &'a Queue,
     line: usize,
@@ -64,8 +64,8 @@ struct Ticket<'a> {
 }
 
 impl Queue {
-    /// Waits in line until `take` gives something; asks it at the start, and whenever [`Queue::wake`] is called while it
-    /// is this one's turn. Dropping the future leaves the line.
+    /// Waits until `take` returns a value; calls it at once if the queue is empty, and whenever [`Queue::wake`] is called while
+    /// this task is next. Dropping the future leaves the queue.
     pub async fn until<T>(&self, claim: Claim, mut take: impl FnMut() -> Option<T>) -> T {
         let mut turn: Option<Ticket<'_>> = None;
         poll_fn(move |context| {
@@ -93,7 +93,7 @@ impl Queue {
         .await
     }
 
-    /// Something came free: the one whose turn it is tries again.
+    /// Wakes the next task, because something was given back.
     pub fn wake(&self) {
         if self.len() == 0 {
             return;
@@ -103,12 +103,12 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// The number of waiting tasks.
     pub fn len(&self) -> usize {
         self.lines.borrow().iter().map(VecDeque::len).sum()
     }
 
-    /// Shows every claim.
+    /// Calls `show` for every claim.
     pub fn each(&self, show: impl FnMut(&Claim)) {
         let lines = self.lines.borrow();
         lines
@@ -118,35 +118,43 @@ impl Queue {
             .for_each(show);
     }
 
-    /// The group to which more than half of those who wait belong.
+    /// The group to which more than half of the waiting requests belong.
     pub fn majority(&self) -> Option<Majority> {
         let lines = self.lines.borrow();
         majority(lines.iter().flatten().map(|waiter| waiter.claim.group))
     }
 
-    /// From now on clients of this group go behind all others.
-    pub fn let_others_first(&self, group: Option<Group>) {
-        if self.behind.replace(group) == group {
+    /// From now on clients of these groups go behind all others.
+    pub fn let_others_first(&self, groups: Vec<Group>) {
+        if *self.behind.borrow() == groups {
             return;
         }
         let others = {
             let lines = self.lines.borrow();
             let count = |line: &VecDeque<Waiter>| {
-                let is_other = |waiter: &&Waiter| Some(waiter.claim.group) != group;
+                let is_other = |waiter: &&Waiter| !groups.contains(&waiter.claim.group);
                 line.iter().filter(is_other).count()
             };
             let [whole, unfinished] = &*lines;
             [whole, unfinished].map(count)
         };
         self.others.set(others);
+        self.behind.replace(groups);
         self.wake();
+    }
+
+    /// The groups of those who wait, one for each.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups = Vec::with_capacity(self.len());
+        self.each(|claim| groups.push(claim.group));
+        groups
     }
 
     /// Whose turn it is: the line and the ticket.
     fn chosen(&self) -> Option<(usize, u64)> {
         let lines = self.lines.borrow();
         let others = self.others.get();
-        let behind = self.behind.get();
+        let behind = self.behind.borrow();
         let are_others = others != [0, 0];
         let turns = [1 - self.served.get(), self.served.get()];
         turns.into_iter().find_map(|index| {
@@ -155,11 +163,11 @@ impl Queue {
                 line.front()
             } else if others.get(index) == Some(&0) {
                 None
-            } else if behind.is_none() {
+            } else if behind.is_empty() {
                 line.front()
             } else {
                 line.iter()
-                    .find(|waiter| Some(waiter.claim.group) != behind)
+                    .find(|waiter| !behind.contains(&waiter.claim.group))
             };
             Some((index, waiter?.ticket))
         })
@@ -167,7 +175,7 @@ impl Queue {
 
     fn count(&self, line: usize, group: Group, more: bool) {
         let mut others = self.others.get();
-        if Some(group) != self.behind.get()
+        if !self.behind.borrow().contains(&group)
             && let Some(count) = others.get_mut(line)
         {
             *count = if more {
@@ -263,7 +271,7 @@ mod tests {
     type Wait<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
     /// Lets them all join, then gives out one place after another, and says in which order they were served.
-    fn order(claims: &[Claim], behind: Option<Group>) -> Vec<usize> {
+    fn order(claims: &[Claim], behind: &[Group]) -> Vec<usize> {
         let (queue, free) = (Queue::default(), Cell::new(0));
         let mut context = Context::from_waker(Waker::noop());
         let take = || (free.get() > 0).then(|| free.set(free.get() - 1));
@@ -273,7 +281,7 @@ mod tests {
             assert!(wait.as_mut().poll(&mut context).is_pending());
             waits.push((index, wait));
         }
-        queue.let_others_first(behind);
+        queue.let_others_first(behind.to_vec());
         let mut served = Vec::new();
         while !waits.is_empty() {
             free.set(1);
@@ -290,29 +298,31 @@ mod tests {
     #[test]
     fn whole_requests_and_unfinished_ones_take_turns() {
         let (whole, rest) = (claim(1, true), claim(1, false));
-        assert_eq!(order(&[whole; 3], None), [0, 1, 2]);
-        assert_eq!(order(&[rest; 3], None), [0, 1, 2]);
+        assert_eq!(order(&[whole; 3], &[]), [0, 1, 2]);
+        assert_eq!(order(&[rest; 3], &[]), [0, 1, 2]);
         let mixed = [rest, rest, rest, whole, whole];
-        assert_eq!(order(&mixed, None), [0, 3, 1, 4, 2]);
+        assert_eq!(order(&mixed, &[]), [0, 3, 1, 4, 2]);
     }
 
     #[test]
     fn the_group_that_holds_the_most_goes_behind_the_others() {
         let (much, other, third) = (claim(1, true), claim(2, true), claim(3, true));
         let line = [much, much, other, much, third];
-        assert_eq!(order(&line, Some(much.group)), [2, 4, 0, 1, 3]);
-        assert_eq!(order(&line, None), [0, 1, 2, 3, 4]);
+        assert_eq!(order(&line, &[much.group]), [2, 4, 0, 1, 3]);
+        assert_eq!(order(&line, &[]), [0, 1, 2, 3, 4]);
+        let both = [much.group, other.group];
+        assert_eq!(order(&line, &both), [4, 0, 1, 2, 3]);
         let upload = claim(2, false);
         let line = [much, much, upload, other];
-        assert_eq!(order(&line, Some(much.group)), [2, 3, 0, 1]);
+        assert_eq!(order(&line, &[much.group]), [2, 3, 0, 1]);
     }
 
     #[test]
-    fn a_waiter_that_left_counts_no_more() {
+    fn a_waiter_that_left_is_not_counted() {
         let queue = Rc::new(Queue::default());
         let mut context = Context::from_waker(Waker::noop());
         let much = claim(1, true);
-        queue.let_others_first(Some(much.group));
+        queue.let_others_first(vec![much.group]);
         let mut first = Box::pin(queue.until(much, || Some(())));
         let mut blocked = Box::pin(queue.until(claim(2, true), || None::<()>));
         assert!(blocked.as_mut().poll(&mut context).is_pending());

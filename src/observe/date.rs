@@ -1,6 +1,6 @@
-//! Times as logs and reports write them (RFC 3339): UTC, as if there were no leap seconds.
+//! Times as the log and the health report write them (RFC 3339): UTC, without leap seconds.
 //!
-//! Pure: nobody is asked what time it is.
+//! Pure: it formats a time that the caller passes in and reads no clock.
 
 use std::{fmt, time::Duration};
 
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_civil() {
+    fn known_times_are_formatted_as_dates() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00Z"),
             (86_399, "1970-01-01T23:59:59Z"),

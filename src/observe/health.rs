@@ -1,7 +1,7 @@
-//! The report, and the client that asks for it.
+//! The health report, and the client behind `--health` that asks a running proxy for it.
 //!
-//! The report is written once, when the configuration is known, in its four forms (up or draining, text or JSON);
-//! a health check then costs a look at its Accept and never waits for anything.
+//! The report is formatted once, when the configuration is loaded, in four forms (up or draining, text or JSON). Answering
+//! a health check then only reads its Accept and query, and never waits. The client gives up after two seconds.
 
 use std::{
     fmt::Write as _,
@@ -23,10 +23,10 @@ use socket2::{Domain, SockAddr, Type};
 use crate::{
     any_certificate::AnyCertificate,
     config::{Config, Listen},
-    observe::date::Date,
+    observe::{date::Date, log_line::push_json},
 };
 
-/// What the health path answers.
+/// The answers of the health path.
 #[derive(Debug)]
 pub struct Report {
     up: Bytes,
@@ -34,7 +34,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// `version` is the configuration's label, `start` the time at which the program began, `routes` how many there are.
+    /// `version` is the configuration's label, `start` the time at which the program began, `routes` the number of routes.
     pub fn new(version: &str, start: SystemTime, routes: usize) -> Report {
         let start = Date(start.duration_since(UNIX_EPOCH).unwrap_or_default());
         let json = |status: &str| {
@@ -52,7 +52,7 @@ impl Report {
     }
 
     /// Status, Content-Type and body for a GET; a HEAD has the same fields and no body. `accept` is the request's Accept.
-    /// The answer carries `Cache-Control:` [`CACHE_CONTROL`].
+    /// The answer is sent with `Cache-Control:` [`CACHE_CONTROL`].
     pub fn answer(
         &self,
         accept: Option<&[u8]>,
@@ -75,10 +75,10 @@ impl Report {
     }
 }
 
-/// Asks the proxy that `config` starts whether it is well; gives its word, within two seconds.
+/// Asks the proxy that serves `config` for its health, within two seconds; returns the text of its answer.
 ///
 /// # Errors
-/// Not there, not well, or too slow.
+/// The proxy cannot be reached, is not healthy, or is too slow.
 pub fn ask(config: &Config) -> Result<String> {
     let end = Instant::now() + PATIENCE;
     let reachable = config
@@ -118,10 +118,10 @@ pub fn ask(config: &Config) -> Result<String> {
     }
 }
 
-/// The same, of whatever answers an `http://` URL; without a path the usual one is asked for.
+/// Like [`ask`], for the server at an `http://` URL; the path is `/health` where the URL has none.
 ///
 /// # Errors
-/// Not there, not well, too slow, or no such URL.
+/// The server cannot be reached, is not healthy or is too slow, or the URL is not an `http://` URL.
 pub fn ask_url(url: &str) -> Result<String> {
     let end = Instant::now() + PATIENCE;
     let rest = url
@@ -151,7 +151,7 @@ pub fn ask_url(url: &str) -> Result<String> {
     Err(last)
 }
 
-/// For everything together: a health check that is asked for every few seconds must have an end before the next.
+/// Bounds the whole check: `--help` promises an answer within 2 s, and 100 ms of it are left for starting the program.
 const PATIENCE: Duration = Duration::from_millis(1_900);
 
 enum Socket {
@@ -244,8 +244,8 @@ impl Stream {
     }
 }
 
-/// Connects without waiting in the kernel: a blocking `connect` to a unix socket whose backlog is full has no end, and
-/// one that does not block says so at once and is tried again (connect(2), EAGAIN).
+/// Connects without waiting in the kernel: a blocking `connect` to a unix socket whose backlog is full has no time-out. A
+/// nonblocking one fails at once and is tried again (connect(2), EAGAIN).
 fn connect_unix(file: &Path, end: Instant) -> Result<UnixStream> {
     let address = SockAddr::unix(file)?;
     loop {
@@ -265,8 +265,8 @@ fn connect_unix(file: &Path, end: Instant) -> Result<UnixStream> {
     }
 }
 
-/// The addresses of `host:port`. The system's resolver knows no end of its own, so it is asked in a thread, which is left
-/// behind where it takes too long.
+/// The addresses of `host:port`. The system's resolver has no time-out that could be set, so it runs in a thread, which is
+/// abandoned if it takes too long.
 fn look_up(place: String, end: Instant) -> Result<Vec<SocketAddr>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
@@ -282,7 +282,7 @@ fn look_up(place: String, end: Instant) -> Result<Vec<SocketAddr>> {
     Ok(found?)
 }
 
-/// How long to wait before a full backlog is tried again.
+/// How long to wait before a full backlog is tried again; some ninety tries fit into [`PATIENCE`].
 const AGAIN: Duration = Duration::from_millis(20);
 
 fn connect(address: SocketAddr, end: Instant) -> Result<Socket> {
@@ -331,7 +331,7 @@ fn converse(
     }
 }
 
-/// Whether an Accept names JSON, and not with a weight of zero (RFC 9110 §12.4.2). `*/*` is content with text.
+/// Whether an Accept names JSON with a weight above zero (RFC 9110 §12.4.2). `*/*` gets text.
 fn accepts_json(accept: &[u8]) -> bool {
     let is_zero = |parameter: &[u8]| matches!(parameter, [b'q' | b'Q', b'=', weight @ ..] if weight.iter().all(|byte| matches!(byte, b'0' | b'.')));
     accept.split(|byte| *byte == b',').any(|range| {
@@ -341,21 +341,6 @@ fn accepts_json(accept: &[u8]) -> bool {
             .is_some_and(|kind| kind.eq_ignore_ascii_case(JSON.as_bytes()))
             && !parts.any(is_zero)
     })
-}
-
-/// Appends a JSON string with its quotes (RFC 8259 §7).
-fn push_json(out: &mut String, text: &str) {
-    out.push('"');
-    for char in text.chars() {
-        match char {
-            '"' | '\\' => out.extend(['\\', char]),
-            '\0'..='\x1f' | '\x7f' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(char));
-            }
-            _ => out.push(char),
-        }
-    }
-    out.push('"');
 }
 
 /// No cache may answer for us.
@@ -392,7 +377,7 @@ mod tests {
         }
         let error = connect_unix(&path, Instant::now()).unwrap_err();
         assert_eq!(error.to_string(), "its backlog is full");
-        // one that is taken makes room for the next
+        // accepting one connection makes room for the next
         let taken = listener.accept().unwrap();
         connect_unix(&path, Instant::now() + Duration::from_mins(1)).unwrap();
         drop((taken, waiting));
@@ -442,7 +427,7 @@ mod tests {
     fn the_report_says_what_runs_since_when() {
         let report = Report::new("a\"b\\\n\u{1}é", at(1_709_251_199), 3);
         let rest = format!(
-            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\u000a\u0001é","routes":3}}}}"#,
+            r#""startTime":"2024-02-29T23:59:59Z","version":"{}","config":{{"version":"a\"b\\\n\u0001é","routes":3}}}}"#,
             env!("CARGO_PKG_VERSION")
         );
         let json = |draining| report.answer(None, Some("format=json"), draining);

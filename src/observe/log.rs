@@ -1,7 +1,8 @@
 //! One event, one line on stdout, as text (`key=value`) or JSON.
 //!
-//! It never blocks: a line that finds stdout full is dropped and counted, and the count goes out before the next line.
-//! `log_line.rs` keeps it bounded and in one piece. Never here: header values, bodies, queries.
+//! Writing to a pipe, socket or terminal never blocks: a line that does not fit is dropped and counted, and the count is
+//! written before the next line. A regular file is written as usual. `log_line.rs` bounds each line. Header values, bodies
+//! and queries are never logged.
 
 use std::{
     cell::Cell,
@@ -25,25 +26,25 @@ use crate::{
 /// A field's name and value.
 pub type Field<'a> = (&'a str, &'a dyn Display);
 
-/// Takes over format, level and the access switch; before the first call: text, `info`, no access lines. May be called
-/// again at any time.
+/// Sets format, level and the access switch; before the first call: text, `info`, no access lines. May be called again at
+/// any time.
 pub fn init(log: config::Log) {
     JSON.store(log.json, Relaxed);
     LEAST.store(log.level as u8, Relaxed);
     ACCESS.store(log.access, Relaxed);
 }
 
-/// Bounds what the kernel may hold of lines that nobody has read yet, where stdout is a socket; `None` leaves what it is.
+/// Bounds the bytes of lines that the kernel may hold unread, where stdout is a socket; `None` keeps the kernel's bound.
 pub fn bound(bytes: Option<usize>) {
     QUEUE.store(bytes.unwrap_or(0), Relaxed);
 }
 
-/// Whether events of this level are written: worth asking before a value is computed only for the log.
+/// Whether events of this level are written. Ask before computing a value only for the log.
 pub fn enabled(level: Level) -> bool {
     level as u8 >= LEAST.load(Relaxed)
 }
 
-/// Writes an event; the fields' names are ours, the values may be anybody's.
+/// Writes an event. The names of fields are constants of this program; their values may come from a client.
 pub fn event(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
@@ -55,27 +56,27 @@ pub fn event(level: Level, message: &str, fields: &[Field<'_>]) {
     });
 }
 
-/// Somebody did not get an answer.
+/// The program failed at something that a client or an operator will notice.
 pub fn error(message: &str, fields: &[Field<'_>]) {
     event(Level::Error, message, fields);
 }
 
-/// Something is not as it should be, and the program copes.
+/// Something is wrong, and the program goes on.
 pub fn warn(message: &str, fields: &[Field<'_>]) {
     event(Level::Warn, message, fields);
 }
 
-/// The life of the program.
+/// Start, reload and stop of the program.
 pub fn info(message: &str, fields: &[Field<'_>]) {
     event(Level::Info, message, fields);
 }
 
-/// The upstream's URL, retries.
+/// Details of single exchanges, such as retries.
 pub fn debug(message: &str, fields: &[Field<'_>]) {
     event(Level::Debug, message, fields);
 }
 
-/// What is told of an exchange when its last byte is gone.
+/// The values of an access line, which is written when the last byte of an exchange is sent.
 pub struct Access<'a> {
     /// The client's address.
     pub client: &'a dyn Display,
@@ -85,25 +86,25 @@ pub struct Access<'a> {
     pub host: Option<&'a [u8]>,
     /// The request's path; a query behind it is not written.
     pub path: &'a str,
-    /// What the client was answered.
+    /// The status of the answer; 0 = none was sent.
     pub status: u16,
     /// Bytes of body taken from the client.
     pub received: u64,
     /// Bytes of body given to the client.
     pub sent: u64,
-    /// From the request's head to the last byte of the answer, the waits included.
+    /// From the request's head to the last byte of the answer, waits included.
     pub duration: Duration,
-    /// How long it stood in queues: for memory, a place, an upstream connection.
+    /// How long the request waited in queues: for memory, a place, an upstream connection.
     pub waited: Duration,
-    /// From the request's head to the beginning of the answer; `None` = there was none.
+    /// From the request's head to the beginning of the answer; `None` = there was no answer.
     pub first_byte: Option<Duration>,
-    /// Who answered; `None` = the proxy itself.
+    /// The upstream that answered; `None` = the proxy itself.
     pub upstream: Option<&'a dyn Display>,
-    /// How it ended.
+    /// How the exchange ended.
     pub outcome: Outcome,
 }
 
-/// What is kept of an exchange for its access line, which is written when this is dropped.
+/// The values kept during an exchange for its access line, which is written when this is dropped.
 #[derive(Debug)]
 pub struct Record {
     client: Option<IpAddr>,
@@ -112,23 +113,23 @@ pub struct Record {
     path: String,
     begun: Instant,
     first_byte: Option<Duration>,
-    /// What the client was answered; 0 = it left before.
+    /// The status of the answer; 0 = the client left before.
     pub status: u16,
     /// Bytes of body taken from the client.
     pub received: u64,
     /// Bytes of body given to the client.
     pub sent: u64,
-    /// Who answered; `None` = the proxy itself.
+    /// The upstream that answered; `None` = the proxy itself.
     pub upstream: Option<String>,
-    /// How long it stood in queues.
+    /// How long the request waited in queues.
     pub waited: Duration,
-    /// How it ended.
+    /// How the exchange ended.
     pub outcome: Outcome,
 }
 
 impl Record {
-    /// Begins a record, where access lines are written at all. Of method, host and path the beginnings are kept. `begun` is
-    /// when the request's head was whole.
+    /// Begins a record; `None` where access lines are off. Only the beginnings of method, host and path are kept. `begun` is
+    /// when the request's head was complete.
     pub fn begin(
         client: Option<IpAddr>,
         method: &str,
@@ -139,9 +140,9 @@ impl Record {
         access_enabled().then(|| {
             Box::new(Record {
                 client,
-                method: beginning(method),
-                host: beginning(host),
-                path: beginning(path),
+                method: beginning(method).into_owned(),
+                host: beginning(host).into_owned(),
+                path: beginning(path).into_owned(),
                 begun,
                 first_byte: None,
                 status: 0,
@@ -154,14 +155,14 @@ impl Record {
         })
     }
 
-    /// The answer begins now, with this status.
+    /// Notes the status of the answer, and that it begins now.
     pub fn answers(&mut self, status: u16) {
         self.status = status;
         self.first_byte = Some(self.begun.elapsed());
     }
 }
 
-/// A client as log lines show it: IPv4 as such where the socket speaks IPv6, `unix` where there is no address.
+/// A client's address as log lines show it: IPv4 as such where the socket is IPv6, `unix` where there is no address.
 pub fn client(client: Option<IpAddr>) -> String {
     client.map_or_else(
         || "unix".to_owned(),
@@ -192,7 +193,7 @@ impl Drop for Record {
     }
 }
 
-/// Writes the line of an exchange where `log.access` asks for it, at any level.
+/// Writes the access line of an exchange if `log.access` is on, at any `log.level`.
 pub fn access(access: &Access<'_>) {
     if !access_enabled() {
         return;
@@ -237,7 +238,7 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    // Taken, not borrowed: a value that logs while it is being written gets a buffer of its own.
+    // Taken, not borrowed: a value that logs while it is formatted gets a buffer of its own.
     let mut line = Line::begin(BUFFER.take(), JSON.load(Relaxed), now, name(level), message);
     fill(&mut line);
     let text = line.end();
@@ -261,12 +262,12 @@ fn emit(level: Level, message: &str, fill: impl FnOnce(&mut Line)) {
     }
 }
 
-/// The way to stdout, one line at a time.
+/// Writes lines to stdout, one at a time.
 struct OutputState {
-    /// Asked once: stdout does not change.
+    /// Determined once, at the first line: stdout does not change.
     output: Option<Output>,
-    /// Dropped lines that nobody was told of yet.
-    untold: u64,
+    /// Dropped lines that no line has reported yet.
+    unreported: u64,
 }
 
 impl OutputState {
@@ -286,11 +287,11 @@ impl OutputState {
             output
         });
         let write = |line: &str| write(output, &stdout, line.as_bytes()).is_ok();
-        if self.untold > 0 && write(&notice(self.untold)) {
-            self.untold = 0;
+        if self.unreported > 0 && write(&notice(self.unreported)) {
+            self.unreported = 0;
         }
-        if self.untold > 0 || !write(line) {
-            self.untold += 1;
+        if self.unreported > 0 || !write(line) {
+            self.unreported += 1;
             DROPPED.fetch_add(1, Relaxed);
         }
     }
@@ -309,16 +310,16 @@ static JSON: AtomicBool = AtomicBool::new(false);
 static LEAST: AtomicU8 = AtomicU8::new(Level::Info as u8);
 static ACCESS: AtomicBool = AtomicBool::new(false);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-/// `GaugeGuard` for one write that does not wait; workers share one stdout.
+/// Locked for a single write that does not wait; workers share one stdout.
 static OUTPUT: Mutex<OutputState> = Mutex::new(OutputState {
     output: None,
-    untold: 0,
+    unreported: 0,
 });
-/// `SO_SNDBUF` of stdout where that is a socket; 0 = as it is.
+/// `SO_SNDBUF` of stdout where it is a socket; 0 = the kernel's default.
 static QUEUE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// The last line's buffer, for the next.
+    /// The buffer of the last line, reused for the next.
     static BUFFER: Cell<String> = const { Cell::new(String::new()) };
 }
 
@@ -331,7 +332,7 @@ mod tests {
     const NOW: Duration = Duration::from_millis(1_795_410_720_123);
 
     #[test]
-    fn an_exchange_is_told_without_its_query_and_its_numbers_stay() {
+    fn an_access_line_has_no_query_and_keeps_its_numbers() {
         let long = "h".repeat(9000);
         let mut access = Access {
             client: &"192.0.2.1",
@@ -370,14 +371,14 @@ mod tests {
     }
 
     #[test]
-    fn dropped_lines_are_told_before_the_next_that_gets_through() {
-        let mut gate = OutputState {
+    fn dropped_lines_are_reported_before_the_next_line_that_is_written() {
+        let mut output = OutputState {
             output: Some(Output::Other),
-            untold: 0,
+            unreported: 0,
         };
         let (open, written) = (Cell::new(true), RefCell::new(String::new()));
         let mut pass = |line: &str| {
-            gate.pass(
+            output.pass(
                 line,
                 |dropped| format!("{dropped} dropped\n"),
                 |_, _, line| {

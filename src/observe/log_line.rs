@@ -1,16 +1,17 @@
-//! A line of the log in the making, as text (`key=value`) or JSON.
+//! Formats a line of the log, as text (`key=value`) or JSON.
 //!
-//! Pure. It never grows: a value is cut at 2 kB, a line at 4096 bytes, what a pipe takes in one piece. Whatever a stranger
-//! puts into a value, a line stays one line and its fields stay apart.
+//! Pure. A value is cut at 2 kB and a line at 4096 bytes, which a pipe takes whole. Whatever bytes a client puts into a
+//! value, the line stays one line and its fields stay apart.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Display, Write},
     time::Duration,
 };
 
 use crate::observe::date::Date;
 
-/// A line in the making: never longer than [`LINE`], always complete.
+/// A line that is being written: never longer than [`LINE`], always well-formed.
 #[derive(Debug)]
 pub struct Line {
     text: String,
@@ -35,26 +36,26 @@ impl Line {
         self.text
     }
 
-    /// A value that may be long.
+    /// Adds a value that may be long, up to [`LONG`] bytes.
     pub fn field(&mut self, name: &str, value: &dyn Display) {
         self.value(name, LONG, false, value);
     }
 
-    /// Digits without quotes, in JSON too.
+    /// Adds a number, without quotes in JSON too.
     pub fn number(&mut self, name: &str, value: u64) {
-        // Twenty digits at most.
+        // a u64 has twenty digits at most
         if self.room(name) >= 20 {
             self.key(name);
             let _ = write!(self.text, "{value}");
         }
     }
 
-    /// A value that is short unless somebody plays: it must not take the room of what stands behind it.
+    /// Adds a value that is short in ordinary use, cut at [`SHORT`] bytes: a client must not fill the line with it.
     pub fn short(&mut self, name: &str, value: &dyn Display) {
         self.value(name, SHORT, false, value);
     }
 
-    /// A value in quotes; in text without them where it is plain and they are not asked for.
+    /// Adds a value in quotes; in text a plain value has none unless `quoted` asks for them.
     fn value(&mut self, name: &str, most: usize, quoted: bool, value: &dyn Display) {
         let room = self.room(name).min(most);
         if room < LONGEST {
@@ -69,7 +70,7 @@ impl Line {
             room,
             plain: true,
         };
-        // An error is the cut, or a value that gave up: what is there stays.
+        // an error means that the value was cut, or that its formatting failed: what was written stays
         let _cut = write!(value_writer, "{value}");
         let plain = value_writer.plain && self.text.len() > start + 1;
         if plain && !quoted && !self.json {
@@ -89,13 +90,13 @@ impl Line {
         self.text.extend([before, name, end]);
     }
 
-    /// Bytes left for a value: without key, quotes, the mark of a cut, and the line's end.
+    /// Bytes left for a value, apart from its key, quotes, the mark of a cut, and the end of the line.
     fn room(&self, name: &str) -> usize {
         LINE.saturating_sub(self.text.len() + name.len() + 16)
     }
 }
 
-/// Escapes what is written into it, and stops with an error when the room is used up.
+/// Escapes what is written to it, and fails when `room` is used up.
 struct Value<'a> {
     text: &'a mut String,
     json: bool,
@@ -127,7 +128,7 @@ impl Write for Value<'_> {
             '\t' => self.text.push_str("\\t"),
             char if !misleads(char) => self.text.push(char),
             char if self.json => {
-                // beyond U+FFFF it takes two (RFC 8259 §7)
+                // characters above U+FFFF take two escapes (RFC 8259 §7)
                 for unit in char.encode_utf16(&mut [0; 2]) {
                     write!(self.text, "\\u{unit:04x}")?;
                 }
@@ -140,11 +141,24 @@ impl Write for Value<'_> {
     }
 }
 
+/// Appends a JSON string with its quotes (RFC 8259 §7).
+pub fn push_json(out: &mut String, text: &str) {
+    out.push('"');
+    let mut value = Value {
+        text: out,
+        json: true,
+        room: usize::MAX,
+        plain: true,
+    };
+    let _never_cut = value.write_str(text);
+    out.push('"');
+}
+
 /// Whether a terminal or a viewer would show another line than was written: controls of both sets (Cc), line and paragraph
 /// separators (Zl, Zp), format characters (Cf, Unicode 15), among them all that turn the direction of writing, and what is no
 /// character.
 fn misleads(char: char) -> bool {
-    // what most lines consist of
+    // most characters of most lines
     if (' '..='~').contains(&char) {
         return false;
     }
@@ -153,7 +167,7 @@ fn misleads(char: char) -> bool {
     char.is_control() || is_no_character || is_format(char)
 }
 
-/// Format characters, and the two separators among them.
+/// Format characters, and the two separators.
 fn is_format(char: char) -> bool {
     matches!(char,
         '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
@@ -164,23 +178,24 @@ fn is_format(char: char) -> bool {
 }
 
 /// The beginning of a text that is kept for the log: at most [`KEPT`] bytes, with a mark where it was cut.
-pub fn beginning(text: &str) -> String {
-    let cut = text.floor_char_boundary(KEPT);
-    let mut kept = String::with_capacity(text.len().min(KEPT + MARK.len_utf8()));
-    kept.push_str(text.get(..cut).unwrap_or_default());
-    if cut < text.len() {
-        kept.push(MARK);
+pub fn beginning(text: &str) -> Cow<'_, str> {
+    if text.len() <= KEPT {
+        return Cow::Borrowed(text);
     }
-    kept
+    let cut = text.floor_char_boundary(KEPT);
+    let mut kept = String::with_capacity(cut + MARK.len_utf8());
+    kept.push_str(text.get(..cut).unwrap_or_default());
+    kept.push(MARK);
+    Cow::Owned(kept)
 }
 
-/// Bytes of a method, a host or a path that are kept for the log while an exchange lasts: what a client sends must not
-/// be held for longer than it is needed.
+/// Bounds the bytes of a method, a host or a path that are kept for the log while an exchange lasts: a request head may
+/// have tens of kilobytes, and must not be held longer than it is needed.
 pub const KEPT: usize = 256;
-/// Stands where a text was cut.
+/// Marks where a text was cut.
 pub const MARK: char = '…';
 
-/// Bytes that should be text; what is not UTF-8 shows as U+FFFD.
+/// Bytes that should be text; what is not UTF-8 is shown as U+FFFD.
 pub struct Lossy<'a>(pub &'a [u8]);
 
 impl Display for Lossy<'_> {
@@ -195,13 +210,13 @@ impl Display for Lossy<'_> {
     }
 }
 
-/// Bytes of a line with its newline: `PIPE_BUF`, what a pipe takes whole or not at all.
+/// Bounds the bytes of a line with its newline: `PIPE_BUF`, which a pipe takes whole or not at all.
 pub const LINE: usize = 4096;
 /// Bytes of the longest escape: `\udb40\udc01` in JSON.
 const LONGEST: usize = 12;
-/// Bytes of a value after escaping.
+/// Bounds the bytes of a value after escaping: half a line, so that one path leaves room for the other fields.
 const LONG: usize = 2048;
-/// Bytes of a value that is short unless somebody plays.
+/// Bounds the bytes of a value that is short in ordinary use, such as a method or a host.
 const SHORT: usize = 256;
 
 #[cfg(test)]
@@ -286,7 +301,7 @@ mod tests {
 
     /// By Python's unicodedata (14.0.0): every character of the categories Cc, Cf, Zl and Zp, as ranges.
     #[test]
-    fn no_character_that_formats_is_shown() {
+    fn control_and_format_characters_are_escaped() {
         let ranges = [
             (0x0, 0x1f),
             (0x7f, 0x9f),
@@ -341,7 +356,7 @@ mod tests {
                 assert_eq!(text.find('\n'), Some(text.len() - 1));
                 assert!(!text.trim_end().contains(misleads));
             }
-            // YAML is a superset of JSON: a reader that is at hand.
+            // YAML is a superset of JSON, and its parser is a dependency already.
             let text = line(true, &fields);
             let value: serde_yaml::Value = serde_yaml::from_str(&text).expect(&text);
             assert_eq!(value["msg"], "listening", "{text}");
@@ -355,7 +370,7 @@ mod tests {
             assert_eq!(beginning(&text), text);
         }
         for text in ["x".repeat(60_000), "ü".repeat(60_000), "€".repeat(300)] {
-            let kept = beginning(&text);
+            let kept = beginning(&text).into_owned();
             let start = kept.strip_suffix(MARK).expect("it is marked");
             assert!(text.starts_with(start) && start.len() > KEPT - 4);
             assert!(kept.capacity() <= KEPT + 3, "{}", kept.capacity());

@@ -1,8 +1,7 @@
-//! Counters and their text form.
+//! Counters, gauges and a histogram, and their page in Prometheus' text format.
 //!
-//! Every worker writes to the same numbers through an `Arc`, without a lock and without an order between them: a scrape
-//! is a glance and not a snapshot. Nothing here is named by a client: the page has the same lines from one reload to
-//! the next, one set of them for each route of the configuration.
+//! All workers write to the same atomic numbers without a lock, so a scrape is not a consistent snapshot. No label comes
+//! from a client: the page has the same lines from one reload to the next, with one set for each route.
 
 use std::{
     collections::HashMap,
@@ -26,27 +25,27 @@ impl Default for Failures {
     }
 }
 
-/// Declares [`Metrics`] and its page together: a field's name and its line of documentation are what Prometheus reads.
+/// Declares [`Metrics`] and its page together: a field's name and its doc line become the metric's name and HELP text.
 macro_rules! metrics {
     ($(#[doc = $help:literal] $kind:ident $name:ident,)*) => {
-        /// What an operator needs to see why a 503 happened. A counter only grows; a gauge falls too.
+        /// All numbers of the process. A counter only grows; a gauge also falls.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $(#[doc = $help] pub $name: AtomicU64,)*
             /// Answers of 1xx to 5xx, in this order; see [`Metrics::answered`].
             answers: [AtomicU64; CLASSES.len()],
-            /// Ends in the order of [`Outcome::ALL`]; see [`Metrics::failed`].
+            /// Exchanges by outcome, in the order of [`Outcome::ALL`]; see [`Metrics::failed`].
             failures: Failures,
             /// How long exchanges took; see [`Metrics::took`].
             durations: Histogram,
             /// Whether the page is shown at all; see [`Metrics::is_exposed`].
             exposed: bool,
-            /// Those of the routes in force; see [`Metrics::routes`].
+            /// The counters of the current configuration's routes; see [`Metrics::routes`].
             routes: Mutex<Vec<Arc<RouteCounters>>>,
         }
 
         impl Metrics {
-            /// Appends all but the routes' part of the page, in Prometheus' text format 0.0.4; see [`CONTENT_TYPE`].
+            /// Appends the page except for the routes' part, in Prometheus' text format 0.0.4; see [`CONTENT_TYPE`].
             pub fn render(&self, out: &mut String) {
                 head(out, "gauge", "build_info", "The program's version and commit; always 1.");
                 let _ = writeln!(out, "{PREFIX}build_info{{version=\"{VERSION}\",commit=\"{COMMIT}\"}} 1");
@@ -71,50 +70,50 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Client connections, parked ones included.
+    /// Open client connections, idle ones included.
     gauge connections_open,
-    /// Client connections that rest as bare sockets.
+    /// Client connections that are idle.
     gauge connections_parked,
-    /// Client connections taken from the backlog.
+    /// Client connections accepted.
     counter connections_accepted,
-    /// Client connections closed under pressure.
+    /// Client connections closed to free memory or places for others.
     counter connections_evicted,
     /// TLS handshakes with clients that succeeded.
     counter tls_handshakes,
     /// Requests in work, those that are answered without an upstream included.
     gauge exchanges,
-    /// Upgraded connections that are open.
+    /// Open tunnels: upgraded connections.
     gauge tunnels,
-    /// Requests taken, those answered without an upstream included.
+    /// Requests received, those answered without an upstream included.
     counter requests,
-    /// Requests that wait for memory, a place or an upstream connection.
+    /// Requests waiting for memory, a place or an upstream connection.
     gauge waiting,
-    /// Upstream connections, idle ones included.
+    /// Open upstream connections, idle ones included.
     gauge upstream_open,
     /// Upstream connections kept for the next request.
     gauge upstream_idle,
-    /// Upstream connections begun.
+    /// Attempts to open an upstream connection.
     counter dials,
-    /// Upstream connections that came to nothing.
+    /// Attempts to open an upstream connection that failed.
     counter dial_failures,
-    /// Requests sent once more after a stale connection.
+    /// Requests sent again because an idle upstream connection had been closed.
     counter retries,
-    /// Body bytes from clients.
+    /// Body bytes received from clients.
     counter client_bytes_in,
-    /// Body bytes to clients.
+    /// Body bytes sent to clients.
     counter client_bytes_out,
-    /// The memory budget; 0 = none.
+    /// The memory limit in bytes; 0 = none.
     gauge memory_limit_bytes,
-    /// Bytes of the memory budget that are held.
+    /// Bytes of the memory budget in use.
     gauge memory_used_bytes,
-    /// Log lines that nobody took in time.
+    /// Log lines dropped because stdout was full.
     counter log_lines_dropped,
-    /// When the program began, in seconds since 1970.
+    /// When the program started, in seconds since 1970.
     gauge start_time_seconds,
 }
 
 impl Metrics {
-    /// All at zero, but for the start.
+    /// All numbers at zero, except for the start time.
     pub fn new(start: SystemTime) -> Metrics {
         let metrics = Metrics::default();
         set(
@@ -126,7 +125,7 @@ impl Metrics {
         metrics
     }
 
-    /// Says that the page is shown: durations and the counters of routes are kept only then.
+    /// Sets whether the page is shown; durations and the counters of routes are kept only then.
     #[must_use]
     pub fn exposed(self, exposed: bool) -> Metrics {
         Metrics { exposed, ..self }
@@ -137,7 +136,7 @@ impl Metrics {
         self.exposed
     }
 
-    /// Whether no worker has an exchange in work.
+    /// Whether no worker has an exchange in progress.
     pub fn is_quiet(&self) -> bool {
         self.exchanges.load(Relaxed) == 0
     }
@@ -149,25 +148,25 @@ impl Metrics {
         }
     }
 
-    /// Counts an exchange that did not end well; [`Outcome::Ok`] is counted and never shown.
+    /// Counts an exchange by its outcome; [`Outcome::Ok`] is counted and never shown.
     pub fn failed(&self, outcome: Outcome) {
         if let Some(failures) = self.failures.0.get(outcome as usize) {
             inc(failures);
         }
     }
 
-    /// How many ended so.
+    /// How many exchanges had this outcome.
     pub fn ended(&self, outcome: Outcome) -> u64 {
         self.failures.0.get(outcome as usize).map_or(0, value)
     }
 
-    /// Counts how long an exchange took, from its whole head to the last byte of its answer.
+    /// Adds the duration of an exchange, from its complete request head to the last byte of its answer.
     pub fn took(&self, duration: Duration) {
         self.durations.observe(duration);
     }
 
-    /// The counters of these routes (path and host as configured, `""` = any host), in their order. A route that was
-    /// there before goes on counting where it was; one that is gone is no longer shown. Empty where the page is not shown.
+    /// The counters of these routes (path and host as configured, `""` = any host), in their order. A route that existed
+    /// before keeps its counters; a removed one is no longer shown. Empty where the page is not shown.
     pub fn routes(
         &self,
         routes: impl Iterator<Item = (String, String)>,
@@ -194,7 +193,7 @@ impl Metrics {
         now
     }
 
-    /// The routes' part of the page, piece by piece.
+    /// The routes' part of the page, to be rendered in pieces.
     pub fn route_pages(&self) -> RoutePages {
         let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         RoutePages {
@@ -204,7 +203,7 @@ impl Metrics {
     }
 }
 
-/// What one route has served; all workers write to the same.
+/// The counters of one route, shared by all workers.
 #[derive(Debug)]
 pub struct RouteCounters {
     /// `path="…",host="…"`, escaped.
@@ -234,19 +233,19 @@ impl RouteCounters {
     }
 }
 
-/// The counters of all routes as text, in pieces of some kilobytes, for there may be thousands of routes.
+/// The counters of all routes as text, in pieces of a few kilobytes, because there may be thousands of routes.
 #[derive(Debug)]
 pub struct RoutePages {
     routes: Vec<Arc<RouteCounters>>,
-    /// How far it is: first the answers of each, then the failures of each.
+    /// The next index: below the number of routes their answers, then their failures.
     at: usize,
 }
 
-/// Routes of one piece.
+/// Routes in one piece: five lines each, some 5 kB.
 const ROUTES_AT_ONCE: usize = 16;
 
 impl RoutePages {
-    /// Appends the next piece; false where there is none.
+    /// Appends the next piece; false when there are no more.
     pub fn render(&mut self, out: &mut String) -> bool {
         let count = self.routes.len();
         let (is_second, start) = (self.at >= count, self.at % count.max(1));
@@ -294,15 +293,15 @@ impl RoutePages {
     }
 }
 
-/// How many took up to how long, and all together.
+/// How many exchanges took up to how long, and their total time.
 #[derive(Debug, Default)]
 struct Histogram {
-    /// Not cumulative here; the last has what took longer than the last bound.
+    /// Not cumulative here; the last bucket counts durations above the last bound.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
 
-/// Microseconds up to which a bucket counts, with what the page calls them: from a cached answer to a stream.
+/// The upper bounds of the buckets in microseconds, each with its label: from a cached answer to a stream.
 const BOUNDS: [(u64, &str); 14] = [
     (1_000, "0.001"),
     (2_500, "0.0025"),
@@ -336,7 +335,7 @@ impl Histogram {
             out,
             "histogram",
             NAME,
-            "From a request's whole head to the last byte of its answer.",
+            "Time from a request's complete head to the last byte of its answer.",
         );
         let bounds = BOUNDS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
         let mut sum = 0;
@@ -354,7 +353,7 @@ impl Histogram {
     }
 }
 
-/// A label's value as the format wants it.
+/// A label's value, escaped as the format requires.
 struct Escaped<'a>(&'a str);
 
 impl std::fmt::Display for Escaped<'_> {
@@ -373,27 +372,27 @@ fn class(status: u16) -> Option<usize> {
     usize::from(status / 100).checked_sub(1)
 }
 
-/// One more: of a counter, or of a gauge.
+/// Adds one to a counter or a gauge.
 pub fn inc(number: &AtomicU64) {
     number.fetch_add(1, Relaxed);
 }
 
-/// Several more, such as bytes.
+/// Adds to a counter or a gauge.
 pub fn add(number: &AtomicU64, more: u64) {
     number.fetch_add(more, Relaxed);
 }
 
-/// One less of a gauge; each follows a [`count`].
+/// Subtracts one from a gauge; each call follows an [`inc`].
 pub fn dec(gauge: &AtomicU64) {
     gauge.fetch_sub(1, Relaxed);
 }
 
-/// One more of a gauge, until it is dropped.
+/// Adds one to a gauge until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard<'a>(&'a AtomicU64);
 
 impl GaugeGuard<'_> {
-    /// Counts itself.
+    /// Adds one to the gauge.
     pub fn new(gauge: &AtomicU64) -> GaugeGuard<'_> {
         inc(gauge);
         GaugeGuard(gauge)
@@ -406,23 +405,22 @@ impl Drop for GaugeGuard<'_> {
     }
 }
 
-/// What one worker's part of a gauge is from now on, and was before.
+/// Changes one worker's part of a gauge from `before` to `now`.
 pub fn move_to(gauge: &AtomicU64, before: u64, now: u64) {
     gauge.fetch_add(now.wrapping_sub(before), Relaxed);
 }
 
-/// What a number says now.
+/// The value of a counter or a gauge.
 pub fn value(number: &AtomicU64) -> u64 {
     number.load(Relaxed)
 }
 
-/// What a gauge says from now on.
+/// Sets a gauge.
 pub fn set(gauge: &AtomicU64, now: u64) {
     gauge.store(now, Relaxed);
 }
 
-// Every name and help, and every label value but those of the routes, is a word of ours that needs no escaping; a test
-// holds us to it.
+// Every name, help text and label value except those of the routes is a constant that needs no escaping; a test checks it.
 
 fn head(out: &mut String, kind: &str, name: &str, help: &str) {
     let total = total(kind);
@@ -445,11 +443,11 @@ fn total(kind: &str) -> &'static str {
     if kind == "counter" { "_total" } else { "" }
 }
 
-/// What [`Metrics::render`] writes.
+/// The Content-Type of the page.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PREFIX: &str = "lean_proxy_";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that the program was built from, where the build was told.
+/// The commit that the program was built from, if the build set it.
 const COMMIT: &str = match option_env!("LEAN_PROXY_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
@@ -469,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_is_shown() {
+    fn every_number_appears_on_the_page() {
         let metrics = Metrics::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         for status in [101, 200, 204, 302, 404, 499, 503, 599, 0, 99, 600, 999] {
             metrics.answered(status);
@@ -527,12 +525,12 @@ mod tests {
     }
 
     #[test]
-    fn a_route_counts_on_over_a_reload_and_one_that_is_gone_is_not_shown() {
+    fn a_route_keeps_its_counters_over_a_reload_and_a_removed_one_is_not_shown() {
         let metrics = Metrics::default().exposed(true);
         let before = metrics.routes(named(&[("/a/", ""), ("/b/", "x.example")]));
         before[0].ended(200, Outcome::Ok);
         before[1].ended(502, Outcome::DialFailed);
-        // a second worker counts in the same numbers
+        // a second worker shares the counters
         metrics.routes(named(&[("/a/", ""), ("/b/", "x.example")]))[0].ended(200, Outcome::Ok);
         let now = metrics.routes(named(&[("/c\"\\/", "*.y"), ("/a/", "")]));
         now[1].ended(0, Outcome::ClientGone);

@@ -1,4 +1,4 @@
-//! What an operator sees: log lines, metrics and health. Never header values or bodies.
+//! What an operator sees: log lines, metrics and health. None of them shows header values or bodies.
 
 pub mod date;
 pub mod health;

@@ -249,7 +249,7 @@ fn the_query_is_never_touched() {
 }
 
 #[test]
-fn dot_segments_are_seen_through_every_disguise() {
+fn dot_segments_are_found_in_every_encoding() {
     for bad in [
         "/.",
         "/..",
@@ -361,7 +361,7 @@ fn edits_remove_then_set() {
     assert!(edits.remove.iter().all(|name| edits.touches(name)));
 }
 
-/// Marsaglia's xorshift: the same cases at every run.
+/// Marsaglia's xorshift: the same cases in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -376,7 +376,7 @@ impl Dice {
         words[self.below(words.len())]
     }
 
-    /// `/`-led, of up to `most` small words, with slashes of its own.
+    /// A path of up to `most` small words, with extra slashes.
     fn path(&mut self, most: usize) -> String {
         let mut path = "/".to_owned();
         for _ in 0..self.below(most + 1) {
@@ -387,7 +387,7 @@ impl Dice {
 }
 
 #[test]
-fn a_join_keeps_the_rest_and_has_one_slash_at_the_joint() {
+fn a_join_keeps_the_rest_and_has_one_slash_in_between() {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     for _ in 0..20_000 {
         let base = dice.pick(&["", "/", "/base", "/base/", "/a/b", "/a//b/"]);
@@ -423,7 +423,7 @@ fn a_join_keeps_the_rest_and_has_one_slash_at_the_joint() {
 }
 
 #[test]
-fn find_agrees_with_a_naive_reading() {
+fn find_agrees_with_a_naive_implementation() {
     const PATTERNS: &[&str] = &["", "", "a.b", "*.b", "*.a.b", "b"];
     const HOSTS: &[&str] = &[
         "", "b", "a.b", "A.B:80", "c.a.b", "x.a.b.", "bb", "c", ".b", "a.b:",
@@ -452,7 +452,7 @@ fn find_agrees_with_a_naive_reading() {
     }
 }
 
-/// What [`Routes::find`] promises, written the long way round.
+/// [`Routes::find`] in its simplest form.
 fn naive(routes: &[(&str, String)], host: &str, path: &str) -> String {
     let lower = host.to_lowercase();
     let name = lower.split(':').next().unwrap().trim_end_matches('.');

@@ -3,14 +3,14 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use crate::{
     client_group::{self, Group},
     connection_table::{SlotRef, phase::Phase},
-    exchange::worker::Worker,
+    exchange::worker::{State, Worker},
     http1::{
         request_head::{self, Head},
         server::ServerCodec,
@@ -20,25 +20,40 @@ use crate::{
         concurrency::ConcurrencyPermit,
         queue::Claim,
     },
+    net::Stream,
     observe::metrics::GaugeGuard,
 };
 
 /// How an answer that was given without memory of its own may hold the reserve.
 pub const BRIEF: Duration = Duration::from_secs(1);
 
+/// What a request wants to be admitted with.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    /// Bytes that its head holds.
+    pub size: usize,
+    /// Whether a body is to come.
+    pub has_body: bool,
+    /// What TLS with the client adds to its price.
+    pub records: u64,
+    /// Whether its answer needs neither an upstream nor time.
+    pub is_brief: bool,
+}
+
 /// Pays for an exchange whose request head stands in a buffer of `size` bytes, or waits for its worth in line. Without
 /// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
 /// the second part holds a place of it. The third is how many milliseconds it has waited.
+///
+/// `poll_gone` is ready where the client has left.
 pub async fn admit(
     worker: &Worker,
-    codec: &mut ServerCodec,
     slot: &SlotRef,
-    (head, size): (&Head, usize),
-    is_brief: bool,
+    ask: Ask,
+    poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
     if budget.queue.len() == 0
-        && let Some(permit) = budget.exchange(size, records(budget, codec, head))
+        && let Some(permit) = budget.exchange(ask.size, ask.records)
     {
         return Some((Some(permit), None, 0));
     }
@@ -46,7 +61,9 @@ pub async fn admit(
     Box::pin(async move {
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        if !is_brief && let Some(permit) = wait_for_memory(worker, codec, slot, head, size).await? {
+        if !ask.is_brief
+            && let Some(permit) = wait_for_memory(worker, slot, ask, poll_gone).await?
+        {
             return Some((Some(permit), None, waited()));
         }
         slot.enter(Phase::Busy, None);
@@ -63,9 +80,9 @@ pub async fn admit(
 }
 
 /// What TLS with the client adds to the price of an exchange.
-fn records(budget: &Budget, codec: &ServerCodec, head: &Head) -> u64 {
-    match codec.io.secured() {
-        Some(_) => budget.records(head.has_body()),
+pub fn records(budget: &Budget, io: &Stream, has_body: bool) -> u64 {
+    match io.secured() {
+        Some(_) => budget.records(has_body),
         None => 0,
     }
 }
@@ -74,13 +91,12 @@ fn records(budget: &Budget, codec: &ServerCodec, head: &Head) -> u64 {
 /// `Some(None)` = no memory, not even for waiting, or not in time.
 async fn wait_for_memory(
     worker: &Worker,
-    codec: &mut ServerCodec,
     slot: &SlotRef,
-    head: &Head,
-    size: usize,
+    ask: Ask,
+    mut poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Option<Option<Permit>> {
     let budget = &worker.budget;
-    let Some(_waiter) = budget.waiter(size, spared(budget, slot, head)) else {
+    let Some(_waiter) = budget.waiter(ask.size, spared(budget, slot, ask)) else {
         return Some(None);
     };
     slot.enter(Phase::Waiting, None);
@@ -89,18 +105,14 @@ async fn wait_for_memory(
     let claim = Claim {
         group: slot.group(),
         since: slot.now(),
-        is_whole: !head.has_body(),
+        is_whole: !ask.has_body,
     };
-    let records = records(budget, codec, head);
-    let line = budget.queue.until(claim, || budget.exchange(size, records));
+    let take = || budget.exchange(ask.size, ask.records);
+    let line = budget.queue.until(claim, take);
     let mut waits = pin!(slot.within(limit, line));
     let permit = poll_fn(|context| {
         let polled = waits.as_mut().poll(context);
-        if polled.is_pending()
-            && codec
-                .poll_gone_before(context, slot, head.has_body())
-                .is_ready()
-        {
+        if polled.is_pending() && poll_gone(context).is_ready() {
             return Poll::Ready(None);
         }
         slot.has_looked();
@@ -112,14 +124,14 @@ async fn wait_for_memory(
 /// How many requests may wait already, where memory is left for none, for this one to wait as well. Of those that wait one
 /// group may hold the most: it has no more than half of what is left for all, and that for requests that need no more of
 /// their client.
-fn spared(budget: &Budget, slot: &SlotRef, head: &Head) -> usize {
+fn spared(budget: &Budget, slot: &SlotRef, ask: Ask) -> usize {
     let most = budget
         .queue
         .majority()
         .filter(|most| most.count > SPARED / 2);
     match most {
         Some(most) if most.group != slot.group() => SPARED,
-        Some(_) if head.has_body() => 0,
+        Some(_) if ask.has_body => 0,
         Some(_) => SPARED / 2,
         None => SPARED,
     }
@@ -138,12 +150,25 @@ pub fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: 
 }
 
 /// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
-pub fn is_brief(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
-    let path = request_head::path(codec.target(head));
-    let state = worker.state();
+pub fn is_brief<'a>(
+    state: &State,
+    path: &[u8],
+    is_options: impl FnOnce() -> bool,
+    host: impl FnOnce() -> &'a [u8],
+) -> bool {
     path == state.config.health_path.as_bytes()
-        || (state.answers_options && codec.has_method(head, b"OPTIONS"))
-        || (state.answers_directly && state.answers(codec.host(head), path))
+        || (state.answers_options && is_options())
+        || (state.answers_directly && state.answers(host(), path))
+}
+
+/// The same for a head that is ready and not opened.
+pub fn is_brief_head(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
+    is_brief(
+        &worker.state(),
+        request_head::path(codec.target(head)),
+        || codec.has_method(head, b"OPTIONS"),
+        || codec.host(head),
+    )
 }
 
 #[cfg(test)]
@@ -200,7 +225,7 @@ mod tests {
                 let Ok(Arrival::Head(found)) = arrival.await else {
                     panic!("{head}")
                 };
-                assert_eq!(is_brief(&worker, &codec, &found), expected, "{head}");
+                assert_eq!(is_brief_head(&worker, &codec, &found), expected, "{head}");
             });
         }
     }

@@ -29,11 +29,12 @@ use crate::{
         request_head::{Arrival, Head},
         server::ServerCodec,
     },
+    http2,
     memory::budget::{CONNECTION, NARROW, Permit, UNSENT},
     net::Stream,
     observe::metrics,
     server::{
-        admission::{BRIEF, admit, count_by_client, is_brief},
+        admission::{Ask, BRIEF, admit, count_by_client, is_brief_head, records},
         closing::{depart, is_unread, leave, linger, settle},
         refusal::{REFUSED_REST, refuse, tell_unanswered},
         tls::handshake,
@@ -107,6 +108,14 @@ impl Connection {
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
                 let codec = RefCell::new(codec);
                 return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
+            }
+            Poll::Ready(Ok(Arrival::Refused(Failure::Preface))) if slot.offers_http2() => {
+                let (worker, slot) = (Rc::clone(worker), (*slot).clone());
+                let (io, first) = codec.into_unread();
+                return Poll::Ready(State::Busy(Box::pin(async move {
+                    http2::server::serve(worker, io, first, slot).await;
+                    None
+                })));
             }
             Poll::Ready(Ok(Arrival::Refused(failure))) => {
                 return Poll::Ready(self.refused(codec, failure));
@@ -277,12 +286,19 @@ fn serve(
 ) -> impl Future<Output = Option<ServerCodec>> {
     async move {
         let (worker, slot) = (&*worker, &slot);
-        let brief = is_brief(worker, codec.get_mut(), &head);
         count_by_client(worker, codec.get_mut(), &head, slot);
-        let size = codec.get_mut().head_size(&head);
-        let Some((permit, full, waited)) =
-            admit(worker, codec.get_mut(), slot, (&head, size), brief).await
-        else {
+        let ask = Ask {
+            size: codec.get_mut().head_size(&head),
+            has_body: head.has_body(),
+            records: records(&worker.budget, &codec.get_mut().io, head.has_body()),
+            is_brief: is_brief_head(worker, codec.get_mut(), &head),
+        };
+        let gone = |context: &mut Context<'_>| {
+            codec
+                .get_mut()
+                .poll_gone_before(context, slot, ask.has_body)
+        };
+        let Some((permit, full, waited)) = admit(worker, slot, ask, gone).await else {
             tell_unanswered(worker, slot);
             return None;
         };

@@ -1,4 +1,4 @@
-//! Where clients come in: listeners bound, connections accepted and seated.
+//! Listeners: addresses bound, connections accepted and given a slot.
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,7 +36,8 @@ use crate::{
         queue::Claim,
     },
     net::Stream,
-    observe::{log, metrics},
+    observe::{log, metrics, repeats::Kind},
+    outcome::Outcome,
     server::{connection::Connection, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
 };
 
@@ -53,13 +54,13 @@ const STEP: u32 = 20;
 const WAITERS_LEAVE: u32 = 100;
 const STREAMS_LEAVE: u32 = 250;
 
-/// How long accepting pauses when descriptors have run out and nobody leaves.
+/// How long accepting pauses when descriptors have run out and no connection ends.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// So long must accepting go well before a shortage counts as over: at the edge every other accept fails.
 const RECOVERED: Duration = Duration::from_secs(1);
 
-/// What all doors that are opened at a time have in common.
+/// What all listeners that are opened at a time have in common.
 pub struct Frame<'a> {
     /// What the sockets' buffers may cost.
     pub plan: &'a Plan,
@@ -127,7 +128,7 @@ impl Listener {
     /// Gives the file of a unix socket other permissions; where there is none nothing happens.
     ///
     /// # Errors
-    /// The file is gone, or belongs to somebody else by now.
+    /// The file is gone, or another user's by now.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
         let Some(file) = &self.file else {
             return Ok(());
@@ -150,7 +151,7 @@ impl Listener {
         Ok(())
     }
 
-    /// A file that is left from a process that died is removed; one that somebody listens on is not.
+    /// A file that is left from a process that died is removed; one that a process listens on is not.
     fn bind_unix(&mut self, path: &Path, workers: usize, mode: u32) -> Result<()> {
         self.name = format!("unix:{}", path.display());
         if path
@@ -166,7 +167,7 @@ impl Listener {
         let bind = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            // before it listens: nobody comes in by what the umask had left
+            // before it listens, so that no client comes in by what the umask had left
             std::fs::set_permissions(path, Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             Ok(socket)
@@ -195,7 +196,7 @@ impl Listener {
             .as_ref()
             .is_some_and(|address| address.as_socket().is_some())
         {
-            // whoever made the socket may not know them: what cannot be set is left as it is
+            // the program that made the socket may not know them: what cannot be set is left as it is
             drop(set_options(&SockRef::from(socket), frame.plan));
         }
         let address = address
@@ -308,17 +309,19 @@ impl ListeningSocket {
 /// A task that accepts on a socket.
 pub struct Acceptor {
     task: JoinHandle<()>,
-    duty: Rc<AcceptState>,
+    state: Rc<AcceptState>,
 }
 
-/// What a porter does.
+/// What an acceptor works on.
 struct AcceptState {
+    /// Where, as the configuration says it.
+    address: Listen,
     /// What it accepts on; `None` once that is over.
     listener: RefCell<Option<Rc<ListeningSocket>>>,
     /// What rustls is told; `None` = plain HTTP.
     tls: RefCell<Option<Arc<ServerConfig>>>,
     /// A connection was accepted and has no slot yet.
-    is_seating: Cell<bool>,
+    is_admitting: Cell<bool>,
     /// Since when connections have waited for a slot without a break, by the table's clock; `None` = there was a slot for
     /// each that came.
     crowded_since: Cell<Option<u32>>,
@@ -331,30 +334,32 @@ impl Acceptor {
     /// A socket that is none, or does not listen.
     pub fn new(
         worker: &Rc<Worker>,
+        address: &Listen,
         socket: OwnedFd,
         tls: Option<Arc<ServerConfig>>,
         reporter: &Reporter,
     ) -> Result<Acceptor> {
-        let duty = Rc::new(AcceptState {
+        let state = Rc::new(AcceptState {
+            address: address.clone(),
             tls: RefCell::new(tls),
             listener: RefCell::new(Some(Rc::new(ListeningSocket::new(socket)?))),
-            is_seating: Cell::new(false),
+            is_admitting: Cell::new(false),
             crowded_since: Cell::new(None),
         });
-        let (worker, ours) = (Rc::clone(worker), Rc::clone(&duty));
+        let (worker, ours) = (Rc::clone(worker), Rc::clone(&state));
         let task = reporter.spawn("acceptor", async move { accept(&worker, &ours).await });
-        Ok(Acceptor { task, duty })
+        Ok(Acceptor { task, state })
     }
 
-    /// Connections that come from now on are told this of TLS.
+    /// Connections that are accepted from now on use this TLS configuration.
     pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
-        *self.duty.tls.borrow_mut() = tls;
+        *self.state.tls.borrow_mut() = tls;
     }
 
-    /// Nobody is accepted any more; who was, and waits for a seat, still gets one.
+    /// Accepts no more; a connection that was accepted and waits for a slot still gets one.
     pub fn end(self) {
-        drop(self.duty.listener.take());
-        if !self.duty.is_seating.get() {
+        drop(self.state.listener.take());
+        if !self.state.is_admitting.get() {
             self.task.abort();
         }
     }
@@ -370,6 +375,9 @@ impl AcceptState {
 /// none, those that are silent longest give way.
 async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Option<SocketAddr>) {
     metrics::inc(&worker.metrics.connections_accepted);
+    if matches!(io, Stream::Unix(_)) && worker.budget.is_stuffed_by(&io.socket()) {
+        return tell_stuffed(worker);
+    }
     let take = || {
         let limit = worker.budget.plan().connections;
         (worker.table.open() < limit)
@@ -381,9 +389,21 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
         Some(permit) => permit,
         None => Box::pin(await_slot(worker, state, client, take)).await,
     };
-    let slot = worker.table.slot(client);
+    let offers_http2 = worker.state().config.offers_http2(&state.address);
+    let slot = worker.table.slot(client).offering_http2(offers_http2);
     let tls = state.tls.borrow().clone();
     tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
+}
+
+/// A client on a unix socket is closed because its process has left too much unread.
+#[cold]
+fn tell_stuffed(worker: &Worker) {
+    metrics::inc(&worker.metrics.connections_evicted);
+    let kind = Kind("connection refused", Outcome::NoMemory);
+    if worker.repeats.is_first(kind, worker.table.now()) {
+        let reason = "its process leaves too many answers unread";
+        log::warn(kind.0, &[("client", &"unix"), ("reason", &reason)]);
+    }
 }
 
 /// Waits for a slot, and asks others to leave until there is one.
@@ -406,7 +426,7 @@ async fn await_slot(
         let now = worker.table.refresh_clock();
         let grace = Grace::beside_crowd(now.wrapping_sub(crowded_since));
         make_room(worker, now.wrapping_sub(since), grace);
-        let step = Duration::from_millis(grace.silent.min(STEP).into());
+        let step = Duration::from_millis(grace.lingering.min(STEP).into());
         if let Ok(permit) = timeout(step, &mut slot).await {
             return permit;
         }
@@ -445,20 +465,20 @@ async fn next_connection(
     .await
 }
 
-/// Accepts until the duty is over.
+/// Accepts until [`Acceptor::end`].
 ///
 /// # Errors
 /// A listener that is none any more.
-async fn accept(worker: &Rc<Worker>, duty: &AcceptState) -> Result<()> {
+async fn accept(worker: &Rc<Worker>, state: &AcceptState) -> Result<()> {
     let mut shortage = None;
-    while let Some(listener) = duty.listener() {
-        let accepted = next_connection(&listener, &worker.budget, duty).await;
+    while let Some(listener) = state.listener() {
+        let accepted = next_connection(&listener, &worker.budget, state).await;
         drop(listener);
         match accepted {
             Ok((io, address)) => {
-                duty.is_seating.set(true);
-                admit(worker, duty, io, address).await;
-                duty.is_seating.set(false);
+                state.is_admitting.set(true);
+                admit(worker, state, io, address).await;
+                state.is_admitting.set(false);
                 if shortage
                     .take_if(|since: &mut Instant| since.elapsed() >= RECOVERED)
                     .is_some()

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Connections that are asked to leave at a time, at least, when the door is full or memory is near its limit; requests
+/// Connections that are asked to leave at a time, at least, when the table is full or memory is near its limit; requests
 /// for which others are asked to leave at a look.
 pub const EVICTED_AT_ONCE: usize = 8;
 
@@ -43,10 +43,10 @@ fn near(limit: u64) -> u64 {
 /// How long a request waits, in milliseconds, before others are asked to leave for it that make little progress.
 const PATIENCE: u32 = 1_000;
 
-/// The same where one group of clients holds more than half of what it waits for, and it belongs to another.
+/// The same where some group of clients holds more than its share of what it waits for, and it belongs to another.
 const SHARE_PATIENCE: u32 = 400;
 
-/// One worker's keeper.
+/// What looks after one worker's memory and waiting requests.
 pub struct Pressure {
     worker: Rc<Worker>,
     limit: Option<u64>,
@@ -65,7 +65,7 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    /// A keeper for one worker; `limit` is the process's, and whether a cgroup sets it.
+    /// One for a worker; `limit` is the process's, and whether a cgroup sets it.
     pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Pressure {
         let usage = limit.and_then(|(_, cgroup)| match cgroup::cgroup_limit() {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
@@ -182,11 +182,11 @@ impl Pressure {
         let worker = &self.worker;
         let waiting = &worker.budget.client_handshakes.queue;
         for queue in [waiting, &worker.handshake_turns.queue] {
-            if queue.len() == 0 {
-                queue.let_others_first(None);
-            } else {
-                queue.let_others_first(queue.majority().map(|most| most.group));
-            }
+            let most = match queue.len() {
+                0 => None,
+                _ => queue.majority().map(|most| most.group),
+            };
+            queue.let_others_first(most.into_iter().collect());
         }
         if waiting.len() > 0 {
             worker.evict_handshakes(waiting.len());
@@ -196,18 +196,22 @@ impl Pressure {
     /// Asks as many to leave as have waited too long in this line, as far as there are some that have to.
     fn help(&self, scope: Scope, queue: &Queue) {
         if queue.len() == 0 {
-            queue.let_others_first(None);
+            queue.let_others_first(Vec::new());
             return;
         }
         let worker = &self.worker;
-        let holders = worker.table.majority(scope);
-        let group = holders.or_else(|| queue.majority()).map(|most| most.group);
-        queue.let_others_first(group);
-        let late = Late::of(queue, worker.table.now(), group);
+        let above = worker
+            .table
+            .above_equal_share(scope, queue.groups().into_iter());
+        let mut behind: Vec<Group> = above.iter().map(|surplus| surplus.group).collect();
+        if behind.is_empty() {
+            behind.extend(queue.majority().map(|most| most.group));
+        }
+        let late = Late::of(queue, worker.table.now(), &behind);
+        queue.let_others_first(behind);
         let mut helped = 0;
-        if let Some(most) = holders {
-            let surplus = most.count - most.total / 2;
-            let many = late.others.min(surplus).min(EVICTED_AT_ONCE);
+        if let Some(most) = above.first() {
+            let many = late.others.min(most.count).min(EVICTED_AT_ONCE);
             helped = self.free(scope, many, Reason::Share(most.group));
         }
         let many = late.all.min(EVICTED_AT_ONCE).saturating_sub(helped);
@@ -304,6 +308,7 @@ impl Pressure {
         // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it; not near the
         // limit, where the file's pages go as well and would have to be read from the disk
         if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
+            code_pages::forget_stack();
             code_pages::forget_code();
         }
         !self.rested.get()
@@ -312,7 +317,7 @@ impl Pressure {
 
 /// How many in a line have waited too long.
 struct Late {
-    /// Those of other groups than the one that has the most.
+    /// Those of groups that have no more than their share.
     others: usize,
     /// All of them, by the longer patience.
     all: usize,
@@ -321,7 +326,7 @@ struct Late {
 }
 
 impl Late {
-    fn of(queue: &Queue, now: u32, group: Option<Group>) -> Late {
+    fn of(queue: &Queue, now: u32, behind: &[Group]) -> Late {
         let mut late = Late {
             others: 0,
             all: 0,
@@ -329,7 +334,7 @@ impl Late {
         };
         queue.each(|claim| {
             let waited = now.wrapping_sub(claim.since);
-            let is_other = group.is_some_and(|group| claim.group != group);
+            let is_other = !behind.is_empty() && !behind.contains(&claim.group);
             late.others += usize::from(is_other && waited >= SHARE_PATIENCE);
             late.all += usize::from(waited >= PATIENCE);
             late.longest = late.longest.max(waited);

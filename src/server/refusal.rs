@@ -82,7 +82,7 @@ fn grant(worker: &Worker, codec: &ServerCodec) -> Fields {
 }
 
 /// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
-fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
+pub fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
     let (status, outcome) = (failure.status().as_u16(), failure.outcome());
     worker.metrics.answered(status);
     worker.metrics.failed(outcome);

@@ -109,7 +109,7 @@ pub async fn run_worker(
     );
     let accept = |(listen, socket): (Listen, OwnedFd), contexts: &Contexts| {
         let tls = context(contexts, &listen);
-        Acceptor::new(&worker, socket, tls, &reporter).map(|acceptor| (listen, acceptor))
+        Acceptor::new(&worker, &listen, socket, tls, &reporter).map(|acceptor| (listen, acceptor))
     };
     let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
     for socket in sockets {
@@ -226,3 +226,6 @@ pub fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, Own
 
 /// How long those get to leave whose time is over, before their sockets are closed under them.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
-//! The memory limit of the cgroup, and how much of it is in use.
+//! The memory limit of the process's cgroup, and how much of it is in use.
+//!
+//! Reads the files of both cgroup versions; never writes one. What cannot be read or parsed counts as no limit.
 
 use std::{
     fs::{self, File},
@@ -6,16 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The memory limit that binds this process, and the file that says so.
+/// The memory limit of this process, and the file that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// Bytes; at 2^60 and above a limit counts as none.
+    /// In bytes, below 2^60: anything above counts as no limit.
     pub bytes: u64,
     /// Path of the file, such as `/sys/fs/cgroup/memory.max`.
     pub source: String,
 }
 
-/// The smallest limit of our cgroup and its parents, of both versions; `None` where nothing limits us.
+/// The smallest limit of the process's cgroup and its parents, of both versions; `None` = no limit.
 pub fn cgroup_limit() -> Option<MemoryLimit> {
     let cgroup = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -42,7 +44,7 @@ pub fn parse_limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|bytes| *bytes < 1 << 60)
 }
 
-/// Every file that may limit us, our own cgroup's first, its parents' after it.
+/// Every file that may hold a limit for this process: its own cgroup's first, then its parents'.
 pub fn limit_files(cgroup: &str, mounts: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for (root, mount_point, version) in mounts.lines().filter_map(parse_mount) {
@@ -54,7 +56,7 @@ pub fn limit_files(cgroup: &str, mounts: &str) -> Vec<PathBuf> {
         }
     }
     if files.is_empty() {
-        // A container may hide mountinfo's truth: the usual places are worth a look.
+        // In a container mountinfo may not show the cgroup: try the usual paths.
         files.extend(
             ["memory.max", "memory.high", "memory/memory.limit_in_bytes"]
                 .map(|name| Path::new("/sys/fs/cgroup").join(name)),
@@ -78,7 +80,8 @@ impl Version {
     }
 }
 
-/// Root inside the file system, mount point and version, if the line of mountinfo is a cgroup with memory (proc(5)).
+/// Root inside the file system, mount point and version, if this line of mountinfo is a cgroup file system that may have
+/// the memory controller (proc(5)).
 pub fn parse_mount(line: &str) -> Option<(String, String, Version)> {
     let (mount, kind) = line.split_once(" - ")?;
     let mut fields = mount.split(' ').skip(3);
@@ -104,7 +107,7 @@ pub fn unescape(text: &str) -> String {
     .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// Our path in the hierarchy that counts memory, from /proc/self/cgroup (cgroups(7)).
+/// The process's path in the hierarchy with the memory controller, from /proc/self/cgroup (cgroups(7)).
 pub fn own_path(cgroup: &str, version: Version) -> Option<&str> {
     cgroup.lines().find_map(|line| {
         let (number, rest) = line.split_once(':')?;
@@ -117,8 +120,8 @@ pub fn own_path(cgroup: &str, version: Version) -> Option<&str> {
     })
 }
 
-/// Our cgroup's directory and its parents up to the mount point. A path outside of what is mounted (a container that
-/// sees the host's path, or `/../…`) leaves the mount point itself, which then is the container's own group.
+/// The directory of the process's cgroup and its parents up to the mount point. For a path outside of what is mounted (a
+/// container that sees the host's path, or `/../…`) only the mount point, which then is the container's own cgroup.
 pub fn directories(path: &str, root: &str, mount_point: &str) -> Vec<PathBuf> {
     let below = Path::new(path)
         .strip_prefix(root)
@@ -131,7 +134,7 @@ pub fn directories(path: &str, root: &str, mount_point: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What counts against a memory limit, read again and again without an allocation.
+/// The memory that counts against a limit; its files stay open, and reading them does not allocate.
 #[derive(Debug)]
 pub struct MemoryUse {
     use_file: File,
@@ -140,7 +143,7 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
-    /// Everything in the cgroup whose file gave the limit: ours, or the parent's that binds. `None` where it cannot be read.
+    /// The memory of the cgroup whose file gave the limit: the process's own, or a parent. `None` where it cannot be read.
     pub fn of_cgroup(limit: &MemoryLimit) -> Option<MemoryUse> {
         let source = Path::new(&limit.source);
         let name = match source.file_name()?.to_str()? {
@@ -155,7 +158,7 @@ impl MemoryUse {
         used.read().map(|_| used)
     }
 
-    /// The resident pages of this process: what is left to count where no cgroup has a limit. It knows no kernel memory.
+    /// The resident pages of this process, for where no cgroup has a limit. Kernel memory is not included.
     pub fn of_process() -> Option<MemoryUse> {
         // SAFETY: no precondition.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -167,25 +170,25 @@ impl MemoryUse {
         used.read().map(|_| used)
     }
 
-    /// Bytes in use now; `None` if the file is gone (the process was moved).
+    /// Bytes in use now; `None` if the file cannot be read (the cgroup was removed).
     pub fn read(&self) -> Option<u64> {
         let mut buffer = [0; 128];
         let mut words = self.words(&mut buffer)?;
-        // statm: total, resident, of which backed by files, …
+        // statm: total, resident, resident and backed by files, …
         words
             .nth(usize::from(self.page > 1))?
             .checked_mul(self.page)
     }
 
-    /// Bytes of [`read`](Self::read) that the kernel takes back by itself when it must: the page cache, or the
-    /// process's pages that files back.
+    /// Bytes of [`read`](Self::read) that the kernel can reclaim by itself: the page cache, or the process's file-backed
+    /// pages.
     pub fn reclaimable(&self) -> u64 {
         let Some(stat) = &self.stat_file else {
             let mut buffer = [0; 128];
             let shared = self.words(&mut buffer).and_then(|mut words| words.nth(2));
             return shared.filter(|_| self.page > 1).unwrap_or(0) * self.page;
         };
-        // v2 has some sixty lines, 2 kB.
+        // v2 has some sixty lines, 2 kB
         let mut buffer = [0; 8192];
         read_at_start(stat, &mut buffer).map_or(0, file_cache)
     }
@@ -204,7 +207,7 @@ pub fn read_at_start<'a>(file: &File, buffer: &'a mut [u8]) -> Option<&'a str> {
     std::str::from_utf8(buffer.get(..length)?).ok()
 }
 
-/// The page cache in the text of memory.stat. v1 also has the lines without `total_`, which leave children out.
+/// The bytes of page cache in the text of memory.stat. v1 also has lines without `total_`, which leave out child cgroups.
 pub fn file_cache(stat: &str) -> u64 {
     let sum = |names: [&str; 2]| -> Option<u64> {
         let values = stat.lines().filter_map(|line| {

@@ -1,7 +1,7 @@
 //! The operating system behind safe functions: allocator, cgroup limits, inherited sockets, notification, stdout.
 //!
-//! The only room with `unsafe`. It decides nothing: it reads what the kernel says and hands it on as values. The parsers
-//! are pure and tested on texts; nothing here allocates on behalf of a client.
+//! The only module with `unsafe` code. It decides nothing: it returns what the kernel reports as values. The parsers are
+//! pure and tested on texts. Of what a client sends, only [`socket::peek`] allocates a copy, as long as its caller says.
 #![expect(
     unsafe_code,
     reason = "the allocator and a few calls of libc have no safe form"
@@ -19,16 +19,16 @@ use std::io::{self};
 /// Sends SIGHUP to a process.
 ///
 /// # Errors
-/// It is gone, or belongs to another user.
+/// The process does not exist, or belongs to another user.
 pub fn hang_up(pid: i32) -> io::Result<()> {
-    // SAFETY: takes two numbers and touches no memory
+    // SAFETY: kill takes two numbers and touches no memory.
     match unsafe { libc::kill(pid, libc::SIGHUP) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Raises the soft limit of open files to the hard one where that is allowed; says what the soft limit is now.
+/// Raises the soft limit of open files to the hard limit where that is allowed; returns the soft limit then in force.
 pub fn raise_descriptor_limit() -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -49,11 +49,11 @@ pub fn raise_descriptor_limit() -> u64 {
     }
 }
 
-/// Leaves the signals alone that would end the program and mean nothing to it: a stray SIGUSR1 of a log rotation, the
-/// SIGPIPE of a closed stdout.
+/// Ignores signals that would end the program but mean nothing to it: a stray SIGUSR1 from log rotation, the SIGPIPE of a
+/// closed stdout.
 pub fn ignore_signals() {
     for number in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPIPE] {
-        // SAFETY: SIG_IGN is no function of ours that could run at a bad moment.
+        // SAFETY: SIG_IGN installs no handler that could run at a bad moment.
         unsafe { libc::signal(number, libc::SIG_IGN) };
     }
 }
@@ -103,7 +103,7 @@ mod tests {
         for align in (0..13).map(|power| 1_usize << power) {
             for size in [1, 7, 8, 9, 15, 16, 17, 24, 100, 4096, 70_000] {
                 let layout = Layout::from_size_align(size, align).unwrap();
-                // SAFETY: the layout is not empty, each block is freed once with the layout it has then.
+                // SAFETY: the layout is not empty, and each block is freed once, with its current layout.
                 unsafe {
                     let block = ALLOCATOR.alloc(layout);
                     assert_eq!(block.addr() % align, 0, "alloc {layout:?}");
@@ -129,12 +129,12 @@ mod tests {
     }
 
     unsafe extern "C" fn append(text: *const c_char, to: *mut c_void) {
-        // SAFETY: mimalloc gives a C string and the pointer that it was given, a live String.
+        // SAFETY: mimalloc passes a C string, and the pointer that it was given, which is to a live String.
         unsafe { (*to.cast::<String>()).push_str(&CStr::from_ptr(text).to_string_lossy()) }
     }
 
     #[test]
-    fn the_options_bear_the_names_that_are_meant() {
+    fn the_option_numbers_match_their_names_in_c() {
         let mut text = String::new();
         // SAFETY: the callback has the C side's signature, and the String outlives the call.
         unsafe { mi_options_print_out(append, (&raw mut text).cast()) }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn huge_pages_are_off() {
         let status = fs::read_to_string("/proc/self/status").unwrap();
-        // Kernels since 5.0 say it.
+        // kernels since 5.0 have this line
         if let Some(line) = status.lines().find(|line| line.starts_with("THP_enabled")) {
             assert!(line.ends_with('0'), "{line}");
         }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_sought_in_our_cgroup_and_its_parents() {
+    fn limits_are_read_from_the_own_cgroup_and_its_parents() {
         let unified =
             "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
         assert_eq!(
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_sought_on_v1_and_hybrid_hosts() {
+    fn limits_are_read_on_v1_and_hybrid_hosts() {
         let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
             32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
             35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_is_survived() {
+    fn no_text_makes_a_parser_panic() {
         let words = [
             "0::/", "-", " - ", "cgroup2 ", "cgroup ", ":", "memory", "/..", "\\040", "\n",
         ];
@@ -319,14 +319,14 @@ mod tests {
         assert_eq!(file_cache(""), 0);
     }
 
-    /// Anonymous memory that is resident from the beginning and given back to the kernel on drop.
+    /// Anonymous memory that is resident from the start and returned to the kernel on drop.
     struct PopulatedPages(*mut c_void, usize);
 
     impl PopulatedPages {
         fn map(bytes: usize) -> PopulatedPages {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-            // SAFETY: a new mapping, at an address of the kernel's choice.
+            // SAFETY: a new mapping, at an address that the kernel chooses.
             let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
             assert_ne!(address, libc::MAP_FAILED);
             PopulatedPages(address, bytes)
@@ -335,7 +335,7 @@ mod tests {
 
     impl Drop for PopulatedPages {
         fn drop(&mut self) {
-            // SAFETY: the mapping made above, to which nothing refers.
+            // SAFETY: unmaps the mapping made above, to which no reference is left.
             unsafe { libc::munmap(self.0, self.1) };
         }
     }
@@ -345,8 +345,8 @@ mod tests {
         let used = MemoryUse::of_process().unwrap();
         let before = used.read().unwrap();
         assert!(before > 500_000 && used.reclaimable() < before);
-        // Pages of the kernel's own and not of the allocator, which would hand out what earlier tests gave back to it;
-        // so many that what tests on other threads take and give back meanwhile makes no difference.
+        // Pages from the kernel and not from the allocator, which would reuse memory that earlier tests freed; so many that
+        // what tests on other threads allocate and free meanwhile makes no difference.
         let mapped = PopulatedPages::map(64 << 20);
         let during = used.read().unwrap();
         assert!(during > before + (32 << 20), "{before} {during}");
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_ours_or_nobodys() {
+    fn a_watchdog_for_another_process_is_ignored() {
         let half = Some(Duration::from_secs(1));
         assert_eq!(parse_watchdog(None, "2000000", 7), half);
         assert_eq!(parse_watchdog(Some("7"), "2000000", 7), half);
@@ -418,14 +418,14 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptor_limit_ends_at_the_hard_one() {
+    fn the_soft_limit_of_descriptors_is_raised_to_the_hard_limit() {
         let soft = raise_descriptor_limit();
         assert!(soft >= 256);
         assert_eq!(raise_descriptor_limit(), soft);
     }
 
     #[test]
-    fn a_socket_of_the_log_holds_no_more_than_it_may() {
+    fn the_queue_of_a_log_socket_is_bounded() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         Output::Socket.bound(&ours, 4096);
         let line = [b'x'; 256];
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_a_reset_threw_away_count_no_more() {
+    fn bytes_discarded_by_a_reset_are_not_counted_as_unsent() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
@@ -445,7 +445,7 @@ mod tests {
         while io::Write::write(&mut server, &[0; 4096]).is_ok() {}
         let socket = socket2::Socket::from(server);
         assert!(unsent(&socket) > 0, "the client does not read");
-        // bytes are left unread: its close is a reset
+        // closing a socket with unread bytes sends a reset
         drop(client);
         let since = std::time::Instant::now();
         while unsent(&socket) > 0 && since.elapsed() < Duration::from_secs(20) {
@@ -463,11 +463,11 @@ mod tests {
             .unwrap();
         let (pipe, drain) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         assert!(matches!(Output::of(&pipe), Output::Pipe));
-        // Nobody reads what cat copies, so in the end both pipes are full; the line after that must not wait.
+        // The output of cat is not read, so in the end both pipes are full; the line after that must not wait.
         let line = [b'x'; 4096];
         let full = (0..10_000).find(|_| {
             Output::Pipe.write(&pipe, &line).is_err() && {
-                // cat may still be copying: give it the processor until nothing moves any more.
+                // cat may still be copying: yield to it until it stops
                 std::thread::yield_now();
                 Output::Pipe.write(&pipe, &line).is_err()
             }
@@ -492,7 +492,7 @@ mod tests {
     fn a_terminal_that_is_not_read_refuses_lines_and_tears_none() {
         let (mut master, mut slave) = (0, 0);
         let none = ptr::null_mut();
-        // SAFETY: two live numbers to be filled; no name, and the usual modes.
+        // SAFETY: the pointers are to two live numbers; the name and the modes may be null.
         let opened = unsafe {
             libc::openpty(
                 &raw mut master,
@@ -503,7 +503,7 @@ mod tests {
             )
         };
         assert_eq!(opened, 0, "{}", io::Error::last_os_error());
-        // SAFETY: both are open, and owned by nobody else.
+        // SAFETY: both are open, and nothing else owns them.
         let (master, slave) =
             unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
         let output = Output::of(&slave);
@@ -522,7 +522,7 @@ mod tests {
             }
             lines
         });
-        // what is read makes room: the rest of the last line, and another one
+        // reading makes space for the rest of the last line and another one
         while output.write(&slave, line.as_bytes()).is_err() {
             std::thread::yield_now();
         }

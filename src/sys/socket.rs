@@ -1,9 +1,10 @@
-//! What socket2 does not offer.
+//! Socket options and queries that socket2 does not offer. None of them blocks; where the kernel refuses one, nothing is
+//! changed, or the answer is zero.
 
 use std::{ffi::c_int, os::fd::AsRawFd as _, time::Duration};
 
-/// Sets how much a TCP connection may receive that is not read: `SO_RCVBUF`, and the clamp of the window that was taken
-/// from it when the connection came (tcp(7)). What cannot be set stays as it is.
+/// Sets how many bytes a TCP connection may receive ahead of its reader: `SO_RCVBUF`, and the window clamp that was derived
+/// from it when the connection was made (tcp(7)).
 pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
     let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
     drop(socket.set_recv_buffer_size(size));
@@ -19,9 +20,9 @@ pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
     }
 }
 
-/// Bytes that were written to a socket and that the other side has not taken (`SIOCOUTQ`, tcp(7)); none where the
-/// connection is over, though the kernel goes on counting those that a reset has thrown away. One system call, two where
-/// there are some.
+/// Bytes written to a socket that the other side has not acknowledged or read (`SIOCOUTQ`, tcp(7)). Zero where the
+/// connection is over, although the kernel goes on counting bytes that a reset has discarded. One system call, two where
+/// the kernel reports bytes.
 pub fn unsent(socket: &socket2::Socket) -> usize {
     let mut bytes: c_int = 0;
     // SAFETY: the request writes one `c_int`.
@@ -32,38 +33,38 @@ pub fn unsent(socket: &socket2::Socket) -> usize {
     usize::try_from(bytes).unwrap_or(0)
 }
 
-/// Lets the close of a connection be a reset where bytes are left that the other side has not taken: the kernel would keep
-/// them, and the socket, for minutes. A unix socket knows no reset.
+/// Makes the close of a connection a reset if the other side has not taken all bytes: the kernel would keep them, and the
+/// socket, for minutes. Has no effect on a unix socket.
 pub fn reset_unsent(socket: &socket2::Socket) {
     if unsent(socket) > 0 {
         drop(socket.set_linger(Some(Duration::ZERO)));
     }
 }
 
-/// Whether the other side has closed, seen past bytes that wait to be read. One system call.
+/// Whether the other side has closed, even if bytes wait to be read. One system call.
 pub fn has_hung_up(socket: &socket2::Socket) -> bool {
     poll_now(socket, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// What poll(2) says of a socket now.
+/// The events that poll(2) reports for a socket, without waiting.
 pub fn poll_now(socket: &socket2::Socket, events: libc::c_short) -> libc::c_short {
     let mut asked = libc::pollfd {
         fd: socket.as_raw_fd(),
         events,
         revents: 0,
     };
-    // SAFETY: one `pollfd`, and no time to wait.
+    // SAFETY: the pointer is to one live `pollfd`, and one is the count.
     let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
     if count > 0 { asked.revents } else { 0 }
 }
 
-/// Whether the connection is over in both directions, or broken: nothing that waits in it will ever be taken. One system
+/// Whether the connection is closed in both directions or broken, so that its unsent bytes will never be taken. One system
 /// call.
 pub fn is_dead(socket: &socket2::Socket) -> bool {
     poll_now(socket, 0) & (libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// Bytes that have come and were not read (`FIONREAD`). One system call.
+/// Bytes that were received and not read (`FIONREAD`). One system call.
 pub fn unread(socket: &socket2::Socket) -> usize {
     let mut bytes: c_int = 0;
     // SAFETY: the request writes one `c_int`.
@@ -72,6 +73,28 @@ pub fn unread(socket: &socket2::Socket) -> usize {
         return 0;
     }
     usize::try_from(bytes).unwrap_or(0)
+}
+
+/// The process at the other side of a unix socket, as it was when the connection was made (`SO_PEERCRED`, unix(7)); 0 = it
+/// is in another namespace, or there is none. One system call.
+pub fn peer_process(socket: &socket2::Socket) -> libc::pid_t {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to a live `ucred`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { peer.pid } else { 0 }
 }
 
 /// The next bytes of a socket, at most so many, which stay where they are. One system call.
@@ -84,10 +107,10 @@ pub fn peek(socket: &socket2::Socket, most: usize) -> Vec<u8> {
     bytes
 }
 
-/// A number that changes whenever the other side's kernel takes bytes: of TCP all that it ever acknowledged
-/// (`tcpi_bytes_acked`, Linux 4.1), else what it has not taken yet. It wraps. One or two system calls.
+/// A number that changes whenever the other side takes bytes: for TCP the bytes that it has acknowledged in all
+/// (`tcpi_bytes_acked`, Linux 4.1), else the unsent bytes. It wraps. One to three system calls.
 pub fn taken(socket: &socket2::Socket) -> u32 {
-    /// Where `tcpi_bytes_acked` stands in `struct tcp_info`, as eight bytes.
+    /// The offset of `tcpi_bytes_acked` (eight bytes) in `struct tcp_info`.
     const ACKED: usize = 120;
     let mut info = [0_u64; ACKED / 8 + 1];
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
@@ -102,10 +125,7 @@ pub fn taken(socket: &socket2::Socket) -> u32 {
         )
     };
     let acked = info.last().copied().unwrap_or(0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "it is only asked whether it changes"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "only its changes matter")]
     if result == 0 && len as usize == size_of_val(&info) && acked > 0 {
         acked as u32
     } else {

@@ -1,4 +1,4 @@
-//! Standard output and standard error, written without waiting.
+//! Writes whole lines to standard output or standard error, without waiting for a reader of a pipe, socket or terminal.
 
 use std::{
     cell::RefCell,
@@ -10,17 +10,17 @@ use std::{
     },
 };
 
-/// What a descriptor of output is, as far as not blocking on it matters.
+/// The kind of a descriptor, which decides how to write without blocking.
 #[derive(Debug)]
 pub enum Output {
-    /// A pipe: asked for room first, then written at once.
+    /// A pipe: polled for space, then written.
     Pipe,
-    /// A socket (the journal's): written without waiting.
+    /// A socket, such as the journal's: written with `MSG_DONTWAIT`.
     Socket,
-    /// A terminal, which may be stopped: opened once more for us alone, so that not waiting is not forced on others who
-    /// have it open.
+    /// A terminal, which may be stopped: opened again for this process, so that `O_NONBLOCK` does not affect other
+    /// processes.
     Terminal(Terminal),
-    /// A file, `/dev/null`: just written.
+    /// A file or `/dev/null`: written, and may block for as long as the file system does.
     Other,
 }
 
@@ -28,12 +28,12 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Terminal {
     file: File,
-    /// What it has not taken of the last line yet: lines are not torn.
+    /// The rest of a line that the terminal took in part; it is written first, so that lines stay whole.
     rest: RefCell<Vec<u8>>,
 }
 
 impl Terminal {
-    /// The same terminal behind a descriptor of its own; `None` where that is not allowed.
+    /// Opens the terminal of `fd` again; `None` where that is not allowed.
     fn open(fd: RawFd) -> Option<Terminal> {
         let file = File::options()
             .write(true)
@@ -61,7 +61,7 @@ impl Terminal {
 impl Output {
     /// What `descriptor` is.
     pub fn of(descriptor: &impl AsRawFd) -> Output {
-        // SAFETY: a stat of zeroes is a valid value for the kernel to fill.
+        // SAFETY: a zeroed stat is valid.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: the pointer is to a live stat.
         let known = unsafe { libc::fstat(descriptor.as_raw_fd(), &raw mut stat) } == 0;
@@ -75,15 +75,15 @@ impl Output {
         }
     }
 
-    /// Bounds what may wait in a socket for its reader: systemd gives the journal's 8 MB, which a cgroup counts as ours.
+    /// Bounds the unread bytes of a socket: systemd gives the journal's 8 MB, which count against the process's cgroup.
     pub fn bound(&self, descriptor: &impl AsFd, bytes: usize) {
         if matches!(self, Output::Socket) {
             drop(socket2::SockRef::from(descriptor).set_send_buffer_size(bytes));
         }
     }
 
-    /// Takes all of `line` (at most 4096 bytes = `PIPE_BUF`), or nothing and an error. Pipes, sockets and terminals never
-    /// block, as long as writers of this process come one at a time.
+    /// Writes all of `line` (at most 4096 bytes = `PIPE_BUF`), or nothing and returns an error. Pipes, sockets and terminals
+    /// never block, if only one thread of this process writes at a time.
     pub fn write(&self, descriptor: &impl AsRawFd, line: &[u8]) -> io::Result<()> {
         let fd = descriptor.as_raw_fd();
         let (start, length) = (line.as_ptr().cast(), line.len());
@@ -108,11 +108,11 @@ impl Output {
 }
 
 pub fn is_terminal(fd: RawFd) -> bool {
-    // SAFETY: looks at the number only; a bad one is no terminal.
+    // SAFETY: isatty takes a number and touches no memory.
     unsafe { libc::isatty(fd) == 1 }
 }
 
-/// POLLOUT of a pipe means a free page, which is what a write of `PIPE_BUF` bytes needs.
+/// Whether a pipe takes a line: POLLOUT means a free page, which is enough for `PIPE_BUF` bytes.
 pub fn has_room(fd: RawFd) -> bool {
     let mut poll = libc::pollfd {
         fd,

@@ -1,4 +1,5 @@
-//! What systemd hands over and wants to be told.
+//! The protocols of systemd: readiness and watchdog notices (`sd_notify(3)`), and inherited sockets (`sd_listen_fds(3)`).
+//! Without systemd they do nothing.
 
 use std::{
     env,
@@ -12,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-/// Tells systemd (`READY=1`, `STOPPING=1`, `WATCHDOG=1`, …; several lines in one call). False where nobody listens.
-/// Never blocks.
+/// Sends systemd a notice (`READY=1`, `STOPPING=1`, `WATCHDOG=1`, …; several lines in one call). False where it was not
+/// sent. Never blocks.
 pub fn notify(state: &str) -> bool {
     env::var_os("NOTIFY_SOCKET")
         .is_some_and(|socket| send_notice(socket.as_encoded_bytes(), state).is_ok())
@@ -29,7 +30,7 @@ pub fn send_notice(address: &[u8], state: &str) -> io::Result<()> {
     socket.send_to_addr(state.as_bytes(), &address).map(|_| ())
 }
 
-/// How often `WATCHDOG=1` is due: half of what systemd waits; `None` where it does not watch this process.
+/// How often to send `WATCHDOG=1`: half of the time that systemd waits for it; `None` where it does not watch this process.
 pub fn watchdog_interval() -> Option<Duration> {
     let pid = env::var("WATCHDOG_PID").ok();
     let usec = env::var("WATCHDOG_USEC").ok()?;
@@ -42,20 +43,20 @@ pub fn parse_watchdog(pid: Option<&str>, usec: &str, own: u32) -> Option<Duratio
     (ours && usec > 1).then(|| Duration::from_micros(usec / 2))
 }
 
-/// The monotonic clock in microseconds, as `MONOTONIC_USEC=` beside `RELOADING=1` wants it.
+/// The monotonic clock in microseconds, for `MONOTONIC_USEC=`, which must accompany `RELOADING=1`.
 pub fn monotonic_usec() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is to a live timespec; the clock always exists, and zero is what a failure leaves.
+    // SAFETY: the pointer is to a live timespec, which stays zero if the call fails.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let whole = u64::try_from(now.tv_sec).unwrap_or(0);
     whole * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }
 
-/// The sockets that systemd handed over, with their names (`""` where none was given), in the order of their numbers.
-/// Their numbers begin at 3. They are marked close-on-exec. A second call gives none: a descriptor has one owner.
+/// The sockets inherited from systemd, with their names (`""` where none was given), in the order of their descriptors,
+/// from 3. They are marked close-on-exec. A second call returns none, because a descriptor has one owner.
 pub fn inherited_sockets() -> Vec<(String, OwnedFd)> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -69,15 +70,15 @@ pub fn inherited_sockets() -> Vec<(String, OwnedFd)> {
         std::process::id(),
     );
     let taken = inherited.into_iter().filter_map(|(name, number)| {
-        // SAFETY: fcntl with F_SETFD looks at the number only; it fails if that is not open.
+        // SAFETY: F_SETFD takes two numbers; it fails if the descriptor is not open.
         let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-        // SAFETY: it is open, was handed over to us by LISTEN_PID, and the flag above keeps us from taking it twice.
+        // SAFETY: it is open, LISTEN_PID gives it to this process, and `TAKEN` keeps it from being taken twice.
         open.then(|| (name, unsafe { OwnedFd::from_raw_fd(number) }))
     });
     taken.collect()
 }
 
-/// `sd_listen_fds(3)` on its three variables.
+/// Names and descriptors from the three variables of `sd_listen_fds(3)`.
 pub fn parse_inherited(pid: &str, count: &str, names: &str, own: u32) -> Vec<(String, RawFd)> {
     if pid.parse() != Ok(own) {
         return Vec::new();

@@ -1,8 +1,8 @@
-//! From an origin to a connection: look the name up, try every address, shake hands where it is https.
+//! Makes a connection to an origin: resolves its name, tries every address, and does the TLS handshake for https.
 //!
-//! A dial has no time-out of its own: whoever asks drops the future at `dial_timeout`, and all it held is gone with it.
-//! Concurrent dials to one name share one look-up; nothing here is kept longer than a few seconds but the sessions of
-//! `tls.rs`.
+//! A dial has no time-out of its own: the caller drops the future at `dial_timeout`, which frees all that it holds.
+//! Concurrent dials to one name share one look-up. Addresses are kept for seconds; only the TLS sessions and roots of
+//! `tls.rs` are kept longer.
 
 use std::{
     cell::Cell,
@@ -33,8 +33,8 @@ use crate::{
     },
 };
 
-/// What a TCP connection is given before it connects. `None` leaves the kernel's own. A kernel that lacks an option
-/// still connects.
+/// Options set on a TCP socket before it connects; `None` leaves the kernel's default. An option that the kernel refuses
+/// does not fail the dial.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// Idle time before the first probe and between probes; whole seconds, at least one. `None` = off.
@@ -43,9 +43,9 @@ pub struct SocketOptions {
     pub receive_buffer: Option<usize>,
     /// `SO_SNDBUF` in bytes; the kernel doubles it.
     pub send_buffer: Option<usize>,
-    /// Whether that is to be a bound ([`Stream::Bounded`]).
+    /// Whether the send buffer strictly bounds what is queued ([`Stream::Bounded`]).
     pub bounded: bool,
-    /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel that is not on its way.
+    /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel without having been sent.
     pub notsent_lowat: Option<u32>,
 }
 
@@ -64,28 +64,28 @@ impl SocketOptions {
         self.notsent_lowat
             .map(|bytes| socket.set_tcp_notsent_lowat(bytes));
         self.keep_alive.map(|time| {
-            // Beyond these the kernel says EINVAL.
+            // outside of this range the kernel returns EINVAL
             let time = time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
             let probes = TcpKeepalive::new().with_time(time).with_interval(time);
             socket.set_tcp_keepalive(&probes)
         });
-        // A head and its body are written in one go, and a frame of a tunnel must not wait for the next.
+        // A head and its body are written together, and a frame in a tunnel must not wait for the next.
         drop(socket.set_tcp_nodelay(true));
     }
 }
 
-/// Makes connections; belongs to one worker and one configuration. Must be used inside tokio's `LocalRuntime`.
+/// Dials for one worker and one configuration. Must be used inside tokio's `LocalRuntime`.
 pub struct Dialer {
     options: SocketOptions,
     names: Names,
     connectors: Connectors,
     stagger: Duration,
-    /// What pays for handshakes; `None` = they cost nothing.
+    /// The budget that handshakes are charged to; `None` = they are not charged.
     budget: Option<Rc<Budget>>,
 }
 
 impl Dialer {
-    /// Asks nobody and builds nothing yet.
+    /// Resolves nothing and builds nothing yet; handshakes are not charged.
     pub fn new(options: SocketOptions) -> Dialer {
         Dialer {
             options,
@@ -96,7 +96,7 @@ impl Dialer {
         }
     }
 
-    /// The same, where handshakes are paid for.
+    /// Charges handshakes to `budget`.
     pub fn paid_by(self, budget: &Rc<Budget>) -> Dialer {
         Dialer {
             budget: Some(Rc::clone(budget)),
@@ -104,7 +104,7 @@ impl Dialer {
         }
     }
 
-    /// A fresh connection, ready for a request. Dropping the future ends the attempt.
+    /// A new connection, ready for a request. Dropping the future ends the attempt.
     pub async fn dial(&self, origin: &Origin) -> Result<Stream, Failure> {
         let stream = match &origin.address {
             Address::Tcp(host, port) => self.connect(host, *port).await?,
@@ -151,7 +151,7 @@ impl Dialer {
         if fresh || failed.ours {
             return Err(failed.into());
         }
-        // What was known may be out of date: a container comes back with another address.
+        // The cached addresses may be out of date: a restarted container has another address.
         let (now, _) = self.names.find(host).await?;
         if now.iter().all(|address| known.contains(address)) {
             return Err(failed.into());
@@ -159,8 +159,8 @@ impl Dialer {
         Ok(self.try_all(host, &now, port).await?)
     }
 
-    /// Tries the addresses of a name, and forgets them if none answers, also if nobody waits any longer: the next dial
-    /// asks again.
+    /// Tries the addresses of a name. If none answers, or the future is dropped before, they are removed from the cache, so
+    /// that the next dial resolves the name again.
     async fn try_all(
         &self,
         host: &str,
@@ -184,9 +184,9 @@ impl Dialer {
         raced
     }
 
-    /// RFC 8305 §5: each address gets a start of its own, the next at once when one fails, and the first that connects
-    /// wins. The others are closed by being dropped. No more than [`MAX_RACING`] run at the same time: then the next
-    /// address takes the place of the one that has been silent longest.
+    /// Connects to the addresses in a race (RFC 8305 §5): their attempts start one after the other, the next one at once when
+    /// one fails. The first to connect wins, and the others are dropped. At most [`MAX_RACING`] run at the same time: then the
+    /// next one replaces the oldest.
     async fn race(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
         let mut waiting = addresses.iter();
         let mut running: Vec<(SocketAddr, Pin<Box<dyn Future<Output = _> + '_>>)> = Vec::new();
@@ -213,7 +213,7 @@ impl Dialer {
                 let due = before == 0
                     || running.len() < before
                     || (waiting.len() > 0 && pause.as_mut().poll(cx).is_ready());
-                // Where we lack descriptors or memory, the next address would fail alike.
+                // without descriptors or memory the next address would fail as well
                 let next = if due && !failed.ours {
                     waiting.next()
                 } else {
@@ -249,7 +249,7 @@ impl Dialer {
     }
 }
 
-/// Families by turns, beginning with the one that the resolver put first (RFC 8305 §4).
+/// Alternates the address families, beginning with that of the resolver's first address (RFC 8305 §4).
 fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let mut one = addresses
@@ -270,7 +270,7 @@ fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
 #[derive(Debug, Default)]
 struct Failed {
     reason: String,
-    /// We lack descriptors or memory: no address is to blame, and no other would do better.
+    /// This process lacks descriptors or memory: no address is at fault, and another would fail as well.
     ours: bool,
 }
 
@@ -281,7 +281,7 @@ impl Failed {
             .raw_os_error()
             .is_some_and(|code| lacking.contains(&code));
         let comma = if self.reason.is_empty() { "" } else { "; " };
-        write!(self.reason, "{comma}{address}: {error}").expect("a String takes everything");
+        write!(self.reason, "{comma}{address}: {error}").expect("writing to a String cannot fail");
     }
 }
 
@@ -297,10 +297,10 @@ impl fmt::Debug for Dialer {
     }
 }
 
-/// Between the starts of two attempts.
+/// Time between the starts of two attempts: RFC 8305 §5 recommends 250 ms and allows 100 ms to 2 s.
 const STAGGER: Duration = Duration::from_millis(300);
-/// Attempts at the same time. Each is a socket of some 3 kB, and they are in the price of the exchange that dials, which
-/// holds neither an answer nor queues yet. An address that stays silent has 1.2 s, which sees one lost SYN sent again.
+/// Bounds concurrent attempts. Each is a socket of some 3 kB, which the price of the exchange covers, because it holds no
+/// answer and no kernel queues yet. A silent address is given 1.2 s, enough for one lost SYN to be sent again.
 const MAX_RACING: usize = 4;
 
 #[cfg(test)]
@@ -355,7 +355,7 @@ mod tests {
         SocketAddr::new(address.parse().unwrap(), 0)
     }
 
-    /// A dialer whose resolver is this one, and that never starts a second attempt for the clock's sake.
+    /// A dialer with this resolver, whose attempts start only when the one before fails.
     fn dialer(look_up: fn(String) -> LookUp) -> Dialer {
         Dialer {
             names: Names::new(look_up),
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// An address that neither answers nor refuses: its backlog is full.
+    /// An address that neither accepts nor refuses, because its backlog is full.
     fn silent() -> (SocketAddr, Vec<Socket>) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns() {
+    fn address_families_alternate() {
         for (given, mixed) in [
             ("", ""),
             (
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_tried_and_failures_name_theirs() {
+    fn every_address_is_tried_and_named_in_the_failure() {
         run(async {
             let listener = TcpListener::bind("127.0.0.9:0").await.unwrap();
             let port = listener.local_addr().unwrap().port();
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_address_does_not_hold_the_next() {
+    fn a_silent_address_does_not_delay_the_next() {
         run(async {
             let (silent, _sockets) = silent();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -512,7 +512,7 @@ mod tests {
         });
     }
 
-    /// Local addresses of this machine's sockets towards these ports, each with whether it waits for an answer (`SYN_SENT`).
+    /// Local addresses of this machine's sockets connected to these ports, each with whether it is in `SYN_SENT`.
     fn towards(ports: &[u16]) -> Vec<(String, bool)> {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
         let is_one = |remote: &str| {
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn few_attempts_run_at_the_same_time_and_the_last_address_has_its_turn() {
+    fn few_attempts_run_at_the_same_time_and_the_last_address_is_tried() {
         run(async {
             let (dead, _sockets): (Vec<_>, Vec<_>) = (0..MAX_RACING + 5).map(|_| silent()).unzip();
             let ports: Vec<u16> = dead.iter().map(SocketAddr::port).collect();
@@ -542,7 +542,7 @@ mod tests {
             let mut dialer = dialer(|_| Box::pin(async { Ok(vec![]) }));
             dialer.stagger = Duration::from_millis(1);
             let addresses = [&*dead, &[good]].concat();
-            // those that keep the backlogs full
+            // the sockets that keep the backlogs full
             let fillers: Vec<String> = towards(&ports).into_iter().map(|it| it.0).collect();
             let is_ours = |(local, waits): &(String, bool)| *waits && !fillers.contains(local);
             let mut most = 0;
@@ -553,13 +553,13 @@ mod tests {
                 raced
             });
             assert_eq!(raced.await.unwrap().peer_addr().unwrap(), good);
-            // without a bound it would be all nine; other programs may use the same ports
+            // without the bound all nine would run; other programs may use the same ports
             assert!((2..dead.len()).contains(&most), "{most} at the same time");
         });
     }
 
     thread_local! {
-        /// What the resolvers of these tests count and answer.
+        /// How often the resolvers of these tests were asked, and their answers.
         static ASKED: Cell<u32> = const { Cell::new(0) };
         static NOW_AT: Cell<u8> = const { Cell::new(0) };
     }
@@ -602,12 +602,12 @@ mod tests {
             dialer.dial(&target).await.unwrap_err();
             assert_eq!(ASKED.get(), 3);
             dialer.dial(&target).await.unwrap_err();
-            assert_eq!(ASKED.get(), 4, "what did not answer is not kept");
+            assert_eq!(ASKED.get(), 4, "addresses that did not answer are not kept");
         });
     }
 
     #[test]
-    fn a_dial_given_up_makes_the_next_ask_again() {
+    fn after_an_abandoned_dial_the_name_is_resolved_again() {
         run(async {
             let (silent, _sockets) = silent();
             let dialer = dialer(moving);
@@ -629,7 +629,7 @@ mod tests {
                     }
                 })
                 .await;
-                // Connecting now, or about to.
+                // it is connecting now, or about to
                 assert!(
                     poll_fn(|cx| Poll::Ready(dial.as_mut().poll(cx)))
                         .await
@@ -666,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_asked_for_once_a_second() {
+    fn a_name_that_does_not_exist_is_looked_up_once_a_second() {
         run(async {
             let dialer = dialer(|_| {
                 ASKED.set(ASKED.get() + 1);
@@ -688,9 +688,9 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_without_a_thread_strikes_its_own_request_and_no_later_one() {
+    fn a_look_up_that_gets_no_thread_fails_its_own_request_and_no_later_one() {
         run(async {
-            // no thread has so large a stack, and the system says what it says where there is no thread
+            // a stack of this size cannot be had, so the system reports what it reports without a thread
             let failed = resolve("localhost".to_owned(), 1 << 46).await.unwrap_err();
             assert!(failed.ours, "{failed:?}");
             let reason = "no thread for the look-up: ";
@@ -725,7 +725,7 @@ mod tests {
             for (case, look_up) in broken.into_iter().enumerate() {
                 ASKED.set(0);
                 let names = Rc::new(Names::new(look_up));
-                // all that wait for it are told
+                // every dial that waits for it fails
                 let other = Rc::clone(&names);
                 let other = spawn_local(async move { other.find("localhost").await.map(drop) });
                 let first = names.find("localhost").await;
@@ -737,7 +737,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_descriptors_blames_no_address() {
+    fn a_lack_of_descriptors_is_not_blamed_on_an_address() {
         let mut failed = Failed::default();
         failed.add(
             at("127.0.0.1"),
@@ -754,7 +754,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_is_quiet_until_it_speaks_or_ends() {
+    fn an_idle_connection_is_quiet_until_the_upstream_sends_or_closes() {
         run(async {
             let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await;
             let listener = match listener {
@@ -767,7 +767,7 @@ mod tests {
             let mut io = dialer.dial(&target).await.unwrap();
             let (mut accepted, _) = listener.accept().await.unwrap();
             assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
-            // A read that fills its buffer leaves the readiness behind.
+            // a read that fills its buffer leaves the socket marked as ready
             accepted.write_all(b"hello").await.unwrap();
             io.read_exact(&mut [0; 5]).await.unwrap();
             assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
@@ -788,7 +788,7 @@ mod tests {
     }
 
     #[test]
-    fn session_tickets_do_not_end_the_quiet_of_an_https_connection() {
+    fn session_tickets_leave_an_idle_https_connection_quiet() {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(vec!["a.example".to_owned()])
             .and_then(|params| params.self_signed(&key))
@@ -809,7 +809,7 @@ mod tests {
         let server = thread::spawn(move || {
             let connection = ServerConnection::new(Arc::new(config)).unwrap();
             let mut stream = StreamOwned::new(connection, listener.accept().unwrap().0);
-            // When this byte is read, the tickets are written.
+            // once this byte is read, the tickets have been written
             stream.read_exact(&mut [0]).unwrap();
             say.send(()).unwrap();
             told.recv().unwrap();

@@ -1,4 +1,7 @@
-//! Addresses of upstream names, asked at a dial and kept for seconds.
+//! Addresses of upstream names: resolved at a dial by the system's resolver in a thread, and cached for seconds.
+//!
+//! Concurrent dials to one name share a look-up, and a look-up outlives the dial that began it. The cache has one entry for
+//! each name in the configuration. A look-up has no time-out: the dial's applies.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,11 +24,10 @@ use tokio::{
 use crate::failure::Failure;
 
 thread_local! {
-    /// Look-ups of a worker at the same time, whatever was reloaded: a resolver that hangs would hold a thread, of some
-    /// 30 kB, for each name.
+    /// Bounds a worker's concurrent look-ups, also across reloads: if the resolver hangs, each holds a thread of some 30 kB.
     pub static LOOK_UPS: Arc<Semaphore> = Arc::new(Semaphore::new(4));
 }
-/// Takes a name's addresses out of the cache when it is dropped, unless they proved good.
+/// Removes a name's addresses from the cache on drop, unless `cleared` says that one of them answered.
 pub struct Doubt<'a> {
     pub names: &'a Names,
     pub host: &'a str,
@@ -45,15 +47,15 @@ pub type Answer = Result<Rc<[SocketAddr]>, Rc<str>>;
 
 pub type LookUp = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, Unresolved>>>>;
 
-/// Why a look-up has no answer.
+/// Why a look-up failed.
 #[derive(Debug)]
 pub struct Unresolved {
     pub reason: String,
-    /// There was no thread for it: it says nothing of the name, and the next dial asks again at once.
+    /// This process could not do it, for lack of a thread: nothing is known about the name, and the next dial tries again.
     pub ours: bool,
 }
 
-/// What is known of names: one entry for each name of the configuration.
+/// The cache: one entry for each name in the configuration.
 pub struct Names {
     pub entries: RefCell<HashMap<String, Rc<RefCell<CachedName>>>>,
     look_up: fn(String) -> LookUp,
@@ -61,11 +63,11 @@ pub struct Names {
 
 pub enum CachedName {
     Asking(Vec<Waker>),
-    /// An answer, and how long it is good.
+    /// An answer, and when it expires.
     Known(Answer, Instant),
 }
 
-/// A look-up at work: its entry gets an answer whatever becomes of it, else the name would be asked for for ever.
+/// A running look-up. If it ends early, its entry gets an error on drop: otherwise all later dials would wait for it.
 pub struct Asked(Rc<RefCell<CachedName>>);
 
 impl Asked {
@@ -96,7 +98,7 @@ impl Names {
         }
     }
 
-    /// The addresses of a name, with port 0, and whether they were asked for just now.
+    /// The addresses of a name, with port 0, and whether they come from a look-up and not from the cache.
     pub async fn find(&self, name: &str) -> Result<(Rc<[SocketAddr]>, bool), Failure> {
         let known = self.entries.borrow().get(name).map(Rc::clone);
         let known = known.filter(|entry| entry.borrow().is_valid());
@@ -110,7 +112,7 @@ impl Names {
             .map_err(|reason| Failure::NameUnresolved(format!("{name}: {reason}")))
     }
 
-    /// Starts a look-up in a task of its own, so that it outlives whoever waits for it.
+    /// Starts a look-up in a task of its own, so that it outlives the dials that wait for it.
     fn ask(&self, name: &str) -> Rc<RefCell<CachedName>> {
         let entry = Rc::new(RefCell::new(CachedName::Asking(Vec::new())));
         self.entries
@@ -130,7 +132,7 @@ impl Names {
         entry
     }
 
-    /// Forgets these addresses, but not newer ones that somebody else has asked for meanwhile.
+    /// Removes these addresses, but not newer ones that another dial has resolved meanwhile.
     pub fn forget(&self, name: &str, addresses: &Rc<[SocketAddr]>) {
         let mut entries = self.entries.borrow_mut();
         let theirs = entries
@@ -166,7 +168,7 @@ impl CachedName {
     }
 }
 
-/// getaddrinfo, in a thread of its own. Not by tokio's blocking pool, which panics where the system has no thread.
+/// Calls getaddrinfo in a thread of its own. tokio's blocking pool would panic where no thread can be started.
 pub async fn resolve(name: String, stack: usize) -> Result<Vec<SocketAddr>, Unresolved> {
     let ours = |reason: String| Unresolved { reason, ours: true };
     let permit = LOOK_UPS.with(Arc::clone).acquire_owned().await;
@@ -189,14 +191,15 @@ pub async fn resolve(name: String, stack: usize) -> Result<Vec<SocketAddr>, Unre
     })
 }
 
-/// Bytes of stack of a look-up; musl's resolver takes a few kB, glibc's with its modules more.
+/// Bytes of stack of a look-up's thread; musl's resolver uses a few kB, glibc's with its modules more.
 pub const LOOK_UP_STACK: usize = 128 * 1024;
 
-/// What is said of a look-up that ended without an answer.
+/// The reason given for a look-up whose thread or task ended without an answer.
 pub const ENDED: &str = "the look-up broke off";
 
-/// A burst of dials asks once; a container that moved is followed soon, and at once where its old address is dead.
+/// How long addresses are cached: a burst of dials resolves once, and a container that moved is found within seconds, or
+/// at once where its old address does not answer.
 pub const GOOD_FOR: Duration = Duration::from_secs(5);
 
-/// Keeps a name that does not exist from being asked for with each request.
+/// How long a failure is cached, so that a name that does not exist is not resolved for each request.
 pub const BAD_FOR: Duration = Duration::from_secs(1);

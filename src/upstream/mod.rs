@@ -1,4 +1,4 @@
-//! Connections to upstreams: names looked up, connections dialled, TLS verified, idle ones kept.
+//! Connections to upstreams: resolving names, dialling, verifying TLS, and keeping idle connections.
 
 pub mod dial;
 pub mod dns;

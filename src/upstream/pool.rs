@@ -1,8 +1,8 @@
-//! Upstream connections: idle ones kept, busy ones lent, never more than the configuration allows.
+//! Upstream connections: idle ones are kept, busy ones are lent, never more than the configuration allows.
 //!
-//! A host's connections count against `max_conns_per_host` from the start of the dial to the close; whoever finds none
-//! waits in line. Idle connections are bare sockets, reused last-in first-out, and dropped when the upstream closes
-//! them, when their time is over, or when more would be idle than allowed.
+//! A host's connections, except for tunnels, count against `max_conns_per_host` from the start of the dial to the close;
+//! requests beyond it wait in the host's queue. Idle connections are reused last-in first-out, and closed when the upstream
+//! closes them, at `idle_conn_timeout`, when more are idle than allowed, or when memory is short.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,17 +29,17 @@ pub struct Pool {
     limits: RefCell<Limits>,
     hosts: RefCell<Vec<Weak<Host>>>,
     idle: Cell<usize>,
-    /// Connections to all upstreams, idle ones included, and how many there may be at most, by the process's descriptors.
+    /// Connections to all upstreams, idle ones included, and their maximum, which follows from the process's descriptors.
     open: Cell<usize>,
     most: usize,
     next: Cell<u32>,
-    /// Counts configurations: what was verified under an earlier one is not used under a later.
+    /// The number of the current configuration: connections verified under an earlier one are not reused.
     trust: Cell<u32>,
     budget: Rc<Budget>,
     metrics: Arc<Metrics>,
 }
 
-/// A worker's share of `transport:`.
+/// A worker's share of the limits in `transport:`; `usize::MAX` = none.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     idle: usize,
@@ -51,18 +51,18 @@ struct Limits {
 /// The connections to one origin.
 #[derive(Debug)]
 pub struct Host {
-    /// Who it is.
+    /// What it connects to.
     pub origin: Origin,
     /// Its number, from 1.
     pub id: u32,
-    /// Who waits for one of its connections.
+    /// The requests that wait for one of its connections.
     pub queue: Queue,
     pool: Rc<Pool>,
-    /// [`Pool::trust`] when it was made.
+    /// [`Pool::trust`] when the host was created.
     trust: u32,
     idle: RefCell<Vec<Idle>>,
     open: Cell<usize>,
-    /// Requests waited for one at the last look.
+    /// Whether requests waited when [`Pool::each_waiting`] was called last.
     waited: Cell<bool>,
 }
 
@@ -74,34 +74,34 @@ struct Idle {
     _permit: Permit,
 }
 
-/// What a checkout found.
+/// The result of a checkout.
 #[derive(Debug)]
 pub enum Checkout {
     /// An idle connection: the upstream may have closed it by the time the request arrives.
     Reused(Lease),
-    /// `ReadSize` for a new connection: dial it.
+    /// The right to open a new connection, which the caller dials.
     Room(Lease),
 }
 
-/// A borrowed connection, or the room for one; both are given up on drop.
+/// A borrowed connection, or the right to open one. On drop the connection is closed, and its place is free again.
 #[derive(Debug)]
 pub struct Lease {
     /// The connection; `None` until it is dialled.
     pub io: Option<Stream>,
-    /// What it was widened by for long answers: as long as it lives.
+    /// Its wider receive buffer, for long answers; kept as long as the connection.
     wide_in: Option<Box<WideBuffer>>,
-    /// The same for this request alone.
+    /// Its wider send buffer, for a long request; kept until the end of this request.
     wide_out: Option<Box<WideBuffer>>,
     host: Rc<Host>,
-    /// It lies among the idle ones now, and its room with it.
+    /// The connection is idle in the pool now, and still counts as open.
     kept: bool,
-    /// It is a tunnel's, and counts no more against `max_conns_per_host`.
+    /// The connection is a tunnel's, and no longer counts against `max_conns_per_host`.
     detached: bool,
     _tls: Option<Permit>,
 }
 
 impl Pool {
-    /// An empty pool of at most `most` connections; `workers` share the limits.
+    /// An empty pool for at most `most` connections; the limits of `transport` are divided by `workers`.
     pub fn new(
         transport: &Transport,
         workers: usize,
@@ -123,9 +123,8 @@ impl Pool {
         })
     }
 
-    /// Ends what the roots of an earlier configuration vouched for: TLS connections from before this call are used to the
-    /// end of their exchange and then closed, because the files that they were verified by may have changed. Called at
-    /// each reload, before [`Pool::host`]; others stay.
+    /// Retires TLS connections that were verified under an earlier configuration, because its files may have changed: idle ones
+    /// are closed, busy ones at the end of their exchange. Called at each reload, before [`Pool::host`]. Other connections stay.
     pub fn renew_trust(&self) {
         self.trust.set(self.trust.get().wrapping_add(1));
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
@@ -135,12 +134,12 @@ impl Pool {
         }
     }
 
-    /// Takes over other limits; connections over them go as they come back.
+    /// Replaces the limits; connections above them are closed as they are given back.
     pub fn set_limits(&self, transport: &Transport, workers: usize) {
         *self.limits.borrow_mut() = Limits::of(transport, workers);
     }
 
-    /// The connections of an origin, shared by all routes that lead there.
+    /// The connections to an origin, shared by all routes with this target.
     pub fn host(self: &Rc<Pool>, origin: &Origin) -> Rc<Host> {
         let mut hosts = self.hosts.borrow_mut();
         hosts.retain(|host| host.strong_count() > 0);
@@ -165,12 +164,13 @@ impl Pool {
         host
     }
 
-    /// Closes idle connections that the upstream has closed or whose time is over; says whether any are left.
+    /// Closes idle connections that the upstream has closed or that have reached `idle_conn_timeout`, and, where memory is
+    /// short, those with a wide buffer. Returns whether any are left. `now` is in milliseconds and may wrap.
     pub fn sweep(&self, now: u32) -> bool {
         let limit = self.limits.borrow().idle_millis;
         let is_scarce = self.budget.is_scarce();
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
-            // what closed unix sockets held may have come free
+            // memory held by closed unix connections may be free again
             host.queue.wake();
             host.retain(|idle| {
                 !(is_scarce && idle.wide.is_some())
@@ -181,14 +181,14 @@ impl Pool {
         self.idle.get() > 0
     }
 
-    /// Closes every idle connection: memory is short.
+    /// Closes every idle connection, to free memory.
     pub fn clear(&self) {
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             host.retain(|_| false);
         }
     }
 
-    /// Shows every host for one of whose connections requests wait, or waited when this was called last.
+    /// Calls `show` for every host with waiting requests, or that had some at the last call.
     pub fn each_waiting(&self, mut show: impl FnMut(&Host)) {
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             let waits = host.queue.len() > 0;
@@ -198,7 +198,7 @@ impl Pool {
         }
     }
 
-    /// Makes room among the idle ones by closing the one that is idle longest.
+    /// Closes the connection that has been idle longest.
     fn evict_oldest(&self, now: u32) {
         let hosts = self.hosts.borrow();
         let age = |host: &Rc<Host>| {
@@ -245,7 +245,7 @@ impl Limits {
 }
 
 impl Host {
-    /// Takes an idle connection, or the room for a new one; `None` where neither is to be had: wait in `queue`.
+    /// Takes an idle connection, or the right to open a new one; `None` where neither is available: wait in `queue`.
     pub fn checkout(self: &Rc<Host>) -> Option<Checkout> {
         while let Some(mut idle) = self.pop() {
             if is_quiet(&mut idle.io) {
@@ -259,7 +259,7 @@ impl Host {
         self.room().map(Checkout::Room)
     }
 
-    /// Takes room for a new connection and passes the idle ones by: what was idle has just proved to be dead.
+    /// Takes the right to open a new connection, for a retry: an idle connection has just turned out to be closed.
     pub fn room(self: &Rc<Host>) -> Option<Lease> {
         if self.open.get() >= self.pool.limits.borrow().per_host {
             return None;
@@ -268,7 +268,7 @@ impl Host {
             return None;
         }
         if self.pool.open.get() >= self.pool.most {
-            // no descriptor for it: one that is idle, of whatever host, gives its own
+            // no descriptor is left: close the oldest idle connection of any host
             self.pool.evict_oldest(0);
         }
         self.open.set(self.open.get() + 1);
@@ -294,7 +294,7 @@ impl Host {
         }
     }
 
-    /// Whether its connections were verified under the configuration in force, where they are verified at all.
+    /// Whether its connections are plain, or were verified under the current configuration.
     fn is_trusted(&self) -> bool {
         self.origin.tls.is_none() || self.trust == self.pool.trust.get()
     }
@@ -345,13 +345,13 @@ impl Host {
         self.make_room();
     }
 
-    /// A connection is closed.
+    /// Counts a connection as closed.
     fn vanish(&self) {
         self.pool.open.set(self.pool.open.get() - 1);
         metrics::dec(&self.pool.metrics.upstream_open);
     }
 
-    /// One less counts against `max_conns_per_host`.
+    /// Counts one connection less against `max_conns_per_host`, and wakes a waiting request.
     fn make_room(&self) {
         self.open.set(self.open.get() - 1);
         self.queue.wake();
@@ -374,7 +374,7 @@ impl Host {
 }
 
 impl Lease {
-    /// Brings the connection back for the next request; only where both messages were read and written to their end.
+    /// Returns the connection to the pool; only if request and response were transferred completely.
     pub fn give_back(mut self, now: u32) {
         if let Some(io) = self.io.take() {
             if let Some(wide) = &self.wide_out {
@@ -384,7 +384,7 @@ impl Lease {
         }
     }
 
-    /// Lets the kernel hold more of a long body, where memory allows it.
+    /// Enlarges a kernel buffer for a long body, where the budget allows it.
     pub fn widen(&mut self, direction: Direction) {
         let Some(io) = &self.io else { return };
         let wide = match direction {
@@ -396,19 +396,19 @@ impl Lease {
         }
     }
 
-    /// It is a tunnel from now on: as many as memory allows, and none of `max_conns_per_host`.
+    /// Makes the connection a tunnel's, which does not count against `max_conns_per_host`.
     pub fn detach(&mut self) {
         if !std::mem::replace(&mut self.detached, true) {
             self.host.make_room();
         }
     }
 
-    /// Who pays for it.
+    /// The budget that pays for it.
     pub fn budget(&self) -> &Rc<Budget> {
         &self.host.pool.budget
     }
 
-    /// Whose connection it is.
+    /// The host that it connects to.
     pub fn host(&self) -> &Rc<Host> {
         &self.host
     }
@@ -416,7 +416,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // a request that was given up must not stay in the kernel
+        // the unsent rest of an abandoned request must not stay in the kernel
         if let Some(io) = &self.io
             && self.host.pool.budget.plan().tight
         {
@@ -436,7 +436,8 @@ impl Drop for Host {
     }
 }
 
-/// Whether an idle connection is alive and silent. No system call but after a read that filled its buffer.
+/// Whether an idle connection is open and has received nothing. Makes a system call only after a read that filled its
+/// buffer.
 fn is_quiet(io: &mut Stream) -> bool {
     io.is_quiet(&mut Context::from_waker(Waker::noop()))
 }
@@ -489,7 +490,7 @@ mod tests {
         }
     }
 
-    /// Sockets need a reactor.
+    /// Runs a test in a tokio runtime, which sockets need.
     fn with_sockets(test: impl FnOnce()) {
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
@@ -498,9 +499,9 @@ mod tests {
         runtime.block_on(async { test() });
     }
 
-    /// A connection as if dialled, and its other end.
+    /// A lease with a connection, as if dialled, and the other end of it.
     fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
-        let mut lease = host.room().expect("there is room");
+        let mut lease = host.room().expect("the host is below its limit");
         let (ours, theirs) = UnixStream::pair().unwrap();
         lease.io = Some(Stream::unix(ours, None, None));
         (lease, theirs)
@@ -597,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_idle_longest_makes_room_whoever_it_belongs_to() {
+    fn the_oldest_idle_connection_of_any_host_is_closed_for_a_newer_one() {
         with_sockets(|| {
             let pool = pool(Limits { idle: 2, ..WIDE });
             let (one, other) = (pool.host(&origin("a")), pool.host(&origin("b")));
@@ -612,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_over_at_its_last_millisecond_also_where_the_clock_wraps() {
+    fn an_idle_connection_is_closed_at_its_time_out_also_where_the_clock_wraps() {
         with_sockets(|| {
             for since in [0, 50, u32::MAX - 10] {
                 let pool = pool(Limits {
@@ -630,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_gets_what_comes_back_though_none_may_be_idle() {
+    fn a_waiting_request_gets_a_returned_connection_even_where_none_may_be_idle() {
         with_sockets(|| {
             let pool = pool(Limits {
                 idle: 0,
@@ -652,14 +653,14 @@ mod tests {
             let same = descriptor(&lease);
             lease.give_back(0);
             let Poll::Ready(Checkout::Reused(lease)) = next.as_mut().poll(&mut context) else {
-                panic!("it came back")
+                panic!("the connection should be reused")
             };
             assert_eq!(descriptor(&lease), same);
         });
     }
 
     #[test]
-    fn what_was_verified_before_a_reload_is_not_used_after_it() {
+    fn connections_verified_before_a_reload_are_not_used_after_it() {
         with_sockets(|| {
             for is_tls in [true, false] {
                 let pool = pool(WIDE);
@@ -674,7 +675,7 @@ mod tests {
                 let after = pool.host(&origin);
                 assert_eq!(Rc::ptr_eq(&before, &after), !is_tls);
                 assert_eq!(pool.idle.get(), usize::from(!is_tls), "idle ones");
-                // an exchange that began before the reload goes on with its own configuration
+                // an exchange that began before the reload continues with its own configuration
                 busy.give_back(1);
                 let (late, _third) = dialled(&before);
                 late.give_back(2);
@@ -685,7 +686,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_as_many_as_the_limit_says() {
+    fn the_limit_of_connections_is_kept() {
         let places = ConcurrencyLimit::new(Some(3), 2);
         let taken: Vec<ConcurrencyPermit> = std::iter::from_fn(|| places.take()).collect();
         assert_eq!(taken.len(), 2, "a worker's share, rounded up");

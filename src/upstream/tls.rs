@@ -1,7 +1,7 @@
-//! TLS towards upstreams: 1.2 and 1.3, the certificate verified against the right roots, sessions resumed.
+//! TLS to upstreams: versions 1.2 and 1.3, certificates verified against the configured roots, sessions resumed.
 //!
-//! Nothing is built before the first dial to an https target, for the roots alone cost 70 kB. `certificates.rs` has read the same
-//! files at load, so that a later dial meets no surprise.
+//! Nothing is built before the first dial to an https target, because the roots alone cost 70 kB. The configuration has
+//! already read the same files once (`certificates.rs`), so that mistakes in them are reported at load.
 
 use std::{cell::RefCell, env, sync::Arc};
 
@@ -29,8 +29,8 @@ use crate::{
     route,
 };
 
-/// What TLS needs for each distinct `tls:` of the configuration; belongs to one worker and one configuration, so that a
-/// reload reads changed files.
+/// A connector for each distinct `tls:` of the configuration. Belongs to one worker and one configuration, so that a reload
+/// reads changed files.
 #[derive(Default)]
 pub struct Connectors {
     built: RefCell<Vec<Built>>,
@@ -43,7 +43,7 @@ struct Built {
 }
 
 impl Connectors {
-    /// Shakes hands over a fresh connection. Has no time-out of its own.
+    /// Does the TLS handshake over a new connection. Has no time-out of its own.
     pub async fn connect(
         &self,
         tls: &route::Tls,
@@ -76,7 +76,7 @@ impl Connectors {
         if let Some(known) = built.iter().find(|known| known.tls == *tls) {
             return Ok((known.connector.clone(), name));
         }
-        // One set of roots for all names that are verified alike.
+        // names with the same roots share one verifier
         let alike = |known: &&Built| {
             known.tls.ca_file == tls.ca_file
                 && known.tls.insecure_skip_verify == tls.insecure_skip_verify
@@ -122,12 +122,12 @@ fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, 
     Ok(config)
 }
 
-/// Believes what descends from an anchor, and an anchor of the operator's own that a server presents as its certificate.
+/// Accepts certificates that chain to an anchor, and a certificate that is itself listed in the operator's files.
 ///
-/// `openssl req -x509` marks a self-signed certificate as an authority's, which webpki refuses as a server's own. Other
-/// programs take it where it is listed, and so does this one: the certificate, byte by byte, must be one of the
-/// operator's files. Nothing less will do. A key alone proves nothing here, nor does a name: both are the presenter's
-/// to choose before any signature was looked at.
+/// `openssl req -x509` marks a self-signed certificate as an authority's, and webpki refuses an authority's certificate as
+/// a server's. Other programs accept it where it is listed, and so does this one, if it equals a listed certificate byte
+/// by byte. Comparing its key or name alone would not do: webpki refuses it before it checks any signature, so an attacker
+/// could choose both.
 #[derive(Debug)]
 struct AnchorsVerifier {
     usual: Arc<WebPkiServerVerifier>,
@@ -165,7 +165,7 @@ impl ServerCertVerifier for AnchorsVerifier {
             now,
         );
         match verdict {
-            // webpki has looked at the dates before it looked at this.
+            // webpki checks the dates before it checks this
             Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -203,15 +203,15 @@ fn is_authority(error: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(other)) = error else {
         return false;
     };
-    // rustls has no variant of its own for it, and webpki is not among our dependencies.
+    // rustls has no variant for it, and webpki is not a direct dependency
     other.to_string() == "CaUsedAsEndEntity"
 }
 
 /// Bytes of an upstream's certificates: rustls keeps them as long as the connection. Chains have 2 to 6 kB.
 const MAX_CHAIN: usize = 16 * 1024;
-/// Bytes that may wait inside a connection for a socket that takes none: one record.
+/// Bounds the bytes that rustls may buffer while the socket takes none: one record.
 const SEND_BUFFER: usize = 16 * 1024;
-/// Tickets kept for one `tls:`; a resumed handshake costs half the time of a full one.
+/// Session tickets kept for one `tls:`; a resumed handshake takes half the time of a full one.
 const SESSIONS: usize = 8;
 
 #[cfg(test)]
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::config::certificates::tests::{authority, file};
 
-    /// Kind, version and SNI; `None` where the client went away.
+    /// Kind, version and SNI of a handshake; `None` where the client aborted it.
     type Seen = Option<(HandshakeKind, ProtocolVersion, Option<String>)>;
 
     struct Certificate {
@@ -277,7 +277,7 @@ mod tests {
         CertificateParams::new(vec![name.to_owned()]).unwrap()
     }
 
-    /// Answers `count` connections: echoes five bytes, then closes without a word. Gives what each handshake was.
+    /// Serves `count` connections: echoes five bytes, then closes without `close_notify`. Returns each handshake.
     fn serve(
         certificate: &Certificate,
         versions: &'static [&'static SupportedProtocolVersion],
@@ -289,7 +289,7 @@ mod tests {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
                 certificate.chain.clone(),
-                // not compared with the certificate's: a test may lack the right one
+                // the key is not compared with the certificate's: some tests use another on purpose
                 any_supported_type(&certificate.key).unwrap(),
             ))));
         let config = Arc::new(config);
@@ -345,7 +345,7 @@ mod tests {
             assert_eq!(
                 end.kind(),
                 ErrorKind::UnexpectedEof,
-                "a cut is no clean end"
+                "an end without close_notify is an error"
             );
             Ok(())
         })
@@ -424,7 +424,7 @@ mod tests {
             }
             assert_eq!(check(tls(name, None, true)), Ok(()), "{case}, not verified");
             let built_in = check(tls(name, None, false)).expect_err(case);
-            // A sandbox without roots says so by a variable that names no file.
+            // where SSL_CERT_FILE names no file, the failure names the variable
             assert!(
                 built_in.contains("invalid peer certificate")
                     || built_in.starts_with("SSL_CERT_FILE: "),

@@ -1,6 +1,6 @@
-// What a page may and may not do with the answers of the proxy. Served to each origin by run.py, which says where
-// everything is (SETTING) and what it expects of each check; every check gives a string, `blocked` where the browser
-// keeps the answer to itself.
+// What a page can and cannot read of the proxy's responses. run.py serves this to each origin, with the addresses in
+// SETTING, and has the expected result of each check. Every check returns a string, `blocked` where the browser hides the
+// response from the page.
 'use strict';
 
 const CHECK_LIMIT = 10000; // milliseconds until a check counts as timed out
@@ -17,7 +17,7 @@ const json = (method) => ({
   body: '{"a":1}',
 });
 
-// Messages of an EventSource until the third, or its error.
+// The first three messages of an EventSource, or `blocked`.
 const events = (url, options) =>
   new Promise((resolve) => {
     const source = new EventSource(url, options);
@@ -46,7 +46,7 @@ const echoed = (url) =>
     socket.onerror = () => resolve('blocked');
   });
 
-// What a page without an origin of its own gets: its requests say `Origin: null`.
+// What a page with an opaque origin gets: its requests have `Origin: null`.
 const nameless = (url) =>
   new Promise((resolve) => {
     const frame = document.createElement('iframe');
@@ -63,7 +63,7 @@ const nameless = (url) =>
     document.body.append(frame);
   });
 
-// Whether the upstream is asked for what the browser means, byte by byte.
+// Whether the upstream receives the target that the browser sent, byte by byte.
 const asMeant = async (url) => {
   const meant = new URL(url);
   const seen = await text(url);

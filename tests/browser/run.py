@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A browser proves CORS:  python3 tests/browser/run.py target/debug/lean-proxy
+"""Tests CORS in a browser:  python3 tests/browser/run.py target/debug/lean-proxy
 
-Pages on three origins ask the proxy for what checks.js lists, in a headless Chromium, and tell what they were shown. Three
-times: with a sound configuration every check must give what EXPECTED says; with one that grants nothing all that should be
-shown must be hidden; with one that grants everything all that should be hidden must be shown. So no check passes by itself.
+In a headless Chromium, pages on three origins run the checks of checks.js and post the results, three times: with a sound
+configuration every result must be as in EXPECTED; with one that grants nothing, every response that should be readable must
+be blocked; with one that grants everything, the reverse. So no check can pass without testing something.
 
-Needs Chromium (Debian: `apt-get install chromium`); without it, says so and ends with 77. Nothing leaves loopback.
+Needs Chromium (Debian: `apt-get install chromium`); without it the exit code is 77. All traffic is on loopback.
 """
 
 import base64
@@ -26,15 +26,15 @@ from queue import Empty, Queue
 
 HERE = Path(__file__).resolve().parent
 SKIPPED = 77
-# seconds until a page must have told its results: each of its checks has ten, and one takes a fraction of it
+# seconds for a page to post its results: a check may take ten seconds, and usually takes a fraction of one
 PATIENCE = 120
 NAMES = ("allowed", "stranger", "localhost")
 LISTED = 0  # the origin that the configuration lists
 
-# What a check gives where the browser hides the answer from the page, and where it gave nothing in time.
+# The result of a check where the browser hides the response from the page, and where there was none in time.
 BLOCKED, LATE = "blocked", "timed out"
 
-# What each check gives on the three origins.
+# The results of each check on the three origins.
 EXPECTED: dict[str, tuple[str, str, str]] = {}
 
 
@@ -70,7 +70,7 @@ for code in (400, 404, 413, 431, 502, 503, 504):
     where_listed(f"a {code} of ours", f"{code} with its sentence")
 where_listed("an EventSource", "one two three")
 where_listed("an EventSource with cookies", "one two three")
-everywhere("a WebSocket", "over and out")  # CORS has no say there
+everywhere("a WebSocket", "over and out")  # CORS does not apply
 where_listed("a redirect", "plain redirected")
 where_listed("the redirect to the final slash", "/?q redirected")
 where_listed("early hints before the answer", "early")
@@ -79,7 +79,7 @@ where_listed("raw characters in a path", "as meant")
 
 
 class Upstream(BaseHTTPRequestHandler):
-    """An application that knows nothing of CORS, and grants the wrong origin all the same."""
+    """An application without CORS support, which allows a wrong origin."""
 
     protocol_version = "HTTP/1.1"
 
@@ -123,14 +123,14 @@ class Upstream(BaseHTTPRequestHandler):
         self.close_connection = True
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
         if is_held:
-            self.rfile.read(1)  # until the client has gone
+            self.rfile.read(1)  # until the client has closed
             return
         for word in (b"one", b"two", b"three"):
             self.wfile.write(b"data: " + word + b"\n\n")
             self.wfile.flush()
 
     def websocket(self) -> None:
-        """One message there and back (RFC 6455 §1.3, §5.2)."""
+        """Echoes one message (RFC 6455 §1.3, §5.2)."""
         self.close_connection = True
         key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
@@ -149,7 +149,7 @@ class Upstream(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """On a port of its own, of loopback alone; `told` gets what pages post."""
+    """A server on a free port of loopback; `told` receives what pages post."""
 
     daemon_threads = True
 
@@ -160,7 +160,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
-        """A client that has gone is no news."""
+        """Ignores clients that have closed."""
 
 
 class Page(BaseHTTPRequestHandler):
@@ -187,7 +187,7 @@ class Page(BaseHTTPRequestHandler):
 
 
 def configuration(grants: str, allowed: str, upstream: int, dead: int) -> str:
-    """As users write it; `grants` is `sound`, or how it is spoilt: `nothing`, `everything`."""
+    """The configuration; `grants` is `sound`, or `nothing` or `everything` for a wrong one."""
     target = f"http://127.0.0.1:{upstream}"
     origins = {"sound": [allowed], "nothing": ["https://nobody.example"], "everything": ["http://127.0.0.1:*", "http://localhost:*", "null"]}
     generous = {
@@ -222,7 +222,7 @@ def configuration(grants: str, allowed: str, upstream: int, dead: int) -> str:
 
 
 def narrow(text: str) -> str:
-    """The same with a single place, and no patience: for a 503."""
+    """The configuration with one place and a short queue_timeout, for a 503."""
     config = json.loads(text)
     config["routes"] = [{"path": "/", "target": config["routes"][0]["target"]}]
     config["proxy"] = {"max_concurrent_requests": 1, "queue_timeout": 0.2}
@@ -230,7 +230,7 @@ def narrow(text: str) -> str:
 
 
 class Proxy:
-    """The program under test, which says where it listens."""
+    """The program under test; its log says where it listens."""
 
     def __init__(self, binary: str, text: str, folder: Path) -> None:
         folder.mkdir()
@@ -252,7 +252,7 @@ class Proxy:
 
 
 def closed_port() -> int:
-    """A port that nobody listens on, and that stays ours: a dial to it is refused."""
+    """A port that is bound but not listened on, so that a dial to it is refused."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     KEPT.append(bound)
@@ -263,7 +263,7 @@ KEPT: list[socket.socket] = []
 
 
 def browse(browser: str, url: str, folder: Path) -> "subprocess.Popen[bytes]":
-    """A browser that knows no other machine."""
+    """Starts a browser that can reach loopback only."""
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --no-proxy-server"
         " --disable-background-networking --disable-component-update --disable-default-apps --disable-extensions --disable-sync"
@@ -280,7 +280,7 @@ def browse(browser: str, url: str, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def run(grants: str, binary: str, browser: str, work: Path) -> list[dict[str, str]]:
-    """What the pages of the three origins were shown."""
+    """The results of the pages on the three origins."""
     upstream, pages = Server(Upstream), [Server(Page) for _ in NAMES]
     hosts = ("127.0.0.1", "127.0.0.1", "localhost")
     urls = [f"http://{host}:{page.server_port}" for host, page in zip(hosts, pages)]
@@ -294,7 +294,7 @@ def run(grants: str, binary: str, browser: str, work: Path) -> list[dict[str, st
     try:
         return [page.told.get(timeout=PATIENCE) for page in pages]
     except Empty:
-        raise SystemExit(f"{browser} told nothing within {PATIENCE} s") from None
+        raise SystemExit(f"{browser} posted no results within {PATIENCE} s") from None
     finally:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait(30)
@@ -305,7 +305,7 @@ def run(grants: str, binary: str, browser: str, work: Path) -> list[dict[str, st
 
 
 def faults(grants: str, results: list[dict[str, str]]) -> list[str]:
-    """Where the pages were not shown what they should."""
+    """Results that differ from the expected ones."""
     found = []
     for at, (origin, told) in enumerate(zip(NAMES, results)):
         if told.keys() != EXPECTED.keys():
@@ -329,7 +329,7 @@ def main() -> int:
         return 2
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
-        print("skipped: the browser's checks, for there is no Chromium")
+        print("skipped: the browser's checks, because there is no Chromium")
         return SKIPPED
     wrong = []
     for grants in ("sound", "nothing", "everything"):

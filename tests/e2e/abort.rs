@@ -1,4 +1,4 @@
-//! Exchanges that are broken off, by either side and at every moment: none of them may leave anything behind.
+//! Exchanges that either side cuts off, at every moment: none of them may leak anything.
 
 use std::{
     collections::BTreeMap,
@@ -15,10 +15,10 @@ use crate::support::{
     ALL, Client, OK, PATIENCE, Peer, Proxy, Setup, Upstream, eventually, get, is_release, with,
 };
 
-/// How many exchanges are broken off.
+/// How many exchanges are cut off.
 const MANY: usize = 10_000;
 
-/// Clients that do so at the same time.
+/// Concurrent clients.
 const CROWD: usize = 16;
 
 /// What a scripted upstream does with a target; every other request gets [`OK`].
@@ -32,7 +32,7 @@ fn misbehave(peer: &mut Peer) -> io::Result<()> {
             "/tunnel" => {
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi"
             }
-            // from here on it is the upstream that breaks off
+            // from here on the upstream cuts off
             "/gone" => return Ok(()),
             "/reset" => return peer.cut(),
             "/head" => return peer.write("HTTP/1.1 200 OK\r\nContent-Le"),
@@ -63,7 +63,7 @@ fn misbehave(peer: &mut Peer) -> io::Result<()> {
     Ok(())
 }
 
-/// A moment to leave at: what is sent, and how much of an answer is awaited before.
+/// A moment to close at: what is sent, and how much of an answer is read before.
 struct Moment {
     sent: String,
     awaited: usize,
@@ -122,7 +122,7 @@ fn moments() -> Vec<Moment> {
     ] {
         moments.push(Moment { sent, awaited });
     }
-    // a 502 keeps the connection, an answer that breaks off takes it along
+    // a 502 keeps the connection, an answer that is cut off closes it
     let (refused, cut) = (100, usize::MAX);
     for (target, all) in [
         ("/gone", refused),
@@ -151,12 +151,12 @@ fn moments() -> Vec<Moment> {
     moments
 }
 
-/// How a client leaves.
+/// How a client closes.
 #[derive(Debug, Clone, Copy)]
 enum Leave {
     Close,
     Reset,
-    /// Says that nothing more comes, and reads on until the proxy closes.
+    /// Closes its sending side, and reads until the proxy closes.
     HalfClose,
 }
 
@@ -183,7 +183,7 @@ fn break_off(address: SocketAddr, moment: &Moment, leave: Leave) -> io::Result<(
     Ok(())
 }
 
-/// Whether a half-closed client hears of an end: an upstream that says nothing more keeps it waiting.
+/// Whether the exchange of a half-closed client ends: a silent upstream keeps it waiting.
 fn ends_by_itself(moment: &Moment) -> bool {
     !["/silent", "/hint", "/stream", "/tunnel", "/half"]
         .iter()
@@ -197,7 +197,7 @@ fn metrics(proxy: &Proxy) -> BTreeMap<String, u64> {
         .text();
     let samples = page.lines().filter_map(|line| {
         let (name, value) = line.strip_prefix("lean_proxy_")?.rsplit_once(' ')?;
-        // the sum of a histogram alone is no whole number
+        // the sum of a histogram is not a whole number
         Some((name.to_owned(), value.parse().ok()?))
     });
     samples.collect()
@@ -212,7 +212,7 @@ fn descriptors(proxy: &Proxy) -> usize {
 
 /// The upstream's end, at every byte of an answer.
 #[test]
-fn an_answer_that_ends_at_any_byte_is_a_502_or_breaks_off() {
+fn an_answer_that_ends_at_any_byte_is_a_502_or_is_cut_off() {
     const ANSWERS: [&str; 2] = [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\nhe\r\n3\r\nllo\r\n0\r\nX: y\r\n\r\n",
@@ -231,7 +231,7 @@ fn an_answer_that_ends_at_any_byte_is_a_502_or_breaks_off() {
             let mut client = proxy.client();
             client.send(get(&format!("/{which}/{cut}/{how}")));
             match client.try_receive() {
-                // a reset may overtake a head that was whole
+                // a reset may overtake a complete head
                 Ok(response) => assert!(
                     response.status == 502 && (cut < head || how == 1),
                     "{case}: {response:?}"
@@ -267,7 +267,7 @@ fn a_request_that_ends_at_any_byte_is_never_passed_on_as_whole() {
                 awaited: 0,
             };
             for leave in [Leave::Close, Leave::Reset, Leave::HalfClose] {
-                // whoever only half-closes may be reset by the proxy, and hears so
+                // the proxy may reset a client that has half-closed
                 let _ = break_off(proxy.address(), &moment, leave);
             }
         }
@@ -277,9 +277,10 @@ fn a_request_that_ends_at_any_byte_is_never_passed_on_as_whole() {
     }
 }
 
-/// A failure in the middle of a pipeline is one answer in its place, and the end where nobody can know what follows.
+/// A failure in the middle of a pipeline gives one answer in its place, and the connection ends where the next request
+/// cannot be found.
 #[test]
-fn a_pipeline_goes_on_behind_a_failure_or_ends_with_it() {
+fn a_pipeline_goes_on_after_a_failure_or_ends_with_it() {
     let upstream = Upstream::start(|peer| {
         while let Some(request) = peer.request()? {
             match request.target.as_str() {
@@ -356,9 +357,9 @@ fn an_echo_may_drip_both_ways_at_once() {
     assert_eq!(client.reader().chunk().unwrap(), None);
 }
 
-/// An upstream that stops in the middle of its answer may take its time, until somebody waits for its place.
+/// An upstream that stops in the middle of its answer is waited for, until another request waits for its place.
 #[test]
-fn an_upstream_that_stops_in_its_body_gives_way_to_who_waits() {
+fn an_upstream_that_stops_in_its_body_gives_way_to_a_waiting_request() {
     for start in [
         "Content-Length: 9\r\n\r\nhel",
         "Transfer-Encoding: chunked\r\n\r\n9\r\nhel",
@@ -379,7 +380,7 @@ fn an_upstream_that_stops_in_its_body_gives_way_to_who_waits() {
         stopped.send(get("/stops"));
         assert_eq!(stopped.head().status, 200);
         assert_eq!(proxy.get("/").text(), "ok");
-        // and whoever had it sees that it is not whole
+        // and its client sees that the answer is incomplete
         let (rest, _) = stopped.until_end();
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{start:?}");
         eventually("its upstream is let go", || upstream.open() == 0);
@@ -387,9 +388,9 @@ fn an_upstream_that_stops_in_its_body_gives_way_to_who_waits() {
 }
 
 #[test]
-fn ten_thousand_broken_exchanges_leave_nothing_behind() {
+fn ten_thousand_broken_exchanges_leak_nothing() {
     let upstream = Upstream::start(misbehave);
-    // whatever is not given back is missed soon: places, connections, memory
+    // with low limits a leak of places, connections or memory shows soon
     let yaml = format!(
         "{ALL}metrics: {{listen: 'unix:DIR/metrics'}}\n\
         proxy: {{max_concurrent_requests: 40}}\n\
@@ -400,7 +401,7 @@ fn ten_thousand_broken_exchanges_leave_nothing_behind() {
         .upstream("UP", &upstream)
         .env("LEAN_PROXY_MEMORY", "32MiB")
         .start();
-    // what is taken once and kept: buffers, the threads' stacks
+    // warm-up, for what is allocated once and kept: buffers, the threads' stacks
     breaks(&proxy, 200);
     holds_nothing(&proxy);
     let (files, kb) = (descriptors(&proxy), proxy.own_kb());
@@ -426,7 +427,7 @@ fn ten_thousand_broken_exchanges_leave_nothing_behind() {
     assert!(accepted >= (MANY + 200) as u64, "{accepted} were accepted");
 }
 
-/// So many exchanges, each broken off at another moment or in another way.
+/// `many` exchanges, each cut off at another moment or in another way.
 fn breaks(proxy: &Proxy, many: usize) {
     let (address, moments) = (proxy.address(), moments());
     thread::scope(|scope| {
@@ -454,7 +455,7 @@ fn breaks(proxy: &Proxy, many: usize) {
     });
 }
 
-/// Waits until no gauge shows anything: no connection, no exchange, nobody in a queue, not a byte of the budget.
+/// Waits until all gauges are zero: connections, exchanges, queues, bytes of the budget.
 fn holds_nothing(proxy: &Proxy) {
     const GAUGES: [&str; 7] = [
         "connections_open",

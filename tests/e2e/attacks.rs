@@ -1,7 +1,7 @@
-//! The table of `docs/memory.md`, attacked row by row in a cgroup of 10 MiB with the shipped defaults: the process lives,
-//! and answers for its health.
+//! An attack for each row of the table in `docs/memory.md`, in a cgroup of 10 MiB with the default configuration: the process
+//! is not killed, and answers health checks.
 //!
-//! Needs the right to make a memory cgroup (version 1) and a release build; says so where it has not.
+//! Needs the right to make a memory cgroup (version 1) and a release build; otherwise it is skipped with a message.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
 
 const LIMIT: usize = 10 << 20;
 
-/// Clients of each attack: more than what is admitted at a time.
+/// Clients of each attack: more than are admitted at the same time.
 const CROWD: usize = 150;
 
 /// A memory cgroup; removed when dropped.
@@ -28,6 +28,11 @@ pub struct Cage(PathBuf);
 
 impl Cage {
     pub fn new() -> Option<Cage> {
+        Cage::of(LIMIT)
+    }
+
+    /// One of so many bytes.
+    pub fn of(limit: usize) -> Option<Cage> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lean-proxy-test-{}-{number}", id());
@@ -37,7 +42,7 @@ impl Cage {
             return None;
         }
         let cage = Cage(path);
-        fs::write(cage.0.join("memory.limit_in_bytes"), LIMIT.to_string()).unwrap();
+        fs::write(cage.0.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
         Some(cage)
     }
 
@@ -88,7 +93,7 @@ pub fn nasty(peer: &mut Peer) -> std::io::Result<()> {
             peer.write(hint.repeat(9))?;
             return peer.await_close();
         } else if target.starts_with("/trailer") {
-            let trailer = format!("X-A: {}\r\n", "x".repeat(8_000));
+            let trailer = format!("X-A: {}\r\n", "x".repeat(4_000));
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
             peer.write(format!("{head}1\r\na\r\n0\r\n{trailer}"))?;
             return peer.await_close();
@@ -138,7 +143,7 @@ fn requests() -> Vec<(&'static str, String)> {
             "trailers of a request that stop",
             format!(
                 "POST /never HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-A: {}\r\n",
-                "x".repeat(8_000)
+                "x".repeat(4_000)
             ),
         ),
         (
@@ -149,7 +154,7 @@ fn requests() -> Vec<(&'static str, String)> {
 }
 
 /// Asks for health while the attack lasts, over a connection of its own each time.
-fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
+pub fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Proxy) -> Client) {
     let begun = Instant::now();
     let mut answered = 0;
     while begun.elapsed() < Duration::from_millis(800) {
@@ -161,7 +166,7 @@ fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, connect: &dyn Fn(&Prox
     assert!(answered > 0 && !cage.has_killed(), "{what}");
 }
 
-/// Runs every attack, one after the other, and leaves some clients of each behind for the next ones.
+/// Runs every attack, one after the other; some clients of each stay connected during the next.
 fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
     let Some(cage) = Cage::new() else { return };
     let mut proxy = Setup::new(yaml)
@@ -173,7 +178,7 @@ fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
         let mut crowd: Vec<Client> = Vec::new();
         for _ in 0..CROWD {
             let mut client = connect(&proxy);
-            // a proxy that refuses takes only a part of it
+            // a proxy that refuses the request reads only a part of it
             let _ = client.try_send(&request);
             crowd.push(client);
         }
@@ -186,12 +191,12 @@ fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
     upstream.forgive();
 }
 
-/// What a process may hold of its own beyond what the permits say: the reserve of a twelfth, the head that is in work, and
-/// what the allocator has not given back yet.
+/// Bytes that a process may use beyond its permits: the reserve of a twelfth, the head that is being parsed, and what the
+/// allocator has not returned yet.
 const UNPAID: u64 = 1_400_000;
 
 #[test]
-fn what_clients_and_upstreams_make_the_process_hold_is_paid_for() {
+fn memory_that_clients_and_upstreams_cause_is_in_the_budget() {
     if !is_release() {
         return skip("memory is measured on a release build: --release, or LEAN_PROXY_BIN");
     }
@@ -212,7 +217,7 @@ fn what_clients_and_upstreams_make_the_process_hold_is_paid_for() {
             crowd.push(client);
         }
         for _ in 0..4 {
-            // a gauge is no younger than the last tick
+            // gauges are updated at ticks
             let_pass(Duration::from_millis(200));
             let paid = metric(&proxy, "lean_proxy_memory_used_bytes");
             let own = (proxy.own_kb() * 1024).saturating_sub(before);
@@ -239,7 +244,7 @@ fn large_heads_reach_the_clients_that_read_them_in_ten_megabytes() {
     for client in &mut clients {
         client.send(get("/head"));
     }
-    // those that do not read give way to those that do
+    // clients that do not read give way to those that do
     let answers: Vec<_> = clients.iter_mut().map(Client::receive).collect();
     let whole = answers.iter().filter(|answer| {
         answer.status == 200 && answer.body == b"ok" && answer.fields.0.len() >= 200

@@ -1,4 +1,4 @@
-//! From the command line to an exit code: checks, the environment, the health client.
+//! The command line and its exit codes: --check, the environment, --health, --reload.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A configuration that is in order.
+/// A valid configuration.
 const GOOD: &str = "routes: [{path: /, target: 'http://upstream.invalid:8080/base'}]\n";
 
 fn check(yaml: &str) -> Finished {
@@ -90,7 +90,7 @@ fn the_version_names_the_commit_where_the_build_knew_it() {
         .strip_prefix(" (")
         .and_then(|rest| rest.strip_suffix(')'));
     assert!(rest.is_empty() || commit.is_some(), "{}", run.out);
-    // another build, under test, may be of another commit
+    // a build given by LEAN_PROXY_BIN may be of another commit
     if std::env::var_os("LEAN_PROXY_BIN").is_none() {
         assert_eq!(
             commit.unwrap_or_default(),
@@ -100,7 +100,7 @@ fn the_version_names_the_commit_where_the_build_knew_it() {
 }
 
 #[test]
-fn check_tells_the_warnings_of_the_start() {
+fn check_prints_the_warnings_of_a_start() {
     let yaml =
         "routes: [{path: /, target: 'https://h.invalid', tls: {insecure_skip_verify: true}}]\n";
     let run = check(yaml);
@@ -427,7 +427,7 @@ fn every_error_names_its_field() {
 }
 
 #[test]
-fn what_people_write_is_accepted() {
+fn common_notations_are_accepted() {
     for yaml in [
         format!("\u{feff}{GOOD}"),
         GOOD.replace('\n', "\r\n") + "cors:\r\n  max_age: 5\r\n",
@@ -460,7 +460,7 @@ fn of_several_documents_the_first_is_used_with_a_warning() {
 }
 
 #[test]
-fn the_seeds_own_config_runs_unchanged() {
+fn a_configuration_of_the_first_version_runs_unchanged() {
     let seeds = "listen: :80\n\nroutes:\n  - path: /api/\n    target: http://backend-service:8080/\n\ncors:\n  allowed_origins:\n    - \"https://example.com\"\n    \
         - \"https://app.example.com\"\n\ntransport:\n  dial_timeout: 10\n  dial_keep_alive: 30\n  max_idle_conns: 10\n  max_idle_conns_per_host: 2\n  max_conns_per_host: 20\n  \
         idle_conn_timeout: 30\n  response_header_timeout: 30\n  read_buffer_size: 4096\n  write_buffer_size: 4096\n\nproxy:\n  max_concurrent_requests: 100\n";
@@ -511,7 +511,7 @@ fn port_is_used_where_listen_is_absent() {
 }
 
 #[test]
-fn the_config_may_stand_in_the_environment() {
+fn the_configuration_may_be_in_the_environment() {
     let upstream = Upstream::fixed(OK);
     let yaml = format!("{ALL}listen: '127.0.0.1:0'\n");
     let proxy = Setup::new("unused: true")
@@ -523,7 +523,7 @@ fn the_config_may_stand_in_the_environment() {
 }
 
 #[test]
-fn what_came_from_the_environment_is_told_at_start() {
+fn what_the_environment_changed_is_logged_at_start() {
     let upstream = Upstream::fixed(OK);
     let yaml = format!("{ALL}listen: '127.0.0.1:0'\n");
     let proxy = Setup::new("unused: true")
@@ -544,7 +544,7 @@ fn what_came_from_the_environment_is_told_at_start() {
 }
 
 #[test]
-fn the_memory_budget_is_told_at_start() {
+fn the_memory_budget_is_logged_at_start() {
     let upstream = Upstream::fixed(OK);
     for (name, value, told) in [
         ("LEAN_PROXY_MEMORY", "10MiB", "10.0 MiB"),
@@ -654,7 +654,7 @@ fn health_of_a_socket_with_a_full_backlog_is_a_1() {
 
 #[test]
 fn health_of_a_name_that_is_never_resolved_is_a_1() {
-    // a resolver of our own that never answers: on an address of this process's own, for its port cannot be chosen
+    // a resolver that never answers; on an address of this process only, because its port cannot be chosen
     let pid = std::process::id();
     let name = format!("127.77.{}.{}", pid >> 8 & 255, pid & 255);
     let Ok(_silent) = UdpSocket::bind((name.as_str(), 53)) else {
@@ -687,7 +687,7 @@ fn health_of_a_name_that_is_never_resolved_is_a_1() {
 }
 
 #[test]
-fn health_alone_asks_the_first_process_of_its_container() {
+fn health_without_arguments_asks_the_first_process_of_its_container() {
     let container = "unshare --user --map-root-user --pid --fork --kill-child --mount-proc";
     let can = Command::new("/bin/sh")
         .args(["-c", &format!("{container} true && nsenter --version")])
@@ -730,7 +730,7 @@ fn health_alone_asks_the_first_process_of_its_container() {
     assert_eq!(told.0, Some(0), "{}", told.1);
     proxy.await_log("a reload", |line| line.contains("reloaded"));
     fs::remove_file(proxy.dir().join("lean.sock")).unwrap();
-    assert_eq!(health(), (Some(1), String::new()), "nobody is there");
+    assert_eq!(health(), (Some(1), String::new()), "nothing listens");
     signal("TERM", &inner);
     assert_eq!(proxy.exit().code(), Some(0));
 }
@@ -759,7 +759,7 @@ fn reload_tells_the_process_of_the_pid_file() {
     proxy.await_log("a reload", |line| line.contains("reloaded"));
     assert_eq!(proxy.get("/").status, 200);
     assert_eq!(proxy.terminate().code(), Some(0));
-    assert!(!file.exists(), "it went with its process");
+    assert!(!file.exists(), "it is removed with its process");
     let gone = reload(&file);
     assert_eq!((gone.code, gone.out.as_str()), (Some(1), ""));
     assert!(gone.err.contains("--pid-file"), "{}", gone.err);
@@ -786,8 +786,8 @@ fn a_second_signal_leaves_no_pid_file() {
 }
 
 #[test]
-fn reload_signals_no_process_that_is_no_proxy() {
-    // the shell waits on a pipe that stays open: SIGHUP would end it
+fn reload_signals_only_a_serving_proxy() {
+    // the shell reads from a pipe that stays open, and SIGHUP would end it
     let mut other = Command::new("/bin/sh")
         .args(["-c", "read line; exit 7"])
         .stdin(Stdio::piped())

@@ -1,4 +1,4 @@
-//! Connections to upstreams: which is used again, when a request is sent once more, and what comes of one that fails.
+//! Connections to upstreams: which are reused, when a request is sent again, and what a failure gives.
 
 use std::{fs, net::TcpListener};
 
@@ -90,7 +90,7 @@ fn closes_at_the_second() -> Upstream {
 }
 
 #[test]
-fn an_idempotent_request_is_sent_once_more_where_a_kept_connection_died() {
+fn an_idempotent_request_is_sent_again_where_a_kept_connection_had_been_closed() {
     let upstream = closes_at_the_second();
     let proxy = Proxy::before(&upstream, ALL);
     let mut client = proxy.client();
@@ -158,14 +158,14 @@ fn an_idle_connection_that_the_upstream_closed_is_not_used() {
         let response = client.ask(with("POST /", &["Content-Length: 3"]) + "abc");
         assert_eq!(response.status, 200, "{i}");
         upstream.await_note(&format!("left {i}"));
-        // on a busy machine the next request can overtake the close on its way through the kernel
+        // on a busy machine the next request can be faster than the close
         eventually("the close has come to the proxy", || {
             !is_joined_to(&upstream)
         });
     }
 }
 
-/// Whether the kernel has a connection towards this upstream that nobody has closed.
+/// Whether the kernel has an open connection to this upstream.
 fn is_joined_to(upstream: &Upstream) -> bool {
     let port: u16 = upstream
         .authority()
@@ -183,7 +183,7 @@ fn is_joined_to(upstream: &Upstream) -> bool {
 }
 
 #[test]
-fn an_upstream_that_says_close_is_not_asked_again_on_that_connection() {
+fn a_connection_whose_answer_says_close_is_not_reused() {
     let upstream = Upstream::answering(|_, peer| {
         peer.write("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
     });
@@ -200,7 +200,7 @@ fn an_upstream_that_says_close_is_not_asked_again_on_that_connection() {
 }
 
 #[test]
-fn bytes_behind_an_answer_end_its_connection() {
+fn bytes_after_an_answer_close_its_connection() {
     let upstream = Upstream::answering(|_, peer| {
         peer.write(format!(
             "{OK}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
@@ -214,9 +214,9 @@ fn bytes_behind_an_answer_end_its_connection() {
     assert_eq!(upstream.connections(), 5);
 }
 
-// ---- where the upstream is not ----
+// ---- upstreams that cannot be reached ----
 
-/// A port nobody listens on: no other test binds to this address.
+/// A port on which nothing listens: no other test binds to this address.
 fn refused() -> String {
     TcpListener::bind("127.0.0.2:0")
         .unwrap()
@@ -258,7 +258,7 @@ fn a_missing_unix_socket_is_a_bad_gateway() {
 }
 
 #[test]
-fn a_name_that_nobody_knows_is_a_bad_gateway() {
+fn an_unknown_name_is_a_bad_gateway() {
     let proxy = Setup::new("routes: [{path: /, target: 'http://no-such-name.invalid'}]\ntransport: {dial_timeout: 5}\n").start();
     let response = proxy.get("/");
     assert!(matches!(response.status, 502 | 504), "{response:?}");
@@ -281,7 +281,7 @@ fn every_address_of_a_name_is_tried() {
 }
 
 #[test]
-fn an_upstream_that_comes_back_is_found_again() {
+fn an_upstream_that_is_up_again_is_used_again() {
     let first = Upstream::on("127.0.0.3:0", |peer| {
         peer.request()?;
         peer.write(OK)?;

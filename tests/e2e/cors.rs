@@ -1,4 +1,4 @@
-//! CORS at the wire, point by point: preflights, grants, refusals, and our own answers.
+//! CORS end to end: preflights, grants, refusals, and the proxy's own answers.
 
 use crate::{
     metrics::metric,
@@ -180,7 +180,7 @@ fn a_preflight_from_another_origin_is_refused_without_a_grant() {
 }
 
 #[test]
-fn a_refused_preflight_is_told_and_counted() {
+fn a_refused_preflight_is_logged_and_counted() {
     let upstream = Upstream::fixed(OK);
     let allowed = "'https://app.example', 'http://localhost:*', 'https://*.b.example'";
     let yaml = under(&format!("{{allowed_origins: [{allowed}]}}"))
@@ -293,7 +293,7 @@ fn methods_and_headers_may_be_whatever_is_asked_for() {
 }
 
 #[test]
-fn what_is_asked_for_is_echoed_only_where_it_is_sound() {
+fn names_asked_for_are_echoed_only_if_they_are_valid() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(
         &upstream,
@@ -358,7 +358,7 @@ fn max_age_of_minus_one_sends_no_header() {
 // ---- grants ----
 
 #[test]
-fn the_upstreams_grants_are_replaced_by_ours() {
+fn the_upstreams_grants_are_replaced() {
     let answer = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\naccess-control-allow-origin: https://theirs\r\nAccess-Control-Allow-Methods: EVIL\r\n\
         Access-Control-Allow-Headers: evil\r\nAccess-Control-Max-Age: 1\r\nAccess-Control-Expose-Headers: X-Theirs\r\nAccess-Control-Allow-Private-Network: true\r\n\
         Access-Control-Allow-Credentials: true\r\nContent-Length: 2\r\n\r\nok";
@@ -501,10 +501,10 @@ fn a_list_makes_every_answer_vary_by_origin() {
     assert!(granted(&proxy.get("/none")).is_empty());
 }
 
-// ---- our own answers ----
+// ---- the proxy's own answers ----
 
 #[test]
-fn our_own_answers_carry_the_grant_too() {
+fn the_proxys_own_answers_carry_the_grant_too() {
     let silent = Upstream::start(|peer| {
         peer.head()?;
         peer.await_close()
@@ -620,10 +620,10 @@ fn a_503_for_want_of_a_place_carries_the_grant_too() {
     holder.receive();
 }
 
-// ---- who is allowed ----
+// ---- allowed origins ----
 
 #[test]
-fn only_what_the_list_means_is_allowed() {
+fn only_listed_origins_are_allowed() {
     let upstream = Upstream::fixed(OK);
     let policy = "{allowed_origins: ['https://app.example', 'https://*.wild.example', 'http://localhost:*', 'HTTPS://Loud.Example:443', 'http://port.example:8080']}";
     let proxy = Proxy::before(&upstream, &under(policy));
@@ -728,7 +728,7 @@ fn two_origins_an_empty_and_an_over_long_one_are_not_allowed() {
     }
 }
 
-// ---- a route's own ----
+// ---- a route's policy ----
 
 #[test]
 fn a_routes_policy_is_laid_over_the_global_one() {
@@ -775,7 +775,7 @@ fn a_routes_policy_is_laid_over_the_global_one() {
 }
 
 #[test]
-fn a_route_may_turn_it_on_alone() {
+fn one_route_alone_may_enable_cors() {
     let upstream = Upstream::fixed(OK);
     let yaml = "routes:\n- {path: /on/, target: 'http://UP', cors: {allowed_origins: ['https://app.example']}}\n- {path: /, target: 'http://UP'}\n";
     let proxy = Proxy::before(&upstream, yaml);

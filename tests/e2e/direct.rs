@@ -1,11 +1,11 @@
-//! Routes that answer by themselves, and the hosts that routes are for.
+//! Routes that the proxy answers itself, and the hosts of routes.
 
 use crate::{
     metrics::metric,
     support::{OK, Proxy, Setup, Upstream, eventually, get, seen, with},
 };
 
-/// Redirects and responses, each in its own form; no upstream is there.
+/// Redirects and responses in all forms; there is no upstream.
 const ROUTES: &str = "\
 routes:
 - {path: /secure/, redirect: {to: 'https://{host}'}, strip_prefix: false}
@@ -85,7 +85,7 @@ fn a_redirect_echoes_no_host_but_a_plain_one() {
 }
 
 #[test]
-fn a_response_is_what_is_written() {
+fn a_response_is_sent_as_configured() {
     let proxy = Setup::new(ROUTES).start();
     let mut client = proxy.client();
     let robots = client.get("/robots.txt");
@@ -154,7 +154,7 @@ fn a_request_body_is_read_or_the_connection_ends() {
 }
 
 #[test]
-fn cors_holds_for_what_the_proxy_answers_itself() {
+fn cors_applies_to_answers_of_the_proxy_itself() {
     let yaml = format!("{ROUTES}cors: {{allowed_origins: ['https://a.example']}}\n");
     let proxy = Setup::new(&yaml).start();
     let origin = "Origin: https://a.example";

@@ -1,6 +1,6 @@
-//! Who holds a place, and who waits: slow clients and crowds of one address never keep others out.
+//! Places and queues: slow clients, and many clients of one address, never keep others out.
 //!
-//! The bounds are those of the promise, with a margin for slow machines.
+//! The bounds are those of the documentation, with a margin for slow machines.
 
 use std::{
     io::{Read, Write},
@@ -27,16 +27,16 @@ use crate::{
 /// A request from another address is answered within two seconds.
 const FOR_OTHERS: Duration = Duration::from_millis(3_500);
 
-/// One from the same address within `queue_timeout`, which is ten.
+/// A request from the same address is answered within `queue_timeout`, which is ten seconds.
 const FOR_THE_SAME: Duration = Duration::from_secs(13);
 
 const SWITCHING: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// What a crowd does all the time, each of its members.
+/// What each client of a crowd does all the time.
 #[derive(Debug, Clone, Copy)]
 enum Habit {
-    /// Nothing more: it does not read either.
+    /// Sends and reads nothing.
     Nothing,
     /// Sends a byte each four seconds.
     Drips,
@@ -58,7 +58,7 @@ impl Crowd {
                 socket.set_recv_buffer_size(2048).unwrap();
                 socket.connect_timeout(&address.into(), PATIENCE).unwrap();
                 let mut stream = TcpStream::from(socket);
-                // whoever is told to leave at once is not here for long
+                // the proxy may close at once
                 let _ = stream.write_all(request.as_bytes());
                 stream.set_nonblocking(true).unwrap();
                 stream
@@ -140,7 +140,7 @@ fn other(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
 }
 
-/// Asks once from an address; how long that took.
+/// Asks once from an address, and checks how long that took.
 fn asks_from(proxy: &Proxy, source: IpAddr, bound: Duration, what: &str) {
     let start = Instant::now();
     let mut client = Client::calling_from(source, proxy.address());
@@ -151,7 +151,7 @@ fn asks_from(proxy: &Proxy, source: IpAddr, bound: Duration, what: &str) {
     assert!(took < bound, "{what}, from {source}: {took:?}");
 }
 
-/// What crowds ask for, and what they do then.
+/// What crowds ask for, and what they do after it.
 fn crowds() -> [(&'static str, usize, String, Habit); 7] {
     let upload = with("POST /f", &["Content-Length: 1000000"]) + "a";
     let small = with("POST /f", &["Content-Length: 8192"]) + "a=b";
@@ -188,12 +188,12 @@ fn fresh_requests_are_answered(bounds: &str) {
 }
 
 #[test]
-fn slow_crowds_keep_nobody_out_of_ten_megabytes() {
+fn slow_crowds_do_not_keep_others_out_of_ten_megabytes() {
     fresh_requests_are_answered("");
 }
 
 #[test]
-fn slow_crowds_keep_nobody_out_of_the_places_that_a_file_names() {
+fn slow_crowds_do_not_keep_others_out_of_configured_places() {
     fresh_requests_are_answered(
         "transport: {max_conns_per_host: 20}\nproxy: {max_concurrent_requests: 100}\n",
     );
@@ -209,7 +209,7 @@ fn each_host_for_which_requests_wait_is_helped() {
         .upstream("TWO", &two)
         .start();
     let request = |host: &str| get(&format!("/{host}/silent"));
-    // the answers of the first host never come: nothing can be done for those who wait there
+    // the first host never answers: nothing can be done for the requests that wait there
     let crowd = Crowd::new(proxy.address(), 8, &request("a"), Habit::Nothing);
     one.await_requests(4);
     let readers = Crowd::new(proxy.address(), 4, &get("/b/endless"), Habit::Nothing);
@@ -258,7 +258,7 @@ fn no_more_tunnels_than_allowed() {
     assert_eq!(proxy.get("/page").status, 200, "they bound nothing else");
     drop(held);
     eventually("there is room again", || opens().0.status == 101);
-    // what is asked for a tunnel and becomes none counts only as long as it lasts
+    // an upgrade that is not accepted counts only as long as its exchange lasts
     let page = with("GET /page", &["Connection: Upgrade", "Upgrade: websocket"]);
     for _ in 0..5 {
         eventually("it is answered", || proxy.ask(&page).status == 200);
@@ -266,7 +266,7 @@ fn no_more_tunnels_than_allowed() {
 }
 
 #[test]
-fn memory_that_silent_tunnels_hold_is_found_for_others() {
+fn memory_of_silent_tunnels_is_freed_for_others() {
     let upstream = upstream();
     let proxy = ten_megabytes(&upstream, "");
     let socket = with("GET /ws", &["Connection: Upgrade", "Upgrade: websocket"]);
@@ -308,9 +308,84 @@ fn behind_a_trusted_proxy_each_client_counts_by_itself() {
     drop((crowd, upstream.forgive()));
 }
 
+#[test]
+fn two_addresses_that_hold_nearly_all_make_room_for_a_third() {
+    let upstream = upstream();
+    let yaml = format!(
+        "{ALL}transport: {{max_conns_per_host: 9}}\nserver: {{trusted_proxies: [127.0.0.0/8]}}\n"
+    );
+    let proxy = Proxy::before(&upstream, &yaml);
+    let asks = |last: u8, target: &str| {
+        let field = format!("X-Forwarded-For: 203.0.113.{last}");
+        with(&format!("GET {target}"), &[&field])
+    };
+    let crowds = [(1, 4), (2, 4), (3, 1)].map(|(last, count)| {
+        let request = asks(last, "/silent");
+        Crowd::new(proxy.address(), count, &request, Habit::Nothing)
+    });
+    upstream.await_requests(9);
+    let start = Instant::now();
+    assert_eq!(proxy.ask(asks(4, "/page")).status, 200);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    drop((crowds, upstream.forgive()));
+}
+
+#[test]
+fn a_local_process_that_leaves_answers_unread_locks_out_itself_alone() {
+    let upstream = Upstream::start(|peer| {
+        while let Ok(head) = peer.head() {
+            if head.target == "/long" {
+                let body = "x".repeat(100_000);
+                peer.write(format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{body}"
+                ))?;
+            } else {
+                peer.write(OK)?;
+            }
+        }
+        Ok(())
+    });
+    let yaml = format!(
+        "{ALL}listen: ['unix:DIR/l.sock', '127.0.0.1:0']\nserver: {{write_timeout: 0.2}}\n"
+    );
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .listeners(2)
+        .start();
+    let path = proxy.dir().join("l.sock");
+    let address: SocketAddr = proxy.addresses().last().unwrap().parse().unwrap();
+    let mut crowd = Vec::new();
+    eventually("it is refused", || {
+        for _ in 0..10 {
+            let mut client = Client::unix(&path);
+            let _ = client.try_send(get("/long"));
+            crowd.push(client);
+        }
+        assert!(crowd.len() < 900, "nothing is refused");
+        let line = "msg=\"connection refused\" client=unix";
+        proxy.logs().iter().any(|log| log.contains(line))
+    });
+    // another process, by the same socket
+    let config = proxy.dir().join("config.yaml").display().to_string();
+    let well = Setup::new(ALL).args(&["--health", &config]).run();
+    assert_eq!((well.code, well.err.as_str()), (Some(0), ""));
+    assert_eq!(Client::connect(address).get("/page").status, 200, "by TCP");
+    drop(crowd);
+    eventually("it is served again", || {
+        let mut client = Client::unix(&path);
+        let is_sent = client.try_send(get("/page")).is_ok();
+        is_sent
+            && client
+                .try_receive()
+                .is_ok_and(|answer| answer.status == 200)
+    });
+}
+
 /// A client that takes its leave in the middle of an upload which the upstream has stopped to read.
 #[test]
-fn a_client_that_left_in_mid_upload_lets_its_upstream_go() {
+fn a_client_that_leaves_during_an_upload_frees_its_upstream() {
     let rest = Signal::default();
     let waits = rest.clone();
     let upstream = Upstream::start(move |peer| {
@@ -346,7 +421,7 @@ fn a_client_that_left_in_mid_upload_lets_its_upstream_go() {
 }
 
 #[test]
-fn a_request_whose_client_left_waits_no_longer_for_its_turn() {
+fn a_request_whose_client_left_is_removed_from_the_queue() {
     let (upstream, hold) = Upstream::held();
     let yaml = format!(
         "{ALL}metrics: {{listen: '127.0.0.1:0'}}\nproxy: {{max_concurrent_requests: 1, queue_timeout: 60}}\n"
@@ -365,7 +440,7 @@ fn a_request_whose_client_left_waits_no_longer_for_its_turn() {
 }
 
 #[test]
-fn a_reset_tunnel_with_much_unread_lets_its_upstream_go() {
+fn a_reset_tunnel_with_many_unread_bytes_frees_its_upstream() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write(SWITCHING)?;
@@ -392,7 +467,7 @@ fn a_reset_tunnel_with_much_unread_lets_its_upstream_go() {
 }
 
 #[test]
-fn health_is_told_beside_a_crowd_that_never_finishes() {
+fn health_is_answered_beside_a_crowd_that_never_finishes() {
     let upstream = upstream();
     let proxy = ten_megabytes(&upstream, "");
     let unfinished = with("POST /silent", &["Transfer-Encoding: chunked"]) + "1\r\na\r\n";

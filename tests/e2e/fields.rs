@@ -1,5 +1,5 @@
-//! Fields that only read like others, fields behind a body, and fields of interim answers: the operator's edits hold for
-//! all of them.
+//! Fields whose names look like others', trailer fields, and fields of interim responses: the operator's edits apply to all
+//! of them.
 
 use crate::{
     forward::echo,
@@ -12,10 +12,10 @@ fn edited(edits: &str) -> String {
     format!("routes: [{{path: /, target: 'http://UP', {edits}}}]\n")
 }
 
-// ---- twins ----
+// ---- names that look alike ----
 
 #[test]
-fn what_reads_like_an_edited_field_does_not_reach_the_upstream() {
+fn a_field_that_looks_like_an_edited_one_does_not_reach_the_upstream() {
     let (proxy, _upstream) = echo(&edited(
         "request_headers: {set: {X-User: guest, X_Legacy: ours}, remove: [X-Admin, X-Two-Words]}",
     ));
@@ -62,7 +62,7 @@ fn what_reads_like_an_edited_field_does_not_reach_the_upstream() {
 }
 
 #[test]
-fn what_reads_like_a_forwarded_or_hop_by_hop_field_does_not_reach_the_upstream() {
+fn a_field_that_looks_like_a_forwarded_or_hop_by_hop_one_does_not_reach_the_upstream() {
     let (proxy, _upstream) = echo(ALL);
     let dropped = [
         "X_Forwarded_For",
@@ -109,10 +109,10 @@ fn what_reads_like_a_forwarded_or_hop_by_hop_field_does_not_reach_the_upstream()
 
 // ---- trailers ----
 
-/// Trailer fields that stand for themselves: no message is read otherwise because of them.
+/// Trailer fields that do not change how a message is read.
 const HARMLESS: [&str; 4] = ["X-Sum", "ETag", "grpc-status", "Server-Timing"];
 
-/// What RFC 9110 §6.5.1 keeps out of trailers.
+/// Fields that RFC 9110 §6.5.1 does not allow in trailers.
 const FORBIDDEN: [&str; 34] = [
     "Accept",
     "Accept-Encoding",
@@ -150,13 +150,13 @@ const FORBIDDEN: [&str; 34] = [
     "X-Forwarded-For",
 ];
 
-/// A chunked body with these fields behind it.
+/// A chunked body with these trailer fields.
 fn chunked(names: &[&str]) -> String {
     let lines: Vec<String> = names.iter().map(|name| format!("{name}: t\r\n")).collect();
     format!("3\r\nabc\r\n0\r\n{}\r\n", lines.concat())
 }
 
-/// An upstream that answers with the names of the trailers that it got.
+/// An upstream that answers with the names of the trailer fields that it received.
 fn trailer_names() -> Upstream {
     Upstream::answering(|request, peer| {
         let mut names = request.trailers.names();
@@ -181,7 +181,7 @@ fn uploaded(proxy: &Proxy, names: &[&str], fields: &[&str]) -> String {
 }
 
 #[test]
-fn what_may_not_stand_behind_a_body_does_not_reach_the_upstream() {
+fn fields_not_allowed_in_trailers_do_not_reach_the_upstream() {
     let upstream = trailer_names();
     let proxy = Proxy::before(&upstream, ALL);
     let all: Vec<&str> = HARMLESS.iter().chain(&FORBIDDEN).copied().collect();
@@ -193,7 +193,7 @@ fn what_may_not_stand_behind_a_body_does_not_reach_the_upstream() {
 }
 
 #[test]
-fn edits_hold_for_what_stands_behind_an_upload() {
+fn edits_apply_to_trailers_of_an_upload() {
     let upstream = trailer_names();
     let proxy = Proxy::before(
         &upstream,
@@ -204,7 +204,7 @@ fn edits_hold_for_what_stands_behind_an_upload() {
 }
 
 #[test]
-fn what_connection_lists_does_not_pass_behind_a_body_either() {
+fn fields_that_connection_lists_do_not_pass_as_trailers_either() {
     let upstream = trailer_names();
     let proxy = Proxy::before(&upstream, ALL);
     assert_eq!(
@@ -224,7 +224,7 @@ fn with_trailers(proxy: &Proxy) -> Response {
 }
 
 #[test]
-fn what_may_not_stand_behind_a_body_does_not_reach_the_client() {
+fn fields_not_allowed_in_trailers_do_not_reach_the_client() {
     let names: Vec<&str> = HARMLESS
         .iter()
         .chain(&FORBIDDEN)
@@ -249,7 +249,7 @@ fn what_may_not_stand_behind_a_body_does_not_reach_the_client() {
 }
 
 #[test]
-fn edits_hold_for_what_stands_behind_an_answer() {
+fn edits_apply_to_trailers_of_an_answer() {
     let upstream = Upstream::fixed(format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Internal, X-Sum\r\n\r\n{}",
         chunked(&["X-Internal", "Server", "X-Frame-Options", "X-Sum"])
@@ -267,7 +267,7 @@ fn edits_hold_for_what_stands_behind_an_answer() {
 // ---- interim answers ----
 
 #[test]
-fn edits_and_cors_hold_for_interim_answers() {
+fn edits_and_cors_apply_to_interim_answers() {
     let upstream = Upstream::fixed(format!(
         "HTTP/1.1 103 Early Hints\r\nX-Internal: secret\r\nServer: s/1\r\nLink: </a>\r\n\
          Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\n\r\n{OK}"

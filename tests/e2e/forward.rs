@@ -1,4 +1,4 @@
-//! Routing, rewriting and forwarding: what the upstream gets for what the client sent, and the way back.
+//! Routing, rewriting and forwarding: what the upstream receives for a request, and the client for an answer.
 
 use std::time::Duration;
 
@@ -266,7 +266,7 @@ fn a_prefix_matches_whole_segments_only() {
 }
 
 #[test]
-fn no_route_is_a_404_that_says_nothing_of_the_inside() {
+fn no_route_is_a_404_without_details() {
     let (proxy, upstream) = echo("routes: [{path: /only/, target: 'http://UP'}]\n");
     let response = proxy.get("/secret-path?x");
     assert_eq!(response.status, 404);
@@ -357,7 +357,7 @@ fn connect_and_trace_are_not_allowed() {
 }
 
 #[test]
-fn options_on_the_server_itself_is_answered_here() {
+fn options_on_the_server_itself_is_answered_by_the_proxy() {
     let (proxy, upstream) = echo(ALL);
     let mut client = proxy.client();
     assert_eq!(
@@ -369,7 +369,7 @@ fn options_on_the_server_itself_is_answered_here() {
 }
 
 #[test]
-fn methods_unknown_to_us_pass() {
+fn unknown_methods_pass() {
     let (proxy, _upstream) = echo(ALL);
     for method in ["PROPFIND", "PATCH", "QUERY", "M-SEARCH", "x"] {
         assert_eq!(
@@ -402,7 +402,7 @@ fn host_stays_with_preserve_host() {
 }
 
 #[test]
-fn nothing_is_invented_in_a_request() {
+fn no_field_is_invented_in_a_request() {
     let (proxy, _upstream) = echo(ALL);
     for method in ["GET", "POST", "DELETE", "PUT", "HEADS"] {
         let request = seen(&proxy.ask(with(&format!("{method} /"), &[])));
@@ -534,7 +534,7 @@ fn x_forwarded_host_and_proto_are_set_where_absent() {
 }
 
 #[test]
-fn only_a_trusted_proxy_is_believed_where_some_are_named() {
+fn only_trusted_proxies_are_believed_where_some_are_configured() {
     let upstream = Upstream::echo_head();
     let sent = [
         "X-Forwarded-For: 192.0.2.1",
@@ -631,7 +631,7 @@ fn fields_of_a_request_keep_their_order_and_their_repetitions() {
 }
 
 #[test]
-fn request_fields_are_set_and_removed_as_the_route_says() {
+fn request_fields_are_set_and_removed_as_configured() {
     let yaml = "routes:\n\
         - {path: /, target: 'http://UP', request_headers: {set: {X-Set: new, X-New: 'a b'}, remove: [X-Gone, cookie]}}\n\
         - {path: /plain/, target: 'http://UP'}\n";
@@ -696,7 +696,7 @@ fn an_answer_passes_as_it_is() {
 }
 
 #[test]
-fn nothing_is_invented_in_an_answer() {
+fn no_field_is_invented_in_an_answer() {
     let upstream = Upstream::fixed(OK);
     let response = Proxy::before(&upstream, ALL).get("/");
     assert_eq!(response.fields.names(), ["content-length"]);
@@ -712,7 +712,7 @@ fn hop_by_hop_fields_of_an_answer_are_removed() {
 }
 
 #[test]
-fn response_fields_are_set_and_removed_as_the_route_says() {
+fn response_fields_are_set_and_removed_as_configured() {
     let upstream = Upstream::fixed(
         "HTTP/1.1 200 OK\r\nServer: x\r\nX-Old: 1\r\nX-Old: 2\r\nX-Kept: 3\r\nContent-Length: 2\r\n\r\nok",
     );
@@ -760,7 +760,7 @@ fn an_answer_without_a_reason_passes() {
     }
 }
 
-// ---- bodies that are none ----
+// ---- answers without a body ----
 
 #[test]
 fn head_keeps_the_length_and_has_no_body() {
@@ -826,7 +826,7 @@ fn an_answer_that_never_has_a_body_keeps_both_connections() {
 // ---- HTTP/1.0 ----
 
 #[test]
-fn an_http_1_0_client_is_answered_and_let_go() {
+fn an_http_1_0_client_is_answered_and_closed() {
     let (proxy, _upstream) = echo(ALL);
     let mut client = proxy.client();
     let response = client.ask("GET /x HTTP/1.0\r\nHost: old.test\r\n\r\n");
@@ -872,7 +872,7 @@ fn an_http_1_0_client_gets_a_chunked_answer_in_plain() {
 }
 
 #[test]
-fn an_http_1_0_answer_is_passed_on_and_its_connection_not_used_again() {
+fn an_http_1_0_answer_is_passed_on_and_its_connection_not_reused() {
     let upstream = Upstream::start(|peer| {
         peer.request()?;
         peer.write("HTTP/1.0 200 OK\r\nContent-Type: text/x\r\n\r\nuntil the end")
@@ -963,7 +963,7 @@ fn many_clients_at_once_each_get_their_own_answer() {
     assert!(clients[0].is_silent(Duration::from_millis(1)));
 }
 
-/// One short plain sentence that shows nothing of the inside.
+/// Checks that a body is one short plain sentence without any of the secrets.
 pub fn plain_sentence(body: &str, secrets: &[&str]) {
     assert!(
         body.ends_with('\n') && body.lines().count() == 1 && body.len() < 120,
@@ -978,7 +978,7 @@ pub fn plain_sentence(body: &str, secrets: &[&str]) {
     }
 }
 
-/// The first appearances of these names, in the order they have.
+/// The first occurrences of these names, in their order.
 fn first_names(fields: &Fields, wanted: &[&str]) -> Vec<String> {
     let mut names: Vec<String> = fields
         .names()

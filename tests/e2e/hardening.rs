@@ -1,7 +1,7 @@
-//! Bytes nobody should send: refused, or passed on in the one form that has one reading.
+//! Malformed messages: refused, or passed on in a form that cannot be read in two ways.
 //!
-//! The upstreams here read strictly (`strict.rs`): whatever reaches them and has two readings fails the test, also
-//! where the test itself asks for nothing more.
+//! The upstreams read strictly (`strict.rs`): an ambiguous message that reaches one fails the test, even if the test does
+//! not check it.
 
 use std::{
     env,
@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// Appended to what should be refused: it must never be answered, nor seen by an upstream.
+/// Appended to what should be refused: it must never be answered, and never reach an upstream.
 const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The whole requests that arrived, over all connections.
+/// The complete requests that arrived, on all connections.
 fn arrived(upstream: &Upstream) -> Vec<String> {
     let all = upstream.received_all();
     let requests = all
@@ -32,7 +32,7 @@ fn arrived(upstream: &Upstream) -> Vec<String> {
         .collect()
 }
 
-/// Every answer on a connection that is over.
+/// Every answer on a closed connection.
 fn answers(bytes: &[u8]) -> Vec<u16> {
     let mut reader = Reader::new(bytes);
     let mut statuses = Vec::new();
@@ -48,7 +48,7 @@ fn answers(bytes: &[u8]) -> Vec<u16> {
 // ---- requests that are refused ----
 
 #[test]
-fn a_bad_head_is_refused_and_nothing_behind_it_is_read() {
+fn a_bad_head_is_refused_and_nothing_after_it_is_read() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let lines: [&[u8]; 29] = [
@@ -221,7 +221,7 @@ fn a_bad_field_line_is_refused() {
     assert_eq!(upstream.connections(), 0, "{:?}", arrived(&upstream));
 }
 
-/// One answer, of one of these statuses, then the end of the connection.
+/// Expects one answer with one of these statuses, and then the end of the connection.
 fn refused(proxy: &Proxy, request: &[u8], statuses: &[u16]) {
     let mut client = proxy.client();
     let _ = client.try_send([request, SMUGGLED].concat());
@@ -236,7 +236,7 @@ fn refused(proxy: &Proxy, request: &[u8], statuses: &[u16]) {
 }
 
 #[test]
-fn a_bad_chunk_is_refused_and_what_reached_the_upstream_is_never_whole() {
+fn a_bad_chunk_is_refused_and_never_completes_a_request_to_the_upstream() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let long = format!("3;{}\r\nabc\r\n0\r\n\r\n", "a".repeat(20_000));
@@ -360,7 +360,7 @@ fn of_two_framings_chunked_counts_and_the_connection_closes() {
 }
 
 #[test]
-fn sound_chunks_pass_without_their_extensions() {
+fn valid_chunks_pass_without_their_extensions() {
     let upstream = Upstream::answering(|request, peer| {
         assert_eq!(request.body, b"abc0123456789");
         peer.write(OK)
@@ -498,7 +498,7 @@ fn a_length_where_no_body_may_be_is_removed_from_an_answer() {
 }
 
 #[test]
-fn bytes_behind_an_answer_without_a_body_are_nobodys() {
+fn bytes_after_an_answer_without_a_body_reach_no_client() {
     for head in ["204 No Content", "304 Not Modified"] {
         let upstream = Upstream::answering(move |_, peer| {
             peer.write(format!(
@@ -515,7 +515,7 @@ fn bytes_behind_an_answer_without_a_body_are_nobodys() {
     }
 }
 
-// ---- nothing gets in through values ----
+// ---- injection through values ----
 
 #[test]
 fn no_line_is_split_by_what_a_client_sends() {
@@ -585,7 +585,7 @@ fn a_pipeline_is_answered_in_order() {
 }
 
 #[test]
-fn a_pipeline_without_end_costs_little_where_nobody_reads() {
+fn an_endless_pipeline_without_a_reader_costs_little() {
     let upstream = Upstream::fixed(format!(
         "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}",
         "x".repeat(1000)
@@ -651,7 +651,7 @@ fn an_answer_may_come_byte_by_byte() {
 }
 
 #[test]
-fn one_crlf_before_a_request_is_forgiven() {
+fn one_crlf_before_a_request_is_ignored() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let mut client = proxy.client();
@@ -705,7 +705,7 @@ fn a_first_byte_that_begins_no_method_is_refused_at_once() {
 }
 
 #[test]
-fn a_tls_hello_on_a_plain_listener_is_told_once_without_being_asked_for() {
+fn a_tls_hello_on_a_plain_listener_is_one_warning() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     for _ in 0..3 {
@@ -727,10 +727,10 @@ fn a_tls_hello_on_a_plain_listener_is_told_once_without_being_asked_for() {
 
 // ---- without end ----
 
-/// More bytes than anybody keeps.
+/// More bytes than any buffer holds.
 const ENDLESS: usize = 24 << 20;
 
-/// Sends `block` again and again until it is refused; whether it was, in time.
+/// Sends `block` repeatedly until it is refused; returns whether it was, in time.
 fn flood(client: &mut Client, block: &[u8]) -> bool {
     let many = block.repeat(65_536 / block.len());
     let since = Instant::now();
@@ -897,8 +897,8 @@ fn a_chunk_extension_or_trailer_of_an_answer_has_an_end() {
 
 // ---- at random ----
 
-/// Runs a case with many seeds, on many threads because a case mostly waits: the same 800 at every run, and further ones
-/// for as long as `LEAN_PROXY_FUZZ_SECONDS` says.
+/// Runs a case with many seeds, on many threads because a case mostly waits: the same 800 in every run, and further ones
+/// for `LEAN_PROXY_FUZZ_SECONDS`.
 fn at_random(case: impl Fn(u64) + Send + Copy) {
     let seconds = env::var("LEAN_PROXY_FUZZ_SECONDS").map_or(0, |text| text.parse().unwrap());
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -920,7 +920,7 @@ fn at_random(case: impl Fn(u64) + Send + Copy) {
 struct Dice(u64);
 
 impl Dice {
-    /// Neighbouring seeds have nothing in common.
+    /// Mixes the seed, so that neighbouring seeds give unrelated numbers.
     fn of(seed: u64) -> Dice {
         let mixed = (seed ^ seed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Dice((mixed ^ mixed >> 32) | 1)
@@ -1009,7 +1009,7 @@ fn mutated(dice: &mut Dice) -> Vec<u8> {
             2 if at < bytes.len() => bytes[at] ^= 1 << dice.roll(8),
             3 => drop(bytes.splice(at..end, dice.pick(&NASTY).iter().copied())),
             4 => drop(bytes.splice(at..at, dice.pick(&NASTY).iter().copied())),
-            // most of what counts happens to whole lines: one more, one twice, one that ends otherwise
+            // most interesting changes are of whole lines: an additional one, a repeated one, another line end
             5 => {
                 let start = line.unwrap_or(0);
                 bytes.splice(start..start, dice.pick(&NASTY).iter().copied());
@@ -1128,7 +1128,7 @@ fn whatever_an_upstream_sends_the_client_sees_one_reading() {
 // ---- found by attack ----
 
 #[test]
-fn a_door_full_of_fresh_connections_opens_for_a_health_check() {
+fn a_health_check_is_accepted_beside_many_new_connections() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(
         &upstream,
@@ -1147,7 +1147,7 @@ fn a_door_full_of_fresh_connections_opens_for_a_health_check() {
 }
 
 #[test]
-fn a_client_that_leaves_behind_pipelined_bytes_or_an_unfinished_upload_lets_its_upstream_go() {
+fn a_client_that_leaves_with_pipelined_bytes_or_an_unfinished_upload_frees_its_upstream() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;
@@ -1169,7 +1169,7 @@ fn a_client_that_leaves_behind_pipelined_bytes_or_an_unfinished_upload_lets_its_
 }
 
 #[test]
-fn an_http_1_0_stream_that_is_cut_by_the_end_of_the_proxy_is_reset() {
+fn an_http_1_0_stream_that_is_cut_off_by_a_stop_is_reset() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;

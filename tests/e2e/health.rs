@@ -1,4 +1,4 @@
-//! The health report: always at once, never through an upstream.
+//! The health report: answered at once, never by an upstream.
 
 use crate::{
     json::Json,
@@ -134,7 +134,7 @@ fn health_does_not_ask_the_upstream() {
 }
 
 #[test]
-fn health_stands_in_a_pipeline_like_any_answer() {
+fn health_is_answered_in_order_in_a_pipeline() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let mut client = proxy.client();

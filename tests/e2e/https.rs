@@ -1,6 +1,6 @@
-//! https targets: who is believed, what is said, and that everything else holds over TLS as well.
+//! https targets: which certificates are accepted, what the handshake contains, and the other behaviour over TLS.
 //!
-//! The certificates are made here, and so is the server: rustls over the bytes of a scripted [`Upstream`].
+//! The tests make their certificates, and their server is rustls over the bytes of a scripted [`Upstream`].
 
 use std::{
     cell::RefCell,
@@ -9,8 +9,9 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,7 @@ use rustls::{
 };
 
 use crate::{
+    metrics::metric,
     strict::{Reader, Request},
     support::{
         Client, End, OK, Peer, Proxy, Setup, Signal, Upstream, all_served, eventually, get,
@@ -34,15 +36,15 @@ use crate::{
     },
 };
 
-/// Everything to the upstream, believed by `ca.pem`.
+/// Everything to the upstream, verified by `ca.pem`.
 const SECURE: &str =
     "routes: [{path: /, target: 'https://UP', tls: {server_name: a.test, ca_file: DIR/ca.pem}}]\n";
 
-/// Everything to the upstream, believed by what the environment names or by the roots compiled in.
+/// Everything to the upstream, verified by the environment's roots or the compiled-in ones.
 const BY_ENVIRONMENT: &str =
     "routes: [{path: /, target: 'https://UP', tls: {server_name: a.test}}]\n";
 
-/// Says that the connection ends with this answer.
+/// An answer with `Connection: close`.
 const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 
 type Versions = &'static [&'static SupportedProtocolVersion];
@@ -52,7 +54,7 @@ const OLD: Versions = &[&TLS12];
 
 // ---- certificates ----
 
-/// Who vouches for servers.
+/// A certificate authority.
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> Authority {
@@ -62,7 +64,7 @@ fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A server's certificate with its key, and what a `ca_file` needs to hold for it.
+/// A server's certificate with its key, and the `ca_file` for it.
 struct Identity {
     roots: String,
     chain: Vec<CertificateDer<'static>>,
@@ -94,7 +96,7 @@ fn self_signed(params: &CertificateParams) -> Identity {
     }
 }
 
-/// A good one for every name that these tests use.
+/// A valid one for every name in these tests.
 fn good() -> Identity {
     let params = names(&["a.test", "b.test", "localhost", "127.0.0.1", "::1"]);
     signed(&authority("ours"), &params)
@@ -147,7 +149,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Shakes hands. Leaves word of what the proxy asked for, and of what came of it.
+    /// Does a handshake. Notes what the proxy asked for, and the result.
     fn accept(peer: &'a mut Peer, config: Arc<ServerConfig>) -> io::Result<Session<'a>> {
         let mut wire = Wire {
             peer,
@@ -199,7 +201,7 @@ impl<'a> Session<'a> {
         stream.flush()
     }
 
-    /// Says that nothing more comes, and goes on reading.
+    /// Sends `close_notify`, and goes on reading.
     fn close_notify(&mut self) -> io::Result<()> {
         let mut stream = self.stream.0.borrow_mut();
         stream.conn.send_close_notify();
@@ -213,7 +215,7 @@ impl<'a> Session<'a> {
 
 type Answer = dyn Fn(&mut Session<'_>) -> io::Result<()> + Send + Sync;
 
-/// Shakes hands in these versions, then does as the script says.
+/// Does handshakes in these versions, then runs the script.
 fn server_in(
     versions: Versions,
     identity: &Identity,
@@ -275,12 +277,12 @@ pub fn port(upstream: &Upstream) -> u16 {
     authority.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// How often a peer left this word.
+/// How often a peer made this note.
 fn count(upstream: &Upstream, note: &str) -> usize {
     upstream.notes().iter().filter(|n| *n == note).count()
 }
 
-// ---- what is said ----
+// ---- the handshake ----
 
 #[test]
 fn an_https_target_is_served_in_both_versions_and_its_connection_kept() {
@@ -338,7 +340,7 @@ fn the_name_that_is_asked_for_is_the_hosts_or_the_routes_and_no_address() {
 }
 
 #[test]
-fn an_ipv6_literal_is_no_name_either() {
+fn no_sni_is_sent_for_an_ipv6_literal() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         return skip("there is no IPv6 here");
     }
@@ -372,10 +374,10 @@ fn sessions_are_resumed() {
     }
 }
 
-// ---- who is believed ----
+// ---- verification ----
 
 #[test]
-fn a_certificate_that_proves_nothing_is_a_bad_gateway_and_the_log_says_why() {
+fn an_invalid_certificate_is_a_bad_gateway_and_the_log_says_why() {
     let ca = authority("ours");
     let stranger = authority("a stranger");
     let at = |from, until| {
@@ -448,7 +450,7 @@ fn a_certificate_that_proves_nothing_is_a_bad_gateway_and_the_log_says_why() {
 }
 
 #[test]
-fn a_self_signed_certificate_is_believed_where_it_is_listed() {
+fn a_self_signed_certificate_is_accepted_where_it_is_listed() {
     let mut marked = names(&["a.test"]);
     marked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     for params in [names(&["a.test"]), marked] {
@@ -497,7 +499,7 @@ fn the_environments_roots_replace_those_compiled_in() {
 }
 
 #[test]
-fn what_one_route_believes_no_other_does() {
+fn the_roots_of_a_route_apply_to_no_other() {
     let identity = good();
     let upstream = fixed(&identity, OK);
     let yaml = "
@@ -521,7 +523,7 @@ routes:
 }
 
 #[test]
-fn a_reload_ends_the_connections_that_the_old_roots_vouched_for() {
+fn a_reload_closes_connections_verified_by_the_old_roots() {
     let identity = good();
     let go_on = Signal::default();
     let release = go_on.clone();
@@ -560,7 +562,7 @@ fn a_reload_ends_the_connections_that_the_old_roots_vouched_for() {
 }
 
 #[test]
-fn who_believes_everybody_is_told_so_at_each_start() {
+fn insecure_skip_verify_is_warned_about_at_each_start() {
     let identity = self_signed(&names(&["elsewhere.test"]));
     let upstream = fixed(&identity, OK);
     let yaml = "routes: [{path: /, target: 'https://UP', tls: {insecure_skip_verify: true}}]\n";
@@ -649,7 +651,7 @@ fn old_hello() -> Vec<u8> {
 }
 
 #[test]
-fn a_peer_that_speaks_no_tls_of_today_is_a_bad_gateway() {
+fn a_server_without_tls_1_2_or_later_is_a_bad_gateway() {
     for (case, answer) in [
         ("alert: protocol version", vec![21, 3, 1, 0, 2, 2, 70]),
         ("TLS 1.1", old_hello()),
@@ -678,7 +680,7 @@ fn a_peer_that_speaks_no_tls_of_today_is_a_bad_gateway() {
 }
 
 #[test]
-fn a_handshake_stands_under_the_time_out_of_the_dial() {
+fn the_dial_time_out_includes_the_handshake() {
     for (case, answer) in [
         ("silent", Vec::new()),
         ("half a record", vec![22, 3, 3, 0, 90]),
@@ -704,7 +706,7 @@ fn a_handshake_stands_under_the_time_out_of_the_dial() {
 }
 
 #[test]
-fn a_client_that_leaves_lets_the_handshake_go() {
+fn a_handshake_is_abandoned_when_the_client_leaves() {
     let identity = good();
     let upstream = Upstream::start(|peer| {
         peer.reader().some()?;
@@ -719,10 +721,10 @@ fn a_client_that_leaves_lets_the_handshake_go() {
     upstream.await_open(0);
 }
 
-// ---- everything holds ----
+// ---- other behaviour over TLS ----
 
 #[test]
-fn a_cut_is_seen_whatever_ends_the_body() {
+fn a_truncated_body_is_detected_in_every_framing() {
     const UNTIL_CLOSE: &str = "HTTP/1.1 200 OK\r\n\r\nhello";
     for (case, response, says_goodbye, whole) in [
         ("until close, cut", UNTIL_CLOSE, false, false),
@@ -899,7 +901,7 @@ fn a_slow_reader_holds_the_upstream_back() {
 fn a_stale_connection_is_replaced_once() {
     for says_goodbye in [true, false] {
         let identity = good();
-        // Each connection serves one request and drops the next without a byte of answer.
+        // each connection serves one request and closes at the next without an answer
         let upstream = server(&identity, move |session| {
             session.request()?;
             session.write(OK)?;
@@ -935,7 +937,7 @@ fn a_connection_that_the_upstream_closed_is_not_used_again() {
         });
         let proxy = before(&upstream, &identity);
         for i in 0..3 {
-            // a GET, for the close may still be on its way when the next request is
+            // a GET, because the close may arrive after the next request is sent
             assert_eq!(proxy.get("/").status, 200, "goodbye: {says_goodbye}");
             upstream.await_note(&format!("left {i}"));
         }
@@ -951,7 +953,7 @@ fn new_keys_and_late_tickets_leave_a_connection_as_it_is() {
             let refreshed = session.stream.0.borrow_mut().conn.refresh_traffic_keys();
             refreshed.map_err(io::Error::other)?;
             session.write(OK)?;
-            // Said while the connection lies idle.
+            // sent while the connection is idle
             let refreshed = session.stream.0.borrow_mut().conn.refresh_traffic_keys();
             refreshed.map_err(io::Error::other)?;
             session.write("")?;
@@ -1031,7 +1033,7 @@ fn a_websocket_runs_over_tls() {
 }
 
 #[test]
-fn an_upload_that_is_refused_early_hears_so() {
+fn an_early_refusal_of_an_upload_reaches_the_client() {
     let identity = good();
     let upstream = server(&identity, |session| {
         session.reader.request_head()?;
@@ -1092,7 +1094,101 @@ fn an_idle_connection_over_tls_costs_little() {
     let_pass(Duration::from_secs(2));
     let each = proxy.own_kb().saturating_sub(own) / MORE;
     assert_eq!(upstream.open(), 9);
-    // The text of TLS is the rest, and it is not the process's own.
+    // the code of TLS is not in the process's own memory
     assert!(first < 256, "the first costs {first} kB");
     assert!(each < 32, "each further one costs {each} kB");
+}
+
+// ---- progress ----
+
+/// A step of a slow side; the time-outs are several times as long, and what is watched three times that.
+const STEP: Duration = Duration::from_millis(200);
+const STRIKES: &str = "server: {read_timeout: 1.5, write_timeout: 1.5}\n";
+const WATCHED: Duration = Duration::from_millis(4_500);
+
+/// Bytes of a body that no kernel takes in at once.
+const LONG: usize = 40_000_000;
+
+/// The slow side reads some bytes at each step, or none, until it is over.
+fn sips(is_steady: bool, is_over: &AtomicBool, mut read: impl FnMut() -> bool) {
+    while !is_over.load(Ordering::Relaxed) {
+        let_pass(STEP);
+        if is_steady && !(0..8).all(|_| read()) {
+            return;
+        }
+    }
+}
+
+/// A long body to or from a TLS upstream, whose receiver is slow; `watch` sees the proxy meanwhile.
+fn beside_slow_receiver(is_upload: bool, is_steady: bool, memory: &str, watch: fn(&Proxy, &str)) {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let identity = good();
+    let seen = Arc::clone(&is_over);
+    let upstream = server(&identity, move |session| {
+        session.reader.head()?;
+        if is_upload {
+            sips(is_steady, &seen, || session.reader.some().is_ok());
+            return Ok(());
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+        session.write(head)?;
+        let piece = pattern(0, 65_536);
+        while session.write(&piece).is_ok() {}
+        Ok(())
+    });
+    let yaml = format!(
+        "{SECURE}{STRIKES}metrics: {{listen: '127.0.0.1:0'}}\nlimits: {{memory: {memory}}}\n"
+    );
+    let proxy = setup(&yaml, &identity, &upstream).start();
+    let mut client = Client::narrow(proxy.address());
+    let ends = client.writer();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut socket = client.writer();
+            if is_upload {
+                client.send(with("POST /", &[&format!("Content-Length: {LONG}")]));
+                let _ = socket.write_all(&pattern(0, LONG));
+            } else {
+                client.send(get("/"));
+                let mut buffer = [0; 8 * 1024];
+                sips(is_steady, &is_over, || {
+                    socket.read(&mut buffer).is_ok_and(|count| count > 0)
+                });
+            }
+        });
+        eventually("the client is there", || is_open(&proxy));
+        watch(&proxy, if is_upload { "upload" } else { "download" });
+        is_over.store(true, Ordering::Relaxed);
+        ends.end();
+        drop(proxy);
+    });
+}
+
+fn is_open(proxy: &Proxy) -> bool {
+    metric(proxy, "lean_proxy_connections_open") == 1
+}
+
+fn beside_each_slow_receiver(is_steady: bool, watch: fn(&Proxy, &str)) {
+    thread::scope(|scope| {
+        for memory in ["off", "10485760"] {
+            for is_upload in [true, false] {
+                scope.spawn(move || beside_slow_receiver(is_upload, is_steady, memory, watch));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_slow_side_over_tls_that_goes_on_is_never_cut_off() {
+    beside_each_slow_receiver(true, |proxy, what| {
+        let_pass(WATCHED);
+        assert!(is_open(proxy), "{what}: cut off");
+    });
+}
+
+#[test]
+fn a_side_over_tls_that_stops_is_cut_off() {
+    beside_each_slow_receiver(false, |proxy, what| {
+        eventually(&format!("{what}: it is cut off"), || !is_open(proxy));
+    });
 }

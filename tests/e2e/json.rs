@@ -1,4 +1,4 @@
-//! As much of a JSON reader as logs and the health report need; what RFC 8259 does not allow is an error.
+//! A small JSON reader for logs and the health report; what RFC 8259 does not allow is an error.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The life of a process: where it listens, how it ends, what a reload changes.
+//! Listening, stopping and reloading.
 
 use std::{
     fs,
@@ -96,7 +96,7 @@ fn the_mode_of_a_socket_is_what_the_configuration_says() {
     let usual = Proxy::before(&upstream, &format!("{ALL}{both}"));
     assert_eq!(mode(&usual.dir().join("lean.sock")), 0o666);
     let with_mode = |mode: &str| format!("{ALL}{both}server: {{unix_socket_mode: '{mode}'}}\n");
-    // whatever the umask says
+    // whatever the umask is
     let mut proxy = Setup::new(&with_mode("0660"))
         .upstream("UP", &upstream)
         .shell("umask 0777; exec \"$0\" \"$@\"", Stdio::null())
@@ -155,7 +155,7 @@ fn sockets_of_systemd_are_taken_over_by_name_or_number() {
 }
 
 #[test]
-fn a_socket_that_systemd_did_not_hand_over_is_an_error() {
+fn a_socket_that_systemd_did_not_pass_is_an_error() {
     let run = Setup::new("routes: [{path: /, target: 'http://h'}]\nlisten: 'fd:web'\n").run();
     assert!(
         matches!(run.code, Some(1 | 3)),
@@ -167,7 +167,7 @@ fn a_socket_that_systemd_did_not_hand_over_is_an_error() {
 }
 
 #[test]
-fn systemd_is_told_what_happens() {
+fn systemd_gets_readiness_reload_and_stop_notices() {
     let setup = Setup::new(&format!("{ALL}server: {{shutdown_timeout: 1}}\n"));
     let upstream = Upstream::fixed(OK);
     let socket = UnixDatagram::bind(setup.dir().join("notify")).unwrap();
@@ -202,7 +202,7 @@ fn systemd_is_told_what_happens() {
     assert_eq!(proxy.exit().code(), Some(0));
 }
 
-// ---- the end ----
+// ---- stop ----
 
 /// An upstream that sends half its answer, and the other half when the signal is raised.
 pub fn halves() -> (Upstream, Signal) {
@@ -253,10 +253,10 @@ fn exchanges_in_flight_are_finished_before_the_end() {
 }
 
 #[test]
-fn who_has_just_come_or_just_asked_is_answered_before_the_end() {
+fn a_connection_that_was_just_accepted_or_just_asked_is_answered_before_the_end() {
     let (upstream, rest) = halves();
     let yaml = format!("{ALL}server: {{shutdown_timeout: 20}}\n");
-    // a second and half a second, less a tick of the clock; where the machine was too busy for that it is asked again
+    // a second and half a second, less a tick of the clock; repeated where the machine was too busy for that
     for (asked_before, promise) in [(false, 750), (true, 250)] {
         let start = Instant::now();
         loop {
@@ -267,7 +267,7 @@ fn who_has_just_come_or_just_asked_is_answered_before_the_end() {
             let mut busy = half_read(&proxy);
             let mut client = proxy.client();
             if !asked_before {
-                // it is accepted when one that came after it is
+                // it has been accepted once a later connection is answered
                 assert_eq!(proxy.get("/").status, 200);
             }
             let since = Instant::now();
@@ -295,7 +295,7 @@ fn who_has_just_come_or_just_asked_is_answered_before_the_end() {
 }
 
 #[test]
-fn who_was_accepted_and_waits_for_a_seat_is_answered_before_the_end() {
+fn a_connection_that_waits_for_a_slot_is_answered_before_the_end() {
     let (upstream, rest) = halves();
     let mut proxy = Proxy::before(
         &upstream,
@@ -317,7 +317,7 @@ fn who_was_accepted_and_waits_for_a_seat_is_answered_before_the_end() {
     assert_eq!(proxy.exit().code(), Some(0));
 }
 
-/// What became of the requests of one client of [`twenty_restarts_under_load_lose_no_request`].
+/// The results of one client's requests in [`twenty_restarts_under_load_lose_no_request`].
 #[derive(Debug, Default)]
 struct Tally {
     answered: AtomicUsize,
@@ -331,7 +331,7 @@ impl Tally {
     }
 }
 
-/// Raises the flag when it is dropped.
+/// Sets the flag on drop.
 struct EndOf<'a>(&'a AtomicBool);
 
 impl Drop for EndOf<'_> {
@@ -340,11 +340,11 @@ impl Drop for EndOf<'_> {
     }
 }
 
-/// Asks again and again until told to stop, on one connection as long as that is kept, or on one for each request.
+/// Sends requests until told to stop, on one connection as long as it is kept, or on a new one for each.
 ///
-/// A request on a connection that served others before, and that closes without a byte of answer, is sent once more:
-/// a GET is idempotent, and RFC 9112 §9.3.1 lets a client repeat it then by itself. Nothing else is repeated, and a
-/// connection whose answer says `connection: close` is not used again.
+/// A request on a connection that has served others and closes without a byte of answer is sent again: a GET is idempotent,
+/// and RFC 9112 §9.3.1 allows a client to repeat it then. Nothing else is repeated, and a connection whose answer says
+/// `connection: close` is not reused.
 fn keep_asking(address: SocketAddr, keep: bool, stop: &AtomicBool, tally: &Tally) {
     let plain = get("/");
     let last = with("GET /", &["Connection: close"]);
@@ -408,7 +408,7 @@ fn twenty_restarts_under_load_lose_no_request() {
             let stop = &stop;
             scope.spawn(move || keep_asking(address, index % 2 == 0, stop, tally));
         }
-        // whatever happens here, the clients end; and the last proxy serves until they have
+        // the clients end even if this fails, and the last proxy serves until they have
         let _end = EndOf(&stop);
         let mut proxy = start();
         for _ in 0..20 {
@@ -442,7 +442,7 @@ fn an_idle_proxy_stops_at_once() {
 }
 
 #[test]
-fn what_does_not_end_in_time_is_cut_off() {
+fn requests_that_do_not_end_in_time_are_cut_off() {
     let (upstream, _rest) = halves();
     let mut proxy = Proxy::before(
         &upstream,
@@ -475,7 +475,7 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn health_says_draining_while_the_doors_are_still_open() {
+fn health_says_draining_while_the_listeners_are_still_open() {
     let upstream = Upstream::fixed(OK);
     let mut proxy = Proxy::before(
         &upstream,
@@ -541,7 +541,7 @@ fn a_tunnel_does_not_outlive_the_shutdown_timeout() {
     upstream.await_note("left 0");
 }
 
-/// The process that a program which stands before the proxy started, where the kernel tells.
+/// The process that the proxy's wrapper program started, where the kernel shows it.
 pub fn first_child(proxy: &Proxy) -> Option<String> {
     let path = format!("/proc/{0}/task/{0}/children", proxy.pid());
     let children = fs::read_to_string(path).unwrap_or_default();
@@ -549,7 +549,7 @@ pub fn first_child(proxy: &Proxy) -> Option<String> {
 }
 
 #[test]
-fn as_the_first_process_of_a_container_it_stops_when_asked() {
+fn as_the_first_process_of_a_container_it_stops_at_sigterm() {
     let unshare = Command::new("unshare")
         .args(["--user", "--pid", "--fork", "--kill-child", "true"])
         .stderr(Stdio::null())
@@ -702,7 +702,7 @@ fn a_reload_that_cannot_listen_keeps_the_old_listener() {
 }
 
 #[test]
-fn nothing_is_lost_while_it_reloads_again_and_again() {
+fn no_request_is_lost_during_many_reloads() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let mut kept = proxy.client();
@@ -712,4 +712,29 @@ fn nothing_is_lost_while_it_reloads_again_and_again() {
             assert_eq!((kept.get("/").status, proxy.get("/").status), (200, 200));
         }
     }
+}
+
+#[test]
+fn what_a_reload_adds_to_the_configuration_is_taken_from_what_requests_may_have() {
+    let upstream = Upstream::fixed(OK);
+    let yaml = format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n");
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start();
+    let used = |proxy: &Proxy| metric(proxy, "lean_proxy_memory_used_bytes");
+    let small = used(&proxy);
+    let more: Vec<String> = (0..1_000)
+        .map(|number| format!("- {{path: /r{number}/, target: 'http://127.0.0.1:1'}}"))
+        .collect();
+    let more = more.join("\n");
+    proxy.rewrite(&format!(
+        "routes:\n- {{path: /, target: 'http://UP'}}\n{more}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
+    ));
+    proxy.signal("HUP");
+    eventually("it is paid for", || used(&proxy) >= small + 1_600_000);
+    assert_eq!(proxy.get("/page").status, 200);
+    proxy.rewrite(&yaml);
+    proxy.signal("HUP");
+    eventually("it is given back", || used(&proxy) < small + 100_000);
 }

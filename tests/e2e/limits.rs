@@ -1,4 +1,4 @@
-//! Limits: places, connections, sizes; who waits, who is refused, and when a place is free again.
+//! Limits of places, connections and sizes: what waits, what is refused, and when a place is free again.
 
 use std::{io::ErrorKind, time::Duration, time::Instant};
 
@@ -23,7 +23,7 @@ fn places(count: usize, queue: f64) -> String {
 // ---- places ----
 
 #[test]
-fn who_finds_no_place_in_time_is_told_to_come_again() {
+fn a_request_that_gets_no_place_in_time_is_told_to_retry() {
     let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(2, 0.4));
     let mut holders = [asking(&proxy, "/1"), asking(&proxy, "/2")];
@@ -60,7 +60,7 @@ fn without_a_queue_the_answer_comes_at_once() {
 }
 
 #[test]
-fn who_waits_is_served_when_a_place_is_free() {
+fn a_waiting_request_is_served_when_a_place_is_free() {
     let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &places(1, 20.0));
     let mut clients: Vec<Client> = (0..5).map(|i| asking(&proxy, &format!("/{i}"))).collect();
@@ -96,7 +96,7 @@ fn a_place_is_held_until_the_last_byte() {
 }
 
 #[test]
-fn a_place_comes_back_however_the_exchange_ends() {
+fn a_place_is_given_back_however_the_exchange_ends() {
     let upstream = Upstream::start(|peer| {
         while let Ok(head) = peer.head() {
             match head.target.as_str() {
@@ -167,7 +167,7 @@ fn a_client_that_leaves_the_queue_takes_no_place() {
 }
 
 #[test]
-fn twenty_stalled_readers_do_not_hold_the_door() {
+fn twenty_stalled_readers_do_not_keep_others_out() {
     let upstream = Upstream::endless();
     let proxy = Proxy::before(&upstream, ALL);
     let readers: Vec<Client> = (0..20).map(|_| asking(&proxy, "/endless")).collect();
@@ -196,7 +196,7 @@ fn never_more_connections_to_a_host_than_allowed() {
 }
 
 #[test]
-fn who_finds_no_connection_in_time_is_told_to_come_again() {
+fn a_request_that_gets_no_connection_in_time_is_told_to_retry() {
     let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(
         &upstream,
@@ -215,7 +215,7 @@ fn who_finds_no_connection_in_time_is_told_to_come_again() {
 }
 
 #[test]
-fn one_host_that_is_full_does_not_hold_another() {
+fn one_full_host_does_not_delay_another() {
     let (slow, hold) = Upstream::held();
     let quick = Upstream::fixed(OK);
     let yaml = "routes: [{path: /slow/, target: 'http://SLOW'}, {path: /quick/, target: 'http://QUICK'}]\ntransport: {max_conns_per_host: 1}\n";
@@ -232,7 +232,7 @@ fn one_host_that_is_full_does_not_hold_another() {
 }
 
 #[test]
-fn a_connection_that_died_frees_its_place_at_the_host() {
+fn a_closed_connection_frees_its_place_at_the_host() {
     let upstream = Upstream::start(|peer| {
         let head = peer.head()?;
         if head.target == "/ok" {
@@ -417,7 +417,7 @@ fn without_a_limit_any_body_passes() {
 // ---- connections of clients ----
 
 #[test]
-fn more_clients_than_allowed_wait_outside() {
+fn clients_beyond_the_limit_wait_in_the_backlog() {
     let (upstream, hold) = Upstream::held();
     let proxy = Proxy::before(&upstream, &format!("{ALL}server: {{max_connections: 2}}\n"));
     let mut holders = [asking(&proxy, "/1"), asking(&proxy, "/2")];
@@ -502,7 +502,7 @@ fn few_descriptors_bound_connections_and_are_never_a_502() {
             std::process::Stdio::null(),
         )
         .start();
-    // more clients than there are descriptors for: those that are silent give way to those that ask
+    // more clients than descriptors: silent ones give way to those that send requests
     let silent: Vec<Client> = (0..60).map(|_| proxy.client()).collect();
     for round in 0..40 {
         assert_eq!(proxy.get("/").status, 200, "round {round}");

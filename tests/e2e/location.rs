@@ -1,8 +1,8 @@
-//! Where an upstream's redirects lead the client.
+//! Location headers of upstreams.
 
 use crate::support::{Proxy, Upstream, with};
 
-/// Answers with the location that the query names.
+/// Answers with the location in the query.
 fn redirecting(status: u16, field: &'static str) -> Upstream {
     Upstream::answering(move |request, peer| {
         let location = request
@@ -16,7 +16,7 @@ fn redirecting(status: u16, field: &'static str) -> Upstream {
 }
 
 #[test]
-fn what_names_the_target_is_mapped_back_to_the_client() {
+fn a_location_that_names_the_target_is_mapped_back() {
     let upstream = redirecting(302, "Location");
     let up = upstream.authority();
     let proxy = Proxy::before(
@@ -74,7 +74,7 @@ fn what_names_the_target_is_mapped_back_to_the_client() {
 }
 
 #[test]
-fn a_trusted_sender_says_whether_the_client_came_by_https() {
+fn a_trusted_proxy_says_whether_the_client_used_https() {
     let upstream = redirecting(201, "Content-Location");
     let up = upstream.authority();
     let secure = ["X-Forwarded-Proto: https"];
@@ -97,7 +97,7 @@ fn a_trusted_sender_says_whether_the_client_came_by_https() {
 }
 
 #[test]
-fn an_edit_of_the_operator_has_the_last_word() {
+fn the_operators_edits_win_over_the_rewrite() {
     let upstream = redirecting(302, "Location");
     let up = upstream.authority();
     let proxy = Proxy::before(
@@ -109,7 +109,7 @@ fn an_edit_of_the_operator_has_the_last_word() {
 }
 
 #[test]
-fn a_client_that_names_no_host_gets_what_the_upstream_said() {
+fn without_a_host_the_location_is_not_changed() {
     let upstream = redirecting(302, "Location");
     let up = upstream.authority();
     let proxy = Proxy::before(&upstream, "routes: [{path: /, target: 'http://UP'}]\n");

@@ -1,4 +1,4 @@
-//! What is told of an exchange, when, and what never is.
+//! What is logged of an exchange, when, and what never is.
 
 use crate::{
     json::Json,
@@ -51,7 +51,7 @@ fn the_access_line_is_complete() {
 }
 
 #[test]
-fn an_access_line_is_written_for_whatever_happens() {
+fn an_access_line_is_written_however_an_exchange_ends() {
     let upstream = Upstream::start(|peer| {
         let head = peer.head()?;
         match head.target.as_str() {
@@ -96,7 +96,7 @@ fn an_access_line_is_written_for_whatever_happens() {
 }
 
 #[test]
-fn an_access_line_comes_when_the_last_byte_is_gone() {
+fn an_access_line_is_written_when_the_last_byte_is_sent() {
     let (upstream, rest) = halves();
     let proxy = Proxy::before(&upstream, &format!("{ALL}log: {{access: true}}\n"));
     let mut busy = half_read(&proxy);

@@ -13,6 +13,7 @@
 )]
 
 // what the tests stand on
+mod h2;
 mod json;
 mod strict;
 mod support;
@@ -21,6 +22,7 @@ mod support;
 mod connections;
 mod fields;
 mod forward;
+mod http2;
 mod https;
 mod location;
 mod names;
@@ -34,7 +36,7 @@ mod direct;
 mod health;
 mod metrics;
 
-// what is told
+// logs and metrics
 mod outcomes;
 
 // bounds
@@ -49,13 +51,14 @@ mod lifecycle;
 mod logs;
 mod vital;
 
-// the worst that may come, and what it costs
+// attacks, and memory
 mod abort;
 mod attacks;
 mod hardening;
+mod http2_attacks;
 mod memory;
 mod smuggling;
 mod tls_attacks;
 
-// what is written about it
+// the documentation
 mod readme;

@@ -1,4 +1,4 @@
-//! The headline as a test: what the process holds idle, under load and after it. Only a release build is measured.
+//! The memory of the process idle, under load and after it. Only a release build is measured.
 
 use std::{
     fs,
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// kB of an idle proxy, text included, linked to the shared C library; the static binary holds half of it.
+/// kB of an idle proxy, with its code, linked to the shared C library; the static binary takes half of it.
 const IDLE_CEILING: u64 = 1536;
 
-/// Lets the proxy have as many descriptors as the machine gives.
+/// Starts the proxy with as many descriptors as the machine allows.
 const MANY_FILES: &str = "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"";
 
 fn measured() -> bool {
@@ -30,7 +30,7 @@ fn measured() -> bool {
     is_release()
 }
 
-/// As many connections as this process may open beside what other tests need.
+/// As many connections as this process may open besides what other tests need.
 fn crowd_size() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap();
     let line = limits
@@ -83,7 +83,7 @@ fn an_idle_proxy_is_small() {
 }
 
 #[test]
-fn a_connection_that_never_spoke_costs_less_than_a_kilobyte() {
+fn a_connection_without_a_request_costs_less_than_a_kilobyte() {
     if measured() {
         crowd_is_cheap(false);
     }
@@ -96,7 +96,7 @@ fn a_connection_between_two_requests_costs_less_than_a_kilobyte() {
     }
 }
 
-/// Opens a crowd of connections, each of which may have been served once, and weighs them.
+/// Opens many connections, after one request each if `served`, and measures their memory.
 fn crowd_is_cheap(served: bool) {
     let upstream = Upstream::fixed(OK);
     let yaml =
@@ -145,7 +145,7 @@ fn descriptors(proxy: &Proxy) -> Vec<String> {
 }
 
 #[test]
-fn reloads_leave_nothing_behind() {
+fn reloads_leak_nothing() {
     let route = |index: usize, token: &str| {
         let edits = "request_headers: {set: {X-A: 'some value'}, remove: [X-B]}";
         format!("- {{path: /{index}/, target: '{token}', {edits}, cors: {{max_age: {index}}}}}\n")
@@ -157,7 +157,7 @@ fn reloads_leave_nothing_behind() {
         "listen: '127.0.0.1:0'\n{rest}routes:\n{}",
         routes("http://UP")
     );
-    // another listener, other targets, roots to be read, and a mistake
+    // another listener, other targets, roots to read, and a mistake
     let two = format!(
         "listen: ['127.0.0.1:0', 'unix:DIR/more.sock']\n{rest}routes:\n{}{}",
         routes("https://UP"),
@@ -185,7 +185,7 @@ fn reloads_leave_nothing_behind() {
             eventually("it has reloaded", is_ready);
         }
     };
-    // one client and one upstream connection, so that the descriptors are the same ones at each look
+    // one client and one upstream connection, so that the descriptors are the same each time
     let mut kept = proxy.client();
     let mut serves = || assert_eq!(kept.get("/1/").status, 200);
     reload(40);
@@ -198,7 +198,7 @@ fn reloads_leave_nothing_behind() {
     if !is_release() {
         return;
     }
-    // with nobody at work, too, the code that a reload needed goes out of memory again: more than a megabyte
+    // when the proxy is idle the code for a reload is dropped from memory: more than a megabyte
     settles("at rest", IDLE_CEILING, || proxy.pss_kb());
     let rest = proxy.memory("Rss");
     reload(1);
@@ -208,7 +208,7 @@ fn reloads_leave_nothing_behind() {
 }
 
 #[test]
-fn slow_readers_are_bounded_and_what_they_held_comes_back() {
+fn memory_of_slow_readers_is_bounded_and_freed() {
     if !measured() {
         return;
     }
@@ -239,7 +239,7 @@ fn slow_readers_are_bounded_and_what_they_held_comes_back() {
 }
 
 #[test]
-fn ten_megabytes_hold_the_promise() {
+fn ten_megabytes_are_enough_for_the_promised_load() {
     if !measured() {
         return;
     }

@@ -1,4 +1,4 @@
-//! The page for Prometheus, on a door of its own.
+//! The page for Prometheus, on its own listener.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ fn with_metrics(upstream: &Upstream) -> Setup {
     Setup::new(&format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n")).upstream("UP", upstream)
 }
 
-/// Calls the metrics listener.
+/// Connects to the metrics listener.
 fn caller(proxy: &Proxy) -> Client {
     let line = proxy.await_log("where the metrics are", |line| {
         line.contains("msg=\"metrics\"")
@@ -23,7 +23,7 @@ pub fn page(proxy: &Proxy) -> String {
     caller(proxy).get("/metrics").text()
 }
 
-/// What a line of the page says.
+/// The value of a line of the page.
 pub fn metric(proxy: &Proxy, name: &str) -> u64 {
     let page = page(proxy);
     let value = page
@@ -97,7 +97,7 @@ fn durations_routes_and_the_build_are_shown() {
         env!("CARGO_PKG_VERSION")
     );
     assert!(caller(&proxy).get("/metrics").text().contains(&version));
-    // a route that stays counts on
+    // a route that stays keeps its counters
     proxy.rewrite("routes: [{path: /a/, target: 'http://UP'}]\nmetrics: {listen: '127.0.0.1:0'}\n");
     proxy.signal("HUP");
     proxy.await_log("the reload", |line| line.contains("msg=\"reloaded\""));
@@ -108,7 +108,7 @@ fn durations_routes_and_the_build_are_shown() {
 }
 
 #[test]
-fn the_listener_of_the_metrics_reads_as_strictly_as_any_other() {
+fn the_metrics_listener_parses_as_strictly_as_any_other() {
     let upstream = Upstream::fixed(OK);
     let proxy = with_metrics(&upstream).start();
     let head = caller(&proxy).ask(with("HEAD /metrics", &[]));
@@ -132,11 +132,11 @@ fn the_listener_of_the_metrics_reads_as_strictly_as_any_other() {
 }
 
 #[test]
-fn the_silent_do_not_keep_the_page_from_others() {
+fn silent_clients_do_not_keep_others_from_the_page() {
     let upstream = Upstream::fixed(OK);
     let proxy = with_metrics(&upstream).start();
     let start = Instant::now();
-    // more than are answered at a time; whoever is silent is let go after five seconds only
+    // more than are answered at a time; a silent one is closed after five seconds
     let silent: Vec<Client> = (0..12).map(|_| caller(&proxy)).collect();
     assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 0);
     assert!(
@@ -148,13 +148,13 @@ fn the_silent_do_not_keep_the_page_from_others() {
 }
 
 #[test]
-fn whoever_asks_for_the_page_is_paid_for() {
+fn requests_for_the_page_are_in_the_budget() {
     let upstream = Upstream::fixed(OK);
     let proxy = with_metrics(&upstream)
         .env("LEAN_PROXY_MEMORY", "10MiB")
         .start();
     let _silent: Vec<Client> = (0..3).map(|_| caller(&proxy)).collect();
-    // 28 kB each; a request and its connections are no more than 51 kB
+    // 28 kB each; a request and its connections have at most 51 kB
     eventually("they are counted", || {
         assert_eq!(proxy.get("/").status, 200);
         metric(&proxy, "lean_proxy_memory_used_bytes") >= 3 * 28_000

@@ -1,4 +1,4 @@
-//! Names of targets: who is asked for them, how often, and what comes of one that nobody knows.
+//! Names of targets: how they are resolved, how often, and what an unknown one gives.
 
 use std::{
     env, fs,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 #[test]
-fn a_name_that_nobody_knows_is_a_bad_gateway_and_the_log_names_it() {
+fn an_unknown_name_is_a_bad_gateway_and_is_logged() {
     for scheme in ["http", "https"] {
         let yaml = format!("routes: [{{path: /, target: '{scheme}://nobody.invalid'}}]\n");
         let proxy = Setup::new(&yaml).start();
@@ -35,7 +35,7 @@ fn a_name_that_nobody_knows_is_a_bad_gateway_and_the_log_names_it() {
     }
 }
 
-/// A shell line that runs `"$0" "$@"` where `file` stands in the place of `at`; `None` where the machine forbids it.
+/// A shell line that runs `"$0" "$@"` with `file` mounted at `at`; `None` where this is not permitted.
 fn disguise(file: &Path, at: &str, more: &str) -> Option<String> {
     let line = format!(
         "exec unshare -rm{} sh -c '{more} mount --bind \"{}\" {at} && exec \"$0\" \"$@\"' \"$0\" \"$@\"",
@@ -51,7 +51,7 @@ fn disguise(file: &Path, at: &str, more: &str) -> Option<String> {
 }
 
 #[test]
-fn a_name_of_the_hosts_file_is_followed_where_it_moves() {
+fn a_changed_address_in_the_hosts_file_is_used() {
     let first =
         Upstream::fixed("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1");
     let port = port(&first);
@@ -80,7 +80,7 @@ fn a_name_of_the_hosts_file_is_followed_where_it_moves() {
     assert_eq!(second.connections(), 1);
 }
 
-/// Answers every question with 127.0.0.1, the first one when `release` is raised; counts those for IPv4 addresses.
+/// Answers every query with 127.0.0.1, the first one when `release` is raised; counts those for IPv4 addresses.
 fn name_server(release: Signal) -> Arc<AtomicUsize> {
     let questions = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&questions);
@@ -89,7 +89,7 @@ fn name_server(release: Signal) -> Arc<AtomicUsize> {
         let mut packet = [0; 512];
         let mut asked = 0;
         while let Ok((count, from)) = socket.recv_from(&mut packet) {
-            // RFC 1035 §4.1: the question begins at 12 and ends 4 bytes behind the root label.
+            // RFC 1035 §4.1: the question begins at byte 12 and ends 4 bytes after the root label
             let name_end = 12 + packet[12..count].iter().position(|b| *b == 0).unwrap() + 1;
             let question = packet[12..name_end + 4].to_vec();
             let is_v4 = packet[name_end..name_end + 2] == [0, 1];
@@ -124,9 +124,9 @@ fn name_server(release: Signal) -> Arc<AtomicUsize> {
     questions
 }
 
-/// Runs itself once more in a network of its own, where it may be the name server.
+/// Runs itself again in its own network namespace, where it can be the name server.
 #[test]
-fn requests_that_come_together_ask_for_a_name_once() {
+fn concurrent_requests_resolve_a_name_once() {
     if env::var_os("LEAN_PRIVATE_NETWORK").is_some() {
         return ten_requests_ask_once();
     }
@@ -168,11 +168,11 @@ fn ten_requests_ask_once() {
     let since = Instant::now();
     while questions.load(Ordering::SeqCst) == 0 {
         if since.elapsed() > PATIENCE / 4 {
-            return skip("nobody asks");
+            return skip("no query reaches the name server");
         }
         thread::yield_now();
     }
-    // Answered behind the ten, on the same thread.
+    // answered after the ten, on the same thread
     assert_eq!(proxy.get("/health").status, 200);
     release.raise();
     all_served(&mut clients);

@@ -1,5 +1,5 @@
-//! However an exchange ends, it is told: in its access line, in a counter, and where something broke off in a line that
-//! names client, host, route and upstream.
+//! However an exchange ends, it is reported: in its access line, in a counter, and if something was cut off in a log line
+//! with client, host, route and upstream.
 
 use crate::{
     lifecycle::{half_read, halves},
@@ -10,7 +10,7 @@ use crate::{
 const SWITCHED: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// Everything is told.
+/// All logs and metrics on.
 const TELL: &str = "log: {access: true, level: debug}\nmetrics: {listen: '127.0.0.1:0'}\n";
 
 fn telling(upstream: &Upstream, more: &str) -> Proxy {
@@ -68,7 +68,7 @@ fn number(line: &str, name: &str) -> u64 {
     value.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// What an end is told by: the access line, the counter, and the line that names everybody.
+/// Checks the reports of an exchange: the access line, the counter, and the log line, which is returned.
 fn told(proxy: &Proxy, upstream: &Upstream, target: &str, outcome: &str, line: &str) -> String {
     let access = access_line(proxy, target);
     assert!(access.ends_with(&format!(" outcome={outcome}")), "{access}");
@@ -105,7 +105,7 @@ const WARN: &str = "level=warn msg=\"cut short\"";
 const DEBUG: &str = "level=debug msg=\"cut short\"";
 
 #[test]
-fn an_answer_that_the_upstream_breaks_off_is_a_warning_and_a_failure() {
+fn an_answer_that_the_upstream_cuts_off_is_a_warning_and_a_failure() {
     for target in ["/cut", "/chunks"] {
         let upstream = unreliable();
         let proxy = telling(&upstream, "");
@@ -137,7 +137,7 @@ fn answers_that_are_cut_short_alike_are_one_line_a_second() {
 }
 
 #[test]
-fn a_client_that_leaves_is_told_from_one_that_is_cut_off() {
+fn a_client_that_leaves_is_distinguished_from_one_that_is_cut_off() {
     let upstream = unreliable();
     let proxy = telling(
         &upstream,
@@ -162,7 +162,7 @@ fn a_client_that_leaves_is_told_from_one_that_is_cut_off() {
 }
 
 #[test]
-fn a_request_body_that_breaks_while_the_answer_streams_is_told() {
+fn a_request_body_that_breaks_while_the_answer_streams_is_reported() {
     let upstream = unreliable();
     let proxy = telling(&upstream, "");
     let mut sender = proxy.client();
@@ -174,13 +174,13 @@ fn a_request_body_that_breaks_while_the_answer_streams_is_told() {
 }
 
 #[test]
-fn a_stream_that_has_to_give_way_is_told_as_evicted() {
+fn a_stream_that_is_ended_for_others_is_reported_as_evicted() {
     let upstream = unreliable();
     let bounds = "proxy: {max_concurrent_requests: 1, queue_timeout: 19}\n";
     let proxy = telling(&upstream, bounds);
     let mut reader = Client::narrow(proxy.address());
     reader.send(get("/endless")).head();
-    // it does not read, and after five seconds it may be ended for another one
+    // its client does not read, so after five seconds it may be ended for another request
     assert_eq!(proxy.get("/other").status, 200);
     told(&proxy, &upstream, "/endless", "evicted", WARN);
     let line = access_line(&proxy, "/other");
@@ -190,7 +190,7 @@ fn a_stream_that_has_to_give_way_is_told_as_evicted() {
 }
 
 #[test]
-fn what_the_programs_end_cuts_off_is_told_as_shutdown_with_its_true_bytes() {
+fn exchanges_cut_off_by_a_stop_are_reported_as_shutdown_with_their_bytes() {
     let (upstream, _rest) = halves();
     let mut proxy = telling(&upstream, "server: {shutdown_timeout: 0.3}\n");
     let _busy = half_read(&proxy);
@@ -208,7 +208,7 @@ fn what_the_programs_end_cuts_off_is_told_as_shutdown_with_its_true_bytes() {
 }
 
 #[test]
-fn a_second_signal_tells_what_it_cuts_off() {
+fn exchanges_cut_off_by_a_second_signal_are_reported() {
     let (upstream, _rest) = halves();
     let mut proxy = telling(&upstream, "server: {shutdown_timeout: 600}\n");
     let _busy = half_read(&proxy);
@@ -220,7 +220,7 @@ fn a_second_signal_tells_what_it_cuts_off() {
 }
 
 #[test]
-fn the_end_of_a_tunnel_is_told_with_its_true_bytes() {
+fn the_end_of_a_tunnel_is_reported_with_its_bytes() {
     let upstream = unreliable();
     let mut proxy = telling(&upstream, "server: {shutdown_timeout: 0.3}\n");
     let mut kept = upgraded(&proxy, "/ws");
@@ -252,7 +252,7 @@ fn the_end_of_a_tunnel_is_told_with_its_true_bytes() {
 }
 
 #[test]
-fn a_tunnel_that_both_sides_close_is_no_failure() {
+fn a_tunnel_that_both_sides_close_is_not_a_failure() {
     let upstream = unreliable();
     let proxy = telling(&upstream, "");
     let mut client = upgraded(&proxy, "/ws");
@@ -271,7 +271,7 @@ fn a_tunnel_that_both_sides_close_is_no_failure() {
 }
 
 #[test]
-fn what_is_refused_before_it_is_read_has_an_outcome_of_its_own() {
+fn requests_refused_before_they_are_parsed_have_their_own_outcomes() {
     let upstream = Upstream::fixed(OK);
     let yaml = format!(
         "{ALL}{TELL}server: {{header_timeout: 0.4, max_header_bytes: 1024}}\ncors: {{allowed_origins: ['https://app.example']}}\n"
@@ -324,7 +324,7 @@ fn what_is_refused_before_it_is_read_has_an_outcome_of_its_own() {
 }
 
 #[test]
-fn a_503_names_the_bound_that_was_full_and_how_long_was_waited_for_it() {
+fn a_503_is_logged_with_the_full_limit_and_the_time_waited() {
     for (bounds, reason, bound) in [
         (
             "proxy: {max_concurrent_requests: 1, queue_timeout: 0.3}\n",
@@ -363,13 +363,13 @@ fn a_503_names_the_bound_that_was_full_and_how_long_was_waited_for_it() {
 }
 
 #[test]
-fn a_request_without_memory_is_told_with_the_limit() {
+fn a_request_without_memory_is_logged_with_the_limit() {
     let upstream = unreliable();
     let proxy = Setup::new(&format!("{ALL}{TELL}proxy: {{queue_timeout: 0.3}}\n"))
         .upstream("UP", &upstream)
         .env("LEAN_PROXY_MEMORY", "6MiB")
         .start();
-    // each is an exchange that waits for its answer, which is never ended for others
+    // each is an exchange that waits for its answer, and such an exchange is never ended for others
     let waiting: Vec<Client> = (0..200)
         .map(|_| {
             let mut client = proxy.client();
@@ -384,13 +384,13 @@ fn a_request_without_memory_is_told_with_the_limit() {
         line.contains("bound=limits.memory value=6291456 "),
         "{line}"
     );
-    // and once there is memory again there is service again
+    // once there is memory again requests are served
     drop(waiting);
     eventually("it is served", || proxy.get("/other").status == 200);
 }
 
 #[test]
-fn the_programs_end_leaves_no_request_untold_that_waits_for_memory() {
+fn requests_that_wait_for_memory_at_a_stop_are_reported() {
     const MANY: usize = 150;
     let upstream = unreliable();
     let bounds = "proxy: {queue_timeout: 600, max_concurrent_requests: 0}\ntransport: {max_conns_per_host: 0}\nserver: {shutdown_timeout: 0.3}\n";
@@ -421,7 +421,7 @@ fn the_programs_end_leaves_no_request_untold_that_waits_for_memory() {
 }
 
 #[test]
-fn the_client_is_the_one_behind_the_trusted_proxies_and_ipv4_is_written_as_such() {
+fn the_logged_client_is_the_one_behind_trusted_proxies_and_ipv4_is_written_as_such() {
     let upstream = Upstream::fixed(OK);
     let listen = "listen: ':0'\n";
     for (trusted, client) in [

@@ -1,4 +1,4 @@
-//! Where memory is tight, what the kernel holds of an exchange is paid for.
+//! Where memory is tight, bytes in the kernel's queues are in the budget.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -7,17 +7,17 @@ use crate::{
     support::{ALL, Client, Proxy, Setup, Upstream, eventually, get, let_pass, pattern},
 };
 
-/// Bytes of an exchange without more, of a connection at rest, and what a wide buffer adds to each of its two sockets.
+/// The prices of an exchange, of an idle connection, and of a wide buffer for each of the two sockets.
 const EXCHANGE: u64 = 42_000;
 const CONNECTION: u64 = 4_400;
 const WIDE: u64 = 2 * 16 * 1024;
 
-/// Sizes of answers, of which every kernel takes some whole while their client does not read, and still has the most of
-/// them to send.
+/// Sizes of answers: every kernel takes some of them completely while the client does not read, and has sent only a small
+/// part.
 const SIZES: std::ops::Range<usize> = 10..34;
 
 fn tight(upstream: &Upstream, more: &str) -> Proxy {
-    // few idle connections, for they hold their price as well
+    // few idle connections, because they are in the budget as well
     let yaml = format!(
         "{ALL}{more}metrics: {{listen: '127.0.0.1:0'}}\ntransport: {{max_idle_conns_per_host: 2}}\n"
     );
@@ -27,7 +27,7 @@ fn tight(upstream: &Upstream, more: &str) -> Proxy {
         .start()
 }
 
-/// Answers with as many times 500 bytes as the target says.
+/// Answers with the number of 500-byte blocks in the target.
 fn sized() -> Upstream {
     Upstream::answering(|request, peer| {
         let size = 500 * request.target[1..].parse::<usize>().unwrap();
@@ -41,7 +41,7 @@ fn used(proxy: &Proxy) -> u64 {
     metric(proxy, "lean_proxy_memory_used_bytes")
 }
 
-/// Bytes that exchanges hold whose answers are with the kernel already; an idle upstream connection may be wide.
+/// Bytes held by exchanges whose answers are in the kernel completely; an idle upstream connection may be wide.
 fn held_behind(proxy: &Proxy) -> u64 {
     let others = EXCHANGE * metric(proxy, "lean_proxy_exchanges")
         + CONNECTION * metric(proxy, "lean_proxy_connections_open")
@@ -64,11 +64,11 @@ fn crowd(proxy: &Proxy) -> Vec<Client> {
 }
 
 #[test]
-fn an_answer_that_nobody_reads_keeps_its_memory_until_it_is_read() {
+fn an_unread_answer_keeps_its_permit_until_it_is_read() {
     let upstream = sized();
     let proxy = tight(&upstream, "");
     let clients = crowd(&proxy);
-    // a gauge is no younger than the last tick
+    // gauges are updated at ticks
     let_pass(Duration::from_millis(600));
     let held = held_behind(&proxy);
     assert!(held >= EXCHANGE, "{held}");
@@ -81,24 +81,27 @@ fn an_answer_that_nobody_reads_keeps_its_memory_until_it_is_read() {
 }
 
 #[test]
-fn who_never_reads_its_answer_is_reset_in_time() {
+fn a_client_that_never_reads_its_answer_is_reset_in_time() {
     let upstream = sized();
     let proxy = tight(&upstream, "server: {write_timeout: 0.3}\n");
     let clients = crowd(&proxy);
-    eventually("nobody is waited for", || {
+    eventually("no client is waited for", || {
         metric(&proxy, "lean_proxy_exchanges") == 0 && held_behind(&proxy) < EXCHANGE
     });
     let broken = clients
         .into_iter()
         .filter_map(|mut client| client.try_receive().err());
     let resets = broken.filter(|broken| broken.cause.kind() == ErrorKind::ConnectionReset);
-    assert!(resets.count() > 0, "what nobody reads is not left behind");
+    assert!(
+        resets.count() > 0,
+        "unread answers are not left in the kernel"
+    );
     let name = "lean_proxy_failures_total{outcome=\"write-timed-out\"}";
     assert!(metric(&proxy, name) > 0, "it is counted");
 }
 
 #[test]
-fn a_long_body_pays_for_wide_buffers_and_gives_them_back() {
+fn wide_buffers_of_a_long_body_are_charged_and_given_back() {
     let upstream = Upstream::endless();
     let proxy = tight(&upstream, "");
     let mut client = proxy.client();

@@ -1,5 +1,5 @@
-//! The pages keep their word: the configurations in `README.md` and `docs/` pass `--check`, the tables know every key and
-//! its default, every metric and every outcome, and every link between the pages leads somewhere.
+//! The documentation is true: the configurations in `README.md` and `docs/` pass `--check`, the tables have every key with
+//! its default, every metric and every outcome, and every link between the pages has a target.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -8,7 +8,7 @@ use crate::{
     tls_listener,
 };
 
-/// A file beside the manifest; `None` where only the sources were copied, as a package build does.
+/// A file in the folder of the manifest; `None` where only the sources were copied, as in a package build.
 fn beside_the_manifest(name: &str) -> Option<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let text = fs::read_to_string(&path).ok();
@@ -69,12 +69,12 @@ fn cells(line: &str) -> Vec<&str> {
     inner.map_or_else(Vec::new, |inner| inner.split('|').map(str::trim).collect())
 }
 
-/// What stands in back-ticks.
+/// The words in back-ticks.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// What stands in back-ticks in the column of this name, in all tables of a text that have one.
+/// The words in back-ticks in the columns of this name, in all tables of a text.
 fn column<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let mut index = None;
     let mut words = Vec::new();
@@ -178,7 +178,7 @@ fn every_configuration_of_the_pages_passes_the_check() {
 }
 
 #[test]
-fn the_pages_know_every_metric_and_every_outcome_and_no_other() {
+fn the_pages_have_exactly_the_metrics_and_outcomes_of_the_program() {
     let Some(pages) = pages() else {
         return;
     };
@@ -210,7 +210,7 @@ fn the_pages_know_every_metric_and_every_outcome_and_no_other() {
 }
 
 #[test]
-fn the_tables_of_the_pages_know_every_key_and_its_default() {
+fn the_tables_of_the_pages_have_every_key_and_its_default() {
     let (Some(pages), Some(sample)) = (pages(), beside_the_manifest("config.yaml")) else {
         return;
     };
@@ -222,7 +222,7 @@ fn the_tables_of_the_pages_know_every_key_and_its_default() {
             continue;
         };
         let is_key = !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        // what is commented out has a value and nothing behind it
+        // a key that is commented out has a value without a comment
         let is_comment = line.trim_start().starts_with('#');
         if !is_key || (is_comment && (value.is_empty() || value.trim().contains(' '))) {
             continue;
@@ -243,7 +243,7 @@ fn the_tables_of_the_pages_know_every_key_and_its_default() {
             is_here && (name == key || name.starts_with(&below))
         });
         let row = row.unwrap_or_else(|| panic!("no page has a row for {section}.{key}"));
-        // a route's keys, and `listen`, have words for what they fall back on
+        // the defaults of a route's keys and of `listen` are described in words
         if !["routes", "listen"].contains(&section.as_str()) {
             assert_eq!(row.default, value.trim(), "the default of {section}.{key}");
         }
@@ -251,7 +251,7 @@ fn the_tables_of_the_pages_know_every_key_and_its_default() {
 }
 
 #[test]
-fn the_pages_know_every_option_and_every_variable_of_the_help() {
+fn the_pages_have_every_option_and_every_variable_of_the_help() {
     let Some(pages) = pages() else {
         return;
     };
@@ -282,7 +282,7 @@ fn the_pages_know_every_option_and_every_variable_of_the_help() {
     assert!(count >= 14, "only {count} were found");
 }
 
-/// What GitHub calls a heading in a link: lower case, hyphens for spaces, other punctuation left out.
+/// The anchor of a heading on GitHub: lower case, hyphens for spaces, other punctuation left out.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = kept
@@ -305,7 +305,7 @@ fn links(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn every_link_of_the_pages_leads_somewhere() {
+fn every_link_of_the_pages_has_a_target() {
     let Some(pages) = pages() else {
         return;
     };
@@ -337,7 +337,7 @@ fn every_link_of_the_pages_leads_somewhere() {
 }
 
 #[test]
-fn the_figures_of_the_readme_are_those_of_the_benchmark() {
+fn the_figures_of_the_readme_are_in_the_benchmark() {
     let Some(pages) = pages() else {
         return;
     };

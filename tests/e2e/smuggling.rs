@@ -1,7 +1,7 @@
-//! What has been published about hiding one request inside another: every trick here has worked against some proxy.
+//! Published techniques of request smuggling, each of which has worked against some proxy.
 //!
-//! Each client sends [`HIDDEN`] where only a confused reader would find a request. It must reach no upstream and get no
-//! answer; the upstreams read strictly besides (`strict.rs`).
+//! Each client sends [`HIDDEN`] where only a wrong parser would find a request. It must reach no upstream and get no answer;
+//! the upstreams also read strictly (`strict.rs`).
 
 use std::{io::ErrorKind, thread};
 
@@ -10,13 +10,13 @@ use crate::{
     support::{ALL, Client, OK, Proxy, Upstream, get, seen, with},
 };
 
-/// A request that nobody may find.
+/// A request that must not be found.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: proxy.test\r\n\r\n";
 
-/// The last request on a connection that is still in order: its answer closes it.
+/// The last request on a connection that is still usable: its answer closes it.
 const LAST: &str = "GET /health HTTP/1.1\r\nHost: proxy.test\r\nConnection: close\r\n\r\n";
 
-/// Sends these bytes and [`LAST`] behind them, and gives the status of every answer until the connection ends.
+/// Sends these bytes and then [`LAST`]; returns the status of every answer until the connection ends.
 fn statuses(client: &mut Client, bytes: impl AsRef<[u8]>) -> Vec<u16> {
     let _ = client.try_send([bytes.as_ref(), LAST.as_bytes()].concat());
     let (bytes, _) = client.until_end();
@@ -37,7 +37,7 @@ fn statuses(client: &mut Client, bytes: impl AsRef<[u8]>) -> Vec<u16> {
     }
 }
 
-/// The targets of all whole requests that arrived.
+/// The targets of all complete requests that arrived.
 fn targets(upstream: &Upstream) -> Vec<String> {
     let read = |bytes: Vec<u8>| parse_requests(&bytes).unwrap_or_else(|e| panic!("{e}")).0;
     let all = upstream.received_all().into_iter().flat_map(read);
@@ -48,9 +48,9 @@ fn is_hidden(upstream: &Upstream) -> bool {
     !targets(upstream).iter().any(|target| target == "/hidden")
 }
 
-/// CL.0 and TE.0: whoever answers without looking at the body must not look at it afterwards either.
+/// CL.0 and TE.0: the body of a request that is answered without reading it must not be parsed afterwards.
 #[test]
-fn the_body_of_a_request_that_is_answered_here_is_never_a_request() {
+fn the_body_of_a_request_that_the_proxy_answers_is_never_a_request() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(
         &upstream,
@@ -89,7 +89,7 @@ fn the_body_of_a_request_that_is_answered_here_is_never_a_request() {
         ] {
             let head = with(line, &[fields, &[framing]].concat());
             let all = statuses(&mut proxy.client(), head + body);
-            // one answer, and one to the last request where the body was read to its end
+            // one answer, and another one to the last request if the body was read to its end
             let rest = match all.split_first() {
                 Some((first, rest)) => {
                     let own = [200, 204, 307, 400, 403, 404, 405, 413].contains(first);
@@ -104,9 +104,9 @@ fn the_body_of_a_request_that_is_answered_here_is_never_a_request() {
     assert!(is_hidden(&upstream), "{:?}", targets(&upstream));
 }
 
-/// 0.CL: a length that one reader sees and another one does not.
+/// 0.CL: a length that only one of two parsers sees.
 #[test]
-fn a_length_in_disguise_is_refused_or_is_no_length() {
+fn a_disguised_length_is_refused_or_is_another_field() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     let length = HIDDEN.len();
@@ -141,7 +141,7 @@ fn a_length_in_disguise_is_refused_or_is_no_length() {
         assert_eq!(all, [400], "{lines:?}");
     }
     assert_eq!(upstream.connections(), 0, "{:?}", targets(&upstream));
-    // names that are only like it: other fields, and nothing behind the head is a body
+    // names that only look like it: they are other fields, and there is no body after the head
     for name in [
         "Content_Length",
         "Content-Length-",
@@ -158,9 +158,9 @@ fn a_length_in_disguise_is_refused_or_is_no_length() {
     assert!(is_hidden(&upstream));
 }
 
-/// CL.TE, TE.CL and TE.TE: a coding that one reader sees and another one does not.
+/// CL.TE, TE.CL and TE.TE: a coding that only one of two parsers sees.
 #[test]
-fn a_coding_in_disguise_is_refused() {
+fn a_disguised_coding_is_refused() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     for lines in [
@@ -199,7 +199,7 @@ fn a_coding_in_disguise_is_refused() {
 
 /// TERM.EXT and EXT.TERM, spilled chunks, terminators of one byte and of two.
 #[test]
-fn a_chunk_that_two_readers_end_in_two_places_is_broken() {
+fn a_chunk_with_an_ambiguous_end_is_refused() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     for start in [
@@ -245,9 +245,9 @@ fn a_chunk_that_two_readers_end_in_two_places_is_broken() {
     assert!(targets(&upstream).is_empty(), "{:?}", targets(&upstream));
 }
 
-/// An Expect that one reader understands and another one does not moves nothing.
+/// An Expect that only one of two parsers understands does not change the framing.
 #[test]
-fn an_expectation_in_disguise_leaves_the_framing_as_it_is() {
+fn a_disguised_expectation_does_not_change_the_framing() {
     let upstream = Upstream::answering(|request, peer| {
         assert_eq!(
             (request.framing, request.body.as_slice()),
@@ -275,7 +275,7 @@ fn an_expectation_in_disguise_leaves_the_framing_as_it_is() {
         let status = proxy.ask(&request).status;
         assert!([200, 417].contains(&status), "{request:?}: {status}");
     };
-    // each waits a while for an upstream that never says 100
+    // each waits for an upstream that never sends 100
     thread::scope(|scope| {
         for value in values {
             scope.spawn(move || ["POST /", "GET /"].map(|line| ask(line, value)));
@@ -284,9 +284,9 @@ fn an_expectation_in_disguise_leaves_the_framing_as_it_is() {
     assert!(targets(&upstream).iter().all(|target| target == "/"));
 }
 
-/// A refusal before the body leaves a client that sends it all the same, or not: neither is read as a request.
+/// After a refusal before the body a client may send the body or not: it is never read as a request.
 #[test]
-fn a_body_that_was_never_asked_for_is_no_request() {
+fn a_body_after_a_refusal_is_not_a_request() {
     let upstream = Upstream::start(|peer| {
         let head = peer.head()?;
         assert_eq!(head.fields.one("expect"), Some("100-continue"));
@@ -308,9 +308,9 @@ fn a_body_that_was_never_asked_for_is_no_request() {
     assert_eq!(upstream.requests(), 2);
 }
 
-/// Nothing is a tunnel before the upstream has said so.
+/// There is no tunnel before the upstream's 101.
 #[test]
-fn behind_an_upgrade_that_is_refused_there_is_no_tunnel() {
+fn after_a_refused_upgrade_there_is_no_tunnel() {
     let upstream = Upstream::answering(|request, peer| match request.target.as_str() {
         "/refused" => peer.write("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n"),
         "/served" => peer.write(OK),
@@ -335,7 +335,7 @@ fn behind_an_upgrade_that_is_refused_there_is_no_tunnel() {
             ],
         ] {
             let all = statuses(&mut proxy.client(), with(line, fields) + HIDDEN);
-            // read as a request at most, by our own rules: there is no route for it
+            // at most it is parsed as a request, for which there is no route
             assert!(
                 matches!(all.as_slice(), [200 | 426] | [200 | 426, 404, 200]),
                 "{all:?}"
@@ -346,7 +346,7 @@ fn behind_an_upgrade_that_is_refused_there_is_no_tunnel() {
 }
 
 #[test]
-fn behind_connection_close_nothing_is_read() {
+fn after_connection_close_nothing_is_read() {
     let upstream = Upstream::fixed(OK);
     let proxy = Proxy::before(&upstream, ALL);
     for request in [
@@ -366,7 +366,7 @@ fn behind_connection_close_nothing_is_read() {
     assert!(is_hidden(&upstream), "{:?}", targets(&upstream));
 }
 
-/// Methods whose bodies some servers ignore: the framing that came is the framing that goes.
+/// Methods whose bodies some servers ignore: the framing is passed on unchanged.
 #[test]
 fn a_body_where_none_is_expected_keeps_its_framing() {
     let upstream = Upstream::answering(|request, peer| {
@@ -385,9 +385,9 @@ fn a_body_where_none_is_expected_keeps_its_framing() {
     assert_eq!(upstream.requests(), 14);
 }
 
-/// The same on the other side: what stands behind an answer without a body is nobody's answer.
+/// On the upstream's side: bytes after an answer without a body are not an answer to another request.
 #[test]
-fn a_body_behind_an_answer_to_head_is_nobodys_answer() {
+fn a_body_after_an_answer_to_head_is_not_another_answer() {
     const EVIL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
     let upstream = Upstream::answering(|request, peer| {
         if request.method == "HEAD" {
@@ -407,10 +407,10 @@ fn a_body_behind_an_answer_to_head_is_nobodys_answer() {
     }
 }
 
-/// Fields that a client names in Connection go no further, but none that others rely on: and no field is a way to
-/// take another one's place.
+/// Fields that a client lists in Connection are not passed on, except for those that the upstream relies on; and no field
+/// can replace another one.
 #[test]
-fn what_connection_names_takes_nothing_with_it_that_others_rely_on() {
+fn connection_cannot_remove_fields_that_the_upstream_relies_on() {
     let upstream = Upstream::echo_head();
     let proxy = Proxy::before(&upstream, ALL);
     for name in [

@@ -1,4 +1,4 @@
-//! Bodies: piece by piece both ways, never collected, never passed on as whole where they were cut short.
+//! Bodies are streamed in both directions, never collected, and never passed on as complete if they were cut short.
 
 use std::{
     io::{ErrorKind, Write},
@@ -208,7 +208,7 @@ fn bodies_of_every_size_pass_in_every_framing() {
 }
 
 #[test]
-fn an_answer_that_ends_with_its_connection_passes_whole() {
+fn an_answer_that_ends_with_its_connection_passes_completely() {
     let upstream = Upstream::start(|peer| {
         peer.request()?;
         peer.write("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
@@ -282,7 +282,7 @@ fn sixty_four_megabytes_pass_both_ways() {
 
 // ---- back-pressure ----
 
-/// What one stalled stream may cost in kB: far below what stands in the kernel's buffers.
+/// kB that a stalled stream may cost: far less than the kernel's buffers hold.
 fn stall_ceiling() -> u64 {
     if is_release() { 512 } else { 2048 }
 }
@@ -429,7 +429,7 @@ fn trailers_that_would_change_the_message_do_not_pass() {
 // ---- 1xx ----
 
 #[test]
-fn expect_100_continue_waits_for_the_upstreams_word() {
+fn expect_100_continue_waits_for_the_upstreams_100() {
     let upstream = Upstream::start(|peer| {
         let head = peer.head()?;
         assert_eq!(head.fields.one("expect"), Some("100-continue"));
@@ -494,7 +494,7 @@ fn a_client_that_does_not_wait_for_100_continue_is_served() {
 }
 
 #[test]
-fn early_hints_pass_to_clients_of_1_1_and_never_to_1_0() {
+fn early_hints_pass_to_http_1_1_clients_and_never_to_http_1_0() {
     let upstream = Upstream::fixed(format!(
         "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n{OK}"
     ));
@@ -571,7 +571,7 @@ fn at_most_ten_interim_answers_pass() {
 // ---- what is cut short ----
 
 #[test]
-fn an_answer_cut_short_is_never_passed_on_as_whole() {
+fn an_answer_cut_short_is_never_passed_on_as_complete() {
     let answers = [
         "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
@@ -600,7 +600,7 @@ fn an_answer_cut_short_is_never_passed_on_as_whole() {
                 .is_none_or(|r| r.status == 200 && b"abcde".starts_with(&r.body)),
             "{answer:?}"
         );
-        // A client of 1.0 has no chunks: there only a reset or a missing length tells.
+        // an HTTP/1.0 client gets no chunks: only a reset or missing bytes show the truncation
         let mut old = proxy.client();
         old.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
         match old.try_receive() {
@@ -614,7 +614,7 @@ fn an_answer_cut_short_is_never_passed_on_as_whole() {
 }
 
 #[test]
-fn an_answer_without_a_length_that_ends_in_a_reset_is_not_whole() {
+fn an_answer_without_a_length_that_ends_in_a_reset_is_incomplete() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc")?;
@@ -639,7 +639,7 @@ fn an_answer_without_a_length_that_ends_in_a_reset_is_not_whole() {
 }
 
 #[test]
-fn an_upload_cut_short_is_never_passed_on_as_whole() {
+fn an_upload_cut_short_is_never_passed_on_as_complete() {
     let upstream = Upstream::answering(|_, peer| peer.write(OK));
     let proxy = Proxy::before(&upstream, ALL);
     let cut = [
@@ -657,13 +657,13 @@ fn an_upload_cut_short_is_never_passed_on_as_whole() {
         drop(client);
         upstream.await_note(&format!("left {i}"));
     }
-    assert_eq!(upstream.requests(), 0, "none of them was whole");
+    assert_eq!(upstream.requests(), 0, "none of them was complete");
 }
 
-// ---- goodbyes ----
+// ---- clients that leave, and early answers ----
 
 #[test]
-fn a_client_that_leaves_lets_its_upstream_go() {
+fn a_client_that_leaves_frees_its_upstream() {
     let upstream = Upstream::start(|peer| {
         let head = peer.head()?;
         if head.target == "/stream" {
@@ -721,7 +721,7 @@ fn an_early_answer_to_an_upload_reaches_the_client() {
 }
 
 #[test]
-fn our_own_answer_to_an_upload_reaches_the_client() {
+fn the_proxys_own_answer_to_an_upload_reaches_the_client() {
     let proxy =
         crate::support::Setup::new("routes: [{path: /only/, target: 'http://127.0.0.1:1'}]\n")
             .start();
@@ -746,7 +746,7 @@ fn hasty() -> Upstream {
 }
 
 #[test]
-fn behind_an_early_answer_a_short_rest_is_read_and_the_connection_stays() {
+fn after_an_early_answer_a_short_rest_is_read_and_the_connection_stays() {
     let upstream = hasty();
     let proxy = Proxy::before(&upstream, ALL);
     let mut client = proxy.client();
@@ -756,7 +756,7 @@ fn behind_an_early_answer_a_short_rest_is_read_and_the_connection_stays() {
         client.send(with("POST /", &[&length]));
         let response = client.receive();
         assert_eq!((response.status, response.one("connection")), (200, None));
-        // what comes now is body: never a request
+        // what is sent now is body, and never a request
         client.send(&hidden);
     }
     assert_eq!(client.get("/last").status, 200);
@@ -767,13 +767,13 @@ fn behind_an_early_answer_a_short_rest_is_read_and_the_connection_stays() {
 }
 
 #[test]
-fn an_early_answer_behind_which_the_connection_ends_says_so() {
+fn an_early_answer_that_ends_the_connection_says_close() {
     let upstream = hasty();
     let proxy = Proxy::before(&upstream, ALL);
     for fields in [
         &["Content-Length: 1000000"][..],
         &["Transfer-Encoding: chunked"],
-        // it may never send what nobody asked it for
+        // the client may never send a body without a 100
         &["Content-Length: 5", "Expect: 100-continue"],
     ] {
         let mut client = proxy.client();
@@ -784,7 +784,7 @@ fn an_early_answer_behind_which_the_connection_ends_says_so() {
             (200, Some("close")),
             "{fields:?}"
         );
-        // What comes now is body, or the connection is closed: it must never be taken for a request.
+        // what is sent now is body, or the connection is closed: it must never be taken for a request
         let _ = client.try_send(get("/smuggled"));
         let (rest, _) = client.until_end();
         assert!(rest.is_empty(), "{}", rest.escape_ascii());
@@ -795,7 +795,7 @@ fn an_early_answer_behind_which_the_connection_ends_says_so() {
 }
 
 #[test]
-fn a_rest_that_does_not_come_has_its_time() {
+fn a_missing_rest_is_waited_for_until_its_time_out() {
     let upstream = hasty();
     let proxy = Proxy::before(&upstream, &format!("{ALL}server: {{read_timeout: 0.3}}\n"));
     let mut client = proxy.client();
@@ -805,7 +805,7 @@ fn a_rest_that_does_not_come_has_its_time() {
 }
 
 #[test]
-fn what_an_answer_says_of_its_connection_is_kept_where_memory_is_short() {
+fn an_announced_keep_alive_is_kept_where_memory_is_short() {
     const LENGTH: usize = 30_000;
     // it answers each request before it reads the body
     let upstream = Upstream::start(|peer| {
@@ -836,7 +836,7 @@ fn what_an_answer_says_of_its_connection_is_kept_where_memory_is_short() {
 }
 
 #[test]
-fn an_unread_upload_that_fits_keeps_nobody_waiting() {
+fn after_the_answer_to_an_unread_upload_the_client_does_not_wait() {
     let proxy =
         crate::support::Setup::new("routes: [{path: /only/, target: 'http://127.0.0.1:1'}]\n")
             .start();

@@ -1,22 +1,22 @@
-//! The paranoid reader: it takes a message only where no two readers could disagree about it.
+//! A strict reader: it accepts a message only if no two parsers could disagree about it.
 //!
-//! Everything the proxy sends, to upstreams and to clients, goes through here. What HTTP allows and some server
-//! somewhere reads in its own way (a bare LF, a second length, a chunk extension) is a fault.
+//! Everything that the proxy sends, to upstreams and to clients, is read here. What HTTP allows but some servers read in
+//! another way (a bare LF, a second length, a chunk extension) is an error.
 
 use std::{
     fmt,
     io::{self, ErrorKind, Read},
 };
 
-/// Fields in the order they came, each byte of a value as one `char`.
+/// Fields in their order, each byte of a value as one `char`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Fields(pub Vec<(String, String)>);
 
 impl Fields {
-    /// The value of a field that stands at most once.
+    /// The value of a field that occurs at most once.
     pub fn one(&self, name: &str) -> Option<&str> {
         let all = self.all(name);
-        assert!(all.len() <= 1, "{name} stands more than once: {self:?}");
+        assert!(all.len() <= 1, "{name} occurs more than once: {self:?}");
         all.first().copied()
     }
 
@@ -55,10 +55,10 @@ impl fmt::Debug for Fields {
     }
 }
 
-/// How a message says where it ends.
+/// What determines the end of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// No body: nothing says there is one, or the status or method forbids it.
+    /// No body: no field announces one, or the status or method does not allow it.
     None,
     /// Content-Length.
     Length(u64),
@@ -68,7 +68,7 @@ pub enum Framing {
     Close,
 }
 
-/// A request that can be read in one way only.
+/// An unambiguous request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
@@ -77,11 +77,11 @@ pub struct Request {
     pub framing: Framing,
     pub body: Vec<u8>,
     pub trailers: Fields,
-    /// The head as it came, blank line included.
+    /// The head as received, blank line included.
     pub raw: Vec<u8>,
 }
 
-/// An answer that can be read in one way only.
+/// An unambiguous answer.
 #[derive(Clone)]
 pub struct Response {
     pub version: String,
@@ -91,7 +91,7 @@ pub struct Response {
     pub framing: Framing,
     pub body: Vec<u8>,
     pub trailers: Fields,
-    /// The 1xx that came before it.
+    /// The 1xx answers before it.
     pub interim: Vec<Response>,
 }
 
@@ -122,13 +122,13 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The value of a field that stands at most once.
+    /// The value of a field that occurs at most once.
     pub fn one(&self, name: &str) -> Option<&str> {
         self.fields.one(name)
     }
 }
 
-/// Reads exactly one complete request; anything before, between or behind is a fault.
+/// Reads exactly one complete request; any other byte is an error.
 pub fn parse_request(bytes: &[u8]) -> Result<Request, String> {
     let (mut requests, rest) = parse_requests(bytes)?;
     match (requests.pop(), requests.is_empty(), rest) {
@@ -137,7 +137,7 @@ pub fn parse_request(bytes: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Reads all the bytes of a connection: the whole requests on it, and how many bytes of an unfinished one follow.
+/// Reads all bytes of a connection: the complete requests on it, and how many bytes of an unfinished one follow.
 pub fn parse_requests(bytes: &[u8]) -> Result<(Vec<Request>, usize), String> {
     let mut reader = Reader::new(bytes);
     let mut requests = Vec::new();
@@ -155,7 +155,7 @@ pub fn parse_requests(bytes: &[u8]) -> Result<(Vec<Request>, usize), String> {
     }
 }
 
-/// Takes messages off a stream of bytes. Bad bytes are `InvalidData`, a stream that ends inside a message is `UnexpectedEof`.
+/// Reads messages from a stream. Invalid bytes are `InvalidData`, an end inside a message is `UnexpectedEof`.
 #[derive(Debug)]
 pub struct Reader<R> {
     source: R,
@@ -175,17 +175,17 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Bytes handed out so far.
+    /// Bytes returned so far.
     pub fn taken(&self) -> usize {
         self.gone + self.at
     }
 
-    /// Bytes that came and were not handed out.
+    /// Bytes that were received and not returned.
     pub fn pending(&self) -> usize {
         self.buffer.len() - self.at
     }
 
-    /// The next head with its blank line; `None` where the stream ends before its first byte.
+    /// The next head with its blank line; `None` at the end of the stream.
     pub fn head(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut seen = self.at;
         loop {
@@ -210,7 +210,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next whole request with its body; `None` at the end of the stream.
+    /// The next complete request with its body; `None` at the end of the stream.
     pub fn request(&mut self) -> io::Result<Option<Request>> {
         let Some(mut request) = self.request_head()? else {
             return Ok(None);
@@ -246,7 +246,7 @@ impl<R: Read> Reader<R> {
         Ok((body, trailers))
     }
 
-    /// A body to its end; what came before a fault is in `body` all the same.
+    /// A body to its end; the bytes before an error are in `body`, too.
     pub fn body_into(&mut self, framing: Framing, body: &mut Vec<u8>) -> io::Result<Fields> {
         match framing {
             Framing::None => {}
@@ -280,7 +280,7 @@ impl<R: Read> Reader<R> {
         Ok(Some(data))
     }
 
-    /// What stands behind the last chunk.
+    /// The trailer section after the last chunk.
     pub fn trailers(&mut self) -> io::Result<Fields> {
         let mut lines = Vec::new();
         loop {
@@ -308,7 +308,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Whatever is there, at least a byte; empty at the end of the stream.
+    /// The bytes that are available, at least one; empty at the end of the stream.
     pub fn some(&mut self) -> io::Result<Vec<u8>> {
         if self.at == self.buffer.len() && self.fill()? == 0 {
             return Ok(Vec::new());
@@ -317,14 +317,14 @@ impl<R: Read> Reader<R> {
         Ok(self.take(n))
     }
 
-    /// Exactly so many bytes.
+    /// Exactly `n` bytes.
     pub fn exact(&mut self, n: usize) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.pieces_into(n as u64, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// All that comes until the end of the stream.
+    /// All bytes until the end of the stream.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         Ok(self.body(Framing::Close)?.0)
     }
@@ -416,7 +416,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Bytes as a person reads them, at most a few hundred.
+/// Bytes in readable form, at most a few hundred.
 pub fn show(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(400)];
     let more = if bytes.len() > shown.len() {
@@ -464,7 +464,7 @@ fn request_head(raw: &[u8]) -> Result<Request, String> {
     })
 }
 
-/// What belongs to the client's own connection, or what only an attacker sends.
+/// Refuses fields that belong to the client's connection, or that only an attacker sends.
 fn never_passed_on(fields: &Fields) -> Result<(), String> {
     for name in [
         "keep-alive",
@@ -629,7 +629,7 @@ fn bad(what: &str) -> io::Error {
 }
 
 #[test]
-fn the_paranoid_reader_takes_what_is_plain() {
+fn the_strict_reader_accepts_ordinary_messages() {
     let get = parse_request(b"GET /a?b HTTP/1.1\r\nHost: h:1\r\nA:b\r\nA: c\r\n\r\n").unwrap();
     assert_eq!(
         (
@@ -654,7 +654,7 @@ fn the_paranoid_reader_takes_what_is_plain() {
 }
 
 #[test]
-fn the_paranoid_reader_refuses_what_has_two_readings() {
+fn the_strict_reader_refuses_ambiguous_messages() {
     let heads: [&[u8]; 30] = [
         b"GET  / HTTP/1.1\r\nHost: h\r\n",
         b"GET / HTTP/1.0\r\nHost: h\r\n",

@@ -1,8 +1,8 @@
-//! What every test stands on: the real binary ([`Proxy`]), a scripted server behind it ([`Upstream`]) and a caller
-//! of raw bytes in front of it ([`Client`]).
+//! The support of all tests: the real binary ([`Proxy`]), a scripted server behind it ([`Upstream`]) and a client of raw
+//! bytes in front of it ([`Client`]).
 //!
-//! Nothing is shared between tests, no port is fixed, every wait ends within [`PATIENCE`], and what was started is
-//! ended by its own handle. All that the proxy sends is read by `strict.rs`; what is not strict fails the test.
+//! Tests share nothing, no port is fixed, every wait ends within [`PATIENCE`], and processes end when their handle is
+//! dropped. Everything that the proxy sends is read by `strict.rs`; what is not strict fails the test.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ use socket2::{Domain, SockRef, Type};
 
 use crate::strict::{self, Fields, Framing, Reader, Request, Response};
 
-/// No wait is longer; only a slow machine or a fault comes near.
+/// Bounds every wait; only a slow machine or a fault comes near it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Everything to the upstream `UP`.
@@ -36,7 +36,7 @@ pub const ALL: &str = "routes: [{path: /, target: 'http://UP'}]\n";
 /// A plain answer that keeps its connection.
 pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Waits until it is so.
+/// Waits until `so` returns true.
 pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
@@ -45,17 +45,17 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Lets a time-out pass that must *not* strike. Never to wait for something.
+/// Waits for the time of a time-out that must *not* occur. Never use it to wait for something.
 pub fn let_pass(time: Duration) {
     thread::sleep(time);
 }
 
-/// Says in the test's output why it did not run.
+/// Prints why a test did not run.
 pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-/// Sends a process a signal, by the shell's own `kill`: not every machine has a program of that name.
+/// Sends a signal to a process by the shell's built-in `kill`: not every machine has a program of that name.
 pub fn signal(name: &str, pid: &str) {
     let kill = Command::new("/bin/sh")
         .args(["-c", &format!("kill -{name} {pid}")])
@@ -68,12 +68,12 @@ pub fn binary() -> OsString {
     env::var_os("LEAN_PROXY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_lean-proxy").into())
 }
 
-/// Whether the binary is built for speed: figures of memory mean nothing where it is not.
+/// Whether the binary is a release build: memory is only measured for those.
 pub fn is_release() -> bool {
     env::var_os("LEAN_PROXY_BIN").is_some() || !cfg!(debug_assertions)
 }
 
-/// Bytes that are told apart from their neighbours at every offset.
+/// Bytes that differ from their neighbours at every offset.
 pub fn pattern(offset: usize, length: usize) -> Vec<u8> {
     const PRIME: usize = 65_521;
     static BLOCK: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
@@ -112,7 +112,7 @@ pub fn read_pattern(reader: &mut Reader<impl Read>, length: usize) -> io::Result
     Ok(())
 }
 
-/// Something one thread waits for and another one raises; each raise lets one wait pass.
+/// A semaphore: each raise lets one wait pass.
 #[derive(Debug, Clone, Default)]
 pub struct Signal(Arc<(Mutex<usize>, Condvar)>);
 
@@ -122,7 +122,7 @@ impl Signal {
         self.raise_many(1);
     }
 
-    /// Lets so many waits pass.
+    /// Lets `count` waits pass.
     pub fn raise_many(&self, count: usize) {
         *lock(&self.0.0) += count;
         self.0.1.notify_all();
@@ -144,7 +144,7 @@ impl Signal {
 
 // ---- the proxy ----
 
-/// How a proxy is to be started.
+/// The options for starting a proxy.
 #[derive(Debug)]
 pub struct Setup {
     yaml: String,
@@ -157,8 +157,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A proxy with this configuration; `listen: "127.0.0.1:0"` unless it names another. `DIR` in it (and in
-    /// arguments and the environment) is a directory of its own.
+    /// A proxy with this configuration, and `listen: "127.0.0.1:0"` unless it has one. `DIR` in it (and in arguments and the
+    /// environment) is the proxy's own directory.
     pub fn new(yaml: &str) -> Setup {
         let room = TempDir::new();
         let tokens = vec![("DIR".to_owned(), room.0.display().to_string())];
@@ -180,28 +180,28 @@ impl Setup {
         self
     }
 
-    /// A variable of its environment, which is empty otherwise.
+    /// Sets a variable in its environment, which is empty otherwise.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Setup {
         self.env.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Arguments in place of the configuration's path; `CONFIG` stands for that.
+    /// Arguments instead of the configuration's path, for which `CONFIG` stands.
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Setup {
         self.args = Some(args.iter().map(|&a| a.to_owned()).collect());
         self
     }
 
-    /// Runs it as `"$0" "$@"` of this shell script, which has to `exec` it, with this stdin.
+    /// Runs it as `"$0" "$@"` of this shell script, which must `exec` it, with this stdin.
     #[must_use]
     pub fn shell(mut self, script: &str, stdin: impl Into<Stdio>) -> Setup {
         self.shell = Some((script.to_owned(), stdin.into()));
         self
     }
 
-    /// How many addresses it is to report before it counts as started.
+    /// How many addresses it must report before it counts as started.
     #[must_use]
     pub fn listeners(mut self, count: usize) -> Setup {
         self.listeners = count;
@@ -221,7 +221,7 @@ impl Setup {
         proxy
     }
 
-    /// Starts it and waits until it listens or has ended; then it has no address.
+    /// Starts it and waits until it listens or has ended; in that case it has no address.
     pub fn start_or_end(self) -> Proxy {
         let mut proxy = self.spawn();
         eventually("it listens or ends", || {
@@ -319,7 +319,7 @@ impl Setup {
 /// How a run ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// `None` where a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
@@ -337,7 +337,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one before an upstream, `UP` in the configuration.
+    /// Starts one in front of an upstream, `UP` in the configuration.
     pub fn before(upstream: &Upstream, yaml: &str) -> Proxy {
         Setup::new(yaml).upstream("UP", upstream).start()
     }
@@ -367,12 +367,12 @@ impl Proxy {
         Client::connect(self.address())
     }
 
-    /// GET on a connection of its own.
+    /// GET on a new connection.
     pub fn get(&self, target: &str) -> Response {
         self.client().get(target)
     }
 
-    /// These bytes on a connection of their own, and the answer to them.
+    /// Sends these bytes on a new connection and reads the answer.
     pub fn ask(&self, request: impl AsRef<[u8]>) -> Response {
         self.client().ask(request)
     }
@@ -382,13 +382,13 @@ impl Proxy {
         self.child.id()
     }
 
-    /// Proportional set size in kB: what the process costs the machine, its share of the program text included.
+    /// Proportional set size in kB: private memory, and its share of the program's code.
     pub fn pss_kb(&self) -> u64 {
         self.memory("Pss")
     }
 
-    /// Memory of its own in kB. Differences are taken of this: the share of the text changes with every proxy that
-    /// another test starts or ends.
+    /// Private memory in kB, for differences: the share of the code changes with every proxy that another test starts or
+    /// ends.
     pub fn own_kb(&self) -> u64 {
         self.memory("Anonymous")
     }
@@ -447,7 +447,7 @@ impl Proxy {
         .unwrap();
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM and waits for the end.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.exit()
@@ -655,7 +655,7 @@ impl Socket {
         };
     }
 
-    /// Ends it in both directions, for every hand that holds it.
+    /// Shuts it down in both directions, for all clones of it.
     pub fn end(&self) {
         self.shut(Shutdown::Both);
     }
@@ -705,8 +705,8 @@ impl Write for Socket {
     }
 }
 
-/// Writes block after block of the [`pattern`] until the other side takes none for a second or `limit` is reached; how
-/// many bytes went.
+/// Writes blocks of the [`pattern`] until the other side takes none for a second or `limit` is reached; returns the bytes
+/// that were written.
 fn write_until_stalled(socket: &mut Socket, from: usize, limit: usize) -> io::Result<usize> {
     socket.bound(PATIENCE, Duration::from_secs(1));
     let mut written = 0;
@@ -724,11 +724,11 @@ fn write_until_stalled(socket: &mut Socket, from: usize, limit: usize) -> io::Re
 
 // ---- the upstream ----
 
-/// What an upstream does with each connection it accepts. An error ends the connection and nothing else.
+/// What an upstream does with each connection. An error ends only the connection.
 type Script = dyn Fn(&mut Peer) -> io::Result<()> + Send + Sync;
 
-/// A scripted server: each connection runs the script in a thread of its own. What a peer reads is read strictly, and
-/// dropping the upstream fails the test where something was not strict.
+/// A scripted server: each connection runs the script in its own thread. A peer reads strictly, and dropping the upstream
+/// fails the test if something was not strict.
 #[derive(Debug)]
 pub struct Upstream {
     authority: String,
@@ -756,7 +756,7 @@ struct State {
 }
 
 impl Upstream {
-    /// Serves on a TCP port of its own.
+    /// Serves on a free TCP port.
     pub fn start(script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> Upstream {
         Upstream::on("127.0.0.1:0", script)
     }
@@ -812,7 +812,7 @@ impl Upstream {
         Upstream::answering(move |_, peer| peer.write(&response))
     }
 
-    /// Answers by path (the query is left aside), 404 where none fits.
+    /// Answers by path (without the query), 404 where none matches.
     pub fn per_path(answers: &[(&str, &str)]) -> Upstream {
         let answers: HashMap<String, String> = answers
             .iter()
@@ -847,7 +847,7 @@ impl Upstream {
         (upstream, hold)
     }
 
-    /// Answers below `/endless` with as much of a body as is taken.
+    /// Answers below `/endless` with an endless body.
     pub fn endless() -> Upstream {
         Upstream::answering(|request, peer| {
             if !request.target.starts_with("/endless") {
@@ -875,12 +875,12 @@ impl Upstream {
         lock(&self.shared.state).open
     }
 
-    /// The most connections that were open at one time.
+    /// The maximum of connections that were open at the same time.
     pub fn peak(&self) -> usize {
         lock(&self.shared.state).peak
     }
 
-    /// Whole requests (or heads, where the script reads by hand) taken so far.
+    /// Complete requests read so far (or heads, where the script reads bodies itself).
     pub fn requests(&self) -> usize {
         lock(&self.shared.state).requests
     }
@@ -908,21 +908,21 @@ impl Upstream {
         });
     }
 
-    /// Waits until so many requests have been taken.
+    /// Waits until `count` requests have been read.
     pub fn await_requests(&self, count: usize) {
         self.await_state(&format!("{count} requests"), |state| {
             state.requests >= count
         });
     }
 
-    /// Waits until so many connections are open.
+    /// Waits until `count` connections are open.
     pub fn await_open(&self, count: usize) {
         self.await_state(&format!("{count} connections open"), |state| {
             state.open == count
         });
     }
 
-    /// Forgets what was not strict: for the rare script that is meant to see it.
+    /// Returns and clears what was not strict, for tests that expect it.
     pub fn forgive(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.shared.state).complaints)
     }
@@ -1056,7 +1056,7 @@ impl Peer {
         shared.changed.notify_all();
     }
 
-    /// Which connection this is, from 0.
+    /// The number of this connection, from 0.
     pub fn number(&self) -> usize {
         self.number
     }
@@ -1090,17 +1090,17 @@ impl Peer {
         self.write([format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat())
     }
 
-    /// Sends the [`pattern`] until the proxy takes no more for a second; how many bytes it took.
+    /// Sends the [`pattern`] until the proxy takes no more for a second; returns the bytes that it took.
     pub fn write_until_stalled(&mut self, from: usize, limit: usize) -> io::Result<usize> {
         write_until_stalled(&mut self.socket, from, limit)
     }
 
-    /// Says that nothing more comes, and goes on reading.
+    /// Closes the sending side, and goes on reading.
     pub fn half_close(&mut self) {
         self.socket.shut(Shutdown::Write);
     }
 
-    /// Waits for the proxy to close; what comes before is read and left aside.
+    /// Waits for the proxy to close; what comes before is read and ignored.
     pub fn await_close(&mut self) -> io::Result<()> {
         loop {
             match self.reader.some() {
@@ -1112,7 +1112,7 @@ impl Peer {
         }
     }
 
-    /// Neither reads nor writes until the upstream ends, or every wait of a test would be over.
+    /// Neither reads nor writes until the upstream ends, or all waits of a test would be over.
     pub fn stand_still(&self) {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE && !self.shared.stop.load(Ordering::SeqCst) {
@@ -1120,7 +1120,7 @@ impl Peer {
         }
     }
 
-    /// Closes with a reset. There must be bytes on the way that this peer has not read: it waits for the first of them.
+    /// Closes with a reset, by leaving bytes unread: it waits for the first of them.
     pub fn reset(&mut self) -> io::Result<()> {
         if let Socket::Tcp(s) = &self.socket {
             s.peek(&mut [0])?;
@@ -1128,7 +1128,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Closes with a reset, whatever was read.
+    /// Closes with a reset in any case.
     pub fn cut(&mut self) -> io::Result<()> {
         match &self.socket {
             Socket::Tcp(s) => SockRef::from(s).set_linger(Some(Duration::ZERO)),
@@ -1136,7 +1136,7 @@ impl Peer {
         }
     }
 
-    /// Leaves word for the test.
+    /// Makes a note for the test.
     pub fn note(&self, note: impl Into<String>) {
         lock(&self.shared.state).notes.push(note.into());
         self.shared.changed.notify_all();
@@ -1161,10 +1161,10 @@ pub fn seen(response: &Response) -> Request {
 
 // ---- the client ----
 
-/// Why an answer is not whole.
+/// Why an answer is incomplete.
 #[derive(Debug)]
 pub struct Broken {
-    /// What came of it, where its head did.
+    /// The part that was received, if its head was.
     pub partial: Option<Response>,
     /// `UnexpectedEof`, `ConnectionReset`, `TimedOut` or `InvalidData`.
     pub cause: io::Error,
@@ -1183,7 +1183,7 @@ pub enum End {
     Reset,
 }
 
-/// A caller that speaks raw bytes.
+/// A client of raw bytes.
 #[derive(Debug)]
 pub struct Client {
     reader: Reader<Socket>,
@@ -1191,14 +1191,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Calls a TCP address.
+    /// Connects to a TCP address.
     pub fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
             .unwrap_or_else(|e| panic!("{address}: {e}"));
         Client::over(Socket::Tcp(stream))
     }
 
-    /// Calls a TCP address, and lets the kernel take in some kilobytes that are not read.
+    /// Connects to a TCP address with a receive buffer of a few kilobytes.
     pub fn narrow(address: SocketAddr) -> Client {
         let socket =
             socket2::Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -1209,7 +1209,7 @@ impl Client {
         Client::over(Socket::Tcp(socket.into()))
     }
 
-    /// Calls a TCP address from another one of this machine's.
+    /// Connects to a TCP address from another address of this machine.
     pub fn calling_from(source: IpAddr, address: SocketAddr) -> Client {
         let socket =
             socket2::Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -1220,7 +1220,7 @@ impl Client {
         Client::over(Socket::Tcp(socket.into()))
     }
 
-    /// Calls a socket in the file system.
+    /// Connects to a socket in the file system.
     pub fn unix(path: &Path) -> Client {
         Client::over(Socket::Unix(UnixStream::connect(path).unwrap()))
     }
@@ -1239,7 +1239,7 @@ impl Client {
         self
     }
 
-    /// Sends these bytes as far as they are taken.
+    /// Sends these bytes; an error if they are not all taken.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.socket.write_all(bytes.as_ref())
     }
@@ -1250,12 +1250,12 @@ impl Client {
         self.send([format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat())
     }
 
-    /// Sends the [`pattern`] until nobody takes more for a second; how many bytes went.
+    /// Sends the [`pattern`] until no more is taken for a second; returns the bytes that were sent.
     pub fn write_until_stalled(&mut self, from: usize, limit: usize) -> usize {
         write_until_stalled(&mut self.socket, from, limit).unwrap()
     }
 
-    /// A second hand on the same connection, for a thread that writes while this one reads.
+    /// A clone of the socket, for a thread that writes while this one reads.
     pub fn writer(&self) -> Socket {
         self.socket.twin()
     }
@@ -1276,18 +1276,18 @@ impl Client {
         self.receive_for(method)
     }
 
-    /// Reads a whole answer (not one to HEAD).
+    /// Reads a complete answer (not one to HEAD).
     pub fn receive(&mut self) -> Response {
         self.receive_for("")
     }
 
-    /// Reads a whole answer to this method.
+    /// Reads a complete answer to this method.
     pub fn receive_for(&mut self, method: &str) -> Response {
         self.try_receive_for(method)
             .unwrap_or_else(|broken| panic!("no whole answer: {broken:?}"))
     }
 
-    /// Reads an answer, or tells how it broke.
+    /// Reads an answer, or returns why it is incomplete.
     pub fn try_receive(&mut self) -> Result<Response, Box<Broken>> {
         self.try_receive_for("")
     }
@@ -1339,7 +1339,7 @@ impl Client {
         &mut self.reader
     }
 
-    /// Says that nothing more comes, and goes on reading.
+    /// Closes the sending side, and goes on reading.
     pub fn half_close(&mut self) {
         self.socket.shut(Shutdown::Write);
     }
@@ -1354,7 +1354,7 @@ impl Client {
         }
     }
 
-    /// Waits for the end of the connection; what came before it.
+    /// Waits for the end of the connection; returns what came before it.
     pub fn until_end(&mut self) -> (Vec<u8>, End) {
         let mut bytes = Vec::new();
         loop {
@@ -1383,7 +1383,7 @@ impl Client {
         bytes
     }
 
-    /// Whether nothing came and nobody closed within this time.
+    /// Whether nothing was received and the connection stayed open for this time.
     pub fn is_silent(&mut self, time: Duration) -> bool {
         self.socket.bound(time, PATIENCE);
         let silent = matches!(self.reader.some(), Err(e) if e.kind() == ErrorKind::TimedOut);
@@ -1392,7 +1392,7 @@ impl Client {
     }
 }
 
-/// Each of them gets a 200 for what it asked.
+/// Expects a 200 for the request of each client.
 pub fn all_served(clients: &mut [Client]) {
     for client in clients {
         assert_eq!(client.receive().status, 200);
@@ -1438,7 +1438,7 @@ fn a_client_and_an_upstream_understand_each_other() {
 }
 
 #[test]
-fn a_client_tells_whole_answers_from_broken_ones() {
+fn a_client_distinguishes_complete_answers_from_broken_ones() {
     let whole = "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n";
     for (answer, kind) in [
         (whole, None),
@@ -1479,7 +1479,7 @@ fn a_client_tells_whole_answers_from_broken_ones() {
 }
 
 #[test]
-fn a_reset_is_told_from_an_end() {
+fn a_reset_is_distinguished_from_an_end() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.reset()
@@ -1502,7 +1502,7 @@ fn what_is_not_strict_fails_its_test() {
 }
 
 #[test]
-fn a_stalled_writer_notices() {
+fn a_stalled_writer_returns() {
     let upstream = Upstream::start(|peer| {
         let sent = peer.write_until_stalled(0, 1 << 30)?;
         peer.note(if sent < 1 << 30 {
@@ -1520,7 +1520,7 @@ fn a_stalled_writer_notices() {
 }
 
 #[test]
-fn the_line_that_says_where_it_listens_is_understood() {
+fn the_log_line_with_the_address_is_parsed() {
     for (line, address) in [
         (
             "level=info msg=listening address=127.0.0.1:8080",

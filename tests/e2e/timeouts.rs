@@ -1,6 +1,6 @@
-//! Time-outs: each strikes when it should, not before, and leaves alone what it does not mean.
+//! Time-outs: each occurs in time and not before, and does not affect anything else.
 //!
-//! The upper bounds are generous: a deadline is swept for once a second, and machines are slow.
+//! The upper bounds are generous, because machines are slow.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -22,7 +22,7 @@ use crate::{
 
 const SET: Duration = Duration::from_millis(400);
 
-/// Neither before the time that was set nor long after it.
+/// Checks that the time-out occurred neither before its time nor long after it.
 fn in_time(since: Instant) {
     let took = since.elapsed();
     assert!(took >= SET.mul_f64(0.95), "too early: {took:?}");
@@ -40,7 +40,7 @@ fn server(setting: &str) -> (Proxy, Upstream) {
 // ---- the client is slow ----
 
 #[test]
-fn a_head_that_does_not_come_to_its_end_is_a_408() {
+fn an_unfinished_head_is_a_408() {
     let (proxy, upstream) = server("header_timeout: 0.4");
     for head in [
         "G",
@@ -65,7 +65,7 @@ fn a_head_that_does_not_come_to_its_end_is_a_408() {
 }
 
 #[test]
-fn a_head_that_drips_is_not_given_more_time() {
+fn a_slow_head_does_not_extend_its_time() {
     let (proxy, _upstream) = server("header_timeout: 0.4, idle_timeout: 30");
     let since = Instant::now();
     let mut client = proxy.client();
@@ -101,7 +101,7 @@ fn a_second_head_is_given_its_own_time() {
 }
 
 #[test]
-fn a_client_that_says_nothing_at_all_is_let_go() {
+fn a_client_that_sends_nothing_is_closed() {
     let (proxy, _upstream) = server("header_timeout: 0.4, idle_timeout: 0.4");
     let since = Instant::now();
     let mut client = proxy.client();
@@ -115,7 +115,7 @@ fn a_client_that_says_nothing_at_all_is_let_go() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_without_a_word() {
+fn an_idle_connection_is_closed_without_an_answer() {
     let (proxy, _upstream) = server("idle_timeout: 0.4");
     let mut client = proxy.client();
     for _ in 0..3 {
@@ -129,7 +129,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 }
 
 #[test]
-fn an_upload_that_stops_is_a_408_or_breaks_off() {
+fn an_upload_that_stops_is_a_408_or_is_cut_off() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.await_close()?;
@@ -157,7 +157,7 @@ fn an_upload_that_stops_is_a_408_or_breaks_off() {
 }
 
 #[test]
-fn an_upload_that_drips_is_waited_for() {
+fn a_slow_upload_is_waited_for() {
     let upstream = Upstream::answering(|request, peer| {
         assert_eq!(request.body.len(), 8);
         peer.write(OK)
@@ -173,7 +173,7 @@ fn an_upload_that_drips_is_waited_for() {
 }
 
 #[test]
-fn an_answer_that_takes_its_time_does_not_count_as_a_slow_upload() {
+fn waiting_for_an_answer_does_not_count_as_a_slow_upload() {
     let upstream = Upstream::answering(|_, peer| {
         let_pass(Duration::from_secs(2));
         peer.write(OK)
@@ -208,7 +208,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
     client.send(get("/"));
     eventually("the upstream is rid of it", || !upstream.notes().is_empty());
     assert_eq!(upstream.notes()[0], "cut");
-    assert!(client.try_receive().is_err(), "taken for whole");
+    assert!(client.try_receive().is_err(), "it is complete");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn an_answer_that_does_not_come_is_a_504() {
 }
 
 #[test]
-fn a_head_that_comes_in_part_is_a_504_too() {
+fn an_unfinished_response_head_is_a_504_too() {
     let upstream = Upstream::start(|peer| {
         peer.request()?;
         peer.write("HTTP/1.1 200 OK\r\nContent-")?;
@@ -285,7 +285,7 @@ fn a_head_that_comes_in_part_is_a_504_too() {
 }
 
 #[test]
-fn a_route_may_have_its_own_patience() {
+fn a_route_may_have_its_own_time_out() {
     let upstream = Upstream::answering(|_, peer| {
         let_pass(Duration::from_secs(2));
         peer.write(OK)
@@ -355,7 +355,7 @@ fn an_upstream_that_does_not_accept_is_a_504() {
     in_time(since);
 }
 
-/// Connects until nobody answers any more.
+/// Connects until the backlog is full.
 fn fill(address: SocketAddr) -> Option<Vec<TcpStream>> {
     let mut backlog = Vec::new();
     while backlog.len() < 900 {
@@ -404,7 +404,7 @@ fn zero_means_no_time_out() {
 
 // ---- progress ----
 
-/// Where bytes go slowly but steadily, or stop.
+/// A direction in which bytes flow slowly but steadily, or stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The client sends its body.
@@ -439,10 +439,10 @@ const PHASES: [Phase; 9] = [
     Phase::TakesTunnel,
 ];
 
-/// Bytes of a body that no kernel takes in at once.
+/// Bytes of a body that is larger than all kernel buffers.
 const LONG: usize = 40_000_000;
 
-/// The steps of a slow side; the time-out is many times as long, and what is watched three times that.
+/// Time between the steps of a slow side; the time-out is many times as long, and the test lasts three times that.
 const STEP: Duration = Duration::from_millis(200);
 const STRIKES: &str = "read_timeout: 1.5, write_timeout: 1.5";
 const WATCHED: Duration = Duration::from_millis(4_500);
@@ -496,7 +496,7 @@ fn answer(mut stream: TcpStream, phase: Phase, is_steady: bool, is_over: &Atomic
     }
 }
 
-/// A listener whose connections take in little at a time.
+/// A listener whose connections have small receive buffers.
 fn narrow_listener() -> TcpListener {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -530,7 +530,7 @@ fn call(mut client: Client, phase: Phase, is_steady: bool, is_over: &AtomicBool)
     }
 }
 
-/// Lets both sides of a phase live until `watch` is done with the proxy.
+/// Runs both sides of a phase until `watch` returns.
 fn lives(phase: Phase, is_steady: bool, memory: &str, watch: impl FnOnce(&Proxy)) {
     let is_over = AtomicBool::new(false);
     let listener = narrow_listener();
@@ -573,7 +573,7 @@ fn each_phase(is_steady: bool, watch: fn(Phase, &Proxy)) {
 }
 
 #[test]
-fn a_slow_side_that_goes_on_is_never_cut_off() {
+fn a_slow_side_that_makes_progress_is_never_cut_off() {
     each_phase(true, |phase, proxy| {
         let_pass(WATCHED);
         assert_eq!(open(proxy), 1, "{phase:?}: cut off");

@@ -1,4 +1,4 @@
-//! `Upgrade: websocket`: a tunnel after the upstream's 101, and nothing else that is called an upgrade.
+//! `Upgrade: websocket`: a tunnel after the upstream's 101. No other upgrade is forwarded.
 
 use std::{io::Write, thread, time::Duration};
 
@@ -16,7 +16,7 @@ const HANDSHAKE: [&str; 4] = [
 
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// Takes the handshake, then does as the test says.
+/// Accepts the handshake, then runs the script.
 fn tunnel(script: impl Fn(&mut Peer) -> std::io::Result<()> + Send + Sync + 'static) -> Upstream {
     Upstream::start(move |peer| {
         let head = peer.head()?;
@@ -30,7 +30,7 @@ fn tunnel(script: impl Fn(&mut Peer) -> std::io::Result<()> + Send + Sync + 'sta
     })
 }
 
-/// Sends back what comes, until the end.
+/// Echoes everything until the end.
 fn echo(peer: &mut Peer) -> std::io::Result<()> {
     loop {
         let bytes = peer.reader().some()?;
@@ -92,7 +92,7 @@ fn the_token_is_taken_in_any_case() {
 }
 
 #[test]
-fn bytes_right_behind_the_handshake_are_not_lost() {
+fn bytes_right_after_the_handshake_are_not_lost() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write(format!("{SWITCHED}welcome"))?;
@@ -106,7 +106,7 @@ fn bytes_right_behind_the_handshake_are_not_lost() {
 }
 
 #[test]
-fn a_client_that_half_closes_still_hears_the_rest() {
+fn a_client_that_half_closes_still_gets_the_rest() {
     let go_on = Signal::default();
     let release = go_on.clone();
     let upstream = tunnel(move |peer| {
@@ -124,7 +124,7 @@ fn a_client_that_half_closes_still_hears_the_rest() {
 }
 
 #[test]
-fn an_upstream_that_half_closes_still_hears_the_rest() {
+fn an_upstream_that_half_closes_still_gets_the_rest() {
     let upstream = tunnel(|peer| {
         peer.write("bye")?;
         peer.half_close();
@@ -239,7 +239,7 @@ fn other_upgrades_are_dropped_and_the_request_goes_on() {
 }
 
 #[test]
-fn a_websocket_among_other_tokens_never_brings_the_others_along() {
+fn of_several_upgrade_tokens_only_websocket_is_forwarded() {
     let upstream = Upstream::echo_head();
     let proxy = Proxy::before(&upstream, ALL);
     let response = proxy.ask(with(
@@ -251,7 +251,7 @@ fn a_websocket_among_other_tokens_never_brings_the_others_along() {
 }
 
 #[test]
-fn an_upgrade_that_connection_does_not_name_is_none() {
+fn an_upgrade_that_connection_does_not_list_is_ignored() {
     let upstream = Upstream::echo_head();
     let proxy = Proxy::before(&upstream, ALL);
     let response = proxy.ask(with("GET /", &["Upgrade: websocket"]));
@@ -268,7 +268,7 @@ fn an_http_1_0_client_cannot_upgrade() {
 }
 
 #[test]
-fn a_101_nobody_asked_for_is_a_bad_gateway() {
+fn a_101_without_an_upgrade_is_a_bad_gateway() {
     let upstream = Upstream::fixed(SWITCHED);
     let proxy = Proxy::before(&upstream, ALL);
     assert_eq!(proxy.get("/").status, 502);

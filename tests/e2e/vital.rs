@@ -1,9 +1,11 @@
-//! What must not end is not lost unheard, and what runs out comes back.
+//! The loss of a vital part ends the program, and the proxy recovers from a shortage.
 
 use std::{
+    fs,
     net::{Shutdown, TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Stdio, id},
     time::{Duration, Instant},
 };
 
@@ -14,7 +16,7 @@ use crate::{
     support::{ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, skip},
 };
 
-/// Sets a limit of a running process from outside; false where this machine has no such program.
+/// Sets a resource limit of a running process; false where this machine has no program for it.
 fn limit(proxy: &Proxy, what: &str, value: &str) -> bool {
     let pid = proxy.pid().to_string();
     let status = Command::new("prlimit")
@@ -39,7 +41,7 @@ fn a_listener_that_breaks_ends_the_program_with_code_three() {
             .shell(script, socket)
             .start();
         assert_eq!(Client::connect(address).get("/").status, 200);
-        // the socket is the same one here and there: it does not listen any more
+        // both processes share the socket, which no longer listens
         SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
         assert_eq!(proxy.exit().code(), Some(3));
         let errors = proxy.last_errors();
@@ -64,7 +66,7 @@ fn few_descriptors_at_the_start_are_an_error_or_enough_for_every_worker() {
             assert!(!proxy.last_errors().is_empty(), "{descriptors} descriptors");
             continue;
         }
-        // the kernel spreads them over both workers; each is answered, if by 502
+        // the kernel distributes them to both workers; each is answered
         let answers = (0..16).map(|_| proxy.get("/health").status);
         assert!(
             answers.into_iter().all(|status| status == 200),
@@ -83,7 +85,7 @@ fn without_threads_for_its_workers_the_program_does_not_start() {
         .stderr(Stdio::null())
         .status();
     if !root.is_ok_and(|status| status.success()) {
-        return skip("nobody else can be impersonated here");
+        return skip("setpriv cannot change the user here");
     }
     let script = "exec setpriv --reuid=61235 --clear-groups prlimit --nproc=1 \"$0\" \"$@\"";
     let mut proxy = Setup::new("routes: [{path: /, target: 'http://127.0.0.1:1'}]\n")
@@ -103,7 +105,7 @@ fn without_threads_for_its_workers_the_program_does_not_start() {
 }
 
 #[test]
-fn without_descriptors_nothing_spins_and_there_is_service_again_afterwards() {
+fn without_descriptors_the_proxy_does_not_spin_and_recovers_afterwards() {
     let upstream = Upstream::fixed(OK);
     let mut proxy = Proxy::before(&upstream, ALL);
     let mut kept = proxy.client();
@@ -128,7 +130,7 @@ fn without_descriptors_nothing_spins_and_there_is_service_again_afterwards() {
     let warnings = warnings
         .iter()
         .filter(|line| line.contains("msg=\"accept\""));
-    assert_eq!(warnings.count(), 1, "a shortage is told once");
+    assert_eq!(warnings.count(), 1, "a shortage is logged once");
     assert!(limit(&proxy, "nofile", "4096:4096"));
     let mut answer = [0; 15];
     std::io::Read::read_exact(&mut waiting, &mut answer).unwrap();
@@ -156,7 +158,7 @@ fn stray_signals_are_ignored() {
 }
 
 #[test]
-fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
+fn the_watchdog_is_notified_while_idle_with_several_workers() {
     let setup = Setup::new(&format!("{ALL}metrics: {{listen: '127.0.0.1:0'}}\n"));
     let upstream = Upstream::fixed(OK);
     let socket = UnixDatagram::bind(setup.dir().join("notify")).unwrap();
@@ -167,12 +169,93 @@ fn the_watchdog_is_fed_while_nothing_happens_and_by_every_worker() {
         .env("WATCHDOG_USEC", "600000")
         .env("LEAN_PROXY_THREADS", "3")
         .start();
-    // with no connection open no deadline is due, and still every timer has to run
+    // with no connection open there are no deadlines, but every timer must run
     assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 0);
     let mut fed = 0;
     let mut buffer = [0; 256];
     while fed < 6 {
-        let count = socket.recv(&mut buffer).expect("it is fed");
+        let count = socket.recv(&mut buffer).expect("a notice comes");
         fed += usize::from(&buffer[..count] == b"WATCHDOG=1");
     }
+}
+
+/// A freezer cgroup (version 1), which holds single threads; thawed and removed when dropped.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    fn new() -> Option<Freezer> {
+        let path = Path::new("/sys/fs/cgroup/freezer").join(format!("lean-proxy-{}", id()));
+        fs::create_dir(&path).ok().map(|()| Freezer(path))
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap();
+    }
+
+    fn freeze(&self, thread: &str) {
+        self.write("tasks", thread);
+        self.write("freezer.state", "FROZEN");
+        eventually("it is frozen", || {
+            fs::read_to_string(self.0.join("freezer.state")).unwrap() == "FROZEN\n"
+        });
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        // a thread that is frozen cannot even be killed
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        for thread in fs::read_to_string(self.0.join("tasks"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let _ = fs::write("/sys/fs/cgroup/freezer/tasks", thread);
+        }
+        eventually("it is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// The thread of this name.
+fn thread_of(proxy: &Proxy, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap();
+    let mut threads = tasks.map(|task| task.unwrap());
+    let is_it = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let found = threads.find(is_it).expect("a worker's thread has its name");
+    found.file_name().into_string().unwrap()
+}
+
+#[test]
+fn the_watchdog_is_not_fed_while_one_thread_hangs() {
+    let upstream = Upstream::fixed(OK);
+    let setup = Setup::new(ALL).upstream("UP", &upstream);
+    let path = setup.dir().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let proxy = setup
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "400000")
+        .env("LEAN_PROXY_THREADS", "2")
+        .start();
+    let is_fed_within = |patience: Duration| {
+        socket.set_read_timeout(Some(patience)).unwrap();
+        let mut buffer = [0; 256];
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(count) if &buffer[..count] == b"WATCHDOG=1" => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    };
+    assert!((0..3).all(|_| is_fed_within(PATIENCE)));
+    let Some(freezer) = Freezer::new() else {
+        return skip("a hung thread needs the right to make a freezer cgroup (version 1)");
+    };
+    freezer.freeze(&thread_of(&proxy, "worker-1"));
+    // what was on its way; then nothing for three times as long as systemd waits
+    let falls_silent = (0..20).any(|_| !is_fed_within(Duration::from_millis(1_200)));
+    assert!(falls_silent, "it is fed though a thread hangs");
+    freezer.write("freezer.state", "THAWED");
+    assert!(is_fed_within(PATIENCE), "it goes on");
 }

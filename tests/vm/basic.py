@@ -1,4 +1,4 @@
-# Routing, rewriting, headers and health: what everybody needs, on a port below 1024.
+# Routing, rewriting, headers and health, on a port below 1024.
 import json
 import unittest
 from typing import Any
@@ -14,7 +14,7 @@ upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy/health", timeou
 
 
 def ask(target: str, *options: str) -> Any:
-    """What the upstream saw of a request that another machine sent to the proxy."""
+    """What the upstream received for a request that another machine sent to the proxy."""
     return json.loads(upstream.succeed(f"curl -sf --path-as-is {' '.join(options)} 'http://proxy{target}'"))
 
 
@@ -45,7 +45,7 @@ with subtest("a route can be for one host only"):
     check.assertEqual(ask("/x", "-H 'Host: a.example.com'")["target"], "/by-host/x")
     check.assertEqual(status("/x", "-H 'Host: example.com'"), "404")
 
-with subtest("the upstream learns who asked"):
+with subtest("the upstream gets the client's address and host"):
     seen = ask("/api/x", "-H 'X-Forwarded-For: 10.9.8.7'", "-H 'Connection: X-Gone'", "-H 'X-Gone: 1'", "-A 'the client'")
     headers = {name.lower(): value for name, value in seen["headers"]}
     check.assertEqual(headers["host"], "upstream:8080")
@@ -58,14 +58,14 @@ with subtest("the upstream learns who asked"):
     kept = {name.lower(): value for name, value in ask("/whole/x")["headers"]}
     check.assertEqual(kept["host"], "proxy")
 
-with subtest("headers are changed as the route says"):
+with subtest("headers are edited as the route is configured"):
     check.assertIn(["x-set", "by the proxy"], [[n.lower(), v] for n, v in ask("/changed/x", "-H 'X-Secret: 1'")["headers"]])
     check.assertNotIn("x-secret", [n.lower() for n, _ in ask("/changed/x", "-H 'X-Secret: 1'")["headers"]])
     answer = upstream.succeed("curl -sf -D - -o /dev/null http://proxy/changed/x").lower()
     check.assertIn("x-answer: changed", answer)
     check.assertNotIn("server:", answer)
 
-with subtest("an upstream that is down is a 502, and comes back by itself"):
+with subtest("an upstream that is down gives 502, and is used again once it is up"):
     upstream.succeed("systemctl stop upstream")
     check.assertEqual(status("/api/x"), "502")
     check.assertEqual(status("/health"), "200")
@@ -73,7 +73,7 @@ with subtest("an upstream that is down is a 502, and comes back by itself"):
     upstream.wait_for_open_port(8080)
     check.assertEqual(status("/api/x"), "200")
 
-with subtest("a bad config is refused with its place"):
+with subtest("a wrong configuration is refused, and its keys are named"):
     proxy.fail("printf 'routes:\\n  - path: api\\n    target: ftp://x\\n' > /run/bad.yaml; lean-proxy --check /run/bad.yaml")
     said = proxy.succeed("lean-proxy --check /run/bad.yaml 2>&1 || true")
     check.assertIn("routes[0].path", said)

@@ -1,7 +1,7 @@
 { image, ... }:
 
 {
-  # The image as users get it, in Docker, under the limit that the README names.
+  # The image in Docker, with the memory limit of the README.
   nodes.proxy =
     { pkgs, ... }:
     {

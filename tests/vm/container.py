@@ -1,4 +1,4 @@
-# The image in Docker, as the README runs it, with --memory=10m.
+# The image in Docker, with --memory=10m as in the README.
 import json
 import unittest
 
@@ -22,7 +22,7 @@ address = proxy.succeed("getent ahostsv4 upstream | cut -d' ' -f1 | head -1").st
 
 
 def write(name: str, label: str) -> None:
-    """In place: the container has the file itself and not its name."""
+    """Writes the file in place, because the container has mounted the file and not its folder."""
     proxy.succeed(
         f"mkdir -p /srv; printf 'version: {label}\\nlisten: :80\\nroutes:\\n  - path: /api/\\n    target: http://{address}:8080/base/\\n' "
         f"> /srv/{name}.yaml; chmod 644 /srv/{name}.yaml"
@@ -38,14 +38,14 @@ def state(name: str, of: str) -> str:
     return proxy.succeed(f"docker inspect -f '{{{{.State.{of}}}}}' {name}").strip()
 
 
-with subtest("with the repository's own config, as the README has it"):
+with subtest("with the repository's config.yaml, as in the README"):
     proxy.succeed("mkdir -p /srv; install -m 644 /etc/vm/config.yaml /srv/own.yaml")
     run("own", 8082, "/srv/own.yaml:/config.yaml")
     check.assertEqual(proxy.succeed("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8082/").strip(), "502")
 
 with subtest("with a config at /config.yaml"):
     write("config", "the-usual")
-    # without its health check: each one starts a process of the runtime's, which the ten megabytes pay for
+    # without its health check, which starts a process of the container runtime inside the ten megabytes
     run("usual", 8080, "/srv/config.yaml:/config.yaml", options="--no-healthcheck")
     seen = json.loads(proxy.succeed("curl -sf http://127.0.0.1:8080/api/x"))
     check.assertEqual(seen["target"], "/base/x")
@@ -60,7 +60,7 @@ with subtest("the container's own health check"):
         check.assertEqual(proxy.succeed(f"docker exec {name} /lean-proxy --health").strip(), "ok")
         proxy.wait_until_succeeds(f"test $(docker inspect -f '{{{{.State.Health.Status}}}}' {name}) = healthy", timeout=60)
 
-with subtest("it reloads when told"):
+with subtest("it reloads at SIGHUP"):
     write("config", "the-new")
     proxy.succeed("docker kill -s HUP usual")
     proxy.wait_until_succeeds("curl -sf 'http://127.0.0.1:8080/health?format=json' | grep -q the-new", timeout=20)
@@ -79,7 +79,7 @@ with subtest("load and attacks inside ten megabytes"):
     check.assertEqual(state("usual", "OOMKilled"), "false")
     check.assertEqual(state("usual", "Running"), "true")
 
-with subtest("it stops at once when asked"):
+with subtest("it stops at once at SIGTERM"):
     proxy.succeed("timeout 8 docker stop -t 10 usual other own")
     check.assertEqual(state("usual", "ExitCode"), "0")
     proxy.succeed("docker rm usual other own")

@@ -1,4 +1,4 @@
-# CORS: preflights without the upstream, one Allow-Origin on every answer, and nothing for strangers.
+# CORS: preflights without the upstream, one Allow-Origin in every response, and none for other origins.
 import unittest
 
 check = unittest.TestCase()
@@ -13,7 +13,7 @@ GOOD = "https://app.example.com"
 
 
 def head(target: str, origin: str, *options: str) -> tuple[str, list[tuple[str, str]]]:
-    """Status and headers of an answer, names in lower case."""
+    """Status and headers of a response, names in lower case."""
     with_origin = f"-H 'Origin: {origin}'" if origin else ""
     text = upstream.succeed(f"curl -s -D - -o /dev/null {with_origin} {' '.join(options)} 'http://proxy:8080{target}'")
     first, *lines = text.strip().splitlines()
@@ -39,13 +39,13 @@ with subtest("a preflight is answered by the proxy"):
     for name in ("origin", "access-control-request-method", "access-control-request-headers"):
         check.assertIn(name, vary)
 
-with subtest("a preflight from a stranger is refused"):
+with subtest("a preflight from another origin is refused"):
     for origin in ("https://evil.example", "https://app.example.com.evil.example", "null", "https://pages.example"):
         code, headers = preflight("/x", origin)
         check.assertEqual(code, "403", origin)
         check.assertFalse([n for n, _ in headers if n.startswith("access-control-")], origin)
 
-with subtest("wildcards match what they say"):
+with subtest("wildcards match labels and ports"):
     for origin in ("https://a.pages.example", "https://a.b.pages.example", "http://localhost:3000", "http://localhost"):
         check.assertEqual(every(head("/x", origin)[1], "access-control-allow-origin"), [origin])
     check.assertEqual(every(head("/x", "http://a.pages.example")[1], "access-control-allow-origin"), [])
@@ -59,7 +59,7 @@ with subtest("the upstream's own CORS headers do not get through"):
     check.assertIn("origin", vary)
     check.assertEqual(every(head("/cors", "https://evil.example")[1], "access-control-allow-origin"), [])
 
-with subtest("a route may be open to all, or left alone"):
+with subtest("a route may allow all origins, or have CORS off"):
     code, headers = head("/open/cors", "https://anybody.example")
     check.assertEqual(every(headers, "access-control-allow-origin"), ["*"])
     check.assertEqual(every(headers, "vary"), ["Accept-Encoding"])

@@ -1,6 +1,6 @@
-# One NixOS test for each pair NAME.nix and NAME.py: the machines, and what is claimed of them.
-# NAME.toml is what `services.leanProxy` gets. The scripts are plain Python with nothing put in,
-# so that run.sh can run the same files on machines made without Nix.
+# One NixOS test for each pair NAME.nix and NAME.py: the machines, and the test script. NAME.toml has the options of
+# `services.leanProxy`. The scripts are plain Python without substitutions, so that run.sh can run the same files on
+# machines made without Nix.
 { self, pkgs }:
 
 let

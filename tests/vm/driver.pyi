@@ -1,5 +1,5 @@
-# The part of the NixOS test driver that the scripts beside this file use, for their types to be
-# checked on a machine without Nix.
+# The part of the NixOS test driver that the scripts in this folder use, so that their types can be checked on a machine
+# without Nix.
 from contextlib import AbstractContextManager
 
 class Machine:

@@ -1,6 +1,6 @@
-# Ten megabytes against clients and upstreams that try to exhaust them, one flood a row. Of each row is claimed: the
-# process is not killed and not restarted, memory stays inside its limit, /health answers each time within a second,
-# other requests are answered, and the memory comes back. All rows run, whatever fails; the failures are told at the end.
+# Clients and upstreams that try to exhaust ten megabytes, one flood in each row. In each row the process must not be killed
+# or restarted, memory must stay below its limit, /health must always answer within a second, other requests must be
+# answered, and the memory must be freed. All rows run even after a failure; the failures are reported at the end.
 import json
 import unittest
 from typing import Any
@@ -15,9 +15,9 @@ FLOOD = "/etc/vm/flood"
 UNIT = "lean-proxy.service"
 GROUP = f"/sys/fs/cgroup/system.slice/{UNIT}"
 LIMIT = 10 << 20
-SECONDS = 8  # that a flood lasts
-PATIENCE = 20  # seconds in which the memory has to be back
-SLACK = 1 << 20  # bytes that may stay behind: what the allocator and the kernel keep of their own
+SECONDS = 8  # how long a flood lasts
+PATIENCE = 20  # seconds in which the memory must be freed
+SLACK = 1 << 20  # bytes that may remain in use: what the allocator and the kernel keep
 
 ROUTES = """
 routes:
@@ -40,14 +40,14 @@ READERS = "--clients 300 --path /body/100000000 --read 0"
 UPLOADS = "--clients 300 --path /sink --body 100000000"
 MUTE = "--mute --total 0"
 LONG = "--clients 100 --path /silent/ --path-bytes 60000 --total 0"
-# An honest client that uploads at a steady pace while the flood is on.
+# A well-behaved client that uploads at a steady rate during the flood.
 STEADY = "--clients 3 --path /other/drain --body 300000 --pace 60000 --finish"
 
-# "attacks" are the other machine's; "local" runs on the proxy's own machine, against its unix socket. "good" is the page that
-# is asked for meanwhile (default: one of another target), "share" the part of these requests that has to be served
-# (default: half; the others get 503), "within" the seconds that they may take (default: `queue_timeout` and one).
-# "kernel": bytes of kernel memory, sockets not counted, that are allowed. "stays": the memory need not come back at once, for
-# clients that fell silent without a word keep their place until `write_timeout` where it is not needed.
+# "attacks" run on the other machine; with "local" on the proxy's machine, against its unix socket. "good" is the path of the
+# other requests (default: one of another target), "share" the part of them that must be served (default: half; the others
+# get 503), "within" the seconds that they may take (default: `queue_timeout` and one). "kernel": bytes of kernel memory,
+# without sockets, that are allowed. "stays": the memory need not be freed at once, because clients that vanish without
+# closing keep their place until `write_timeout` unless it is needed.
 ROWS: list[dict[str, Any]] = [
     {"name": "nothing", "config": "default", "attacks": []},
     {"name": "heads of 90 kB, unread", "config": "default", "attacks": ["--clients 100 --path /head/90 --read 0 --rcvbuf 2048 --total 0"]},
@@ -84,7 +84,7 @@ ROWS: list[dict[str, Any]] = [
     {"name": "certificates of 64 kB", "config": "300 https targets", "attacks": ["--clients 300 --path /tls/ --paths 300 --total 0"]},
     {"name": "unix socket, unread", "config": "unix", "attacks": ["local --clients 200 --path /body/100000000 --read 0 --total 0"]},
     {"name": "unix target, uploads", "config": "unix", "attacks": ["--clients 200 --path /sink --body 100000000 --total 0"]},
-    # what a closed unix socket had sent stays charged to its sender until the other side reads or closes, and here it never does
+    # bytes that a closed unix socket had sent are charged to the sender until the other side reads or closes, which it never does
     {"name": "unix target, uploads given up", "config": "unix", "attacks": ["--clients 200 --path /sink --body 10000000 --stay 300 --total 0"], "stays": True},
     {"name": "unix target, heads of 90 kB", "config": "unix", "attacks": ["local --clients 100 --path /head/90 --read 0 --total 0"]},
     {
@@ -110,24 +110,24 @@ MACHINES = {"proxy": proxy, "upstream": upstream}
 address = upstream.succeed("getent ahostsv4 proxy | awk '{print $1; exit}'").strip()
 me = proxy.succeed("getent ahostsv4 upstream | awk '{print $1; exit}'").strip()
 program = proxy.succeed(f"readlink /proc/{proxy.get_unit_property(UNIT, 'MainPID')}/exe").strip()
-running = ""  # the configuration that the proxy has; empty: it has to be started anew
+running = ""  # the proxy's configuration; empty: it must be started again
 failures: list[str] = []
 
 
 def run(machine: str, unit: str, command: str) -> None:
-    """Starts `command` beside the test; what it prints is in /tmp/UNIT."""
+    """Starts `command` in the background; its output is in /tmp/UNIT."""
     MACHINES[machine].succeed(f"rm -f /tmp/{unit}; systemd-run -q --unit={unit} --collect -E PATH=\"$PATH\" -p LimitNOFILE=65536 -p StandardOutput=file:/tmp/{unit} {command}")
 
 
 def ended(machine: str, unit: str) -> dict[str, Any]:
-    """Waits for what `run` started and returns what it said."""
+    """Waits for what `run` started and returns its result."""
     MACHINES[machine].succeed(f"for i in $(seq 600); do systemctl is-active -q {unit} || exit 0; sleep 0.1; done; exit 1")
     said = MACHINES[machine].succeed(f"tail -n 1 /tmp/{unit}")
     return dict(json.loads(said)) if said.startswith("{") else {}
 
 
 def start(config: str) -> None:
-    """The proxy with this configuration, as a new process in a new control group."""
+    """Starts the proxy with this configuration, as a new process in a new cgroup."""
     global running
     proxy.succeed(
         f"mkdir -p /run/floods /run/systemd/system/{UNIT}.d; chmod 755 /run/floods; cat > /run/floods/config.yaml <<'END'\n{CONFIGS[config]}END\n"
@@ -140,12 +140,12 @@ def start(config: str) -> None:
 
 
 def held() -> int:
-    """Bytes that the service holds, without the page cache: the kernel takes that back by itself."""
+    """Bytes that the service uses, without the page cache, which the kernel can reclaim."""
     return int(proxy.succeed(f"cd {GROUP}; echo $(($(cat memory.current) - $(awk '$1 == \"file\" {{print $2}}' memory.stat)))"))
 
 
 def life() -> tuple[str, str, str]:
-    """What changes where the process was killed or has died."""
+    """Values that change if the process was killed or has ended."""
     kills = proxy.succeed(f"sed -n 's/^oom_kill //p' {GROUP}/memory.events 2> /dev/null || true").strip()
     return proxy.get_unit_property(UNIT, "MainPID"), proxy.get_unit_property(UNIT, "NRestarts"), kills
 
@@ -155,7 +155,7 @@ def watch(seconds: int, good: str) -> dict[str, Any]:
 
 
 def vanish() -> str:
-    """Four times 100 clients that take the beginning of a large answer, whose address is then gone."""
+    """Four times 100 clients that read the beginning of a large answer, and whose address then disappears."""
     attack = f"{FLOOD} attack {address}:8080 --clients 100 --path /body/100000000 --take 2000 --rcvbuf 2048 --seconds 3"
     script = f"dev=$(ip -o route get {address} | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')\nfor i in 1 2 3 4; do\n  a=${{1%.*}}.20$i\n  ip addr add $a/24 dev $dev\n  {attack} --from $a &\n  sleep 1.8\n  ip addr del $a/24 dev $dev\ndone\nwait\n"
     upstream.succeed(f"cat > /tmp/vanish.sh <<'END'\n{script}END\n")
@@ -163,7 +163,7 @@ def vanish() -> str:
 
 
 def journal(state: str) -> None:
-    """Stops systemd's journal, or lets it work a tenth of the time."""
+    """Stops systemd's journal, or lets it run a tenth of the time."""
     to = "systemctl kill -s {} systemd-journald.service"
     if state == "stopped":
         proxy.succeed(to.format("STOP"))
@@ -175,7 +175,7 @@ def journal(state: str) -> None:
 
 
 def attack(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """Runs a row's attackers; what `watch` saw meanwhile, what became of them, and of the steady uploads."""
+    """Runs a row's attackers; returns the results of `watch`, of the attackers, and of the steady uploads."""
     journal(row.get("journal", "runs"))
     if "steady" in row:
         run("upstream", "steady", f"{FLOOD} attack {address}:8080 {row['steady']} --seconds {SECONDS + 12}")
@@ -193,7 +193,7 @@ def attack(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], d
 
 
 def back(rest: int) -> float:
-    """Seconds until the service holds no more than at rest; PATIENCE: it does not."""
+    """Seconds until the service uses no more than at rest; PATIENCE if it still uses more."""
     command = (
         f"cd {GROUP}; for i in $(seq 0 {2 * PATIENCE}); do "
         f"[ $(($(cat memory.current) - $(awk '$1 == \"file\" {{print $2}}' memory.stat))) -gt {rest + SLACK} ] || break; sleep 0.5; done; echo $i"
@@ -202,7 +202,7 @@ def back(rest: int) -> float:
 
 
 def judge(row: dict[str, Any], seen: dict[str, Any], became: list[dict[str, Any]], steady: dict[str, Any]) -> list[str]:
-    """What is wrong with a row, as far as it was seen from outside."""
+    """What is wrong with a row, by what was measured from outside."""
     wrong = []
     health, good, peak = seen["health"], seen["good"], seen["peak"]
     answered = health["answers"].get("200", 0)

@@ -1,4 +1,4 @@
-# Every limit has its status, and none of them harms the next request.
+# Every limit gives its status, and the next request is served.
 import unittest
 
 check = unittest.TestCase()
@@ -17,7 +17,7 @@ def status(target: str, *options: str) -> str:
 
 
 def timed(target: str) -> tuple[str, float]:
-    """Status, and seconds until the answer."""
+    """The status, and the seconds until the answer."""
     code, seconds = upstream.succeed(
         f"curl -s -o /dev/null -w '%{{http_code}} %{{time_total}}' --max-time 30 'http://proxy:8080{target}'"
     ).split()
@@ -25,7 +25,7 @@ def timed(target: str) -> tuple[str, float]:
 
 
 def raw(text: str) -> str:
-    """What comes back for these bytes (printf's notation)."""
+    """The answer to these bytes (in printf's notation)."""
     return upstream.succeed(f"printf '{text}' | timeout 30 {CLIENT} raw proxy 8080")
 
 
@@ -44,14 +44,14 @@ with subtest("times"):
     late = raw("GET / HTTP/1.1\\r\\nHost: x\\r\\n")
     check.assertTrue(late.startswith("HTTP/1.1 408 "), late)
 
-with subtest("upstreams that are not there"):
+with subtest("upstreams that do not exist"):
     check.assertEqual(status("/refused/"), "502")
     check.assertIn(status("/nowhere/"), ("502", "504"))
     body = upstream.succeed("curl -s http://proxy:8080/refused/")
     for secret in ("192.", ":9", "errno", "error"):
         check.assertNotIn(secret, body)
 
-with subtest("requests that nobody should send"):
+with subtest("malformed requests"):
     for bad in (
         "GET / HTTP/1.1\\r\\n\\r\\n",
         "GET / HTTP/1.1\\r\\nHost: a\\r\\nHost: b\\r\\n\\r\\n",
@@ -65,7 +65,7 @@ with subtest("requests that nobody should send"):
     check.assertTrue(raw("CONNECT a:1 HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n").startswith("HTTP/1.1 405 "))
     check.assertTrue(raw("GET / HTTP/3.0\\r\\nHost: a\\r\\n\\r\\n").startswith("HTTP/1.1 505 "))
 
-with subtest("no place is a 503 after queue_timeout, and health needs none"):
+with subtest("without a place a request gets 503 after queue_timeout, and health needs no place"):
     upstream.succeed(f"systemd-run --unit=streams --collect {CLIENT} hold streams proxy 8080 2 30 --ready /tmp/streams")
     upstream.wait_for_file("/tmp/streams")
     answer = upstream.succeed("curl -s -D - -o /dev/null -w '%{time_total}' --max-time 20 http://proxy:8080/echo")

@@ -1,5 +1,5 @@
-# The promise: ten megabytes, whatever clients do. No OOM kill, the same process, health in time at every
-# moment, and the memory comes back.
+# The proxy stays below ten megabytes whatever its clients do: no OOM kill, the same process, health always in time, and
+# the memory is freed afterwards.
 import json
 import unittest
 
@@ -13,9 +13,9 @@ upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy:8080/health", t
 
 CLIENT = "python3 /etc/vm/client.py"
 LIMIT = 10 << 20
-AT_REST = 2 << 20  # held, that is without the page cache
-SECONDS = 5  # for a health report at any moment, on machines that are emulated and share a processor
-REFUSED = 0  # how often the kernel may have had to make room at the limit
+AT_REST = 2 << 20  # bytes in use, without the page cache
+SECONDS = 5  # for a health report at any time, on emulated machines that share a processor
+REFUSED = 0  # how often the kernel may have had to reclaim memory at the limit
 first_pid = proxy.get_unit_property("lean-proxy.service", "MainPID")
 
 
@@ -25,13 +25,13 @@ def memory(what: str) -> str:
 
 
 def resident() -> int:
-    """Bytes that the kernel cannot take back by itself: without the page cache."""
+    """Bytes that the kernel cannot reclaim: without the page cache."""
     stat = dict(line.split() for line in memory("stat").splitlines())
     return int(memory("current")) - int(stat["file"])
 
 
 def watch() -> None:
-    """Begins to ask for health, five times a second."""
+    """Starts asking for health, five times a second."""
     upstream.succeed(
         "rm -f /tmp/enough /tmp/watch; systemd-run --unit=watch --collect -p StandardOutput=file:/tmp/watch "
         f"{CLIENT} probe proxy 8080 /health --until /tmp/enough"
@@ -40,7 +40,7 @@ def watch() -> None:
 
 
 def alive(when: str) -> None:
-    """Ends `watch`: the same process, never near being killed, and health came in time all the while."""
+    """Ends `watch`: the process is the same, its limit was never reached, and health was always in time."""
     upstream.succeed("touch /tmp/enough")
     upstream.wait_until_succeeds("grep -q slowest /tmp/watch", timeout=60)
     health = json.loads(upstream.succeed("tail -1 /tmp/watch"))
@@ -55,7 +55,8 @@ def alive(when: str) -> None:
 
 
 def held(kind: str, count: int, seconds: int) -> tuple[str, dict[str, int]]:
-    """Lets so many clients hold on to the proxy and looks after it: what a fresh request got meanwhile, what became of them."""
+    """Runs `count` clients that hold connections, and checks the proxy. Returns the status of another request meanwhile, and
+    how the clients ended."""
     ready = f"/tmp/{kind}"
     watch()
     upstream.succeed(
@@ -91,7 +92,7 @@ with subtest("500 idle connections, and room for one more"):
 
 with subtest("128 exchanges at the same time"):
     became = held("streams", 128, 10)[1]
-    # some have to go where memory or places are short for those that come
+    # some are closed where new ones need memory or places
     check.assertGreaterEqual(became["answer 200"], 100)
     check.assertGreaterEqual(became["stayed"], 100)
 
@@ -101,20 +102,20 @@ with subtest("heads that never end in time"):
 with subtest("heads without an end"):
     held("endless", 600, 5)
 
-with subtest("bodies that do not come"):
+with subtest("bodies that are never sent"):
     held("bodies", 500, 8)
 
-with subtest("large answers that nobody reads"):
+with subtest("large answers that are not read"):
     held("readers", 300, 12)
 
-with subtest("more clients than there is room for"):
+with subtest("more clients than memory allows"):
     held("idle", 2000, 10)
 
-with subtest("the memory comes back"):
+with subtest("the memory is freed"):
     seen = json.loads(upstream.succeed(f"{CLIENT} load proxy 8080 /echo 10 5", timeout=120))
     check.assertEqual(seen, {"200": 50})
-    # Without the page cache, which goes by itself. The first requests leave 0.3 MB and the floods another 0.4 MB (page
-    # tables, the allocator, the kernel's caches), once.
+    # Without the page cache, which the kernel reclaims. The first requests leave 0.3 MB in use and the floods another 0.4 MB
+    # (page tables, the allocator, the kernel's caches), once.
     slack = 1 << 20
     group = "/sys/fs/cgroup" + proxy.get_unit_property("lean-proxy.service", "ControlGroup")
     held_now = f"$(cat {group}/memory.current) - $(sed -n 's/^file //p' {group}/memory.stat)"

@@ -1,4 +1,4 @@
-# A new config without a restart: who is connected stays, who comes gets the new one; a bad one changes nothing.
+# A new configuration without a restart: existing connections stay, new ones use it, and a wrong one changes nothing.
 import json
 import unittest
 
@@ -16,7 +16,7 @@ first_pid = proxy.get_unit_property("lean-proxy.service", "MainPID")
 
 
 def change(sed: str) -> None:
-    """Puts a changed config in its place, as a rebuilt system does, and reloads."""
+    """Replaces the configuration by a changed one, as a switch to a new system does, and reloads."""
     proxy.succeed(f"sed '{sed}' {CONFIG} > /run/changed.yaml", f"rm {CONFIG}", f"install -m 644 /run/changed.yaml {CONFIG}")
     proxy.execute("systemctl reload lean-proxy")
     proxy.wait_until_succeeds("test $(systemctl show -P ActiveState lean-proxy) = active", timeout=30)
@@ -30,7 +30,7 @@ def version(port: int = 8080) -> str:
     return str(json.loads(upstream.succeed(f"curl -sf 'http://proxy:{port}/health?format=json'"))["config"]["version"])
 
 
-with subtest("a new config is taken over, and a WebSocket lives on"):
+with subtest("a new configuration is applied, and a WebSocket stays open"):
     check.assertEqual((version(), target()), ("the-first", "/the-base/x"))
     upstream.succeed(f"systemd-run --unit=talk -p StandardOutput=file:/tmp/talk -p RemainAfterExit=yes {CLIENT} websocket proxy 8080 /ws 20")
     upstream.succeed("sleep 2")
@@ -39,7 +39,7 @@ with subtest("a new config is taken over, and a WebSocket lives on"):
     check.assertEqual(target(), "/a-new-base/x")
     check.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
 
-with subtest("a bad config is reported and changes nothing"):
+with subtest("a wrong configuration is logged and changes nothing"):
     proxy.succeed(f"cp {CONFIG} /run/good.yaml")
     change("s,http://upstream,ftp://upstream,")
     check.assertEqual((version(), target()), ("the-second", "/a-new-base/x"))
@@ -54,7 +54,7 @@ with subtest("listen may change"):
     upstream.fail("curl -sf --max-time 2 http://proxy:8080/health")
     check.assertEqual(proxy.get_unit_property("lean-proxy.service", "MainPID"), first_pid)
 
-with subtest("the WebSocket from before all this got everything back"):
+with subtest("the first WebSocket has received everything"):
     upstream.wait_until_succeeds("grep -q 'all of it came back' /tmp/talk", timeout=60)
 
 with subtest("a stop lets a request end"):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Describes a test's machines for a runner that makes them without Nix.
+"""Describes the machines of a test for a runner that makes them without Nix.
 
 rig.py NAME SYSTEMD > NAME.json
 
-NAME.toml, nix/service.toml and world/ go in, that is the same files that the NixOS test is made
-of; a JSON file with each machine's files and units comes out. {BIN} in it stands for the static
-binary, {FLOOD} for world/flood.c compiled. SYSTEMD is the version of systemd on the machines: before 253 there is no notify-reload.
+It reads NAME.toml, nix/service.toml and world/, which the NixOS test uses too, and writes a JSON file with the files and
+units of each machine. In it {BIN} stands for the static binary, {FLOOD} for world/flood.c compiled. SYSTEMD is the version
+of systemd on the machines: before 253 there is no notify-reload.
 
-The machines are as strict as NixOS is: the configuration is written as pkgs.formats.yaml writes it, a transient
-unit finds no program by its name, only the ports that the module opens are open, and a specialisation is switched
-to in the steps of switch-to-configuration.
+The machines are as strict as NixOS: the configuration is written as by pkgs.formats.yaml, a transient unit finds no
+program by its name, only the ports that the module opens are open, and a switch to a specialisation takes the steps of
+switch-to-configuration.
 """
 
 import json
@@ -22,15 +22,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CONFIG = "/etc/lean-proxy/config.yaml"
 FLOOD = {"from": "{FLOOD}", "mode": "755"}  # world/flood.c, compiled
-# User Mode Linux gives every packet 64 KB of memory where it may merge them: a window of packets
-# would fill a small receive buffer at once.
+# User Mode Linux allocates 64 KB for every packet where it may merge them, so a window of packets would fill a small
+# receive buffer at once.
 NETWORK = {"/etc/systemd/network/10-vec.link": "[Match]\nOriginalName=vec*\n[Link]\nGenericReceiveOffload=no\n"}
-# On NixOS a unit has only what its `path` names in PATH, and a transient one systemd's own programs.
+# On NixOS the PATH of a unit has only what its `path` option names, and that of a transient unit systemd's own programs.
 SEARCH = {
     "/etc/systemd/system.conf.d/path.conf": "[Manager]\nDefaultEnvironment=PATH=/usr/lib/systemd\n",
     "/etc/systemd/system/vm-shell.service.d/path.conf": "[Service]\nEnvironment=PATH=/usr/sbin:/usr/bin\n",
 }
-# A word that YAML takes as it is; what it would read as something else is among the words below.
+# A word that YAML reads as a string without quotes, except for the words below.
 PLAIN = re.compile(r"[A-Za-z/:][A-Za-z0-9/:._*+-]*( [A-Za-z0-9/._+-]+)*")
 OTHER = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 System = dict[str, dict[str, str]]
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def proxy(options: dict[str, Any], systemd: int) -> dict[str, Any]:
-    """As world/proxy.nix and nix/module.nix make it."""
+    """The machine of world/proxy.nix and nix/module.nix."""
     changes = options.pop("specialisation", {})
     machine = options.pop("machine", {})
     now = system(options, machine, systemd)
@@ -68,7 +68,7 @@ def merged(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def system(options: dict[str, Any], machine: dict[str, Any], systemd: int) -> System:
-    """What of a system depends on the options."""
+    """The parts of a system that depend on the options."""
     settings = options["settings"]
     listeners = settings["listen"] if isinstance(settings["listen"], list) else [settings["listen"]]
     listen = [entry["address"] if isinstance(entry, dict) else entry for entry in listeners]
@@ -89,7 +89,7 @@ def system(options: dict[str, Any], machine: dict[str, Any], systemd: int) -> Sy
 
 
 def yaml(value: Any, indent: str = "") -> str:
-    """As pkgs.formats.yaml writes it: sorted, in blocks, words without quotes wherever that is possible."""
+    """YAML as by pkgs.formats.yaml: sorted, in block style, words without quotes where possible."""
     if isinstance(value, (dict, list)) and value:
         entries = [(f"{k}:", value[k]) for k in sorted(value)] if isinstance(value, dict) else [("-", v) for v in value]
         return "".join(f"{indent}{mark}{below(v, indent, mark)}" for mark, v in entries)
@@ -103,13 +103,13 @@ def below(value: Any, indent: str, mark: str) -> str:
         return f" {yaml(value)}\n"
     if mark == "-":
         return f" {yaml(value, indent + '  ').lstrip()}"
-    # the items of a list stand below the key's first letter
+    # the items of a list are not indented below their key
     return "\n" + yaml(value, indent + "  " if isinstance(value, dict) else indent)
 
 
 def switchable(place: str, new: System) -> dict[str, Any]:
-    """A system in a folder, with what switches to it. The steps are those of NixOS: stop what is gone, leave changed
-    sockets as they are, put the new files in place, restart what changed or else reload it, start what is new."""
+    """A system in a folder, with a script that switches to it. The steps are those of NixOS: stop removed units, leave
+    changed sockets, install the new files, restart or reload what changed, start new units."""
     script = f"""#!/bin/bash
 set -euo pipefail
 new={place}/units
@@ -140,7 +140,7 @@ systemctl start sockets.target multi-user.target
 
 
 def upstream() -> dict[str, Any]:
-    """As world/upstream.nix makes it."""
+    """The machine of world/upstream.nix."""
     text = section("Unit", {"After": "network.target"})
     text += section("Service", {"ExecStart": "/usr/bin/python3 /etc/vm/upstream.py 8080", "LimitNOFILE": 65536})
     text += section("Install", {"WantedBy": "multi-user.target"})
@@ -173,17 +173,17 @@ def socket(address: str, name: str) -> str:
 
 
 def firewall(ports: list[str]) -> str:
-    """As networking.firewall with these ports: anything else from outside is dropped."""
+    """The rules of networking.firewall with these ports: anything else from outside is dropped."""
     rules = ["-P INPUT DROP", "-F INPUT", "-A INPUT -i lo -j ACCEPT", "-A INPUT -p icmp -j ACCEPT"]
     rules += ["-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"]
     rules += [f"-A INPUT -p tcp --dport {port} -j ACCEPT" for port in ports]
-    # User Mode Linux has no tables for nft
+    # User Mode Linux has no nftables
     keys = {"Type": "oneshot", "RemainAfterExit": "yes", "ExecStart": [f"/usr/sbin/iptables-legacy {rule}" for rule in rules]}
     return section("Unit", {"Before": "lean-proxy.service"}) + section("Service", keys) + section("Install", {"WantedBy": "multi-user.target"})
 
 
 def section(title: str, keys: dict[str, Any]) -> str:
-    """A part of a unit file; a list is one line each."""
+    """A section of a unit file; a list gives one line for each element."""
     lines = [f"[{title}]"]
     for key, value in keys.items():
         for one in value if isinstance(value, list) else [value]:

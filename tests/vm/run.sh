@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the VM tests on machines made without Nix: Debian with real systemd and cgroup v2, booted as
-# User Mode Linux by a runner that speaks the NixOS driver's language.
+# Runs the VM tests on machines made without Nix: Debian with systemd and cgroup v2, booted as User
+# Mode Linux by a runner that has the functions of the NixOS test driver.
 #
 #   tests/vm/run.sh BINARY [NAME ...]      default: every test but `container`, which needs Docker in its machine
 #
-# BINARY is the static one. VMRIG is the folder with vm-image.sh and vmtest.py (default: vmrig in the
-# folder `shared` beside the checkout); VMTEST_BASE keeps the machines' base (280 MB, made once).
+# BINARY is the static binary. VMRIG is the folder with vm-image.sh and vmtest.py (default: vmrig in
+# the folder `shared` beside the checkout); VMTEST_BASE is a cache for the base system (280 MB).
 # Needs root, for the network between the machines.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,11 +16,11 @@ for program in vm-image.sh vmtest.py; do
   [ -e "$rig/$program" ] || { echo "no $program in $rig: VMRIG names the folder of the runner, see docs/nix.md" >&2; exit 3; }
 done
 base=${VMTEST_BASE:-${XDG_CACHE_HOME:-$HOME/.cache}/lean-proxy-vm}
-systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')} # the base is this machine's own release
+systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')} # the base system has the release of this machine
 names=("$@")
 [ $# -gt 0 ] || for file in "$here"/*.toml; do names+=("$(basename "$file" .toml)"); done
 
-# iptables for the firewall that NixOS has
+# iptables, because NixOS has a firewall
 VM_PKGS=${VM_PKGS:+$VM_PKGS,}iptables "$rig/vm-image.sh" "$base" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,4 +1,4 @@
-# systemd listens and hands the sockets over: no capability, a unix socket, and restarts that refuse nobody.
+# Socket activation: no capability, a unix socket, and restarts that refuse no connection.
 import unittest
 
 check = unittest.TestCase()
@@ -18,11 +18,11 @@ with subtest("port 80 without a capability"):
     check.assertEqual(proxy.get_unit_property("lean-proxy.service", "PrivateUsers"), "yes")
     proxy.log(proxy.succeed("systemd-analyze security --no-pager --threshold=15 lean-proxy.service | tail -1"))
 
-with subtest("the unix socket beside it"):
+with subtest("the unix socket"):
     proxy.succeed("curl -sf --unix-socket /run/lean-proxy.sock http://x/echo")
     proxy.succeed("curl -sf --unix-socket /run/lean-proxy.sock http://x/health")
 
-with subtest("a restart refuses nobody"):
+with subtest("a restart refuses no connection"):
     upstream.succeed(
         'systemd-run --unit=asking -E PATH="$PATH" -p StandardOutput=file:/tmp/asked -p RemainAfterExit=yes '
         "bash -c 'for i in $(seq 20); do curl -s -o /dev/null -w \"%{http_code}\\n\" --max-time 20 http://proxy/echo; sleep 0.2; done; echo done'"

@@ -1,4 +1,4 @@
-# Bodies pass piece by piece, both ways, whatever their size, inside the unit's ten megabytes.
+# Bodies of any size are streamed in both directions, inside the unit's ten megabytes.
 import json
 import unittest
 
@@ -11,7 +11,7 @@ upstream.wait_for_open_port(8080)
 upstream.wait_until_succeeds("curl -sf --max-time 2 http://proxy:8080/health", timeout=60)
 
 CLIENT = "python3 /etc/vm/client.py"
-MEGABYTES = 16  # more than the limit, and little enough for a slow machine
+MEGABYTES = 16  # more than the limit, and not too much for a slow machine
 
 
 READERS = 10
@@ -23,12 +23,12 @@ def memory(what: str) -> str:
 
 
 def held() -> int:
-    """Bytes that the kernel cannot take back by itself: without the page cache."""
+    """Bytes that the kernel cannot reclaim: without the page cache."""
     return int(memory("current")) - sum(int(line.split()[1]) for line in memory("stat").splitlines() if line.startswith("file "))
 
 
 def sent() -> int:
-    """What the upstream has written of large answers, asked for without the proxy."""
+    """Bytes of large answers that the upstream has written; asked without the proxy."""
     return int(upstream.succeed("curl -sf http://localhost:8080/sent"))
 
 
@@ -57,11 +57,11 @@ with subtest("Expect: 100-continue"):
 with subtest("a WebSocket"):
     upstream.succeed(f"{CLIENT} websocket proxy 8080 /ws 3")
 
-with subtest("a reader who stops, stops the upstream, and fills no memory"):
+with subtest("a client that stops reading stops the upstream, and fills no memory"):
     at_rest, before = held(), sent()
     upstream.succeed(f"systemd-run --unit=readers --collect {CLIENT} hold readers proxy 8080 {READERS} 60 --ready /tmp/readers")
     upstream.wait_for_file("/tmp/readers")
-    # it writes until what lies between is full, and then no more: of a hundred megabytes for each
+    # of a hundred megabytes each, the upstream writes only what fits into the buffers between
     upstream.wait_until_succeeds("a=$(curl -sf http://localhost:8080/sent); sleep 3; test $(curl -sf http://localhost:8080/sent) = $a", timeout=40)
     each = (sent() - before) / READERS
     proxy.log(f"with {READERS} stalled readers: {each:.0f} bytes written for each, {held()} bytes of memory held, {at_rest} before")
@@ -72,7 +72,7 @@ with subtest("a reader who stops, stops the upstream, and fills no memory"):
     check.assertEqual(upstream.succeed("systemctl is-active readers").strip(), "active")
     upstream.succeed("systemctl stop readers")
 
-with subtest("all of it inside the limit"):
+with subtest("the memory limit was never reached"):
     proxy.log(f"memory.peak {memory('peak')}, memory.current {memory('current')}")
     check.assertEqual(memory("max"), str(10 << 20))
     events = dict(line.split() for line in memory("events").splitlines())

@@ -1,4 +1,4 @@
-# A system switched to a changed one: an upgrade refuses no connection, and a changed `listen` is listened on.
+# A switch to a changed system: an upgrade refuses no connection, and a changed `listen` is applied.
 import json
 import unittest
 
@@ -41,7 +41,7 @@ with subtest("an upgrade refuses no connection"):
     proxy.log(f"meanwhile: {asked}")
     check.assertEqual(list(asked["answers"]), ["200"])
 
-with subtest("a changed listen is listened on, and the old port no more"):
+with subtest("after a changed listen the new port is open and the old one closed"):
     check.assertFalse(answers(81))
     switch("specialisation/moved/")
     check.assertTrue(answers(81))
@@ -49,7 +49,7 @@ with subtest("a changed listen is listened on, and the old port no more"):
     check.assertFalse(answers(80))
     proxy.fail("curl -s -o /dev/null --max-time 10 http://127.0.0.1:80/echo")
 
-with subtest("and back"):
+with subtest("a switch back restores the first ports"):
     switch("")
     check.assertTrue(answers(80))
     check.assertTrue(answers(8080))

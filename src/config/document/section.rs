@@ -1,4 +1,5 @@
-//! A mapping of known keys: each is asked for by name and kind, and a key that was not asked for is unknown.
+//! A mapping of known keys: each is read by name and type, and a key that was not asked for is an unknown key. Every method
+//! returns a value or its default, and records mistakes in the document.
 
 use std::{cell::RefCell, ops::RangeInclusive, time::Duration};
 
@@ -10,7 +11,7 @@ use crate::config::{
     yaml::{Step, Value},
 };
 
-/// A mapping whose keys are asked for by name; what nobody asked for is an unknown key.
+/// A mapping whose keys are read by name.
 pub struct Section<'a> {
     pub(super) field: Field<'a>,
     pub(super) entries: &'a [(String, Value)],
@@ -34,17 +35,17 @@ impl<'a> Section<'a> {
         (!field.is_null()).then_some(field)
     }
 
-    /// The field of a key, be it there or not: for what is said of a key that lacks.
+    /// The field of a key, present or not: for messages about a missing key.
     pub fn place(&self, key: &'static str) -> Field<'a> {
         self.field.below(Step::Key(key.to_owned()), &Value::Null)
     }
 
-    /// True where no key is given.
+    /// Whether the mapping has no keys.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Remembers what is wrong with a key, or with one element of its list.
+    /// Records an error at a key, or at one element of its list.
     pub fn complain_at(&self, key: &'static str, index: Option<usize>, sentence: String) {
         let field = self.place(key);
         match index {
@@ -55,7 +56,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A mapping below this one; an absent one is read as empty, so that defaults live in one place.
+    /// Reads a mapping below this one; an absent one is read as empty, so that defaults are written in one place.
     pub fn section<T>(&self, key: &'static str, read: impl FnOnce(&Section<'a>) -> T) -> T {
         self.get(key)
             .unwrap_or_else(|| self.place(key))
@@ -89,12 +90,12 @@ impl<'a> Section<'a> {
             .unwrap_or(default)
     }
 
-    /// A number of seconds; 0 = `None`. The clock that watches over it is coarse, so the least is a millisecond.
+    /// A number of seconds; 0 = `None`. Less than a millisecond counts as one, because deadlines are kept in milliseconds.
     pub fn time(&self, key: &'static str, default: f64) -> Option<Duration> {
         self.time_or(key, duration(default))
     }
 
-    /// The same, with a default that may be none.
+    /// Like [`Section::time`], with a default that may be `None`.
     pub fn time_or(&self, key: &'static str, default: Option<Duration>) -> Option<Duration> {
         let written = self
             .get(key)
@@ -102,7 +103,7 @@ impl<'a> Section<'a> {
         written.map_or(default, duration)
     }
 
-    /// A string that `parse` understands or complains of.
+    /// A string read by `parse`, whose error is recorded.
     pub fn parsed<T>(
         &self,
         key: &'static str,
@@ -111,7 +112,7 @@ impl<'a> Section<'a> {
         self.get(key)?.parsed(parse)
     }
 
-    /// A list of such strings.
+    /// A list of strings, each read by `parse`.
     pub fn parsed_list<T>(
         &self,
         key: &'static str,
@@ -167,5 +168,5 @@ fn duration(seconds: f64) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.max(0.001)))
 }
 
-/// Ten years; whoever wants more wants 0.
+/// Bounds a time: ten years in seconds, so that no sum with a clock overflows; 0 means no limit.
 pub const MAX_SECONDS: f64 = 315_360_000.0;

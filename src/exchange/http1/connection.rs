@@ -13,7 +13,7 @@ use tokio::io::AsyncWrite as _;
 use crate::{
     connection_table::TimerKind,
     exchange::client::Client,
-    http1::server::{BodyState, ServerCodec},
+    http1::{framing::BodyState, server::ServerCodec},
     outcome::Outcome,
     sys::socket,
     yield_budget::YieldBudget,

@@ -72,7 +72,7 @@ pub async fn handle(
     let subject = Subject::of(&state, slot, &parts);
     let exchange_context = ExchangeContext::begin(worker, &state, slot, &subject, waited);
     let room = worker.room(state.config.transport.write_buffer_size);
-    let client = Client::new(codec, &exchange_context, &worker.buffers, room);
+    let client = Client::http1(codec, &exchange_context, &worker.buffers, room);
     let mut mode = ConnectionMode::of(&parts);
     let exchange = Exchange::new(worker, &state, &client, mode.is_http10, is_full);
     let (status, tunnel, answer) = part(exchange.respond(parts).await);

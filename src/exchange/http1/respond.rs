@@ -19,35 +19,23 @@ use crate::{
         http1::{connection::Connection, mode::ConnectionMode},
     },
     fields::line,
-    http1::{headers, write_buffer::WriteBuffer},
+    http1::{framing::Framing, headers, write_buffer::WriteBuffer},
     memory::budget::{LARGE_HEAD, in_step},
     yield_budget::YieldBudget,
 };
 
-/// How the client knows where the body ends (RFC 9112 §6.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
-    /// There is none.
-    Nothing,
-    Length(u64),
-    Chunked,
-    /// The close of the connection, for HTTP/1.0 knows no chunks.
-    Close,
-}
-
-impl Framing {
-    fn of(answer: &Answer<'_>, mode: ConnectionMode) -> Framing {
-        let is_bodiless = answer.status.is_informational()
-            || matches!(
-                answer.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
-        match answer.body.size_hint().exact() {
-            _ if mode.is_head || is_bodiless => Framing::Nothing,
-            Some(length) => Framing::Length(length),
-            None if mode.is_http10 => Framing::Close,
-            None => Framing::Chunked,
-        }
+/// How the client is told where the body ends.
+fn framing_of(answer: &Answer<'_>, mode: ConnectionMode) -> Framing {
+    let is_bodiless = answer.status.is_informational()
+        || matches!(
+            answer.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    match answer.body.size_hint().exact() {
+        _ if mode.is_head || is_bodiless => Framing::Nothing,
+        Some(length) => Framing::Length(length),
+        None if mode.is_http10 => Framing::Close,
+        None => Framing::Chunked,
     }
 }
 
@@ -61,7 +49,7 @@ pub async fn send(
     mode: ConnectionMode,
 ) -> io::Result<bool> {
     let client = connection.client;
-    let framing = Framing::of(&answer, mode);
+    let framing = framing_of(&answer, mode);
     let read_timeout = answer.body.read_timeout();
     let mut stays = mode.stays && framing != Framing::Close;
     if stays && !connection.is_between() {
@@ -146,16 +134,11 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
     let usual = answer.status.canonical_reason().unwrap_or("");
     out.extend_from_slice(answer.reason.as_deref().unwrap_or(usual.as_bytes()));
     out.extend_from_slice(b"\r\n");
-    for (name, value) in answer.headers.iter() {
-        let is_framing = match name {
-            b"content-length" | b"transfer-encoding" | b"connection" => true,
-            b"trailer" => framing != Framing::Chunked,
-            _ => false,
-        };
-        if !is_framing {
-            line(&mut out, name, value);
-        }
-    }
+    answer.headers.write_where(&mut out, |name, _| match name {
+        b"content-length" | b"transfer-encoding" | b"connection" => false,
+        b"trailer" => framing == Framing::Chunked,
+        _ => true,
+    });
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) => content_length(&mut out, length),

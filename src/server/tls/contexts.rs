@@ -95,7 +95,18 @@ fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
-/// What ALPN offers, the most wanted first (RFC 7301). HTTP/2 is not served yet, whatever the listener's `http2` says.
-fn protocols(_http2: bool) -> Vec<Vec<u8>> {
-    vec![b"http/1.1".to_vec()]
+/// What ALPN offers, the most wanted first (RFC 7301).
+fn protocols(http2: bool) -> Vec<Vec<u8>> {
+    let h2 = http2.then(|| b"h2".to_vec());
+    h2.into_iter().chain([HTTP1.to_vec()]).collect()
 }
+
+/// The same context for a client whose HTTP/2 connection would not fit into memory.
+pub fn without_http2(context: &Arc<ServerConfig>) -> Arc<ServerConfig> {
+    let mut context = ServerConfig::clone(context);
+    context.alpn_protocols = vec![HTTP1.to_vec()];
+    Arc::new(context)
+}
+
+/// HTTP/1.1 as ALPN calls it.
+const HTTP1: &[u8] = b"http/1.1";

@@ -18,6 +18,7 @@ use crate::{
     net::{Stream, secured::Secured},
     observe::{log, metrics},
     outcome::Outcome,
+    server::tls::contexts::without_http2,
     sys::socket,
 };
 
@@ -131,6 +132,12 @@ async fn shake_hands(
         return Err(Failure::Gone);
     }
     slot.enter_on_time(Phase::Handshake);
+    let has_room = config.alpn_protocols.len() < 2 || budget.has_room_for_http2();
+    let config = if has_room {
+        config
+    } else {
+        without_http2(&config)
+    };
     let refused = |error: rustls::Error| Failure::Refused(io::Error::other(error));
     let mut secured = Secured::new(io, config, budget).map_err(refused)?;
     let turns = &worker.handshake_turns;

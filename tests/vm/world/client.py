@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The clients of the tests, where curl does not reach.
+"""Clients for what curl cannot do.
 
-client.py raw HOST PORT                        sends stdin as it is, shows what comes back
-client.py sse HOST PORT TARGET                 shows when each event came, in seconds
-client.py websocket HOST PORT TARGET [HOLD]    speaks every second for HOLD seconds; all of it must come back
-client.py probe HOST PORT TARGET --until FILE   asks on a new connection each 0.2 s until the file is there; a line at the
-                                               first answer, and one at the end: how many of each, how long the slowest took
-client.py load HOST PORT TARGET CLIENTS EACH   so many clients with so many requests each; counts the answers by status
-client.py hold KIND HOST PORT COUNT SECONDS    so many clients that hold on to what they can get:
+client.py raw HOST PORT                        sends stdin unchanged, prints the answer
+client.py sse HOST PORT TARGET                 prints when each event arrived, in seconds
+client.py websocket HOST PORT TARGET [HOLD]    sends every second for HOLD seconds; everything must be echoed
+client.py probe HOST PORT TARGET --until FILE  asks on a new connection each 0.2 s until FILE exists; prints a line at the
+                                               first answer, and counts by status and the slowest answer at the end
+client.py load HOST PORT TARGET CLIENTS EACH   CLIENTS clients with EACH requests each; counts the answers by status
+client.py hold KIND HOST PORT COUNT SECONDS    COUNT clients that keep a connection or a request open:
      idle     a request, and then nothing
      heads    half a head, and a byte every second
-     bodies   a body that is announced and does not come
+     bodies   a Content-Length and no body
      readers  a large answer that is not read
-     streams  server-sent events, read as they come
-     endless  a head without an end
-  says how many are there by a line in the file of --ready, and at the end counts those that were let go
+     streams  server-sent events, which are read
+     endless  an endless head
+  writes a line to the file of --ready when all are connected, and at the end counts how they ended
 """
 
 import argparse
@@ -84,7 +84,7 @@ async def probe(host: str, port: int, target: str, until: str) -> None:
 
 
 async def status_of(host: str, port: int, target: str) -> str:
-    """The status of one request on a connection of its own, or what went wrong."""
+    """The status of one request on a new connection, or the error."""
     try:
         async with asyncio.timeout(30):
             reader, writer = await asyncio.open_connection(host, port)

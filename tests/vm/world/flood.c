@@ -1,50 +1,50 @@
 /*
- * Clients and upstreams that try to exhaust a proxy's memory, and a probe that measures it meanwhile.
- * C11, Linux, epoll, no libraries. Everything is bounded in count and in time.
+ * Clients and upstreams that try to exhaust a proxy's memory, and a probe that measures the proxy meanwhile.
+ * C11, Linux, epoll, no libraries. All counts and times are bounded.
  *
- *   flood attack ADDRESS [OPTION...]   many connections that all do the same and are reset at the end; prints one JSON object
- *   flood serve ADDRESS [OPTION...]    an HTTP/1.1 upstream that answers as the path says
- *   flood watch ADDRESS [OPTION...]    asks every 200 ms whatever happens, samples a cgroup; prints one JSON object
+ *   flood attack ADDRESS [OPTION...]   many equal connections, which are reset at the end; prints one JSON object
+ *   flood serve ADDRESS [OPTION...]    an HTTP/1.1 upstream whose answer depends on the path
+ *   flood watch ADDRESS [OPTION...]    sends a request every 200 ms, samples a cgroup; prints one JSON object
  *
  * ADDRESS is IPV4:PORT or unix:PATH; `serve` also takes IPV4:FIRST-LAST.
  * Common option: --seconds N (default 10, at most 3,600).
  *
  * attack, the connections:
  *   --clients N       connections at a time (default 1, at most 12,000)
- *   --total N         connections in all (default: as many as --clients); 0 = a new one for each that has ended
+ *   --total N         connections in all (default: --clients); 0 = a new one for each that has ended
  *   --rate N          new connections a second (default: all at once)
  *   --rcvbuf BYTES    SO_RCVBUF of each
  *   --from IPV4       the source address
  *   --stay MS         closes each connection after this time
  * attack, the request:
- *   --mute            sends nothing at all
- *   --path TEXT       default /good; --path-bytes N and --host-bytes N make it and the Host longer
- *   --paths N         so many paths in turn: each is --path and a number from 0 on
- *   --close           asks for `Connection: close`
- *   --upgrade         asks for a WebSocket; with --frames bytes follow without an end
- *   --fields          header fields follow without an end
+ *   --mute            sends nothing
+ *   --path TEXT       default /good; --path-bytes N and --host-bytes N lengthen the path and the Host
+ *   --paths N         uses N paths in turn: each is --path and a number from 0 on
+ *   --close           sends `Connection: close`
+ *   --upgrade         asks for a WebSocket; with --frames endless bytes follow
+ *   --fields          sends endless header fields
  *   --body BYTES      a POST with this Content-Length
- *   --pace BYTES      bytes a second of what follows the head (default: as many as are taken)
- *   --finish          ends as soon as every connection has its complete answer
+ *   --pace BYTES      bytes a second after the head (default: as many as are accepted)
+ *   --finish          ends when every connection has its complete answer
  *   --again           sends the request again after each complete answer
  * attack, the answer:
- *   --read BYTES      bytes a second that are read (default: all); 0 = none, the status is only peeked at
- *   --take BYTES      stops reading after so many
- *   --leave fin|reset what is done then: half a close, or a reset and another connection (default: stays open)
+ *   --read BYTES      bytes a second that are read (default: all); 0 = none, the status is only peeked
+ *   --take BYTES      stops reading after this number of bytes
+ *   --leave fin|reset after that: a half-close, or a reset and another connection (default: stays open)
  *
- * serve, by the first words of the path (what follows them is ignored):
- *   good              200 and two bytes               body/BYTES       200 and so many bytes
- *   head/KB           200 with so many kB of head     stall/KB         the same, but the head has no end
- *   hints/BYTES/N     N 103s of that size, then nothing more (0 = without an end)
- *   drain             reads the body, then 200        sink             reads nothing more, says nothing
- *   early             403 before the body was read    silent           reads, says nothing
- *   ws/flood          101, then bytes without an end  ws/sink          101, then reads nothing more
- *   ws/silent         101, then reads, says nothing
- *   --tls BYTES       speaks TLS 1.2 as far as a certificate of this size, in the clear, and says nothing more
+ * serve, by the first words of the path (the rest is ignored):
+ *   good              200 and two bytes               body/BYTES       200 and BYTES bytes
+ *   head/KB           200 with a head of KB kB        stall/KB         like head/KB, but the head never ends
+ *   hints/BYTES/N     N 103s of BYTES, then nothing more (0 = endless)
+ *   drain             reads the body, then 200        sink             reads and sends nothing more
+ *   early             403 before the body was read    silent           reads, sends nothing
+ *   ws/flood          101, then endless bytes         ws/sink          101, then reads nothing more
+ *   ws/silent         101, then reads, sends nothing
+ *   --tls BYTES       sends the TLS 1.2 messages up to a certificate of this size, unencrypted, and nothing more
  *
  * watch:
- *   --good PATH       also asks for this, besides /health
- *   --cgroup DIR      notes the highest memory.current, and sock, kernel, anon and file of memory.stat
+ *   --good PATH       also asks for this path, besides /health
+ *   --cgroup DIR      records the maximum of memory.current, and of sock, kernel, anon and file in memory.stat
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -73,9 +73,9 @@ enum {
     MOST_SECONDS = 3600,
     MOST_PATHS = 1000,
     DESCRIPTORS = 32768,
-    LINE = 256,          /* bytes of a head's line that are looked at */
-    TICK = 20,           /* milliseconds between two looks at what is paced or due */
-    PROBE = 200,         /* milliseconds between two questions of `watch` */
+    LINE = 256,          /* bytes of a head's line that are kept */
+    TICK = 20,           /* milliseconds between two calls of a tick function */
+    PROBE = 200,         /* milliseconds between two requests of `watch` */
     PATIENCE = 15000,    /* milliseconds that `watch` waits for an answer */
     BLOCK = 16384,
 };
@@ -83,7 +83,7 @@ enum {
 static const uint64_t ENDLESS = UINT64_MAX / 2;
 
 static char block[BLOCK]; /* filler bytes */
-static char scrap[BLOCK]; /* what was read and is not looked at again */
+static char scrap[BLOCK]; /* bytes that were read */
 
 static void die(const char *what)
 {
@@ -169,7 +169,7 @@ static bool head_take(struct head *h, char byte)
 
 /* ---- what is sent ---- */
 
-/* `text`, over and over, until `left` bytes are sent. */
+/* `text`, repeated until `left` bytes are sent. */
 struct piece {
     const char *text;
     size_t length, at;
@@ -192,7 +192,7 @@ static void output_text(struct output *o, const char *text)
     output_add(o, text, strlen(text), strlen(text));
 }
 
-/* Sends up to `allowed` bytes. 1: all is sent; 0: more to do; -1: the connection is gone. */
+/* Sends up to `allowed` bytes. 1: everything is sent; 0: there is more to send; -1: the connection is closed. */
 static int output_send(struct output *o, int fd, uint64_t allowed)
 {
     while (o->next < o->count) {
@@ -221,7 +221,7 @@ static int output_send(struct output *o, int fd, uint64_t allowed)
 
 struct connection {
     int fd;
-    long number; /* which one it was of an attack */
+    long number; /* its number in an attack */
     bool listens, joined, said, stopped; /* joined: connect() is done; said: a status was counted; stopped: reads no more */
     struct head head;
     bool in_body;
@@ -232,7 +232,7 @@ struct connection {
     bool upgraded, sinks;
     unsigned hints;             /* 103s that are still to be sent, */
     uint64_t hint;              /* and the size of each */
-    char text[64];              /* a line of its own in `out` */
+    char text[64];              /* a line of this connection in `out` */
     int kind;                   /* of a probe: HEALTH or GOOD */
 };
 
@@ -404,7 +404,7 @@ static void count_status(struct connection *c, const char *line)
     c->said = true;
 }
 
-/* Goes through bytes of an answer; true where it is complete. */
+/* Parses bytes of an answer; true when it is complete. */
 static bool take_answer(struct connection *c, const char *bytes, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -428,7 +428,7 @@ static bool take_answer(struct connection *c, const char *bytes, size_t n)
     return false;
 }
 
-/* What is done once --take bytes were read. False: the connection is gone. */
+/* Called when --take bytes were read. False: the connection is closed. */
 static bool enough(struct connection *c)
 {
     bool reset = plan.leave && strcmp(plan.leave, "reset") == 0;
@@ -440,13 +440,13 @@ static bool enough(struct connection *c)
     return !reset;
 }
 
-/* Reads what the plan allows. False: the connection is gone. */
+/* Reads what the plan allows. False: the connection is closed. */
 static bool read_answer(struct connection *c, uint32_t events)
 {
     char line[13] = "";
     if (plan.read == 0 && !c->said && recv(c->fd, line, 12, MSG_PEEK | MSG_DONTWAIT) == 12)
         count_status(c, line);
-    if (plan.read == 0 || c->stopped) { /* an end that the proxy announced is not looked at: the rest stays unread */
+    if (plan.read == 0 || c->stopped) { /* a half-close by the proxy is ignored: the rest stays unread */
         bool gone = events & (EPOLLERR | EPOLLHUP);
         if (gone) {
             seen.reset++;
@@ -504,7 +504,7 @@ static void attack_ready(struct connection *c, uint32_t events)
         }
         done = output_send(&c->out, c->fd, allowed);
     }
-    /* after a failed send an answer may still be there to be read: the error comes with the next look */
+    /* after a failed send there may still be an answer to read: epoll reports the error later */
     if (done < 0 && (events & (EPOLLERR | EPOLLHUP))) {
         seen.reset++;
         leave(c, false);
@@ -535,7 +535,7 @@ static void attack(void)
     long open_at_the_end = seen.open;
     for (int fd = 0; fd < DESCRIPTORS; fd++)
         if (table[fd])
-            leave(table[fd], true); /* after a mere close, the end would stand behind what the proxy has not read */
+            leave(table[fd], true); /* after a plain close the proxy would see the end only behind the bytes that it has not read */
     printf("{\"opened\": %ld, \"refused\": %ld, \"most\": %ld, \"open\": %ld, \"complete\": %ld, \"cut\": %ld, \"ended\": %ld, \"reset\": %ld, "
            "\"sent\": %llu, \"received\": %llu, \"answers\": {",
            seen.opened, seen.refused, seen.most, open_at_the_end, seen.complete, seen.cut, seen.ended, seen.reset, (unsigned long long)seen.sent,
@@ -555,7 +555,7 @@ static char cookie[512];  /* one long header field */
 static char *certificate; /* ServerHello and Certificate */
 static size_t certificate_length;
 
-/* TLS 1.2 as far as the certificate needs no cryptography: RFC 5246 sections 6.2.1, 7.4.1.3 and 7.4.2. */
+/* The TLS 1.2 messages up to the certificate need no cryptography: RFC 5246 sections 6.2.1, 7.4.1.3 and 7.4.2. */
 static void write_certificate(size_t bytes)
 {
     static const unsigned char hello[] = {2, 0, 0, 38, 3, 3, [38] = 0, [39] = 0xc0, [40] = 0x2f, [41] = 0};
@@ -622,7 +622,7 @@ static void answer(struct connection *c)
         c->hints = second ? (unsigned)second - 1 : UINT32_MAX;
         c->hint = first;
         add_hint(c);
-        c->upgraded = true; /* nothing that comes is a request */
+        c->upgraded = true; /* what is received is not a request */
     } else if (strcmp(word, "early") == 0) {
         output_text(o, "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
         c->upgraded = true;
@@ -670,7 +670,7 @@ static void serve_accept(struct connection *listener)
     int fd;
     while ((fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         int on = 1;
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* fails on a unix socket, which needs none */
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* fails on a unix socket, which does not need it */
         adopt(fd);
     }
 }
@@ -766,7 +766,7 @@ static void sample(void)
     char path[512], text[8192];
     static int turn;
     const char *files[] = {"memory.current", "memory.stat"};
-    for (int i = 0; i < (turn % 5 ? 1 : 2); i++) { /* memory.stat is dear: every fifth time */
+    for (int i = 0; i < (turn % 5 ? 1 : 2); i++) { /* reading memory.stat is slow: only every fifth time */
         snprintf(path, sizeof path, "%s/%s", cgroup, files[i]);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0)
@@ -830,7 +830,7 @@ static void probe(int kind)
     c->since = now();
     output_text(&c->out, text[kind]);
     if (fd < 0)
-        probe_done(c, 0); /* a full backlog of a unix socket, or nothing that listens */
+        probe_done(c, 0); /* the backlog of a unix socket is full, or nothing listens */
 }
 
 static bool watch_tick(void)

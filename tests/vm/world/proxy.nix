@@ -1,6 +1,6 @@
-# The machine with the proxy: `services.leanProxy` as NAME.toml has it, which rig.py reads too. Two tables of that
-# file are not options of the module: `machine` (firewall = false; ports = [...] to open beside those of `listen`)
-# and `specialisation`, systems that differ in the options and settings given there.
+# The machine with the proxy: `services.leanProxy` with the options of NAME.toml, which rig.py reads too. Two tables of
+# that file are not options of the module: `machine` (firewall = false; ports = [...] to open besides those of `listen`)
+# and `specialisation`, systems with other options and settings.
 file:
 {
   config,

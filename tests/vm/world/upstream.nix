@@ -1,4 +1,4 @@
-# The machine beside it: whom the proxy calls, and who calls the proxy.
+# The other machine: the upstream, and the clients.
 { pkgs, ... }:
 
 {

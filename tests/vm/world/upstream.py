@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""The upstream of the tests: an HTTP/1.1 server that says what reached it.
+"""The upstream of the tests: an HTTP/1.1 server that returns what it received.
 
 upstream.py PORT [CERTIFICATE KEY]
 
-The last word of the path says what is done, whatever stands before it:
-  sse?count=5&pause=0.5    so many server-sent events, so far apart
+The last word of the path decides the answer:
+  sse?count=5&pause=0.5    `count` server-sent events, `pause` seconds apart
   bytes?size=N             N bytes with a Content-Length
   slow?seconds=S           an answer after S seconds
-  sent                     how many bytes of such answers were written so far, all together
+  sent                     how many bytes of `bytes` answers were written so far
   cors                     an answer with CORS headers of the upstream's own
-  ws                       101, and then every byte comes back
-  anything else            what was asked for, as JSON: method, target, headers, size and SHA-256 of the body
+  ws                       101, and then every byte is echoed
+  anything else            the request as JSON: method, target, headers, size and SHA-256 of the body
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Request:
 
 
 async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
-    """Answers one request; false where the connection is used up."""
+    """Answers one request; false if the connection must be closed."""
     global sent
     url = urlsplit(request.target)
     query = {k: v[0] for k, v in parse_qs(url.query).items()}

@@ -1,4 +1,5 @@
-//! Who is believed: forged keys, anchors as servers' own certificates, names, constraints, and sessions under another policy.
+//! Which certificates are accepted: forged keys, anchors presented by servers, names, constraints, and sessions that are
+//! resumed under another policy.
 
 use std::{ffi::OsString, fs, path::PathBuf};
 
@@ -10,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::*;
 
-/// Where anchors come from.
+/// How anchors are configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     BuiltIn,
@@ -21,7 +22,7 @@ enum Source {
 
 const FILES: [Source; 3] = [Source::CaFile, Source::SslCertFile, Source::SslCertDir];
 
-/// A folder with one file, `anchors.pem`, for the time of a test.
+/// A folder with one file, `anchors.pem`, removed at the end of a test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -33,7 +34,7 @@ impl Folder {
         Folder(path)
     }
 
-    /// What verifies by this folder's file, named by `source`.
+    /// A verifier with this folder's file as its anchors, configured by `source`.
     fn verifier(&self, source: Source) -> Arc<dyn ServerCertVerifier> {
         let file = self.0.join("anchors.pem");
         let variable = |name: &str| -> Option<OsString> {
@@ -54,7 +55,7 @@ impl Drop for Folder {
     }
 }
 
-/// Empty where the certificate is believed; else why it is not.
+/// Empty where the certificate is accepted; otherwise the error.
 fn verdict(
     verifier: &Arc<dyn ServerCertVerifier>,
     certificate: &CertificateDer<'_>,
@@ -75,7 +76,7 @@ fn own_authority(name: &str) -> CertificateParams {
     params
 }
 
-/// A public key of which nobody holds the private half, as a certificate shows it.
+/// A public key without a private key, as it is encoded in a certificate.
 struct Shown(Vec<u8>, &'static SignatureAlgorithm);
 
 impl PublicKeyData for Shown {
@@ -88,7 +89,7 @@ impl PublicKeyData for Shown {
     }
 }
 
-/// Keys that share bytes with an anchor's, whose subjectPublicKeyInfo is `info` without the header of its sequence.
+/// Keys that share bytes with an anchor's; `info` is the anchor's subjectPublicKeyInfo without the header of its sequence.
 fn forged_keys(info: &[u8]) -> Vec<(&'static str, Shown)> {
     let key = |parts: &[&[u8]]| Shown(parts.concat(), &PKCS_ECDSA_P256_SHA256);
     let point = info.get(info.len() - 65..).unwrap();
@@ -101,15 +102,15 @@ fn forged_keys(info: &[u8]) -> Vec<(&'static str, Shown)> {
     ]
 }
 
-/// An RSA modulus with any tail is made in seconds, so that a key's last bytes say nothing of who made it. What
-/// these certificates have of an anchor is all that an attacker can take over: its name and any part of its key.
+/// An RSA modulus with chosen last bytes takes seconds to make, so these bytes prove nothing. These certificates have all
+/// that an attacker can copy from an anchor: its name and any part of its key.
 #[test]
-fn a_key_that_shares_bytes_with_an_anchors_is_no_anchor() {
+fn a_key_that_shares_bytes_with_an_anchor_is_refused() {
     let anchor = self_signed(&own_authority("a.example"));
     let folder = Folder::of("shares-bytes", &anchor.pem);
     let own = ParsedCertificate::try_from(&anchor.chain[0]).unwrap();
     let own = own.subject_public_key_info();
-    // the header of a sequence of 89 bytes has two
+    // the header of a sequence of 89 bytes has two bytes
     let mut infos = vec![own.as_ref()[2..].to_vec()];
     infos.extend(
         webpki_roots::TLS_SERVER_ROOTS
@@ -135,7 +136,7 @@ fn a_key_that_shares_bytes_with_an_anchors_is_no_anchor() {
                     } else {
                         "UnknownIssuer"
                     };
-                    // an anchor of the same name is tried, and its signature does not fit
+                    // the anchor of the same name is tried, and the signature is not its own
                     let is_refused = verdict.contains(expected) || verdict.contains("BadSignature");
                     assert!(is_refused, "{source:?}, {part} of a key: {verdict:?}");
                 }
@@ -145,7 +146,7 @@ fn a_key_that_shares_bytes_with_an_anchors_is_no_anchor() {
 }
 
 #[test]
-fn an_anchor_is_a_servers_own_certificate_where_the_operator_listed_it_and_nowhere_else() {
+fn a_server_may_present_an_anchor_only_if_the_operator_listed_it() {
     let key = KeyPair::generate().unwrap();
     let anchor = own_authority("a.example").self_signed(&key).unwrap();
     let renewed = own_authority("a.example").self_signed(&key).unwrap();
@@ -197,7 +198,7 @@ fn an_anchor_is_a_servers_own_certificate_where_the_operator_listed_it_and_nowhe
 }
 
 #[test]
-fn no_root_compiled_in_is_a_servers_own_certificate() {
+fn a_server_may_not_present_a_root_that_is_compiled_in() {
     assert!(Roots::default().load().unwrap().own.is_empty());
     let isrg_root_x2 = file("isrg-root-x2", ISRG_ROOT_X2);
     let listed = certificates::of_file(&isrg_root_x2.0).unwrap();
@@ -286,7 +287,7 @@ fn a_name_fits_as_rfc_9525_says() {
 }
 
 #[test]
-fn an_authority_vouches_for_no_more_than_it_may() {
+fn constraints_of_an_authority_are_enforced() {
     let subtree = |name: &str| vec![GeneralSubtree::DnsName(name.to_owned())];
     let constrained = |permitted, excluded| NameConstraints {
         permitted_subtrees: permitted,
@@ -325,7 +326,7 @@ fn an_authority_vouches_for_no_more_than_it_may() {
 }
 
 #[test]
-fn a_root_of_the_operators_keeps_its_own_constraints_and_a_clients_certificate_is_no_servers() {
+fn constraints_of_an_operators_root_are_enforced_and_a_clients_certificate_is_refused() {
     let mut root = own_authority("ours");
     root.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![GeneralSubtree::DnsName("a.example".to_owned())],
@@ -349,7 +350,7 @@ fn a_root_of_the_operators_keeps_its_own_constraints_and_a_clients_certificate_i
 }
 
 #[test]
-fn a_session_is_resumed_under_the_policy_that_made_it_and_no_other() {
+fn a_session_is_resumed_only_under_the_policy_that_made_it() {
     let ca = authority();
     let certificate = signed(&ca, &params("a.example"));
     let roots = file("policies", &certificate.pem);
@@ -368,7 +369,7 @@ fn a_session_is_resumed_under_the_policy_that_made_it_and_no_other() {
             exchange(&connectors, tls, address).unwrap();
             exchange(&connectors, tls, address).unwrap();
         }
-        // what a reload builds knows no session
+        // connectors built by a reload have no sessions
         let connectors = Connectors::default();
         for tls in &policies {
             exchange(&connectors, tls, address).unwrap();
@@ -383,7 +384,7 @@ fn a_session_is_resumed_under_the_policy_that_made_it_and_no_other() {
     }
 }
 
-/// One of the roots compiled in, as its owner publishes it.
+/// One of the compiled-in roots, as its owner publishes it.
 const ISRG_ROOT_X2: &str = "\
 -----BEGIN CERTIFICATE-----
 MIICGzCCAaGgAwIBAgIQQdKd0XLq7qeAwSxs6S+HUjAKBggqhkjOPQQDAzBPMQsw

@@ -1,0 +1,90 @@
+//! The body of a request as hyper gives it, and what is told of it to [`Frames`].
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::http2::frames::Frames;
+
+/// What the requests of a connection have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Sender {
+    /// Whether they come by TLS.
+    pub is_secured: bool,
+    /// Whom the client's certificate names, where it was asked for one.
+    pub certificate_subject: Option<Rc<str>>,
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// Who sends it.
+    pub sender: Sender,
+    incoming: Incoming,
+    frames: Rc<RefCell<Frames>>,
+    /// Its stream, where there is a body.
+    stream: Option<u32>,
+    /// Bytes of it that were read.
+    pub read: u64,
+}
+
+impl RequestBody {
+    /// That of the request that was opened last.
+    pub fn new(incoming: Incoming, frames: &Rc<RefCell<Frames>>, sender: &Sender) -> RequestBody {
+        let has_body = !incoming.is_end_stream();
+        RequestBody {
+            sender: sender.clone(),
+            incoming,
+            frames: Rc::clone(frames),
+            stream: has_body.then(|| frames.borrow_mut().claim()).flatten(),
+            read: 0,
+        }
+    }
+
+    /// Its stream, where there is a body.
+    pub fn stream(&self) -> Option<u32> {
+        self.stream
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        if let (Some(Ok(frame)), Some(stream)) = (&frame, self.stream) {
+            self.frames.borrow_mut().took(stream, frame.is_data());
+        }
+        if let Some(data) = frame.as_ref().and_then(|it| it.as_ref().ok()?.data_ref()) {
+            self.read += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream {
+            self.frames.borrow_mut().forget(stream);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+use super::*;
+
+const BOUNDS: Bounds = Bounds {
+    bodies: 4,
+    heads: 8,
+    trailers: 1,
+};
+
+fn frame(kind: u8, flags: u8, stream: u32, len: usize) -> Vec<u8> {
+    let mut bytes = u32::try_from(len).unwrap().to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.resize(9 + len, 0);
+    bytes
+}
+
+fn request(stream: u32, len: usize) -> Vec<u8> {
+    frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, len)
+}
+
+fn upload(stream: u32) -> Vec<u8> {
+    frame(kind::HEADERS, END_HEADERS, stream, 20)
+}
+
+/// Connections behind their preface.
+fn begun() -> Frames {
+    let mut frames = Frames::new(BOUNDS, 0);
+    assert_eq!(frames.pass(PREFACE, 0).unwrap().count, PREFACE.len());
+    frames
+}
+
+/// Lets all of it pass, as hyper would take it.
+fn pass(frames: &mut Frames, bytes: &[u8], now: u32) -> Result<usize, Excess> {
+    let (mut at, mut pauses) = (0, 0);
+    while at < bytes.len() {
+        let passed = frames.pass(&bytes[at..], now)?;
+        at += passed.count;
+        if passed.pauses {
+            pauses += 1;
+            frames.resume();
+        }
+    }
+    Ok(pauses)
+}
+
+#[test]
+fn the_bytes_are_the_same_however_they_are_cut() {
+    let stream = [
+        PREFACE,
+        &request(1, 30),
+        &upload(3),
+        &frame(kind::DATA, 0, 3, 300),
+    ]
+    .concat();
+    for size in 1..stream.len() {
+        let mut frames = Frames::new(BOUNDS, 0);
+        for piece in stream.chunks(size) {
+            pass(&mut frames, piece, 0).unwrap();
+        }
+        assert_eq!((frames.highest(), frames.claim()), (3, Some(3)), "{size}");
+        assert_eq!(frames.position, stream.len() as u64, "{size}");
+    }
+}
+
+#[test]
+fn a_request_with_a_body_is_taken_over_before_more_is_read() {
+    let mut frames = begun();
+    let first = upload(1);
+    let bytes = [first.clone(), frame(kind::DATA, 0, 1, 10)].concat();
+    let passed = frames.pass(&bytes, 0).unwrap();
+    assert_eq!((passed.count, passed.pauses), (first.len(), true));
+    assert_eq!(frames.claim(), Some(1));
+    assert_eq!(frames.claim(), None, "once");
+    // small ones without are read together, large ones each for itself
+    let small = [request(3, 50), request(5, 50)].concat();
+    assert_eq!(pass(&mut frames, &small, 0), Ok(0));
+    let large = [request(7, 1_000), request(9, 1_000)].concat();
+    assert_eq!(pass(&mut frames, &large, 0), Ok(2));
+}
+
+#[test]
+fn control_is_bounded_by_the_second_and_by_what_was_sent() {
+    let ping = frame(6, 0, 0, 8);
+    let mut frames = begun();
+    assert!(pass(&mut frames, &ping.repeat(BURST as usize), 0).is_ok());
+    assert!(pass(&mut frames, &ping, 0).is_err());
+    let mut frames = begun();
+    pass(&mut frames, &ping.repeat(BURST as usize), 0).unwrap();
+    let second = PER_SECOND as usize;
+    assert!(pass(&mut frames, &ping.repeat(second), 1_000).is_ok());
+    assert!(pass(&mut frames, &ping, 1_000).is_err());
+    let mut frames = begun();
+    pass(&mut frames, &ping.repeat(BURST as usize), 0).unwrap();
+    frames.sent(&frame(kind::DATA, 0, 1, 100));
+    assert!(pass(&mut frames, &ping.repeat(PER_SENT as usize), 0).is_ok());
+    assert!(pass(&mut frames, &ping, 0).is_err());
+    // large ones count for more
+    let mut frames = begun();
+    let unknown = frame(0x20, 0, 0, 16_000);
+    let many = BURST as usize / (1 + 16_000 / CONTROL as usize);
+    assert!(pass(&mut frames, &unknown.repeat(many), 0).is_ok());
+    assert!(pass(&mut frames, &unknown.repeat(2), 0).is_err());
+}
+
+#[test]
+fn pieces_of_a_body_that_stand_far_apart_cost_their_stream() {
+    let mut frames = begun();
+    pass(&mut frames, &upload(1), 0).unwrap();
+    assert_eq!(frames.claim(), Some(1));
+    // close together they are few buffers, however many they are
+    pass(&mut frames, &frame(kind::DATA, 0, 1, 256).repeat(60), 0).unwrap();
+    assert_eq!(frames.worst(), None);
+    let far = [frame(kind::DATA, 0, 1, 256), frame(0x20, 0, 0, 8_000)].concat();
+    pass(&mut frames, &far.repeat(4), 0).unwrap();
+    assert_eq!(frames.worst(), Some(1));
+    assert_eq!(frames.worst(), None, "said once");
+    frames.forget(1);
+    assert_eq!(frames.pins, []);
+    // one that takes what comes is not disturbed
+    pass(&mut frames, &upload(3), 0).unwrap();
+    assert_eq!(frames.claim(), Some(3));
+    for _ in 0..9 {
+        pass(&mut frames, &frame(kind::DATA, 0, 3, 256), 0).unwrap();
+        pass(&mut frames, &frame(kind::DATA, 0, 5, 8_000), 0).unwrap();
+        frames.took(3, true);
+    }
+    assert_eq!(frames.worst(), None);
+    // and one that is not stopped ends the connection
+    let far = [frame(kind::DATA, 0, 3, 256), frame(kind::DATA, 0, 5, 8_000)].concat();
+    assert!(pass(&mut frames, &far.repeat(9), 0).is_err());
+}
+
+#[test]
+fn heads_in_many_buffers_wear_a_connection_out() {
+    let mut frames = begun();
+    let far = |stream| [request(stream, 50), frame(kind::DATA, 0, 99, 8_192)].concat();
+    for stream in 0..8 {
+        pass(&mut frames, &far(2 * stream + 1), 0).unwrap();
+        assert!(!frames.is_worn(), "{stream}");
+    }
+    pass(&mut frames, &far(17), 0).unwrap();
+    assert!(frames.is_worn());
+    pass(&mut frames, &far(19), 0).unwrap();
+    assert!(pass(&mut frames, &far(21), 0).is_err(), "it was told to go");
+    let mut frames = begun();
+    for stream in 0..200 {
+        pass(&mut frames, &request(2 * stream + 1, 50), 0).unwrap();
+    }
+    assert!(!frames.is_worn(), "many in few buffers");
+}
+
+#[test]
+fn trailers_that_are_not_taken_are_few() {
+    let mut frames = begun();
+    let trailers = |stream, len| frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, len);
+    for stream in [1, 3, 5, 7] {
+        pass(&mut frames, &upload(stream), 0).unwrap();
+        assert_eq!(frames.claim(), Some(stream));
+    }
+    pass(&mut frames, &trailers(1, 60), 0).unwrap();
+    pass(&mut frames, &trailers(3, 600), 0).unwrap();
+    assert_eq!(frames.worst(), None, "a small one, and one that is allowed");
+    pass(&mut frames, &trailers(5, 600), 0).unwrap();
+    assert_eq!(frames.worst(), Some(5));
+    assert!(pass(&mut frames, &trailers(7, 600), 0).is_err());
+    let mut frames = begun();
+    for stream in 0..20 {
+        let stream = 2 * stream + 1;
+        pass(&mut frames, &upload(stream), 0).unwrap();
+        assert_eq!(frames.claim(), Some(stream));
+        // in two frames they are no smaller
+        pass(
+            &mut frames,
+            &frame(kind::HEADERS, END_STREAM, stream, 10),
+            0,
+        )
+        .unwrap();
+        let rest = frame(kind::CONTINUATION, END_HEADERS, stream, 600);
+        pass(&mut frames, &rest, 0).unwrap();
+        assert!(frames.uploads.iter().any(|it| it.has_trailers));
+        frames.took(stream, false);
+    }
+    assert_eq!(frames.worst(), None, "they are taken");
+}
+
+#[test]
+fn another_frame_may_follow_only_behind_a_whole_one() {
+    let mut frames = begun();
+    assert!(frames.is_sent_whole());
+    let data = frame(kind::DATA, 0, 1, 100);
+    for cut in 1..data.len() {
+        frames.sent(&data[..cut]);
+        assert!(!frames.is_sent_whole(), "{cut}");
+        frames.sent(&data[cut..]);
+        assert!(frames.is_sent_whole(), "{cut}");
+    }
+}

@@ -1,0 +1,339 @@
+//! Heads as hyper has them, and as an exchange does.
+//!
+//! Pure. What HTTP/1.1 would refuse is refused here too, by the same rules: the upstream never sees what the client could
+//! not have sent it in HTTP/1.1 (RFC 9113 §8.2, §8.3, §10.3).
+
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode, header, header::HeaderName, request::Parts,
+};
+
+use crate::{
+    failure::Failure,
+    fields::Fields,
+    http1::{
+        headers,
+        request::{RequestHead, RequestUri},
+        request_head::{self, MAX_FIELDS},
+    },
+};
+
+/// What a field costs beside its bytes while it waits.
+const FIELD: usize = 16;
+
+/// Fields that belong to an HTTP/1.1 connection, and make a head of HTTP/2 malformed (RFC 9113 §8.2.2).
+const OF_THE_CONNECTION: [HeaderName; 3] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Makes the head of a request that an exchange reads. `max` is how many bytes it may have.
+///
+/// # Errors
+/// What HTTP/1.1 would be refused for.
+pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
+    let target = match parts.uri.path_and_query() {
+        Some(target) => target.as_str(),
+        None => "/",
+    };
+    request_head::check_target(parts.method.as_str().as_bytes(), target.as_bytes())?;
+    let uri = RequestUri::new(target.as_bytes()).ok_or(Failure::Malformed("a malformed :path"))?;
+    let map = &parts.headers;
+    if map.len() > MAX_FIELDS || text_len(map) + target.len() > max {
+        return Err(Failure::HeadTooLarge);
+    }
+    if OF_THE_CONNECTION.iter().any(|name| map.contains_key(name)) {
+        return Err(Failure::Malformed("a field of an HTTP/1.1 connection"));
+    }
+    let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
+    let mut headers = Fields::new();
+    headers.append(header::HOST, host(map, authority)?);
+    if let Some(length) = length(map)? {
+        headers.append(header::CONTENT_LENGTH, length.to_string());
+    }
+    for (name, value) in map {
+        if !matches!(
+            *name,
+            header::HOST | header::CONTENT_LENGTH | header::COOKIE
+        ) {
+            headers.append(name, value);
+        }
+    }
+    // the crumbs of a Cookie are one field again (RFC 9113 §8.2.3)
+    let crumbs: Vec<&[u8]> = values(map, &header::COOKIE).collect();
+    if !crumbs.is_empty() {
+        headers.append(header::COOKIE, crumbs.join(&b"; "[..]));
+    }
+    Ok(Box::new(RequestHead {
+        method: parts.method,
+        uri,
+        version: parts.version,
+        headers,
+    }))
+}
+
+/// What a head costs while it waits, as a budget counts heads.
+pub fn size(head: &RequestHead) -> usize {
+    let field = |(name, value): (&[u8], &[u8])| name.len() + value.len() + FIELD;
+    head.headers.iter().map(field).sum()
+}
+
+/// Makes the head of a response; what belongs to an HTTP/1.1 connection stays behind.
+pub fn response(status: StatusCode, fields: &Fields) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    for (name, value) in fields.iter() {
+        if name != b"trailer" && headers::is_hop_by_hop(name) {
+            continue;
+        }
+        // both were read strictly before
+        let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response
+}
+
+fn values<'a>(map: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    map.get_all(name).iter().map(HeaderValue::as_bytes)
+}
+
+fn text_len(map: &HeaderMap) -> usize {
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    map.iter().map(line).sum()
+}
+
+/// `:authority` is the Host; where there are both, they must say the same (RFC 9113 §8.3.1).
+fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8], Failure> {
+    let mut hosts = values(map, &header::HOST);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Failure::Malformed("more than one Host"));
+    }
+    let value = match (authority, host) {
+        (None, None) => return Err(Failure::Malformed("no Host")),
+        (Some(authority), Some(host)) if !host.eq_ignore_ascii_case(authority) => {
+            return Err(Failure::Malformed(":authority and Host differ"));
+        }
+        (Some(authority), _) => authority,
+        (None, Some(host)) => host,
+    };
+    if !request_head::is_host(value) {
+        return Err(Failure::Malformed("a malformed Host"));
+    }
+    Ok(value)
+}
+
+/// One Content-Length at most, as everybody writes it.
+fn length(map: &HeaderMap) -> Result<Option<u64>, Failure> {
+    let mut lengths = values(map, &header::CONTENT_LENGTH);
+    let Some(length) = lengths.next() else {
+        return Ok(None);
+    };
+    if lengths.next().is_some() {
+        return Err(Failure::Malformed("more than one Content-Length"));
+    }
+    match request_head::decimal(length) {
+        None => Err(Failure::Malformed("a malformed Content-Length")),
+        length => Ok(length),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Request, StatusCode};
+
+    use super::*;
+
+    fn parts(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .version(http::Version::HTTP_2);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn read(method: &str, uri: &str, fields: &[(&str, &str)]) -> Result<Box<RequestHead>, Failure> {
+        request(parts(method, uri, fields), 4096)
+    }
+
+    #[test]
+    fn a_head_becomes_what_http_1_would_have_brought() {
+        let fields = [
+            ("cookie", "a=1"),
+            ("x", "y"),
+            ("cookie", "b=2"),
+            ("content-length", "007"),
+        ];
+        let head = read("POST", "https://a.example:81/x/y?z", &fields).unwrap();
+        assert_eq!(
+            (&head.method, head.uri.path(), head.uri.query()),
+            (&Method::POST, "/x/y", Some("z"))
+        );
+        assert_eq!(head.authority(), "a.example:81");
+        for (name, value) in [("cookie", "a=1; b=2"), ("content-length", "7"), ("x", "y")] {
+            assert_eq!(head.headers.only(name), Some(value.as_bytes()), "{name}");
+        }
+        assert_eq!(
+            read("OPTIONS", "*", &[("host", "a")]).unwrap().uri.path(),
+            "*"
+        );
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        let long = "x".repeat(5_000);
+        for (method, uri, fields, reason) in [
+            ("GET", "/", &[][..], "no Host"),
+            (
+                "GET",
+                "http://a/",
+                &[("host", "b")],
+                ":authority and Host differ",
+            ),
+            (
+                "GET",
+                "/",
+                &[("host", "a"), ("host", "a")],
+                "more than one Host",
+            ),
+            ("GET", "/", &[("host", "a b")], "a malformed Host"),
+            (
+                "GET",
+                "http://a/",
+                &[("content-length", "1"), ("content-length", "2")],
+                "more than one Content-Length",
+            ),
+            (
+                "GET",
+                "http://a/",
+                &[("content-length", "+1")],
+                "a malformed Content-Length",
+            ),
+            (
+                "GET",
+                "http://a/",
+                &[("transfer-encoding", "chunked")],
+                "a field of an HTTP/1.1 connection",
+            ),
+            (
+                "GET",
+                "http://a/",
+                &[("connection", "x")],
+                "a field of an HTTP/1.1 connection",
+            ),
+            ("CONNECT", "a:80", &[], "method-not-allowed"),
+            ("GET", "http://a/", &[("x", &long)], "head-too-large"),
+        ] {
+            let refusal = read(method, uri, fields).unwrap_err();
+            assert!(
+                refusal.to_string().ends_with(reason),
+                "{method} {uri} {fields:?}"
+            );
+        }
+        assert!(read("GET", "http://A.example/", &[("host", "a.EXAMPLE")]).is_ok());
+    }
+
+    /// Whatever passes is one message to a reader of HTTP/1.1, and the same one.
+    #[test]
+    fn what_passes_is_read_by_http_1_as_it_was_meant() {
+        let mut random = 1_u32;
+        let mut pick = |of: usize| {
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            random as usize % of
+        };
+        let names = [
+            "host",
+            "content-length",
+            "cookie",
+            "x-a",
+            "te",
+            "expect",
+            "transfer-encoding",
+            "connection",
+            "upgrade",
+            "keep-alive",
+            "content_length",
+        ];
+        let values: [&[u8]; 9] = [
+            b"a",
+            b"5",
+            b"",
+            b"chunked",
+            b"trailers",
+            b"a.example",
+            b"0x5",
+            b"\xff\t",
+            b"100-continue",
+        ];
+        let targets = [
+            "/",
+            "/a?b",
+            "/%2f",
+            "//a",
+            "/{a}",
+            "/\u{e9}",
+            "*",
+            "http://b.example/x",
+            "http://u@b/",
+        ];
+        let mut passed = 0;
+        for _ in 0..20_000 {
+            let mut request = Request::builder()
+                .method(["GET", "POST", "OPTIONS"][pick(3)])
+                .uri(targets[pick(targets.len())]);
+            for _ in 0..pick(5) {
+                request = request.header(names[pick(names.len())], values[pick(values.len())]);
+            }
+            let Ok(request) = request.body(()) else {
+                continue;
+            };
+            let (parts, ()) = request.into_parts();
+            let Ok(head) = super::request(parts, 4096) else {
+                continue;
+            };
+            passed += 1;
+            let query = head
+                .uri
+                .query()
+                .map_or_else(String::new, |query| format!("?{query}"));
+            let line = format!("{} {}{query} HTTP/1.1\r\n", head.method, head.uri.path());
+            let mut text = line.into_bytes();
+            head.headers.write(&mut text);
+            text.extend_from_slice(b"\r\n");
+            let read = request_head::head(&text, &mut 0, 4096);
+            let read = read.unwrap_or_else(|failure| panic!("{failure}: {}", text.escape_ascii()));
+            let read = read.unwrap_or_else(|| panic!("not whole: {}", text.escape_ascii()));
+            assert_eq!(
+                (read.len, read.fields.len()),
+                (text.len(), head.headers.iter().count())
+            );
+        }
+        assert!(passed > 1_000, "{passed}");
+    }
+
+    #[test]
+    fn what_belongs_to_a_connection_does_not_cross() {
+        let mut fields = Fields::new();
+        for name in [
+            "connection",
+            "keep-alive",
+            "transfer-encoding",
+            "upgrade",
+            "trailer",
+            "x",
+        ] {
+            fields.append(name, "y");
+        }
+        let response = response(StatusCode::OK, &fields);
+        let mut left: Vec<&str> = response.headers().keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["trailer", "x"]);
+    }
+}

@@ -1,0 +1,175 @@
+//! What hyper reads and writes: a client's connection, whose frames [`Frames`] bounds.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    connection_table::ConnectionTable,
+    http2::frames::{Excess, Frames},
+    net::Stream,
+};
+
+/// Bytes that one read may bring where memory is tight.
+const NARROW_READ: usize = 4 * 1024;
+
+/// A client's connection.
+pub struct Io {
+    /// The connection itself; `None` once hyper is done with it.
+    stream: RefCell<Option<Stream>>,
+    /// What is known of its frames.
+    pub frames: Rc<RefCell<Frames>>,
+    /// Bytes that were read and must wait.
+    unread: RefCell<Bytes>,
+    /// The next read is pending, so that hyper hands over its requests first.
+    is_paused: Cell<bool>,
+    /// Why it has to end.
+    excess: Cell<Option<Excess>>,
+    scratch: Rc<RefCell<Box<[u8]>>>,
+    table: Rc<ConnectionTable>,
+    is_tight: bool,
+}
+
+impl Io {
+    /// A connection of which `first` was read already. `scratch` is the worker's, for one read.
+    pub fn new(
+        stream: Stream,
+        first: Bytes,
+        frames: Frames,
+        scratch: &Rc<RefCell<Box<[u8]>>>,
+        table: &Rc<ConnectionTable>,
+        is_tight: bool,
+    ) -> Rc<Io> {
+        Rc::new(Io {
+            stream: RefCell::new(Some(stream)),
+            frames: Rc::new(RefCell::new(frames)),
+            unread: RefCell::new(first),
+            is_paused: Cell::new(false),
+            excess: Cell::new(None),
+            scratch: Rc::clone(scratch),
+            table: Rc::clone(table),
+            is_tight,
+        })
+    }
+
+    /// The bound that the client has exceeded, if any.
+    pub fn excess(&self) -> Option<Excess> {
+        self.excess.get()
+    }
+
+    /// Takes the connection from hyper.
+    pub fn take(&self) -> Option<Stream> {
+        self.stream.take()
+    }
+
+    /// Calls `work` with the connection, unless it was taken from hyper.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut *self.stream.borrow_mut() {
+            Some(stream) => work(Pin::new(stream)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// How many of these bytes hyper may have now.
+    fn pass(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.frames.borrow_mut().pass(bytes, self.table.now()) {
+            Ok(passed) => {
+                self.is_paused.set(passed.pauses);
+                Ok(passed.count)
+            }
+            Err(excess) => {
+                self.excess.set(Some(excess));
+                Err(io::Error::other(excess.0))
+            }
+        }
+    }
+}
+
+/// hyper's handle to the connection, which it takes by value.
+pub struct Handle(pub Rc<Io>);
+
+impl Read for Handle {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let io = &*self.0;
+        if io.is_paused.take() {
+            // hyper takes over what it has read, and asks again
+            io.frames.borrow_mut().resume();
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut unread = io.unread.borrow_mut();
+        if unread.is_empty() {
+            let mut scratch = io.scratch.borrow_mut();
+            let most = if io.is_tight { NARROW_READ } else { usize::MAX };
+            let len = scratch.len().min(buffer.remaining()).min(most);
+            let mut space = ReadBuf::new(scratch.get_mut(..len).unwrap_or_default());
+            ready!(io.with(|stream| stream.poll_read(context, &mut space)))?;
+            let bytes = space.filled();
+            let count = io.pass(bytes)?;
+            let (now, later) = bytes.split_at(count.min(bytes.len()));
+            buffer.put_slice(now);
+            *unread = Bytes::copy_from_slice(later);
+        } else {
+            let len = unread.len().min(buffer.remaining());
+            let count = io.pass(unread.get(..len).unwrap_or_default())?;
+            buffer.put_slice(unread.get(..count).unwrap_or_default());
+            unread.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Handle {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self
+            .0
+            .with(|stream| stream.poll_write_vectored(context, pieces));
+        let count = ready!(written)?;
+        let (mut left, mut frames) = (count, self.0.frames.borrow_mut());
+        for piece in pieces {
+            let sent = piece.get(..left.min(piece.len())).unwrap_or_default();
+            frames.sent(sent);
+            left -= sent.len();
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with(|stream| stream.poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with(|stream| stream.poll_shutdown(context))
+    }
+}

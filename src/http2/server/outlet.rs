@@ -1,0 +1,175 @@
+//! Where an exchange puts the parts of its response, and hyper takes them.
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Buf;
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::memory::chunk::BodyChunk;
+
+/// Pieces of a response that hyper may hold.
+const AHEAD: usize = 2;
+
+/// The part of a response that is sent next.
+#[derive(Default)]
+pub struct Outlet {
+    /// The head, and the body behind it.
+    pub head: RefCell<Option<Response<ResponseBody>>>,
+    /// The frame that is next.
+    pub frame: RefCell<Option<Frame<Piece>>>,
+    /// Nothing comes behind what is there.
+    pub has_ended: Cell<bool>,
+    /// Something was put in or taken out since the task last checked.
+    pub has_moved: Cell<bool>,
+    /// Pieces that hyper holds.
+    pub held: Cell<usize>,
+    /// hyper has dropped a piece unsent.
+    pub is_cut: Cell<bool>,
+    /// Bytes that were sent and not counted yet.
+    pub sent: Cell<usize>,
+    /// All bytes that were sent; wraps.
+    pub sign: Cell<u32>,
+    /// Wakes the task when hyper has sent a piece.
+    pub waker: RefCell<Option<Waker>>,
+}
+
+/// The body that hyper sends.
+pub struct ResponseBody {
+    outlet: Rc<Outlet>,
+    length: Option<u64>,
+}
+
+/// A piece of it, until hyper has sent it.
+pub struct Piece {
+    chunk: BodyChunk,
+    outlet: Rc<Outlet>,
+}
+
+/// The head that hyper waits for.
+pub struct Answering(pub Rc<Outlet>);
+
+impl Outlet {
+    /// Puts the head in; `is_empty`: nothing comes behind it, else `length` bytes where that is known.
+    pub fn put_head(self: &Rc<Outlet>, head: Response<()>, is_empty: bool, length: Option<u64>) {
+        self.has_ended.set(is_empty);
+        let outlet = Rc::clone(self);
+        *self.head.borrow_mut() = Some(head.map(|()| ResponseBody { outlet, length }));
+        self.has_moved.set(true);
+    }
+
+    /// Whether another piece may be put in.
+    pub fn has_room(&self) -> bool {
+        self.frame.borrow().is_none() && !self.has_ended.get() && self.held.get() < AHEAD
+    }
+
+    /// Puts a frame in; `is_last`: nothing comes behind it.
+    pub fn put(self: &Rc<Outlet>, frame: Frame<BodyChunk>, is_last: bool) {
+        let piece = |chunk| {
+            self.held.set(self.held.get() + 1);
+            Piece {
+                chunk,
+                outlet: Rc::clone(self),
+            }
+        };
+        self.has_ended.set(is_last || frame.is_trailers());
+        *self.frame.borrow_mut() = Some(frame.map_data(piece));
+        self.has_moved.set(true);
+    }
+
+    /// Nothing more comes.
+    pub fn end(&self) {
+        self.has_ended.set(true);
+        self.has_moved.set(true);
+    }
+
+    /// Whether hyper has taken all of it and sent it.
+    pub fn is_done(&self) -> bool {
+        self.has_ended.get()
+            && self.held.get() == 0
+            && self.frame.borrow().is_none()
+            && self.head.borrow().is_none()
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.0.head.take() {
+            Some(head) => {
+                self.0.has_moved.set(true);
+                Poll::Ready(Ok(head))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Piece;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+        if let Some(frame) = self.outlet.frame.take() {
+            self.outlet.has_moved.set(true);
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if self.outlet.has_ended.get() {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.outlet.has_ended.get() && self.outlet.frame.borrow().is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.chunk.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunk.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.chunk.advance(count);
+        let outlet = &self.outlet;
+        outlet.sent.set(outlet.sent.get() + count);
+        #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+        outlet
+            .sign
+            .set(outlet.sign.get().wrapping_add(count as u32));
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let outlet = &self.outlet;
+        outlet.held.set(outlet.held.get() - 1);
+        outlet
+            .is_cut
+            .set(outlet.is_cut.get() || self.chunk.has_remaining());
+        if let Some(waker) = &*outlet.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
