@@ -128,6 +128,9 @@ folder=${CARGO_TARGET_DIR:-$here/../target}/musl # one target folder belongs to 
 # C code of crates is compiled by musl-gcc. The linker stays plain cc, with which rustc links its own start files
 # statically; musl-gcc as the linker would make a dynamic program without an error.
 export "CC_${target//-/_}=musl-gcc" "AR_${target//-/_}=ar"
+# Not position-independent: nothing is relocated at the start, so that constants stay pages of the file (docs/design.md).
+model=CARGO_TARGET_$(tr a-z- A-Z_ <<< "$target")_RUSTFLAGS
+export "$model=${!model:+${!model} }-C relocation-model=static"
 has_target() { rustup target list --installed 2> /dev/null | grep -qx "$target"; }
 # a toolchain that was made before is used again
 if has_target || { [ ! -e "$toolchain/.complete" ] && rustup target add "$target" > /dev/null 2>&1 && has_target; }; then

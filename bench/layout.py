@@ -111,7 +111,7 @@ def placed(link_map: str) -> list[tuple[str, str]]:
     start = link_map.index("\n.text_busy ")
     end = re.compile(r"^\.\w+ ", re.M).search(link_map, start + 12)
     part = link_map[start : end.start() if end else len(link_map)]
-    return re.findall(r"^ (\.text\S*)\s+0x[0-9a-f]+\s+0x[0-9a-f]+ (\S+)$", part, re.M)
+    return re.findall(r"^ (\.(?:text|rodata)\S*)\s+0x[0-9a-f]+\s+0x[0-9a-f]+ (\S+)$", part, re.M)
 
 
 def unmatched(script: str, link_map: str) -> list[str]:

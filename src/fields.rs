@@ -359,6 +359,26 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_not_as_ours_is_written_anew() {
+        for text in [
+            &b"a: 1\r\nb:\t2\r\nc: 3\r\n"[..],
+            b"a: 1\r\nb: 2 \r\nc: 3\r\n",
+            b"a: 1\r\nb: 2\nc: 3\r\n",
+            b"a: 1\nb: 2\r\nc: 3\n",
+        ] {
+            let mut places = Vec::new();
+            let mut at = 0;
+            for line in text.split_inclusive(|&byte| byte == b'\n') {
+                places.push(Place::new(at..at + 1, at + 3..at + 4));
+                at += line.len();
+            }
+            let mut out = Vec::new();
+            Fields::of(text.to_vec(), places).write(&mut out);
+            assert_eq!(out, b"a: 1\r\nb: 2\r\nc: 3\r\n", "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
     fn equal_lists_have_the_same_fields_in_the_same_order() {
         let list = |fields: &[(&str, &str)]| fields.iter().copied().collect::<Fields>();
         let (mut one, other) = (fields(), list(&[("host", "a"), ("x", "c")]));

@@ -66,7 +66,6 @@ mod test_support;
 pub mod fuzzing {
     pub use crate::{
         config::address,
-        fields,
         http1::{chunked, framing, refusal, request, request_head, response_head},
     };
     pub mod config {
@@ -74,6 +73,9 @@ pub mod fuzzing {
     }
     pub mod test_support {
         pub use crate::test_support::*;
+    }
+    pub mod fields {
+        pub use crate::fields::*;
     }
     pub mod cors {
         pub use crate::cors::*;

@@ -8,8 +8,8 @@
 use http::Uri;
 use lean_proxy::fuzzing::{
     fields::Fields,
-    refusal,
     framing::Framing,
+    refusal,
     request_head::{self, Head},
 };
 use lean_proxy_fuzz::strict::{self, Reader};
@@ -51,9 +51,9 @@ fuzz_target!(|input: &[u8]| {
             (part, all) => panic!("{here} bytes: {part:?}; all: {all:?}"),
         }
     }
-    if let Ok(Some(head)) = at_once {
+    if let Ok(Some(head)) = &at_once {
         assert!(head.len <= max);
-        parsers_agree(&bytes[head.skip..][..head.len], &head);
+        parsers_agree(&bytes[head.skip..][..head.len], head);
     }
     if max == 65_536 {
         ordinary_heads_are_accepted(bytes, at_once.ok().flatten());

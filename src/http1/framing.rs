@@ -41,3 +41,22 @@ impl BodyState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_begins_as_its_head_says() {
+        let is_empty = |framing| matches!(BodyState::of(framing), BodyState::Length(0));
+        assert!(is_empty(Framing::Nothing) && is_empty(Framing::Length(0)));
+        assert!(matches!(
+            BodyState::of(Framing::Length(7)),
+            BodyState::Length(7)
+        ));
+        assert!(
+            matches!(BodyState::of(Framing::Chunked), BodyState::Chunked(body) if !body.is_end())
+        );
+        assert!(matches!(BodyState::of(Framing::Close), BodyState::Close));
+    }
+}

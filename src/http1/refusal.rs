@@ -28,3 +28,20 @@ pub fn response(failure: &Failure, fields: &Fields) -> Vec<u8> {
     out.extend_from_slice(sentence.as_bytes());
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_a_whole_response_and_the_last_of_its_connection() {
+        let grant = Fields::from_iter([("access-control-allow-origin", "*")]);
+        let text = response(&Failure::NoMemory, &grant);
+        assert_eq!(
+            str::from_utf8(&text).unwrap(),
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 42\r\n\
+             content-type: text/plain; charset=utf-8\r\nretry-after: 1\r\nconnection: close\r\n\
+             access-control-allow-origin: *\r\n\r\nThere is no memory left for this request.\n"
+        );
+    }
+}

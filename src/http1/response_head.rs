@@ -367,6 +367,15 @@ mod tests {
     }
 
     #[test]
+    fn equal_lengths_are_handed_on_as_one() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\ncontent-length: 5\r\n\r\n";
+        let head = read_head(text.as_bytes(), &Method::GET).unwrap().unwrap();
+        let fields = Fields::from_iter([("content-length", "5"), ("a", "b")]);
+        assert_eq!(head.headers, fields);
+        assert_eq!(head.framing, Framing::Length(5));
+    }
+
+    #[test]
     fn no_beginning_of_a_bad_head_is_taken_for_a_head() {
         for bad in [
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

@@ -501,3 +501,31 @@ pub fn read(
     ready!(result)?;
     Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{io::AsyncWriteExt as _, net::UnixStream, runtime::Builder};
+
+    use super::*;
+    use crate::memory::budget::Plan;
+
+    #[test]
+    fn a_head_that_waits_costs_its_buffer_and_the_list_of_its_fields() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a:\r\n".repeat(200));
+        runtime.block_on(async {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(text.as_bytes()).await.unwrap();
+            let budget = Budget::new(Plan::new(None, 1, None));
+            let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+            let mut scratch = [0; 4096];
+            let arrival = poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 4096));
+            let Ok(Arrival::Head(head)) = arrival.await else {
+                panic!("{text}")
+            };
+            assert!(codec.head_size(&head) >= text.len() + 201 * 16);
+        });
+    }
+}

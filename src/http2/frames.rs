@@ -18,7 +18,8 @@ const BUFFER: u64 = 8 * 1024;
 const BURST: u32 = 1_000;
 const PER_SECOND: u32 = 200;
 
-/// How many more for each DATA or HEADERS frame that was sent to the client: it opens windows for it, and gRPC sends a PING.
+/// How many more for each DATA or HEADERS frame that was sent to the client: it answers with `WINDOW_UPDATE`, and gRPC with
+/// PING.
 const PER_SENT: u32 = 4;
 
 /// Payload bytes of a control frame that count as one frame more.

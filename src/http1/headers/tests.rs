@@ -57,6 +57,12 @@ fn connection_cannot_steal_what_later_hops_need() {
         "cookie",
         "x-forwarded-proto",
         "content-length",
+        "cache-control",
+        "expect",
+        "date",
+        "set-cookie",
+        "location",
+        "vary",
     ] {
         let text = written(&[("connection", name), (name, "v")], true);
         assert!(text.contains(&format!("{name}: v\r\n")), "{name}: {text}");
@@ -271,6 +277,11 @@ fn a_trailer_section_is_read_without_what_is_withheld() {
     assert_eq!(read(section), Some(vec!["x-sum".into(), "z".into()]));
     assert_eq!(read(b"\r\n"), Some(Vec::new()));
     assert_eq!(read(b"X-Sum : 1\r\n\r\n"), None);
+    assert_eq!(read(b"X-Sum: 1\n\r\n"), None);
+    for (count, is_read) in [(MAX_TRAILERS, true), (MAX_TRAILERS + 1, false)] {
+        let section = "a: b\r\n".repeat(count) + "\r\n";
+        assert_eq!(read(section.as_bytes()).is_some(), is_read, "{count}");
+    }
 }
 
 #[test]
