@@ -1,7 +1,7 @@
-//! The entries of `listen:`: where clients are awaited, and with which certificates.
+//! The entries of `listen:`: the addresses that the proxy listens on, and the certificates of those with TLS.
 //!
-//! The files of certificates and keys are read here, at load and again when they have changed, so that `--check` finds
-//! what serving would. What they mean to a handshake is `server/tls`'s affair.
+//! The files of certificates and keys are read here, at load and again when they have changed, so that `--check`
+//! reports the same mistakes as a start. `server/tls` builds the rustls configurations from them.
 
 use std::{
     fmt::{self, Display},
@@ -30,7 +30,7 @@ use crate::config::{
 /// One entry of `listen:`.
 #[derive(Debug, Clone)]
 pub struct ListenEntry {
-    /// Where.
+    /// The address.
     pub address: Listen,
     /// `None` = plain HTTP.
     pub tls: Option<Arc<ListenerTls>>,
@@ -41,11 +41,11 @@ pub struct ListenEntry {
 /// `tls:` of a listener.
 #[derive(Debug, Clone)]
 pub struct ListenerTls {
-    /// At least one; the first serves clients whose name fits none.
+    /// At least one; the first is shown to clients that ask for a name that no certificate has.
     pub certificates: Vec<Certificate>,
-    /// The least version of TLS that is spoken. Default 1.2.
+    /// The lowest version of TLS that is accepted. Default 1.2.
     pub min_version: TlsVersion,
-    /// What a client's certificate must descend from; `None` = clients are not asked for one.
+    /// The authorities that must have issued a client's certificate; `None` = clients are not asked for a certificate.
     pub client_ca: Option<ClientCa>,
 }
 
@@ -58,18 +58,19 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// `client_ca_file`, and what it held when it was read.
+/// `client_ca_file` with its content at load.
 #[derive(Debug, Clone)]
 pub struct ClientCa {
     /// The file.
     pub file: PathBuf,
-    /// Its state before that.
+    /// The state of the file before it was read.
     pub stamp: Option<Stamp>,
-    /// What it held.
+    /// The certificates in it.
     pub roots: Arc<RootCertStore>,
 }
 
-/// A file's state: another one tells that it was written or replaced. `None` in its place = it cannot be looked at.
+/// The state of a file, compared to see whether the file was written or replaced. `None` in its place = the file cannot
+/// be examined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -86,29 +87,29 @@ pub struct CertificateFiles {
     pub key_file: PathBuf,
 }
 
-/// A chain and its key, and what the files held when they were read.
+/// A chain and its key, as they were in the files at load.
 #[derive(Debug, Clone)]
 pub struct Certificate {
-    /// Where they stand.
+    /// The two files.
     pub files: CertificateFiles,
-    /// Which entry it is, as messages show it: `listen[0].tls.certificates[0]`.
+    /// The entry's place in the configuration, as messages show it: `listen[0].tls.certificates[0]`.
     pub field: String,
-    /// Their state before that.
+    /// The state of the two files before they were read.
     pub stamps: [Option<Stamp>; 2],
-    /// What they held; it fits.
+    /// The chain with its key; the two fit.
     pub key: Arc<CertifiedKey>,
     /// The DNS names that the certificate is for, in lower case.
     pub names: Vec<String>,
-    /// When it becomes valid, and the last second in which it is; in seconds since 1970.
+    /// The first and the last second in which it is valid, in seconds since 1970.
     pub validity: (i64, i64),
 }
 
-/// Which key names the file that cannot be used, and why.
+/// The file that cannot be used, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Flaw {
     /// `cert_file` or `key_file`.
     pub key: &'static str,
-    /// Begins with the file's path.
+    /// The message; it begins with the file's path.
     pub sentence: String,
 }
 
@@ -119,7 +120,7 @@ impl PartialEq<Listen> for ListenEntry {
 }
 
 impl From<Listen> for ListenEntry {
-    /// Without TLS.
+    /// A listener without TLS.
     fn from(address: Listen) -> ListenEntry {
         ListenEntry {
             address,
@@ -139,12 +140,12 @@ impl Certificate {
     /// Reads a chain and its key, which must fit.
     ///
     /// # Errors
-    /// The file that cannot be used.
+    /// The file that cannot be used, and why.
     pub fn load(files: &CertificateFiles, field: String) -> Result<Certificate, Flaw> {
         let (cert_file, key_file) = (&files.cert_file, &files.key_file);
         let of_cert = |reason: &dyn Display| flaw("cert_file", cert_file, reason);
         let of_key = |reason: &dyn Display| flaw("key_file", key_file, reason);
-        // before they are read: what changes meanwhile is seen later
+        // before the files are read: a change during the read is noticed the next time
         let stamps = files.stamps();
         let chain = chain(cert_file).map_err(|reason| of_cert(&reason))?;
         let key = private_key(key_file).map_err(|reason| of_key(&reason))?;
@@ -172,7 +173,7 @@ impl Certificate {
         })
     }
 
-    /// Why clients will not believe it at this time; `None` = it is valid.
+    /// Why clients refuse the certificate at this time; `None` = it is valid.
     pub fn complaint(&self, now: SystemTime) -> Option<String> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -198,14 +199,14 @@ impl Certificate {
 }
 
 impl CertificateFiles {
-    /// The state of both.
+    /// The state of both files.
     pub fn stamps(&self) -> [Option<Stamp>; 2] {
         [&self.cert_file, &self.key_file].map(|path| Stamp::of(path))
     }
 }
 
 impl Stamp {
-    /// The state of the file that this path leads to.
+    /// The state of the file at this path.
     pub fn of(path: &Path) -> Option<Stamp> {
         let file = fs::metadata(path).ok()?;
         Some(Stamp {
@@ -220,7 +221,7 @@ impl ClientCa {
     /// Reads the file.
     ///
     /// # Errors
-    /// It cannot be used; begins with its path.
+    /// The file cannot be used; the message begins with its path.
     pub fn load(file: PathBuf) -> Result<ClientCa, String> {
         let stamp = Stamp::of(&file);
         let roots = Arc::new(certificates::of_file(&file)?.roots);
@@ -256,7 +257,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-/// Nothing but a plain file of a sane size is read.
+/// An error unless the path is a regular file of at most [`MAX_FILE`] bytes.
 fn check_size(path: &Path) -> Result<(), String> {
     let kind = fs::metadata(path).map_err(|error| plain(&error))?;
     if kind.is_dir() {
@@ -298,13 +299,13 @@ pub fn entries(field: &Field<'_>) -> Vec<ListenEntry> {
         }
     }
     if list.is_empty() {
-        // Complained of, so nobody will listen there; an empty list means that the key is absent.
+        // The mistake is reported, so this address is never bound; an empty list would mean that the key is absent.
         list.push(Listen::Everywhere(0).into());
     }
     list
 }
 
-/// One address, or a mapping with more; gives the field of the address, too.
+/// One address, or a mapping with more keys; the second part is the field of the address.
 fn entry<'a>(item: &Field<'a>) -> Option<(ListenEntry, Field<'a>)> {
     if !item.is_mapping() {
         let address = item.parsed(parse_listen)?;
@@ -334,7 +335,7 @@ fn entry<'a>(item: &Field<'a>) -> Option<(ListenEntry, Field<'a>)> {
     })
 }
 
-// apart from the start of a program without TLS, whose stack would grow for it
+// in a function of its own: the stack of a program without TLS would grow for it
 #[inline(never)]
 fn tls(s: &Section<'_>) -> ListenerTls {
     let items = s
@@ -384,7 +385,7 @@ fn client_ca(s: &Section<'_>) -> Option<ClientCa> {
 }
 
 const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
-/// Bytes of a file with a chain or a key: a chain of three has 6 kB, and is sent in each full handshake.
+/// Most bytes of a file with a chain or a key. A chain of three has 6 kB and is sent in each full handshake.
 const MAX_FILE: u64 = 256 * 1024;
 
 #[cfg(test)]

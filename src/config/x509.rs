@@ -1,27 +1,27 @@
-//! What the proxy has to know of a certificate beside its trust: whose it is, for which names, and until when.
+//! Reads the fields of a certificate that the proxy needs: subject, DNS names and validity.
 //!
-//! Pure and strict: DER alone, each length checked against what is there, nothing read twice. Whether a certificate is to
-//! be believed is webpki's to say; this reads those that were believed already, and the operator's own.
+//! DER alone is accepted, and each length is checked. Whether a certificate is trusted is decided by webpki; this file
+//! reads only certificates that were verified, and the operator's own.
 
 use std::fmt::Write as _;
 
-/// A certificate (RFC 5280 §4.1), as far as it is of use here.
+/// The fields of a certificate (RFC 5280 §4.1) that are used here.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificate<'a> {
     /// The content of its subject: a sequence of relative distinguished names.
     subject: &'a [u8],
-    /// When it becomes valid, in seconds since 1970.
+    /// The first second in which it is valid, in seconds since 1970.
     pub not_before: i64,
     /// The last second in which it is valid, in seconds since 1970.
     pub not_after: i64,
-    /// The DNS names of its subjectAltName, in lower case; a wildcard stands as it is written.
+    /// The DNS names of its subjectAltName, in lower case; wildcards are kept as they are written.
     pub names: Vec<String>,
 }
 
-/// Bytes of a subject as text. What is longer is refused: cut, it might name somebody else.
+/// Most bytes of a subject as text. A longer one is refused: a truncated subject might be another's.
 pub const MAX_SUBJECT: usize = 2048;
 
-/// DNS names that are read of one certificate; authorities put at most a hundred into one.
+/// Most DNS names that are read from one certificate; authorities put at most a hundred into one.
 const MAX_NAMES: usize = 1_000;
 
 const SEQUENCE: u8 = 0x30;
@@ -41,7 +41,7 @@ const DNS_NAME: u8 = 0x82;
 /// 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 
-/// What follows in a DER encoding (X.690 §10).
+/// The rest of a DER encoding (X.690 §10).
 #[derive(Debug, Clone, Copy)]
 struct Reader<'a>(&'a [u8]);
 
@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
                 let length = digits
                     .iter()
                     .fold(0, |length, digit| length << 8 | usize::from(*digit));
-                // in the fewest bytes: one certificate is written in one way
+                // the length must be encoded in the fewest bytes, as DER demands
                 let is_least = length > 0x7f && digits.first() != Some(&0);
                 (is_least.then_some(length)?, rest)
             }
@@ -76,14 +76,14 @@ impl<'a> Reader<'a> {
         Some((tag, content))
     }
 
-    /// The next value, which must have this tag.
+    /// The next value; `None` where it has another tag.
     fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next()
             .filter(|(found, _)| *found == tag)
             .map(|(_, content)| content)
     }
 
-    /// The next value where it has this tag; else it stays.
+    /// The next value where it has this tag; otherwise it is not consumed.
     fn skip(&mut self, tag: u8) -> Option<&'a [u8]> {
         if self.0.first() == Some(&tag) {
             self.expect(tag)
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
 }
 
 impl<'a> Certificate<'a> {
-    /// Reads a certificate; `None` where it is none.
+    /// Reads a certificate; `None` where the bytes are not one.
     pub fn parse(der: &'a [u8]) -> Option<Certificate<'a>> {
         let mut outer = Reader(der);
         let mut certificate = Reader(outer.expect(SEQUENCE)?);
@@ -124,10 +124,11 @@ impl<'a> Certificate<'a> {
         })
     }
 
-    /// The subject as RFC 4514 writes it, the most particular name first: `CN=alice,O=Example`. It is what
-    /// `openssl x509 -noout -subject -nameopt RFC2253` prints, but for attributes that are not in the table: these are a
-    /// dotted number and `#` with the bytes of their value. Only printable ASCII; what is not is escaped as `\C3\A9`.
-    /// Empty where the certificate has no subject; `None` where it is malformed or has more than [`MAX_SUBJECT`] bytes.
+    /// The subject as RFC 4514 writes it, the most specific name first: `CN=alice,O=Example`. The text is that of
+    /// `openssl x509 -noout -subject -nameopt RFC2253`, except for attributes that are not in the table: these are
+    /// written as a dotted number and `#` with the bytes of their value. The text is printable ASCII; other characters
+    /// are escaped as `\C3\A9`. Empty where the certificate has no subject; `None` where the subject is malformed or
+    /// longer than [`MAX_SUBJECT`] bytes.
     pub fn subject(&self) -> Option<String> {
         let mut sets = Vec::new();
         let mut reader = Reader(self.subject);
@@ -148,7 +149,7 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// One relative distinguished name: mostly one attribute, else several joined by `+`.
+/// One relative distinguished name: usually one attribute, otherwise several joined by `+`.
 fn push_relative_name(text: &mut String, set: &[u8]) -> Option<()> {
     let mut attributes = Reader(set);
     let mut is_first = true;
@@ -181,7 +182,7 @@ fn push_relative_name(text: &mut String, set: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// The short name of an attribute (RFC 4519, and the two that OpenSSL knows besides and that are common in certificates).
+/// The short name of an attribute (RFC 4519, and two more that OpenSSL knows and that are common in certificates).
 fn short_name(oid: &[u8]) -> Option<&'static str> {
     Some(match oid {
         [0x55, 4, 3] => "CN",
@@ -226,12 +227,12 @@ fn push_dotted(text: &mut String, oid: &[u8]) -> Option<()> {
     (!is_first && !is_amid).then_some(())
 }
 
-/// The text of one of the string types; `None` for what is none, or is malformed.
+/// The text of a string; `None` for other types and for malformed values.
 fn string(tag: u8, value: &[u8]) -> Option<String> {
     match tag {
         // UTF8String, PrintableString, IA5String
         0x0c | 0x13 | 0x16 => str::from_utf8(value).ok().map(str::to_owned),
-        // TeletexString, which everybody writes as Latin-1
+        // TeletexString, which certificates use for Latin-1
         0x14 => Some(value.iter().map(|byte| char::from(*byte)).collect()),
         // BMPString
         0x1e => {
@@ -244,7 +245,7 @@ fn string(tag: u8, value: &[u8]) -> Option<String> {
     }
 }
 
-/// RFC 4514 §2.4.
+/// Appends a value, escaped as RFC 4514 §2.4 demands.
 fn push_escaped(text: &mut String, value: &str) {
     let last = value.len().saturating_sub(1);
     for (at, byte) in value.bytes().enumerate() {
@@ -263,7 +264,7 @@ fn push_escaped(text: &mut String, value: &str) {
     }
 }
 
-/// The DNS names among the extensions.
+/// The DNS names of the subjectAltName extension.
 fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut list = Reader(Reader(extensions).expect(SEQUENCE)?);
