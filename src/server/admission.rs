@@ -1,4 +1,5 @@
-//! What a request pays before its exchange begins: memory at once, after a wait, or from the small reserve.
+//! What a request pays before its exchange begins: memory at once, memory after a wait, or a place in the small
+//! reserve.
 
 use std::{
     future::poll_fn,
@@ -24,26 +25,27 @@ use crate::{
     observe::metrics::GaugeGuard,
 };
 
-/// How an answer that was given without memory of its own may hold the reserve.
+/// How long an answer that was given without memory of its own may hold the reserve.
 pub const BRIEF: Duration = Duration::from_secs(1);
 
-/// What a request wants to be admitted with.
+/// A request that asks to be admitted.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask {
-    /// Bytes that its head holds.
+    /// Bytes of its head.
     pub size: usize,
-    /// Whether a body is to come.
+    /// Whether it has a body.
     pub has_body: bool,
-    /// What TLS with the client adds to its price.
+    /// What TLS with the client adds to its price, in bytes.
     pub records: u64,
-    /// Whether its answer needs neither an upstream nor time.
+    /// Whether its answer needs neither an upstream nor a wait.
     pub is_brief: bool,
 }
 
-/// Pays for an exchange whose request head stands in a buffer of `size` bytes, or waits for its worth in line. Without
-/// memory there is a small reserve from which health, preflights and the word that there is no room are answered; then
-/// the second part holds a place of it. The third is how many milliseconds it has waited.
+/// Pays for an exchange whose request head is in a buffer of `size` bytes, or waits in the queue for that much memory.
+/// Without memory there is a small reserve for health, preflights and the 503; then the second part holds a place of
+/// it. The third part is the wait in milliseconds.
 ///
+/// `poll_gone` is ready when the client has left.
 /// `poll_gone` is ready where the client has left.
 pub async fn admit(
     worker: &Worker,
@@ -57,7 +59,7 @@ pub async fn admit(
     {
         return Some((Some(permit), None, 0));
     }
-    // rare, and large: boxed, it costs the others nothing
+    // rare, and large: boxed, it does not enlarge the future of other requests
     Box::pin(async move {
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
@@ -79,7 +81,7 @@ pub async fn admit(
     .await
 }
 
-/// What TLS with the client adds to the price of an exchange.
+/// What TLS with the client adds to the price of an exchange, in bytes.
 pub fn records(budget: &Budget, io: &Stream, has_body: bool) -> u64 {
     match io.secured() {
         Some(_) => budget.records(has_body),
@@ -87,8 +89,8 @@ pub fn records(budget: &Budget, io: &Stream, has_body: bool) -> u64 {
     }
 }
 
-/// Waits in line for the worth of an exchange, up to `queue_timeout`. `None` = the client has left meanwhile;
-/// `Some(None)` = no memory, not even for waiting, or not in time.
+/// Waits in the queue for the price of an exchange, up to `queue_timeout`. `None` = the client has left meanwhile;
+/// `Some(None)` = there was no memory for the wait itself, or none in time.
 async fn wait_for_memory(
     worker: &Worker,
     slot: &SlotRef,
@@ -121,9 +123,8 @@ async fn wait_for_memory(
     Some(permit.await?.ok())
 }
 
-/// How many requests may wait already, where memory is left for none, for this one to wait as well. Of those that wait one
-/// group may hold the most: it has no more than half of what is left for all, and that for requests that need no more of
-/// their client.
+/// Most requests that may be waiting when this one joins them. Where one group has most of the waiting requests, its share
+/// is half of [`SPARED`], for requests without a body alone.
 fn spared(budget: &Budget, slot: &SlotRef, ask: Ask) -> usize {
     let most = budget
         .queue
@@ -137,7 +138,7 @@ fn spared(budget: &Budget, slot: &SlotRef, ask: Ask) -> usize {
     }
 }
 
-/// A request that a trusted proxy brings counts as its client's.
+/// Counts a request that comes through a trusted proxy towards its client's group.
 pub fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: &SlotRef) {
     let state = worker.state();
     let trusted = &state.config.server.trusted_proxies;
@@ -149,7 +150,7 @@ pub fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: 
     slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
 
-/// Whether an answer needs neither an upstream nor time: health, preflights, and what a route answers by itself.
+/// Whether an answer needs neither an upstream nor a wait: health, preflights, and what a route answers by itself.
 pub fn is_brief<'a>(
     state: &State,
     path: &[u8],
@@ -161,7 +162,7 @@ pub fn is_brief<'a>(
         || (state.answers_directly && state.answers(host(), path))
 }
 
-/// The same for a head that is ready and not opened.
+/// Like [`is_brief`], for a head that is complete and not parsed yet.
 pub fn is_brief_head(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool {
     is_brief(
         &worker.state(),

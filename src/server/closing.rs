@@ -1,4 +1,4 @@
-//! How a client's connection ends: read on a little behind the last answer, or reset what it does not read.
+//! How a client's connection ends: by a close after a short read, or by a reset where the client does not read.
 
 use std::{
     future::poll_fn,
@@ -21,11 +21,11 @@ use crate::{
     yield_budget::YieldBudget,
 };
 
-/// How long a last word may take to be written, and how long is read on behind it (RFC 9112 §9.6).
+/// How long a final answer may take to be written, and how long the connection is read after it (RFC 9112 §9.6).
 pub const LINGER: Duration = Duration::from_secs(5);
 
-/// Closes by half and reads on a little, so that the client gets to read the last answer before a reset
-/// takes it away (RFC 9112 §9.6). At most `rest` bytes, and not for long.
+/// Closes the sending half and reads on for a short time, so that the client can read the last answer before a reset
+/// discards it (RFC 9112 §9.6). At most `rest` bytes are read, for at most [`LINGER`].
 pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: usize) {
     slot.enter(Phase::Lingering, Some(LINGER));
     let is_tight = worker.budget.plan().tight;
@@ -44,7 +44,7 @@ pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: u
                 Ok(()) if !buffer.filled().is_empty() && rest > 0 => {
                     rest = rest.saturating_sub(buffer.filled().len());
                 }
-                // what the client sent is read, but it has not yet acknowledged its answer
+                // the client's bytes are all read, but it has not acknowledged its answer yet
                 Ok(()) if is_tight && socket::unsent(&io.socket()) > 0 => {
                     slot.look_back(true);
                     return Poll::Pending;
@@ -58,25 +58,24 @@ pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: u
     leave(worker, &io);
 }
 
-/// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
+/// Whether much of what was sent is still in the kernel while memory is tight.
 pub fn is_unread(worker: &Worker, io: &Stream) -> bool {
     worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
 }
 
-/// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
-/// that it counts: what the kernel still holds would outlive its connection by minutes, and cost memory that no permit
-/// stands for.
+/// Makes the close a reset where the client has not acknowledged all that it was sent and memory is tight: otherwise
+/// the kernel would hold those bytes for minutes after the connection, and no permit would pay for them.
 pub fn leave(worker: &Worker, io: &Stream) {
     if worker.budget.plan().tight {
         socket::reset_unsent(&io.socket());
     }
 }
 
-/// Waits until the client has acknowledged all but `most` bytes of what it was sent: until then the exchange holds its
-/// memory, and gives way as a stream does that its client blocks.
+/// Waits until the client has acknowledged all but `most` bytes of what it was sent. Until then the exchange holds its
+/// memory, and may be evicted as a stream whose client blocks it.
 ///
 /// # Errors
-/// The client is gone, or has to go: the close will be a reset.
+/// The client has left, or the connection was told to leave: the close will be a reset.
 pub async fn settle(
     worker: &Worker,
     io: &mut Stream,
@@ -86,9 +85,9 @@ pub async fn settle(
     let limit = worker.state().config.server.write_timeout;
     let mut left = socket::unsent(&io.socket());
     let settled = poll_fn(|context| {
-        // its next request is what most often tells that it has read this answer; else the sweep looks back
+        // mostly the client's next request shows that it has read this answer; otherwise the timer wakes this task
         let _ = io.poll_read_ready(context)?;
-        // a queue does not get shorter any more once its connection is gone
+        // the queue of a dead connection does not get shorter
         if socket::is_dead(&io.socket()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
@@ -117,7 +116,7 @@ pub async fn settle(
     settled
 }
 
-/// Counts and tells that an answer is cut off that the kernel has whole and the client does not read.
+/// Counts and logs that an answer is cut off which the kernel has whole and the client does not read.
 #[cold]
 fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool) {
     let outcome = if is_stalled {
@@ -136,8 +135,8 @@ fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool)
     );
 }
 
-/// Behind the last answer of a connection, whose end the client is told at once: the socket is kept, and paid for, until
-/// the client has acknowledged all of it. It is one of those that give way first.
+/// Ends the sending half after the last answer of a connection, and keeps the socket and its permit until the client
+/// has acknowledged all of it. Such connections are among the first to be evicted.
 pub async fn depart(worker: &Worker, io: &mut Stream, slot: &SlotRef) {
     let _permit = worker.budget.force(UNSENT);
     slot.enter(Phase::Lingering, None);

@@ -1,4 +1,4 @@
-//! Signals in, commands to the workers out: reload, drain and stop.
+//! The controller: receives signals and sends commands to the workers, for reload, drain and stop.
 
 use std::{
     convert::Infallible,
@@ -33,21 +33,21 @@ use crate::{
 /// Reads the configuration again; `Err` = every mistake, one line each.
 pub type Reread = Box<dyn Fn() -> Result<Arc<Config>, Vec<String>>>;
 
-/// How often the files of certificates are looked at.
+/// How often the files of certificates are checked for changes.
 const RENEWAL: Duration = Duration::from_mins(1);
 
-/// How long workers may take to be gone when they were told to, beyond the time that their exchanges have.
+/// How long workers may take to end after a stop, beyond the time that their exchanges have.
 pub const PARTING: Duration = Duration::from_secs(1);
 
-/// The addresses that clients are awaited on.
+/// The addresses that a configuration listens on.
 pub fn addresses(config: &Config) -> impl Iterator<Item = &Listen> {
     config.listen.iter().map(|entry| &entry.address)
 }
 
-/// Binds these addresses for so many workers.
+/// Binds these addresses for this many workers.
 ///
 /// # Errors
-/// What cannot be bound.
+/// An address that cannot be bound.
 pub fn open<'a>(
     places: impl IntoIterator<Item = &'a Listen>,
     workers: usize,
@@ -59,32 +59,32 @@ pub fn open<'a>(
         .collect()
 }
 
-/// The one who hears the signals and tells the workers.
+/// Receives the signals and commands the workers.
 pub struct Controller {
-    /// The way to each worker, by its number.
+    /// The channel to each worker, by its number.
     pub words: Vec<mpsc::UnboundedSender<Command>>,
-    /// The bound addresses.
+    /// The bound addresses for clients.
     pub listeners: Vec<Listener>,
-    /// That of the metrics.
+    /// The bound address of the metrics.
     pub exposed: Option<Listener>,
-    /// What is in force.
+    /// The configuration in force.
     pub config: Arc<Config>,
-    /// What memory each worker may use.
+    /// The memory that each worker may use.
     pub plan: Plan,
     /// The sockets that systemd handed over, by name.
     pub inherited: Vec<(String, OwnedFd)>,
     /// Reads the configuration again.
     pub reread: Reread,
-    /// The keys of the tickets that clients were given.
+    /// The keys of the TLS session tickets.
     pub tickets: TicketKeys,
-    /// Files of certificates, which are looked at now and then.
+    /// The files of certificates, checked once a minute.
     pub renewal: Renewal,
-    /// Removed when the program stops.
+    /// The PID file, removed when the program stops.
     pub pid_file: Option<PidFile>,
 }
 
 impl Controller {
-    /// Obeys the signals until the program ends.
+    /// Handles signals until the program ends.
     pub async fn command(mut self, mut signals: Signals) -> Infallible {
         loop {
             match self.next_call(&mut signals).await {
@@ -104,7 +104,7 @@ impl Controller {
         if !hurried {
             let end = Instant::now() + grace;
             self.tell(|| Command::Close(end));
-            // the doors' files go with them
+            // the files of unix sockets are removed with them
             self.listeners.clear();
             signals.next_stop().await;
         }
@@ -114,12 +114,12 @@ impl Controller {
         log::info("stopping at once, at the second signal", &[]);
         let now = Instant::now();
         self.tell(|| Command::Close(now));
-        // a worker that hangs does not hear it
+        // a worker that hangs does not handle it
         sleep(PARTING).await;
         std::process::exit(0);
     }
 
-    /// The next signal; `None` = it is time to look at the files of certificates.
+    /// The next signal; `None` = it is time to check the files of certificates.
     async fn next_call(&self, signals: &mut Signals) -> Option<Call> {
         if self.renewal.is_empty() {
             return Some(signals.next().await);
@@ -127,7 +127,7 @@ impl Controller {
         timeout(RENEWAL, signals.next()).await.ok()
     }
 
-    /// Serves with the certificates whose files have changed.
+    /// Takes over the certificates whose files have changed.
     fn renew(&mut self) {
         match self.renewal.look(&mut self.tickets) {
             Ok(Some(contexts)) => self.tell(|| Command::Renew(contexts.clone())),
@@ -142,7 +142,7 @@ impl Controller {
         }
     }
 
-    /// Takes over the configuration as it is now; a bad one changes nothing.
+    /// Loads the configuration again; one with mistakes changes nothing.
     fn reload(&mut self) {
         systemd::notify(&format!(
             "RELOADING=1\nMONOTONIC_USEC={}",
@@ -203,7 +203,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The doors that a configuration has and we have not.
+    /// Binds the addresses that are new in a configuration.
     fn open(&self, config: &Config) -> Result<Vec<Listener>> {
         let frame = Frame {
             plan: &self.plan,
@@ -219,7 +219,7 @@ impl Controller {
         open(addresses(config).filter(is_new), self.words.len(), &frame)
     }
 
-    /// Gives the files of the doors that stay another mode, if it is another.
+    /// Changes the mode of the unix sockets that stay, where it differs.
     fn set_mode(&self, mode: u32) {
         if mode == self.config.server.unix_socket_mode {
             return;
@@ -232,7 +232,7 @@ impl Controller {
     }
 }
 
-/// Says which changes a reload cannot take over.
+/// Warns of changes that a reload cannot take over.
 fn warn_of_fixed(before: &Config, now: &Config) {
     let fixed = [
         ("metrics.listen", before.metrics != now.metrics),

@@ -1,7 +1,6 @@
-//! The page of counters, answered to Prometheus at an address of its own: GET and HEAD of `/metrics`, one request a
-//! connection.
+//! The metrics endpoint: answers GET and HEAD of `/metrics` at an address of its own, one request for each connection.
 //!
-//! What is asked is read as strictly as at any other door. The page is written piece by piece, for a configuration may
+//! Requests are parsed as strictly as on other listeners. The page is written in pieces, because a configuration may
 //! have thousands of routes.
 
 use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, rc::Rc, time::Duration};
@@ -24,22 +23,22 @@ use crate::{
     server::listener::{ListeningSocket, Trouble},
 };
 
-/// How long whoever asks for the metrics may take.
+/// How long a client of this endpoint may take.
 const EXPOSURE: Duration = Duration::from_secs(5);
 
-/// How many may ask at a time.
+/// Most clients at a time.
 const ASKERS: usize = 4;
 
-/// Bytes of each beside its connection: a head of 8 kB at most, and the page's largest piece.
+/// Bytes of each client beside its connection: a head of at most 8 kB, and the page's largest piece.
 const ASKER: u64 = 24_000;
 
-/// Bytes of a request head.
+/// Most bytes of a request head.
 const MAX_HEAD: usize = 8192;
 
-/// Answers Prometheus. A few are answered at a time, paid for whether there is memory or not; when one more comes, the
-/// one that is at it longest gives way, so that silent connections do not keep the others from being heard.
+/// Serves clients of the endpoint. [`ASKERS`] are served at a time, and are paid for whether there is memory or not.
+/// One more replaces the client that was connected longest, so that silent connections do not block the endpoint.
 ///
-/// # Errors
+/// The listener fails for good.
 /// A listener that is none any more.
 pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()> {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
@@ -68,20 +67,20 @@ pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()>
     }
 }
 
-/// How one request is answered.
+/// The response to a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// With the page, chunked or (HTTP/1.0) ended by the close; HEAD: without it.
+    /// The page, chunked or (HTTP/1.0) ended by the close; for HEAD without it.
     Page { is_head: bool, is_chunked: bool },
     /// 404.
     NotFound,
     /// 405.
     NotAllowed,
-    /// It cannot be read.
+    /// The request is malformed.
     Refused(Failure),
 }
 
-/// What a head asks for; `None` while it is not whole.
+/// The answer that a head calls for; `None` while the head is incomplete.
 fn asked(bytes: &[u8], scanned: &mut usize) -> Option<Answer> {
     let head = match request_head::head(bytes, scanned, MAX_HEAD) {
         Ok(head) => head?,
@@ -135,7 +134,7 @@ async fn tell(mut io: Stream, metrics: &Metrics) -> io::Result<()> {
         }
     }
     poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await?;
-    // read on a little, so that the answer is not taken away by a reset (RFC 9112 §9.6); the time-out bounds it
+    // read on for a short time, so that a reset does not discard the answer (RFC 9112 §9.6); the time-out bounds it
     let mut space = [0; 1024];
     loop {
         let mut buffer = ReadBuf::new(&mut space);
@@ -146,7 +145,7 @@ async fn tell(mut io: Stream, metrics: &Metrics) -> io::Result<()> {
     }
 }
 
-/// A whole answer without the page.
+/// A complete response other than the page.
 fn own(status: &str, extra: &str, sentence: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n{sentence}",

@@ -1,7 +1,8 @@
-//! The program's own life: workers, signals, reload and drain.
+//! The life of the program: workers, signals, reload and drain.
 //!
-//! One worker is one thread with one runtime, its own listeners (`SO_REUSEPORT`) and its share of every bound; nothing
-//! is shared but the configuration and the counters. The first worker runs on the main thread and hears the signals.
+//! One worker is one thread with one runtime, its own listeners (`SO_REUSEPORT`) and its share of every bound. Workers
+//! share the configuration, the counters and the keys of TLS tickets. The first worker runs on the main thread, as does
+//! the task that receives signals.
 
 pub mod admission;
 pub mod closing;
@@ -50,19 +51,19 @@ use crate::{
     sys::{self, cgroup, code_pages, systemd},
 };
 
-/// What the command line named.
+/// The arguments of the command line that serving needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Invocation<'a> {
-    /// What the configuration was read from, for the log.
+    /// The name of the configuration's source, for the log.
     pub source: &'a str,
-    /// The file that holds the process's number as long as it serves.
+    /// The file that holds the process ID while the program serves.
     pub pid_file: Option<&'a Path>,
 }
 
-/// Serves until told to stop.
+/// Serves until a signal stops the program.
 ///
 /// # Errors
-/// What cannot be bound or started, and the loss of what must not end.
+/// What cannot be bound or started; later the end of a vital task.
 pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
     sys::ignore_signals();
@@ -92,7 +93,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         start,
     };
 
-    // the first worker's, before there are others: what tokio makes once for all of them is then made by one thread
+    // the first worker's, before the other threads start: tokio's process-wide state is then created by one thread
     let runtime = runtime()?;
     let (mut words, threads) = spawn_others(&supervisor, &init, &listeners)?;
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -122,7 +123,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     Ok(())
 }
 
-/// The last line of the log.
+/// Logs the last line.
 fn log_end(start: SystemTime, metrics: &Metrics) {
     log::info(
         "stopped",
@@ -134,7 +135,7 @@ fn log_end(start: SystemTime, metrics: &Metrics) {
     );
 }
 
-/// The listeners for clients, and that of the metrics.
+/// The listeners for clients, and the listener for metrics.
 fn bind(
     config: &Config,
     inherited: &[(String, OwnedFd)],
@@ -151,10 +152,10 @@ fn bind(
     Ok((listeners, exposed.transpose()?))
 }
 
-/// The way to each worker, and its thread.
+/// The channel to each worker, and its thread.
 type Workers = (Vec<mpsc::UnboundedSender<Command>>, Vec<JoinHandle<()>>);
 
-/// Starts every worker but the first.
+/// Starts every worker except the first.
 fn spawn_others(
     supervisor: &Supervisor,
     init: &WorkerInit,
@@ -177,7 +178,7 @@ fn spawn_others(
     Ok((words, threads))
 }
 
-/// Waits for the other workers, who have been told to be gone as well. One that hangs does not keep the program.
+/// Waits for the other workers, which have been told to end. A worker that hangs does not delay the program's end.
 fn await_end(threads: &[JoinHandle<()>]) {
     let since = Instant::now();
     while threads.iter().any(|thread| !thread.is_finished()) {
@@ -189,7 +190,7 @@ fn await_end(threads: &[JoinHandle<()>]) {
     }
 }
 
-/// Divides the memory that the configuration leaves.
+/// Divides the memory that is left beside the configuration.
 fn plan(config: &Config, limit: Option<u64>) -> Result<Plan> {
     let held = limit.map_or(0, |_| footprint::held(config.routes.len(), config.threads));
     let most = config.server.max_connections;
@@ -203,7 +204,7 @@ fn plan(config: &Config, limit: Option<u64>) -> Result<Plan> {
     })
 }
 
-/// The limit that binds, and whether it is a cgroup's.
+/// The effective memory limit, and whether a cgroup sets it.
 fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
     let cgroup = cgroup::cgroup_limit().map(|limit| (limit.bytes, true));
     match memory {
@@ -217,8 +218,8 @@ fn memory_limit(memory: Memory) -> Option<(u64, bool)> {
     }
 }
 
-/// The first lines of the log: where we listen, what the budget is, what the environment changed, and last what was
-/// read from where.
+/// Logs the first lines: the listeners, the budget, the settings that came from the environment, and last the source of
+/// the configuration.
 fn log_start(
     source: &str,
     config: &Config,
@@ -268,7 +269,7 @@ fn log_start(
     );
 }
 
-/// What follows from the memory limit, in words.
+/// The memory plan as the log shows it.
 fn memory_plan(init: &WorkerInit) -> String {
     let (config, plan) = (&init.config, &init.plan);
     match (init.limit, plan.pool, plan.exchanges()) {
@@ -292,8 +293,8 @@ fn bound(limit: Option<usize>) -> String {
     limit.map_or_else(|| "auto".to_owned(), |limit| limit.to_string())
 }
 
-/// The first worker's life: when all workers accept it says that we are there, and it hears the signals, besides. It
-/// ends when it was told to, or when a worker has lost what must not end.
+/// Runs the first worker and the controller, and reports READY when all workers accept. Ends when a stop is complete,
+/// or with an error when a vital task has ended.
 async fn lead(
     called: Invocation<'_>,
     mut controller: Controller,
@@ -303,7 +304,7 @@ async fn lead(
     supervisor: &mut Supervisor,
 ) -> Result<()> {
     let signals = Signals::hear()?;
-    // from now on a SIGHUP is heard: before, it would end the process
+    // from here on SIGHUP is handled: before, it would end the process
     controller.pid_file = called.pid_file.map(PidFile::write).transpose()?;
     let memory = memory_plan(&init);
     let (reporter, config) = (init.reporter.clone(), Arc::clone(&init.config));
@@ -320,9 +321,9 @@ async fn lead(
         reporter.spawn("signal task", async move {
             match controller.command(signals).await {}
         });
-        // until it waits
+        // let the first worker's tasks run until they wait
         yield_now().await;
-        // most of what the start needed is not needed again
+        // most of the stack that the start used is not needed again
         code_pages::forget_stack();
         code_pages::forget_code();
         systemd::notify("READY=1");

@@ -1,4 +1,4 @@
-//! What is looked after at every tick besides deadlines: idle upstreams, memory, and those who wait too long.
+//! What is checked at every tick besides deadlines: idle upstream connections, memory, and requests that wait too long.
 
 use std::{
     cell::Cell,
@@ -25,14 +25,14 @@ use crate::{
     },
 };
 
-/// Connections that are asked to leave at a time, at least, when the table is full or memory is near its limit; requests
-/// for which others are asked to leave at a look.
+/// Connections that are evicted at a time, at least, when the table is full or memory is near its limit; requests that
+/// others are evicted for in one tick.
 pub const EVICTED_AT_ONCE: usize = 8;
 
-/// Exchanges that are asked to leave at a tick for the large heads of others.
+/// Exchanges that are evicted in one tick to pay for large heads.
 const HEADS_AT_ONCE: usize = 8;
 
-/// Bytes of the page cache that serving needs: with less of it the program's own code is read again and again.
+/// Bytes of page cache that serving needs: with less of it the program's own code is read from disk again and again.
 const CODE: u64 = 1_400_000;
 
 /// Bytes in use from which on memory counts as near its limit.
@@ -40,32 +40,33 @@ fn near(limit: u64) -> u64 {
     limit - (limit / 12).max(CODE.min(limit / 4))
 }
 
-/// How long a request waits, in milliseconds, before others are asked to leave for it that make little progress.
+/// How long a request waits, in milliseconds, before others that make little progress are evicted for it.
 const PATIENCE: u32 = 1_000;
 
-/// The same where some group of clients holds more than its share of what it waits for, and it belongs to another.
+/// The same where a group of clients holds more than its share of what the request waits for, and the request belongs
+/// to another.
 const SHARE_PATIENCE: u32 = 400;
 
-/// What looks after one worker's memory and waiting requests.
+/// Looks after one worker's memory and waiting requests.
 pub struct Pressure {
     worker: Rc<Worker>,
     limit: Option<u64>,
     usage: Option<Rc<MemoryUse>>,
-    /// Since when there was always one that waited for memory for a large response head.
+    /// Since when at least one exchange has waited for memory for a large response head.
     head: Cell<Option<Instant>>,
-    /// Most connections and exchanges at a look since memory was last given back.
+    /// Most connections and exchanges at a tick since memory was last given back.
     high: Cell<(usize, usize)>,
-    /// How many had been admitted at the last look; at the first there is more to forget than to see.
+    /// How many requests had been admitted at the last tick; `None` before the first.
     admitted: Cell<Option<u64>>,
-    /// What the gauges were told last: connections at rest, bytes held.
+    /// The values that were last written to the gauges: idle connections, bytes held.
     parked: Cell<u64>,
     spent: Cell<u64>,
-    /// Nothing has happened since everything was given back.
+    /// Nothing has happened since all memory was given back.
     rested: Cell<bool>,
 }
 
 impl Pressure {
-    /// One for a worker; `limit` is the process's, and whether a cgroup sets it.
+    /// For one worker; `limit` is the process's memory limit, and whether a cgroup sets it.
     pub fn new(worker: Rc<Worker>, limit: Option<(u64, bool)>) -> Pressure {
         let usage = limit.and_then(|(_, cgroup)| match cgroup::cgroup_limit() {
             Some(limit) if cgroup => MemoryUse::of_cgroup(&limit),
@@ -92,7 +93,7 @@ impl Pressure {
         }
     }
 
-    /// Says whether it wants to be called again soon.
+    /// Runs at every tick; says whether it wants to be called again soon.
     pub fn look(&self) -> bool {
         let worker = &self.worker;
         let idle = worker.pool.sweep(worker.table.now());
@@ -118,7 +119,7 @@ impl Pressure {
             || worker.table.room.len() > 0
     }
 
-    /// One line a second for all warnings of a kind beyond the first.
+    /// Logs repeated warnings of a kind as one line a second.
     fn tell_repeats(&self) {
         let worker = &self.worker;
         while let Some((Kind(message, outcome), count)) = worker.repeats.is_due(worker.table.now())
@@ -128,7 +129,7 @@ impl Pressure {
         }
     }
 
-    /// After a reload: what it took is given back once all is quiet, as after any other work.
+    /// After a reload: the memory that it used is given back once the worker is quiet.
     pub fn trim_again(&self) {
         self.rested.set(false);
         self.worker.table.rouse();
@@ -150,7 +151,7 @@ impl Pressure {
         metrics::set(&metrics.log_lines_dropped, log::dropped());
     }
 
-    /// Makes room for requests that have waited for long: for a place, for memory, and for each upstream.
+    /// Evicts for requests that have waited too long: for a place, for memory, and for each upstream.
     fn relieve(&self) {
         let worker = &self.worker;
         self.help(Scope::ConcurrencyLimit, &worker.places.queue);
@@ -163,7 +164,7 @@ impl Pressure {
         }
     }
 
-    /// Where large response heads have waited for a second they get the memory of those that stand still.
+    /// Where large response heads have waited for a second, evicts exchanges that make no progress with theirs.
     fn relieve_heads(&self) {
         let queue = &self.worker.budget.large_heads.queue;
         if queue.len() == 0 {
@@ -176,8 +177,7 @@ impl Pressure {
         }
     }
 
-    /// Where clients wait for memory to shake hands in, those give way whose handshakes do not get on; and clients of a
-    /// group that holds the most of the line go last.
+    /// Where clients wait for memory for a TLS handshake, evicts handshakes that make no progress.
     fn relieve_handshakes(&self) {
         let worker = &self.worker;
         let waiting = &worker.budget.client_handshakes.queue;
@@ -193,7 +193,7 @@ impl Pressure {
         }
     }
 
-    /// Asks as many to leave as have waited too long in this line, as far as there are some that have to.
+    /// Evicts as many as there are requests that have waited too long in this queue.
     fn help(&self, scope: Scope, queue: &Queue) {
         if queue.len() == 0 {
             queue.let_others_first(Vec::new());
@@ -218,7 +218,7 @@ impl Pressure {
         self.free(scope, many, Reason::Waited(late.longest));
     }
 
-    /// Asks so many to leave; says how many were found.
+    /// Evicts this many; says how many were found.
     fn free(&self, scope: Scope, many: usize, reason: Reason) -> usize {
         if scope == Scope::Memory {
             return self.free_memory(many, reason);
@@ -228,7 +228,7 @@ impl Pressure {
             .count()
     }
 
-    /// The same for memory, which connections hold as well that do nothing.
+    /// The same for memory, which idle connections hold as well.
     fn free_memory(&self, many: usize, reason: Reason) -> usize {
         let worker = &self.worker;
         if many > 0 {
@@ -239,7 +239,7 @@ impl Pressure {
                 continue;
             }
             if let Reason::Waited(_) = reason {
-                // that many are worth an exchange
+                // this many connections are worth one exchange
                 let idle = usize::try_from(EXCHANGE / CONNECTION).unwrap_or(1) + 1;
                 worker.evict_idle(idle * (many - found), Grace::USUAL);
             }
@@ -248,7 +248,7 @@ impl Pressure {
         many
     }
 
-    /// Looks how near the limit is, and makes room where it is near; says whether it is.
+    /// Checks how near the limit is, and evicts where it is near; says whether it is.
     fn check(&self) -> bool {
         let (Some(limit), Some(usage)) = (self.limit, &self.usage) else {
             return false;
@@ -282,7 +282,7 @@ impl Pressure {
         used > near
     }
 
-    /// Gives memory back after a burst, and once more when all is quiet; says whether there is more to come.
+    /// Gives memory back after a burst, and once more when the worker is quiet; says whether there is more to come.
     fn tidy(&self, is_near: bool) -> bool {
         let worker = &self.worker;
         let (exchanges, admitted) = worker.budget.exchanges();
@@ -305,8 +305,8 @@ impl Pressure {
             }
         }
         self.rested.set(is_quiet && !more);
-        // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it; not near the
-        // limit, where the file's pages go as well and would have to be read from the disk
+        // between two requests, too: at most ten times a second, and the next request takes 50 µs longer for it; not
+        // near the limit, where pages of the executable are reclaimed as well and would have to be read from disk
         if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
             code_pages::forget_stack();
             code_pages::forget_code();
@@ -315,13 +315,13 @@ impl Pressure {
     }
 }
 
-/// How many in a line have waited too long.
+/// How many requests in a queue have waited too long.
 struct Late {
-    /// Those of groups that have no more than their share.
+    /// Those whose group has no more than its share.
     others: usize,
-    /// All of them, by the longer patience.
+    /// All, by the longer patience.
     all: usize,
-    /// Milliseconds that the first of them has waited.
+    /// Milliseconds that the longest of them has waited.
     longest: u32,
 }
 

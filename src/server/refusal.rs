@@ -1,4 +1,4 @@
-//! Requests that are refused before there is an exchange: what the client is told, the log and the counters.
+//! Requests that are refused before there is an exchange: the response, the log line and the counters.
 
 use std::{future::poll_fn, pin::Pin, sync::Once, task::Poll, time::Instant};
 
@@ -22,11 +22,11 @@ use crate::{
     sys::socket,
 };
 
-/// How much is read on behind a refusal: whoever sends more does not listen.
+/// Most bytes that are read after a refusal: a client that sends more does not read it.
 pub const REFUSED_REST: usize = 256 * 1024;
 
-/// A client that speaks TLS to a plain listener is most often a mistake in the configuration of one of the two, and so is
-/// told once at `warn`; scanners do it too, and are not worth a line each.
+/// A client that speaks TLS to a plain listener is usually a mistake in the configuration of one of the two, so the
+/// first one is logged at `warn`. Scanners do it too, so later ones are logged like other refusals.
 fn refusal_level(failure: &Failure) -> Level {
     static TOLD: Once = Once::new();
     let mut level = Level::Debug;
@@ -36,7 +36,7 @@ fn refusal_level(failure: &Failure) -> Level {
     level
 }
 
-/// Says why a connection is not served on, and closes it.
+/// Sends the response to a request that is refused, and closes the connection.
 pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, failure: &Failure) {
     tell_refused(worker, slot, failure);
     slot.enter(Phase::Lingering, Some(LINGER));
@@ -56,7 +56,7 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, fai
         Poll::Ready(true)
     })
     .await;
-    // where memory is short, what a flood still has in the kernel's queues costs more than its last word is worth
+    // where memory is short, the input that a flood has in the kernel's queues costs more than the response is worth
     let is_flood = matches!(
         failure,
         Failure::NoMemory | Failure::HeadTooLarge | Failure::TargetTooLong
@@ -68,7 +68,7 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, fai
     }
 }
 
-/// What the global CORS policy grants a head that is refused, so that a browser shows the refusal to the page that asked.
+/// The CORS headers of the global policy for a head that is refused, so that a browser shows the refusal to the page.
 fn grant(worker: &Worker, codec: &ServerCodec) -> Fields {
     let state = worker.state();
     let mut fields = Fields::new();
@@ -81,7 +81,7 @@ fn grant(worker: &Worker, codec: &ServerCodec) -> Fields {
     fields
 }
 
-/// Counts and tells a refusal; where the memory budget is what was full, as loudly as any other 503.
+/// Counts and logs a refusal; where the memory budget was exhausted, at the level of any other 503.
 pub fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
     let (status, outcome) = (failure.status().as_u16(), failure.outcome());
     worker.metrics.answered(status);
@@ -117,7 +117,7 @@ pub fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
     }
 }
 
-/// Counts and tells a request that gets not even the word that there is no room: the reserve was busy, or it is over.
+/// Counts and logs a request that does not even get the 503: the reserve is in use, or the time for it is over.
 #[cold]
 pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
     let outcome = if slot.order() == Directive::Leave {

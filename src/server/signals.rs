@@ -1,4 +1,4 @@
-//! Signals as the supervisor hears them.
+//! The signals that the controller handles.
 
 use std::task::Poll;
 
@@ -11,7 +11,7 @@ pub struct Signals {
     hangup: Signal,
 }
 
-/// What a signal asks for.
+/// The action that a signal asks for.
 pub enum Call {
     Stop,
     Reload,

@@ -1,4 +1,4 @@
-//! What must not end: the workers, and in each of them the tasks that the program cannot do without.
+//! Supervises the workers, and the vital tasks of each.
 //!
 //! A vital task that ends by an error or a panic is reported here, and the program then ends with exit code 3: a proxy
 //! without its timer or its acceptors must not look alive. A task that hangs ends nothing; that is what systemd's
@@ -19,37 +19,37 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::cli;
 
-/// What is heard of a worker.
+/// An event of a worker.
 enum Report {
     /// It accepts on each of its listeners.
     Accepting,
-    /// It has lost a task, or itself.
+    /// It has lost a vital task, or has ended itself.
     Lost(Error),
 }
 
-/// By which one worker is heard.
+/// Reports the events of one worker.
 #[derive(Clone)]
 pub struct Reporter {
     worker: usize,
     reports: mpsc::UnboundedSender<Report>,
 }
 
-/// Hears all workers.
+/// Receives the reports of all workers.
 pub struct Supervisor {
     reports: mpsc::UnboundedReceiver<Report>,
-    /// For [`Supervisor::reporter`], and so that the reports never end.
+    /// Cloned by [`Supervisor::reporter`]; kept so that the channel is never closed.
     sender: mpsc::UnboundedSender<Report>,
 }
 
 impl Supervisor {
-    /// One that has heard nothing yet.
+    /// Without reports yet.
     pub fn new() -> Supervisor {
-        // a report is a worker's start or its end: there are few, and no client causes any
+        // unbounded: a report is a worker's start or end, so there are few, and no client causes any
         let (sender, reports) = mpsc::unbounded_channel();
         Supervisor { reports, sender }
     }
 
-    /// The way in which a worker reports.
+    /// The reporter of a worker.
     pub fn reporter(&self, worker: usize) -> Reporter {
         Reporter {
             worker,
@@ -57,10 +57,10 @@ impl Supervisor {
         }
     }
 
-    /// Waits until so many workers accept.
+    /// Waits until this many workers accept.
     ///
     /// # Errors
-    /// One was lost before.
+    /// A vital task or a worker has ended before.
     pub async fn all_accept(&mut self, workers: usize) -> Result<()> {
         let mut accepting = 0;
         while accepting < workers {
@@ -73,7 +73,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Waits for the first loss.
+    /// Waits for the first loss of a vital task or worker.
     pub async fn loss(&mut self) -> Error {
         loop {
             match self.reports.recv().await {
@@ -86,18 +86,18 @@ impl Supervisor {
 }
 
 impl Reporter {
-    /// Which worker it is, from 0; the first runs on the main thread.
+    /// The worker's number, from 0; the first runs on the main thread.
     pub fn worker(&self) -> usize {
         self.worker
     }
 
-    /// Says that this worker accepts on each of its listeners.
+    /// Reports that this worker accepts on each of its listeners.
     pub fn accepts(&self) {
         drop(self.reports.send(Report::Accepting));
     }
 
-    /// Starts a vital task on this thread. Where it ends by an error or a panic, that is reported; where it returns `Ok`
-    /// its work is done.
+    /// Starts a vital task on this thread. An end by an error or a panic is reported; a task that returns `Ok` has done
+    /// its work.
     pub fn spawn(
         &self,
         task: &'static str,
@@ -111,7 +111,7 @@ impl Reporter {
         })
     }
 
-    /// Runs a worker on this thread, and reports its end unless it was told to end.
+    /// Runs a worker on this thread, and reports its end unless the worker was told to end.
     pub fn run(&self, work: impl FnOnce() -> Result<()>) {
         if let Err(error) = caught(work) {
             self.lost("thread", error);
@@ -125,18 +125,18 @@ impl Reporter {
     }
 }
 
-/// Does some work; a panic in it is an error.
+/// Runs `work`; a panic in it becomes an error.
 ///
 /// # Errors
-/// Those of the work, and its panic.
+/// Those of `work`, and its panic.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-/// The same for work that waits.
+/// Like [`caught`], for a future.
 ///
 /// # Errors
-/// Those of the work, and its panic.
+/// Those of `work`, and its panic.
 async fn guard<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut work = pin!(work);
     poll_fn(|context| {
@@ -146,7 +146,7 @@ async fn guard<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     .await
 }
 
-/// The result of whichever of the two ends first.
+/// The result of the future that ends first.
 pub async fn first<T>(one: impl Future<Output = T>, other: impl Future<Output = T>) -> T {
     let (mut one, mut other) = (pin!(one), pin!(other));
     poll_fn(|context| match one.as_mut().poll(context) {
@@ -164,7 +164,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     anyhow!("it panicked: {}", message.unwrap_or("without a message"))
 }
 
-/// Lets a panic be one line on stderr, without a backtrace.
+/// Makes a panic one line on stderr, without a backtrace.
 pub fn report_panics_in_one_line() {
     set_hook(Box::new(|panic| {
         let message = panicked(panic.payload()).to_string();
@@ -182,12 +182,12 @@ pub struct Pulse {
     interval: Duration,
     /// When each timer ran last, in milliseconds since `base`.
     beats: Box<[AtomicU64]>,
-    /// When systemd was told last.
+    /// When systemd was last notified.
     told: AtomicU64,
 }
 
 impl Pulse {
-    /// `interval` is how often systemd wants to be told: half of what it waits.
+    /// `interval` is how often systemd wants a notification: half of its time-out.
     pub fn new(workers: usize, interval: Duration) -> Pulse {
         Pulse {
             base: Instant::now(),
@@ -202,8 +202,8 @@ impl Pulse {
         self.interval / 3
     }
 
-    /// The timer of this worker runs. Says whether systemd is to be told now: by the first worker, and only if the timer
-    /// of every other has run within the interval.
+    /// Records that this worker's timer runs. Says whether to notify systemd now: only the first worker does, and only
+    /// if the timer of every other has run within the interval.
     pub fn beat(&self, worker: usize, now: Instant) -> bool {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let (now, interval) = (millis(now - self.base), millis(self.interval));
@@ -233,7 +233,7 @@ mod tests {
             .expect("it is heard at once")
     }
 
-    /// What a vital task's end comes to.
+    /// The error that a vital task's end leads to.
     fn loss(work: impl Future<Output = Result<()>> + 'static) -> String {
         on_a_runtime(async {
             let mut supervisor = Supervisor::new();

@@ -27,17 +27,17 @@ use crate::{
     sys::systemd,
 };
 
-/// What every worker is born with.
+/// What every worker starts with.
 #[derive(Clone)]
 pub struct WorkerInit {
     pub reporter: Reporter,
-    /// Where systemd watches us.
+    /// The heartbeat for systemd's watchdog; `None` = there is no watchdog.
     pub pulse: Option<Arc<Pulse>>,
     pub config: Arc<Config>,
-    /// What rustls is told for each listener with TLS.
+    /// The rustls configuration of each listener with TLS.
     pub tls: Contexts,
     pub plan: Plan,
-    /// Connections to upstreams that this worker has descriptors for.
+    /// Connections to upstreams that this worker has file descriptors for.
     pub upstreams: usize,
     /// The process's memory limit, and whether a cgroup sets it.
     pub limit: Option<(u64, bool)>,
@@ -45,20 +45,20 @@ pub struct WorkerInit {
     pub start: SystemTime,
 }
 
-/// What a worker is told.
+/// A command to a worker.
 pub enum Command {
-    /// Serve this from now on: open these doors, keep those, close the others.
+    /// Take over this configuration: open the new listeners, keep those that stay, close the others.
     Reload {
         config: Arc<Config>,
         tls: Contexts,
         opened: Vec<(Listen, OwnedFd)>,
         kept: Vec<Listen>,
     },
-    /// Connections that come from now on are told this of TLS: files have changed.
+    /// Use these TLS configurations for new connections: files have changed.
     Renew(Contexts),
-    /// Health says 503, clients are told to leave.
+    /// Answer health with 503, and tell clients `connection: close`.
     Drain,
-    /// Close the doors; be gone by then. A second one may only bring the end nearer.
+    /// Close the listeners, and end by this time. A second such command can only bring the end nearer.
     Close(Instant),
 }
 
@@ -81,7 +81,7 @@ pub fn spawn_worker(
 }
 
 pub fn runtime() -> Result<LocalRuntime> {
-    // tokio panics where it lacks some of its six descriptors; an error is what is to be heard
+    // tokio panics where it cannot get its six descriptors; this check returns an error instead
     let probe = [(); 3].map(|()| UnixStream::pair());
     for pair in probe {
         pair.context("starting the runtime")?;
@@ -92,7 +92,7 @@ pub fn runtime() -> Result<LocalRuntime> {
         .context("starting the runtime")
 }
 
-/// A worker's life: accept, sweep, and do as told. One of them has the metrics' socket, too.
+/// A worker's life: accept, tick, and carry out commands. One worker has the metrics' listener, too.
 pub async fn run_worker(
     init: WorkerInit,
     sockets: Vec<(Listen, OwnedFd)>,
@@ -154,14 +154,14 @@ pub async fn run_worker(
     Ok(())
 }
 
-/// What rustls is told at this address; `None` = plain HTTP.
+/// The rustls configuration of this address; `None` = plain HTTP.
 fn context(contexts: &Contexts, listen: &Listen) -> Option<Arc<ServerConfig>> {
     let mut contexts = contexts.iter();
     let (_, context) = contexts.find(|(address, _)| address == listen)?;
     Some(Arc::clone(context))
 }
 
-/// Accepts at these addresses alone from now on.
+/// Closes the listeners at all other addresses.
 fn end_others(acceptors: &mut Vec<(Listen, Acceptor)>, kept: &[Listen]) {
     for (_, acceptor) in acceptors.extract_if(.., |(listen, _)| !kept.contains(listen)) {
         acceptor.end();
@@ -174,7 +174,8 @@ fn renew(acceptors: &[(Listen, Acceptor)], contexts: &Contexts) {
     }
 }
 
-/// The timer: every deadline, the keeper's looks, and systemd's watchdog, which so hears of a loop that hangs.
+/// The timer: runs every deadline, the tick of [`Pressure`], and systemd's watchdog, which so notices a loop that
+/// hangs.
 pub fn sweep(
     worker: &Rc<Worker>,
     pressure: &Rc<Pressure>,
@@ -197,7 +198,7 @@ pub fn sweep(
     }
 }
 
-/// Waits until the exchanges in flight are done, but not beyond `end`; then asks those that are left to leave.
+/// Waits until the exchanges in flight are done, but not beyond `end`; then tells the rest to leave.
 pub async fn close(
     worker: &Worker,
     mut end: Instant,
@@ -224,7 +225,7 @@ pub fn sockets(listeners: &[Listener], worker: usize) -> Result<Vec<(Listen, Own
         .collect()
 }
 
-/// How long those get to leave whose time is over, before their sockets are closed under them.
+/// How long connections have to leave after the stop's time is over, before their sockets are closed.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! What rustls is told for each listener with TLS, built when the configuration is taken over.
+//! The rustls configuration of each listener with TLS, built when the configuration is taken over.
 //!
-//! Tickets are stateless: what a client brings back is encrypted with keys that are kept across reloads, and nothing is
-//! stored for it. A listener that asks for certificates gives no tickets, so that each of its connections proves its
-//! certificate anew, against what is trusted then.
+//! Session tickets are stateless: the ticket is encrypted with keys that are kept across reloads, and nothing is stored
+//! for a client. A listener that asks for client certificates issues no tickets, so that each of its connections proves
+//! its certificate anew, against the authorities in force.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::{
     server::tls::resolver::Resolver,
 };
 
-/// What rustls is told for a listener, by its address.
+/// The rustls configuration of each listener, by its address.
 pub type Contexts = Vec<(Listen, Arc<ServerConfig>)>;
 
-/// The keys of the tickets of each listener, by its address: a ticket of one is worth nothing at another.
+/// The ticket keys of each listener, by its address: a ticket of one listener is not valid at another.
 #[derive(Default)]
 pub struct TicketKeys {
     known: Vec<(Listen, Arc<dyn ProducesTickets>)>,
@@ -42,10 +42,10 @@ impl TicketKeys {
     }
 }
 
-/// Builds what these listeners need; nothing where none has TLS.
+/// Builds the configurations of these listeners; none where none has TLS.
 ///
 /// # Errors
-/// What rustls does not take.
+/// What rustls does not accept.
 pub fn build(listen: &[ListenEntry], tickets: &mut TicketKeys) -> Result<Contexts> {
     let mut contexts = Vec::new();
     for entry in listen {
@@ -57,7 +57,7 @@ pub fn build(listen: &[ListenEntry], tickets: &mut TicketKeys) -> Result<Context
     Ok(contexts)
 }
 
-// apart from the start of a program without TLS, whose stack would grow for it
+// in a function of its own: the stack of a program without TLS would grow for it
 #[inline(never)]
 fn context(
     entry: &ListenEntry,
@@ -95,13 +95,13 @@ fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
-/// What ALPN offers, the most wanted first (RFC 7301).
+/// The protocols that ALPN offers, the preferred one first (RFC 7301).
 fn protocols(http2: bool) -> Vec<Vec<u8>> {
     let h2 = http2.then(|| b"h2".to_vec());
     h2.into_iter().chain([HTTP1.to_vec()]).collect()
 }
 
-/// The same context for a client whose HTTP/2 connection would not fit into memory.
+/// The same configuration without HTTP/2, for a client whose HTTP/2 connection would not fit into memory.
 pub fn without_http2(context: &Arc<ServerConfig>) -> Arc<ServerConfig> {
     let mut context = ServerConfig::clone(context);
     context.alpn_protocols = vec![HTTP1.to_vec()];

@@ -1,9 +1,9 @@
-//! The handshake with one client.
+//! The TLS handshake with one client.
 //!
-//! A client that has sent less than its hello is looked at and not read: it costs what a plain connection does. With the
-//! hello a permit is taken, worth the most that a handshake may hold, and kept until it is over; while others wait for one,
-//! handshakes that do not get on are ended. Each step of a handshake holds the thread for a third of a millisecond and
-//! more, so one step is done at a time, and the runtime looks after everything else between two.
+//! While a client has sent less than its hello, nothing is read: it costs what a plain connection does. With the hello
+//! a permit is taken, worth the most that a handshake may hold, and kept until the handshake is over. While others wait
+//! for one, handshakes without progress are ended. A step of a handshake occupies the thread for a third of a
+//! millisecond and more, so one step is done at a time, and the runtime polls everything else between two.
 
 use std::{future::poll_fn, io, rc::Rc, sync::Arc, task::Poll};
 
@@ -22,36 +22,36 @@ use crate::{
     sys::socket,
 };
 
-/// Bytes of a hello from which on it is read though it is not whole: most have 0.3 to 2 kB, and narrow sockets take in
+/// Bytes of an incomplete hello from which on it is read: most hellos have 0.3 to 2 kB, and small socket buffers hold
 /// little more.
 const HELLO: usize = 2_048;
 
 /// Bytes of a record's header.
 const HEADER: usize = 5;
 
-/// A record of the handshake protocol (RFC 8446 §5.1).
+/// Type of a record of the handshake protocol (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 0x16;
 
-/// What a client is told that speaks HTTP.
+/// The answer to a client that speaks plain HTTP.
 const PLAIN: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 38\r\n\r\nThis port speaks TLS, not plain HTTP.\n";
 
-/// Why there was no handshake.
+/// Why a handshake failed.
 #[derive(Debug)]
 enum Failure {
     /// The client has left, before or after its hello.
     Gone,
-    /// It was not done in `header_timeout`, or gives way to others.
+    /// It did not end within `header_timeout`, or was evicted.
     TimedOut,
-    /// The first byte is none of TLS.
+    /// The first byte does not begin a TLS handshake.
     NoHello,
-    /// The two cannot agree, or the client breaks the protocol.
+    /// The two sides have nothing in common, or the client violates the protocol.
     Refused(io::Error),
-    /// The certificate of the client names it in a way that cannot be passed on.
+    /// The subject of the client's certificate cannot be passed on.
     Subject,
 }
 
-/// Shakes hands; gives the connection with TLS. A client that fails is counted and told in the log at level `debug`:
-/// scanners are many.
+/// Does the handshake; gives the connection with TLS. A failure is counted and logged at level `debug`, because
+/// scanners cause many.
 pub async fn accept(
     worker: Rc<Worker>,
     slot: SlotRef,
@@ -61,7 +61,7 @@ pub async fn accept(
     let result = match hello(&slot, &mut io).await {
         Ok(()) => shake_hands(&worker, &slot, io, config).await,
         Err(Failure::NoHello) => {
-            // as much of it as the kernel takes at once, which is all
+            // as much of it as the kernel takes at once, which is usually all
             let _ = poll_fn(|context| {
                 Poll::Ready(std::pin::Pin::new(&mut io).poll_write(context, PLAIN.as_bytes()))
             })
@@ -89,7 +89,7 @@ pub async fn accept(
     }
 }
 
-/// Waits until enough of the hello has come to be worth reading. Nothing is read.
+/// Waits until enough of the hello has arrived to be worth reading. Nothing is read.
 async fn hello(slot: &SlotRef, io: &mut Stream) -> Result<(), Failure> {
     let mut least = 1;
     loop {
@@ -128,7 +128,7 @@ async fn shake_hands(
     let fund = &budget.client_handshakes.queue;
     let _permit = waiting(slot, fund.until(claim(), || budget.client_handshake())).await?;
     if socket::has_hung_up(&io.socket()) {
-        // it left while it waited: not worth the thread's time
+        // it left while it waited: a step would be wasted
         return Err(Failure::Gone);
     }
     slot.enter_on_time(Phase::Handshake);
@@ -142,7 +142,7 @@ async fn shake_hands(
     let mut secured = Secured::new(io, config, budget).map_err(refused)?;
     let turns = &worker.handshake_turns;
     while secured.session().is_handshaking() {
-        // what the client was to be sent, then what it sends
+        // send what is pending, then read
         poll_fn(|context| {
             let ready = match secured.poll_send(context) {
                 Poll::Ready(Ok(())) => secured.poll_read_ready(context),
@@ -156,7 +156,7 @@ async fn shake_hands(
         .await?;
         let turn = waiting(slot, turns.queue.until(claim(), || turns.take())).await?;
         let step = poll_fn(|context| Poll::Ready(secured.poll_step(context))).await;
-        // the others have theirs when the runtime has looked at everything else
+        // the runtime polls everything else
         yield_now().await;
         drop(turn);
         match step {
@@ -164,7 +164,7 @@ async fn shake_hands(
                 return Err(Failure::Refused(error));
             }
             Poll::Ready(Err(_)) => return Err(Failure::Gone),
-            // it gets on: those that do not give way first
+            // it makes progress: handshakes without any are evicted first
             Poll::Ready(Ok(())) => slot.enter_on_time(Phase::Handshake),
             Poll::Pending => {}
         }
@@ -179,7 +179,7 @@ async fn shake_hands(
     Ok(secured)
 }
 
-/// Keeps whom the client's certificate names, which was verified.
+/// Keeps the subject of the client's certificate, which was verified.
 fn note_subject(secured: &mut Secured) -> Result<(), Failure> {
     let Some(certificate) = secured.session().client_certificate() else {
         return Ok(());
@@ -189,7 +189,7 @@ fn note_subject(secured: &mut Secured) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ready where the connection has to leave.
+/// Ready where the connection was told to leave.
 fn give_up<T>(slot: &SlotRef) -> Poll<Result<T, Failure>> {
     if slot.is_overdue() || slot.order() != Directive::None {
         return Poll::Ready(Err(Failure::TimedOut));
@@ -197,7 +197,7 @@ fn give_up<T>(slot: &SlotRef) -> Poll<Result<T, Failure>> {
     Poll::Pending
 }
 
-/// Waits in a queue, unless the connection has to leave.
+/// Waits in a queue, unless the connection is told to leave.
 async fn waiting<T>(slot: &SlotRef, line: impl Future<Output = T>) -> Result<T, Failure> {
     let mut line = std::pin::pin!(line);
     poll_fn(|context| match line.as_mut().poll(context) {
@@ -209,7 +209,7 @@ async fn waiting<T>(slot: &SlotRef, line: impl Future<Output = T>) -> Result<T, 
 
 fn tell(worker: &Worker, slot: &SlotRef, failure: &Failure) {
     let reason: &dyn std::fmt::Display = match failure {
-        // no handshake began: as on a plain listener, where a client says nothing and leaves
+        // no handshake began: as on a plain listener, where a client connects and leaves
         Failure::Gone if slot.phase() == Phase::Fresh => return,
         Failure::Gone => &"the client left",
         Failure::TimedOut if slot.order() == Directive::Leave => &"gave way to others",

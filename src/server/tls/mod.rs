@@ -1,4 +1,4 @@
-//! TLS on listeners: what rustls is told for each of them, and the handshake with one client.
+//! TLS on listeners: the rustls configuration of each, and the handshake with one client.
 
 pub mod contexts;
 pub mod handshake;

@@ -1,7 +1,7 @@
-//! Certificates whose files change while the program runs: read again without a reload.
+//! Reads certificates again whose files change while the program runs, without a reload.
 //!
-//! A certificate and its key are two files, and a program that renews them writes one after the other. So both must fit;
-//! until they do, the old pair stays and one warning tells why.
+//! A certificate and its key are two files, and the program that renews them writes one after the other. So the new
+//! pair is used only when both fit; until then the old pair stays, and one warning says why.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -16,16 +16,16 @@ use crate::{
     server::tls::contexts::{self, Contexts, TicketKeys},
 };
 
-/// The listeners with TLS, each with what its files held last.
+/// The listeners with TLS, each with the state of its files when they were last read.
 #[derive(Default)]
 pub struct Renewal {
     listeners: Vec<ListenEntry>,
-    /// Stamps with which files could not be used, so that each is told once.
+    /// The state of files that could not be used, so that each is logged once.
     told: Vec<(String, [Option<Stamp>; 2])>,
 }
 
 impl Renewal {
-    /// Of what a configuration has just read.
+    /// For the listeners of a configuration that was just loaded.
     pub fn of(config: &Config) -> Renewal {
         let entries = config.listen.iter();
         Renewal {
@@ -37,15 +37,15 @@ impl Renewal {
         }
     }
 
-    /// Whether there is anything to look after.
+    /// Whether no listener has TLS.
     pub fn is_empty(&self) -> bool {
         self.listeners.is_empty()
     }
 
-    /// Looks at every file, and reads those that have changed. `None` = there is nothing new to serve with.
+    /// Checks every file, and reads those that have changed. `None` = nothing is new.
     ///
     /// # Errors
-    /// What rustls does not take.
+    /// What rustls does not accept.
     pub fn look(&mut self, tickets: &mut TicketKeys) -> Result<Option<Contexts>> {
         let mut is_new = false;
         for entry in &mut self.listeners {
@@ -63,7 +63,7 @@ impl Renewal {
     }
 }
 
-/// A listener's certificates with those that have changed read again; `None` = all are as they were.
+/// A listener's certificates, those that have changed read again; `None` = none has changed.
 #[inline(never)]
 fn renewed(tls: &ListenerTls, told: &mut Vec<(String, [Option<Stamp>; 2])>) -> Option<ListenerTls> {
     let mut fresh = tls.clone();
@@ -103,7 +103,7 @@ fn renewed(tls: &ListenerTls, told: &mut Vec<(String, [Option<Stamp>; 2])>) -> O
     is_new.then_some(fresh)
 }
 
-/// Warns, once for each state of the files.
+/// Logs a warning, once for each state of the files.
 fn tell(
     told: &mut Vec<(String, [Option<Stamp>; 2])>,
     field: String,
@@ -154,7 +154,7 @@ mod tests {
             renewal.look(&mut tickets).unwrap().is_none(),
             "nothing changed"
         );
-        // as an ACME client does: another file in its place
+        // as an ACME client does: rename another file onto it
         let replace = |path: &std::path::Path, text: &str| {
             let beside = path.with_extension("new");
             fs::write(&beside, text).unwrap();

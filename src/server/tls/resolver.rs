@@ -1,4 +1,4 @@
-//! Which certificate a client is shown: by the name that it asks for, and by what it can verify.
+//! Chooses the certificate for a client: by the name that it asks for, and by what it can verify.
 
 use std::{fmt, sync::Arc};
 
@@ -21,7 +21,7 @@ struct Entry {
 }
 
 impl Resolver {
-    /// Takes over what was loaded.
+    /// For the certificates of a configuration.
     pub fn new(certificates: &[Certificate]) -> Resolver {
         let entry = |certificate: &Certificate| Entry {
             names: certificate.names.clone(),
@@ -32,8 +32,8 @@ impl Resolver {
         }
     }
 
-    /// An exact name comes first, then a wildcard, then the first certificate. Of several that fit alike the first is
-    /// taken that the client can verify: so a name may have an ECDSA and an RSA certificate.
+    /// An exact name comes before a wildcard, and a wildcard before the first certificate. Of several that match alike,
+    /// the first one that the client can verify is chosen: so a name may have an ECDSA and an RSA certificate.
     fn choose(
         &self,
         name: Option<&str>,

@@ -1,4 +1,4 @@
-//! What a worker's heap holds, counted by the allocator, beside what its permits say.
+//! Compares what a worker's heap holds, as the allocator counts it, with what its permits pay for.
 
 use std::{
     cell::Cell,
@@ -15,13 +15,13 @@ use crate::{
     sys::alloc,
 };
 
-/// Clients of each attack: more than what is admitted at a time.
+/// Clients of each attack: more than are admitted at a time.
 const CROWD: usize = 150;
 
-/// Bytes beside the permits: what lists, queues and the runtime keep.
+/// Bytes that no permit pays for: lists, queues and the runtime.
 const UNPAID: i64 = 100_000;
 
-/// What is in the price of a connection, and of an exchange, for this thread's heap; the rest is for the kernel.
+/// The part of the price of a connection that is for this thread's heap; the rest is for the kernel.
 const OF_CONNECTION: u64 = 1_400;
 const OF_EXCHANGE: u64 = 14_000;
 
@@ -31,7 +31,7 @@ fn kernels_share(worker: &Worker) -> u64 {
         + exchanges as u64 * (EXCHANGE - OF_EXCHANGE)
 }
 
-/// An upstream that misbehaves as the target says, on a thread for each connection.
+/// An upstream that misbehaves as the request's path says, with a thread for each connection.
 fn nasty() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -65,7 +65,7 @@ fn misbehave(mut stream: TcpStream) -> Option<()> {
         _ => String::new(),
     };
     stream.write_all(answer.as_bytes()).ok()?;
-    // until the proxy lets go
+    // until the proxy closes
     while stream.read(&mut buffer).ok()? > 0 {}
     Some(())
 }
@@ -108,19 +108,19 @@ fn attacks() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Runs the crowd on a thread of its own until it is told to end.
+/// Runs the clients on a thread of its own until the test ends it.
 fn crowd(address: SocketAddr, request: String) -> JoinHandle<Vec<TcpStream>> {
     let join = move |_| {
         let mut stream = TcpStream::connect(address).ok()?;
         stream.set_nonblocking(true).ok()?;
-        // a proxy that refuses takes only a part of it
+        // a proxy that refuses takes only a part of the request
         let _ = stream.write(request.as_bytes());
         Some(stream)
     };
     thread::spawn(move || (0..CROWD).filter_map(join).collect())
 }
 
-/// The most that the heap of a worker's thread holds beyond what its permits say, from the start of an attack on.
+/// The most that the heap of a worker's thread holds beyond what its permits pay for, since the start of an attack.
 async fn most_unpaid(upstream: SocketAddr, request: String) -> i64 {
     let yaml = format!(
         "routes: [{{path: /, target: 'http://{upstream}'}}]\n\
