@@ -1,7 +1,8 @@
-//! A client's connection with TLS: a plain one, and the session on it.
+//! A client's connection with TLS: the socket, and the TLS session on it.
 //!
-//! A write counts only when the kernel has its whole record. So a caller that is told `Pending` must come again with the
-//! same bytes (and may bring more behind them), as all of ours do, and nothing of an answer is left here at its end.
+//! A write counts only when the kernel has its whole record. So a caller that gets `Pending` must call again with the
+//! same bytes (more may follow them), as all callers here do, and no byte of an answer is left in the process at its
+//! end.
 
 use std::{
     io::{self, IoSlice},
@@ -23,28 +24,28 @@ use crate::memory::budget::{Budget, Permit, TLS_CLIENT};
 /// A connection with TLS.
 #[derive(Debug)]
 pub struct Secured {
-    /// The connection below: TCP or a unix socket.
+    /// The socket: TCP or unix.
     io: Stream,
     session: Session,
     budget: Rc<Budget>,
-    /// What the session costs at rest.
+    /// Pays for an idle session.
     _permit: Permit,
-    /// What pays for part of a record that came between two requests.
+    /// Pays for part of a record that arrived between two requests.
     partial: Option<Permit>,
-    /// An exchange pays for the records.
+    /// Whether an exchange or a handshake pays for the records.
     is_paid: bool,
-    /// Whom the client's certificate names.
+    /// The subject of the client's certificate.
     subject: Option<Rc<str>>,
 }
 
-/// Bytes of plain text in one record, where memory is tight and where it is not.
+/// Most bytes of plain text in one record: where memory is tight, and elsewhere.
 const RECORD: (usize, usize) = (4 * 1024, 16 * 1024);
 
 impl Secured {
-    /// A connection on which nothing was read.
+    /// A connection from which nothing was read.
     ///
     /// # Errors
-    /// A configuration that rustls does not take.
+    /// A configuration that rustls does not accept.
     pub fn new(
         io: Stream,
         config: Arc<ServerConfig>,
@@ -62,7 +63,7 @@ impl Secured {
         })
     }
 
-    /// The connection below.
+    /// The socket.
     pub fn io(&self) -> &Stream {
         &self.io
     }
@@ -77,12 +78,12 @@ impl Secured {
         self.subject.as_ref()
     }
 
-    /// Takes over whom the client's certificate names.
+    /// Sets the subject of the client's certificate.
     pub fn set_subject(&mut self, subject: &str) {
         self.subject = Some(subject.into());
     }
 
-    /// Whether an exchange, or a handshake, pays for the records that are held from now on.
+    /// Says whether an exchange, or a handshake, pays for the records that are held from now on.
     pub fn set_paid(&mut self, is_paid: bool) {
         self.is_paid = is_paid;
         if is_paid {
@@ -90,15 +91,16 @@ impl Secured {
         }
     }
 
-    /// Whether bytes of a record are held that is not whole.
+    /// Whether part of a record is held.
     pub fn is_amid_record(&self) -> bool {
         self.session.held() > 0
     }
 
-    /// Reads what is there, once, and answers it: a step of the handshake. Ready where something came.
+    /// One step of the handshake: reads once and answers. Ready where bytes arrived.
     ///
     /// # Errors
-    /// Those of the socket, the end of the connection among them; `InvalidData` where the client cannot be agreed with.
+    /// Those of the socket, its end among them; `InvalidData` where the client violates the protocol or has nothing in
+    /// common with us.
     pub fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if ready!(self.poll_fill(context))? == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
@@ -120,7 +122,7 @@ impl Secured {
         self.io.poll_read_ready(context)
     }
 
-    /// Like [`Stream::poll_peek`]; what is seen may be a record without data.
+    /// Like [`Stream::poll_peek`]; the bytes that are seen may be a record without data.
     ///
     /// # Errors
     /// Those of the socket.
@@ -131,8 +133,8 @@ impl Secured {
         self.io.poll_peek(context)
     }
 
-    /// Sends `close_notify` as far as the kernel takes it at once: behind the last answer of a connection, whose close is
-    /// then no truncation. Not where an answer was cut short.
+    /// Sends `close_notify`, as far as the kernel takes it at once, so that the close is no truncation. For connections
+    /// whose last answer is complete; not where an answer was cut short.
     pub fn say_goodbye(&mut self, context: &mut Context<'_>) {
         if self.session.pending().is_empty() && !self.session.is_handshaking() {
             self.session.close();
@@ -142,7 +144,7 @@ impl Secured {
 
     fn advance(&mut self, context: &mut Context<'_>, until: Until) -> io::Result<()> {
         self.session.advance(until).map_err(|error| {
-            // the alert; where the kernel does not take it at once it is lost
+            // the alert is lost where the kernel does not take it at once
             let _ = self.poll_send(context);
             io::Error::new(io::ErrorKind::InvalidData, error)
         })
@@ -162,7 +164,7 @@ impl Secured {
         result.map_ok(|()| count)
     }
 
-    /// Nothing more is here: what is left of a record keeps exactly its bytes, and pays for them.
+    /// After the last plain byte: the buffer of a partial record is cut to its size, and its permit taken.
     fn rest(&mut self) -> io::Result<()> {
         self.session.shrink();
         let held = self.session.held() as u64;
@@ -181,7 +183,7 @@ impl Secured {
         Ok(())
     }
 
-    /// Sends what is encrypted; ready when the kernel has all of it.
+    /// Sends the encrypted bytes; ready when the kernel has all of them.
     pub fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.session.pending().is_empty() {
             let count = ready!(Pin::new(&mut self.io).poll_write(context, self.session.pending()))?;
@@ -213,7 +215,7 @@ impl Secured {
             }
             if self.session.has_record() {
                 self.advance(context, Until::Data)?;
-                // what the client is answered beside data: a change of keys
+                // a protocol answer to the client, such as a change of keys
                 let _ = self.poll_send(context)?;
                 continue;
             }
@@ -222,7 +224,7 @@ impl Secured {
                     self.rest()?;
                     return Poll::Pending;
                 }
-                // without `close_notify`: what is read here says itself where it ends
+                // an end without `close_notify` is accepted: HTTP messages state where they end
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
                 Poll::Ready(_) => {}
             }
@@ -260,7 +262,7 @@ impl Secured {
         }
     }
 
-    /// Ends this side: `close_notify`, then the socket's own half.
+    /// Closes the sending half: `close_notify`, then the socket's half.
     pub fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(context))?;
         self.session.close();

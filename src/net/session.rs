@@ -1,8 +1,8 @@
-//! A TLS session with a client: encrypted bytes in and out on one side, plain bytes on the other. It knows no socket.
+//! A TLS session with a client, without a socket: encrypted bytes on one side, plain bytes on the other.
 //!
-//! rustls's unbuffered connection does the protocol, and the buffers are ours: each is allocated when bytes come and freed
-//! when they are gone, so that a session at rest keeps its keys and nothing else. What it may hold is bounded: one record
-//! of the client, encrypted or decrypted, and one record for it.
+//! rustls's unbuffered connection does the protocol; the buffers are allocated here when bytes arrive and freed when
+//! they are consumed, so that an idle session holds no buffer. Buffers are bounded: one record from the client,
+//! encrypted or decrypted, and one record to it.
 
 use std::{io::IoSlice, sync::Arc};
 
@@ -14,33 +14,33 @@ use rustls::{
 
 type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
 
-/// The two sides of one connection.
+/// The session of one connection.
 pub struct Session {
     connection: UnbufferedServerConnection,
-    /// From the client, not decrypted yet: records, the last of which may not be whole.
+    /// Bytes from the client that are not decrypted yet: records, the last of which may be incomplete.
     incoming: Vec<u8>,
-    /// How much of `incoming` has come; the rest is space.
+    /// Bytes of `incoming` that are filled; the rest is space.
     filled: usize,
-    /// Decrypted and not read yet, from `read` on.
+    /// Plain bytes that are not read yet, from `read` on.
     plain: Vec<u8>,
     read: usize,
-    /// Encrypted and not sent yet, from `sent` on.
+    /// Encrypted bytes that are not sent yet, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
-    /// How many plain bytes in `outgoing` were not reported as written yet.
+    /// Plain bytes in `outgoing` that were not reported as written yet.
     claimed: usize,
-    /// The client has said that nothing more comes.
+    /// The client has sent `close_notify`.
     has_ended: bool,
-    /// The client was told that nothing more comes from us.
+    /// `close_notify` was written for the client.
     has_closed: bool,
-    /// All that is in `incoming` was looked at: it is part of something.
+    /// All of `incoming` was examined: it is part of a record or message.
     needs_more: bool,
 }
 
 /// How far [`Session::advance`] goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// To the first plain bytes, or until more input is needed.
+    /// Until the first plain bytes, or until more input is needed.
     Data,
     /// Until more input is needed.
     Blocked,
@@ -49,21 +49,23 @@ pub enum Until {
 /// Bytes of a record's header (RFC 8446 §5.1).
 const HEADER: usize = 5;
 
-/// Bytes of the largest record that rustls takes, with its header (RFC 5246 §6.2.3). An unfinished handshake message, which
-/// may be spread over many records, has no more space either: real ones have 0.3 to 4 kB, and 64 kB would be held else.
+/// Bytes of the largest record that rustls accepts, with its header (RFC 5246 §6.2.3). An incomplete handshake message,
+/// which may be spread over many records, gets no more space: real ones have 0.3 to 4 kB, and rustls would collect 64
+/// kB.
 const MAX_INCOMING: usize = HEADER + 16 * 1024 + 2048;
 
-/// Bytes that are read at a time while the length of a record is not known.
+/// Bytes to read at a time while the length of a record is unknown.
 const READ: usize = 4 * 1024;
 
-/// Bytes that encryption adds to a record: a header, in TLS 1.2 a nonce of 8 bytes, in 1.3 the kind; and 16 of a tag.
+/// Bytes that encryption adds to a record: a header, in TLS 1.2 a nonce of 8 bytes, in 1.3 a byte of content type, and
+/// a tag of 16.
 const OVERHEAD: usize = HEADER + 8 + 16;
 
 impl Session {
-    /// Before the first byte from the client.
+    /// A session before the first byte from the client.
     ///
     /// # Errors
-    /// A configuration that rustls does not take.
+    /// A configuration that rustls does not accept.
     pub fn new(config: Arc<ServerConfig>) -> Result<Session, Error> {
         Ok(Session {
             connection: UnbufferedServerConnection::new(config)?,
@@ -80,43 +82,43 @@ impl Session {
         })
     }
 
-    /// Whether the handshake is not over.
+    /// Whether the handshake is still going on.
     pub fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
     }
 
-    /// The protocol that ALPN chose; `None` = the client named none.
+    /// The protocol that ALPN chose; `None` = none was negotiated.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.connection.alpn_protocol()
     }
 
-    /// The client's own certificate, which was verified; `None` = it was not asked for one.
+    /// The client's own certificate, which was verified; `None` = the client was not asked for one.
     pub fn client_certificate(&self) -> Option<&[u8]> {
         let chain = self.connection.peer_certificates()?;
         chain.first().map(AsRef::as_ref)
     }
 
-    /// Whether the client has ended its side in order (`close_notify`).
+    /// Whether the client has sent `close_notify`.
     pub fn has_ended(&self) -> bool {
         self.has_ended
     }
 
-    /// Plain bytes that can be read at once.
+    /// How many plain bytes can be read at once.
     pub fn readable(&self) -> usize {
         self.plain.len() - self.read
     }
 
-    /// Whether a whole record is here that was not looked at.
+    /// Whether a complete record is here that was not decrypted.
     pub fn has_record(&self) -> bool {
         !self.needs_more && self.record_end().is_some_and(|end| end <= self.filled)
     }
 
-    /// Bytes of buffers that are held for what the client has sent.
+    /// Bytes of buffers that are held for data of the client.
     pub fn held(&self) -> usize {
         self.incoming.capacity() + self.plain.capacity()
     }
 
-    /// Where the first record in `incoming` ends, once its header is here.
+    /// The end of the first record in `incoming`; `None` = its header is incomplete.
     fn record_end(&self) -> Option<usize> {
         match self.incoming.get(..self.filled)? {
             [_, _, _, high, low, ..] => {
@@ -126,7 +128,7 @@ impl Session {
         }
     }
 
-    /// Where bytes from the client are to be put; then [`Session::fill`]. `None` = there may be no more: its handshake
+    /// The space for bytes from the client; [`Session::fill`] follows. `None` = no more is accepted: the handshake
     /// message is too large.
     pub fn space(&mut self) -> Option<&mut [u8]> {
         let end = match self.record_end() {
@@ -144,13 +146,13 @@ impl Session {
         self.incoming.get_mut(self.filled..end)
     }
 
-    /// So many bytes were put into [`Session::space`].
+    /// Records that this many bytes were put into [`Session::space`].
     pub fn fill(&mut self, count: usize) {
         self.filled = (self.filled + count).min(self.incoming.len());
         self.needs_more = false;
     }
 
-    /// Gives back the space that is not used.
+    /// Frees unused space.
     pub fn shrink(&mut self) {
         if self.filled == 0 {
             self.incoming = Vec::new();
@@ -160,10 +162,10 @@ impl Session {
         }
     }
 
-    /// Decrypts what has come, as far as `until` says. What is to be sent for it is in [`Session::pending`].
+    /// Decrypts what has arrived, as far as `until` says. The protocol's answers to it are in [`Session::pending`].
     ///
     /// # Errors
-    /// The client breaks the protocol, or cannot be agreed with; an alert that says so is to be sent.
+    /// The client violates the protocol, or the two sides have nothing in common; an alert for it is pending.
     pub fn advance(&mut self, until: Until) -> Result<(), Error> {
         loop {
             let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
@@ -211,7 +213,7 @@ impl Session {
         }
     }
 
-    /// After an error: the alert that tells it.
+    /// After an error: collects the alert for the client.
     fn collect_alert(&mut self) {
         let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
         let status = self.connection.process_tls_records(input);
@@ -228,7 +230,7 @@ impl Session {
         self.filled -= count;
     }
 
-    /// Takes plain bytes out.
+    /// Copies plain bytes out.
     pub fn take(&mut self, space: &mut [u8]) -> usize {
         let count = self.readable().min(space.len());
         let bytes = self.plain.get(self.read..self.read + count);
@@ -242,7 +244,7 @@ impl Session {
         count
     }
 
-    /// Encrypts up to `most` of these plain bytes into one record. They count as written once [`Session::pending`] is
+    /// Encrypts up to `most` of these plain bytes into one record. They count as written when [`Session::pending`] is
     /// empty: see [`Session::written`].
     ///
     /// # Errors
@@ -262,12 +264,12 @@ impl Session {
         Ok(())
     }
 
-    /// Lets rustls write into `outgoing`.
+    /// Lets rustls append to `outgoing`.
     fn write(
         &mut self,
         mut write: impl FnMut(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> Result<(), Error> {
-        // what came meanwhile is decrypted first, for the keys of both directions may change with it
+        // decrypt first what has arrived, because it may change the keys of both directions
         self.advance(Until::Blocked)?;
         let input = self.incoming.get_mut(..self.filled).unwrap_or_default();
         let UnbufferedStatus { discard, state } = self.connection.process_tls_records(input);
@@ -289,7 +291,7 @@ impl Session {
         result
     }
 
-    /// How many plain bytes were encrypted and not reported; they are from now on.
+    /// How many plain bytes were encrypted and not reported; this call reports them.
     pub fn written(&mut self) -> usize {
         std::mem::take(&mut self.claimed)
     }
@@ -299,20 +301,20 @@ impl Session {
         self.claimed > 0
     }
 
-    /// Lets `close_notify` be sent, once.
+    /// Appends `close_notify`, once.
     pub fn close(&mut self) {
         if !std::mem::replace(&mut self.has_closed, true) {
-            // an error says that the session is over already
+            // an error means that the session is over
             drop(self.write(close_notify));
         }
     }
 
-    /// Encrypted bytes that are to be sent.
+    /// The encrypted bytes to send.
     pub fn pending(&self) -> &[u8] {
         self.outgoing.get(self.sent..).unwrap_or_default()
     }
 
-    /// So many of them were sent.
+    /// Records that this many of them were sent.
     pub fn sent(&mut self, count: usize) {
         self.sent += count;
         if self.sent >= self.outgoing.len() {
@@ -325,7 +327,7 @@ fn close_notify(traffic: &mut Traffic<'_>, space: &mut [u8]) -> Result<usize, En
     traffic.queue_close_notify(space)
 }
 
-/// Appends what `write` puts into the space that it is given; `Err` = it needs so many bytes.
+/// Appends what `write` puts into the space that it is given; its `Err` is the number of bytes that it needs.
 fn encode(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) {
     let start = out.len();
     out.resize(out.capacity(), 0);
@@ -341,7 +343,7 @@ fn encode(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, u
     }
 }
 
-/// The first `most` bytes of these pieces as one.
+/// The first `most` bytes of these pieces, joined.
 fn gather(pieces: &[IoSlice<'_>], most: usize) -> Vec<u8> {
     let all: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut bytes = Vec::with_capacity(all.min(most));
@@ -371,7 +373,7 @@ mod tests {
 
     use super::*;
 
-    /// A client and a session that have not spoken.
+    /// A client and a session that have not exchanged a byte.
     fn both() -> (ClientConnection, Session) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
@@ -410,7 +412,7 @@ mod tests {
         }
     }
 
-    /// Carries bytes both ways, `most` at a time towards the session, until neither has more to say.
+    /// Carries bytes both ways, `most` at a time towards the session, until neither side has more.
     fn carry(client: &mut ClientConnection, session: &mut Session, most: usize) {
         loop {
             let mut out = Vec::new();
@@ -481,7 +483,7 @@ mod tests {
         client.send_close_notify();
         carry(&mut client, &mut session, usize::MAX);
         assert!(session.has_ended());
-        // the other half goes on
+        // the other half still works
         session.encrypt(&[IoSlice::new(b"bye")], 100).unwrap();
         session.close();
         session.close();
@@ -497,7 +499,7 @@ mod tests {
         let mut record = vec![22, 3, 1, 0x3e, 0x80, 1, 0, 0xea, 0x60];
         record.resize(HEADER + 16_000, 0);
         feed(&mut session, &record, usize::MAX);
-        assert!(!session.has_record(), "it was looked at");
+        assert!(!session.has_record(), "all of it was examined");
         let mut more = 0;
         while let Some(space) = session.space() {
             more += space.len();
