@@ -1,4 +1,4 @@
-//! Which connections are told to leave because others need what they hold, or to finish because the program stops.
+//! Tells connections to leave because others need what they hold, or to finish because the program stops.
 
 use crate::{
     client_group::{Group, majority},
@@ -10,15 +10,14 @@ use crate::{
     },
 };
 
-/// How long a connection that has just come may take for its first byte when the program stops, and one that was just
-/// answered for its next; in milliseconds, of which up to a tick may be gone already.
+/// Milliseconds that a new connection has for its first byte when the program stops, and one that was just answered for
+/// its next request; up to a tick of them may have passed already.
 const AWAITED: (u32, u32) = (1_000, 500);
 
 impl ConnectionTable {
-    /// Asks up to `many` connections to leave that do nothing, or are not done with a request head, and have been at it for
-    /// longer than their `grace`: those first of the group that has more than half of such connections, and of these the
-    /// longest at it. One whose task has not run yet may have its request in the socket, and stays. Says how many were
-    /// asked.
+    /// Tells up to `many` connections to leave that do nothing, or have an incomplete request head, for longer than
+    /// their `grace`. The group that has more than half of such connections goes first, and in it the oldest. A
+    /// connection whose task has not run yet may have a request in its socket, and stays. Says how many were told.
     pub fn evict_idle(&self, many: usize, grace: Grace) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -47,8 +46,8 @@ impl ConnectionTable {
         victims.len()
     }
 
-    /// Asks the one to leave that [`eviction::rank`] puts first, of those that hold what `scope` says. Says whether there
-    /// was one.
+    /// Tells the connection to leave that [`eviction::rank`] puts first, of those that hold what `scope` names. Says
+    /// whether there was one.
     pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -64,9 +63,9 @@ impl ConnectionTable {
         true
     }
 
-    /// Asks up to `many` exchanges to leave that hold memory for a large response head while the client has not moved a
-    /// byte for a moment, those first that have stood still longest: the client does not read it, or the upstream does not
-    /// end it. Says how many were asked.
+    /// Tells up to `many` exchanges to leave that hold memory for a large response head while the client has not moved
+    /// a byte for a moment, because it does not read the head or the upstream does not end it. The longest without
+    /// progress go first. Says how many were told.
     pub fn evict_heads(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -84,8 +83,8 @@ impl ConnectionTable {
         holders.len()
     }
 
-    /// Asks up to `many` connections to leave whose client has for a moment not acknowledged the end of its last answer:
-    /// what the kernel keeps of it is paid for. Those first that owe longest. Says how many were asked.
+    /// Tells up to `many` connections to leave whose client has not acknowledged the end of its last answer for a
+    /// moment, the oldest first: their permits pay for the kernel's queue. Says how many were told.
     pub fn evict_unsent(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -107,9 +106,9 @@ impl ConnectionTable {
         owing.len()
     }
 
-    /// Asks up to `many` connections to leave whose TLS handshake has not got on for longer than their `grace`, those first
-    /// that stand still longest: others wait for what it holds. Where one group has more than half of the handshakes, the
-    /// clients of others have four times as long. Says how many were asked.
+    /// Tells up to `many` connections to leave whose TLS handshake has made no progress for longer than their `grace`,
+    /// the longest without progress first. Where one group has more than half of the handshakes, the clients of others
+    /// have four times as long. Says how many were told.
     pub fn evict_handshakes(&self, many: usize, grace: Grace) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -132,8 +131,8 @@ impl ConnectionTable {
         slow.len()
     }
 
-    /// Asks up to `many` requests that wait for memory to take their 503 now, those that wait longest first; `only` those of
-    /// one group. Says how many.
+    /// Tells up to `many` requests that wait for memory to take their 503 now, the longest waits first; `only` those of
+    /// one group. Says how many were told.
     pub fn evict_waiting(&self, many: usize, only: Option<Group>) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
@@ -151,9 +150,9 @@ impl ConnectionTable {
         waiting.len()
     }
 
-    /// Tells every connection that the program is stopping; those in the middle of an exchange finish it first. One that
-    /// has only just come, or just been answered, is on the point of asking and is spared for now, to be told
-    /// `connection: close` with the answer instead of losing a request: call it again until none is left.
+    /// Tells every connection that the program is stopping. A connection with an exchange finishes it first. One that
+    /// has just been accepted, or just been answered, is about to send a request and is spared for now, so that it gets
+    /// `connection: close` with the answer. To be called again until none is left.
     pub fn finish(&self) {
         let now = self.now();
         for entry in self.entries.borrow().iter() {
@@ -170,7 +169,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Tells every connection to leave at once: the program's time is over.
+    /// Tells every connection to leave at once: the time for the stop is over.
     pub fn close(&self) {
         self.closing.set(true);
         for entry in self.entries.borrow().iter() {
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
     use crate::connection_table::slot::Slot;
 
-    /// Connections of one address each, that rest and whose tasks have run.
+    /// Idle connections of one address each, whose tasks have run.
     fn slots(table: &Rc<ConnectionTable>, last_bytes: &[u8]) -> Vec<Slot> {
         let slot = |last: &u8| {
             let address = std::net::Ipv4Addr::new(10, 0, 0, *last);
@@ -242,7 +241,7 @@ mod tests {
             others,
             ..Grace::NONE
         };
-        assert_eq!(table.evict_handshakes(9, grace(60_000)), 0, "they get on");
+        assert_eq!(table.evict_handshakes(9, grace(60_000)), 0, "they make progress");
         assert_eq!(grace(250).of_handshake(false), 250);
         assert_eq!(grace(250).of_handshake(true), 1_000);
         assert_eq!(

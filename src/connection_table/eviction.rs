@@ -1,12 +1,12 @@
-//! Which connection is ended when requests wait: a decision over values, without a table and without a clock.
+//! Chooses the connection that is ended when requests wait: decisions over values, without a table or a clock.
 //!
-//! Two rules. Who makes the least progress goes first, and the longer others have waited, the more progress a client
-//! must make that is itself what holds the exchange up. And a group of clients that holds more than an equal share
+//! There are two rules. The connection with the least progress goes first; the longer others have waited, the more
+//! progress is asked of a client that holds its exchange up. And a group of clients that holds more than an equal share
 //! of something gives way to others, whatever progress it makes.
 
 use crate::{client_group::Group, connection_table::phase::Phase};
 
-/// What is wanted.
+/// What the waiting requests need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// A connection to this upstream, by its number in the pool.
@@ -17,88 +17,88 @@ pub enum Scope {
     Memory,
 }
 
-/// Why a connection may be ended for it.
+/// Why a connection may be ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Others have waited for so many milliseconds.
+    /// Others have waited for this many milliseconds.
     Waited(u32),
-    /// Memory itself is nearly spent.
+    /// Memory is nearly exhausted.
     Pressed,
     /// This group holds more than an equal share, and others wait.
     Share(Group),
 }
 
-/// How one who holds something does.
+/// The state of a connection that may be ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Holder {
     /// What its connection is doing.
     pub phase: Phase,
-    /// The group of clients that it counts for.
+    /// The group of clients that it counts towards.
     pub group: Group,
-    /// It waits in line itself, for something else.
+    /// It waits in a queue for something else.
     pub is_queued: bool,
-    /// Its request's body or its answer is on its way; else it waits for the upstream's answer.
+    /// Its request's body or its answer is being transferred; otherwise it waits for the upstream's answer.
     pub moves: bool,
-    /// Its client does not read, or send, what comes next.
+    /// Its client does not read, or send, the next bytes.
     pub client_blocks: bool,
     /// Milliseconds since its last byte.
     pub still: u32,
-    /// Bytes a second over the last five seconds and more; `None` = not measured for so long yet.
+    /// Bytes a second over at least the last five seconds; `None` = not measured for that long yet.
     pub rate: Option<u32>,
 }
 
-/// A stream that moved nothing for this long goes first under pressure; the same span measures the slow ones; in
-/// milliseconds.
+/// Milliseconds without a byte after which a stream goes first under pressure. Rates are measured over the same span.
 pub const STALLED: u32 = 5_000;
 
-/// The same for a client that does not read, or send, while memory is nearly spent.
+/// The same for a client that does not read, or send, while memory is nearly exhausted.
 pub const BLOCKED: u32 = 400;
 
-/// A request that waits for its answer goes last, and only for others' share, when it has waited so long.
+/// Milliseconds for which a request must have waited for its answer to be evicted; it goes last, and only for others'
+/// share.
 const UNANSWERED: u32 = 2_000;
 
 /// Bytes a second below which a stream counts as slow under pressure, when others have waited for a second. Where the
-/// client is what holds it up it doubles with each second more.
+/// client holds the exchange up, this doubles with each further second.
 const SLOW: u32 = 1_000;
 
-/// How long a connection that does nothing is left alone, in milliseconds, by what it does.
+/// Milliseconds for which a connection that does nothing is left alone, by its phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grace {
-    /// One that has not sent its first byte: a request mostly comes with its connection.
+    /// One that has not sent its first byte: a request usually comes with its connection.
     pub silent: u32,
-    /// One that had its last answer and only reads on: enough for an answer to arrive.
+    /// One that had its last answer and is only read: enough time for the answer to arrive.
     pub lingering: u32,
     /// One between two requests, or in the middle of a head.
     pub others: u32,
 }
 
-/// A grace halves each time that newcomers have waited for this long without a break, in milliseconds: 4,096 of them, as
-/// many as the kernel keeps, have had their turn within half a second though only thirty places change hands.
+/// The grace halves each time that new connections have waited for this many milliseconds without a break: 4,096 of
+/// them, as many as the kernel queues, are served within half a second though only thirty slots change hands.
 const HALVES: u32 = 64;
 
 impl Grace {
-    /// Without a crowd. Two floods do not starve each other, and a client in the middle of its work is left alone.
+    /// Without a crowd. Two floods do not starve each other, and a client in the middle of its request is left alone.
     pub const USUAL: Grace = Grace {
         silent: 50,
         lingering: 50,
         others: 250,
     };
 
-    /// Where memory itself is nearly spent.
+    /// Where memory is nearly exhausted.
     pub const NONE: Grace = Grace {
         silent: 0,
         lingering: 0,
         others: 0,
     };
 
-    /// The least that is left of it: a client on a busy machine gets to send its request, and a last answer to arrive.
+    /// The least that is left of it: a client on a busy machine can send its request, and a last answer can arrive.
     const LEAST: Grace = Grace {
         silent: 10,
         lingering: 2,
         others: 10,
     };
 
-    /// Where newcomers have waited for so many milliseconds without a break.
+    /// The grace when new connections have waited for this many milliseconds without a break.
     pub fn beside_crowd(waited: u32) -> Grace {
         let (usual, least) = (Self::USUAL, Self::LEAST);
         let shrink = |usual: u32, least| (usual >> (waited / HALVES).min(16)).max(least);
@@ -109,7 +109,8 @@ impl Grace {
         }
     }
 
-    /// What a TLS handshake has; four times as much beside another address that has most of the handshakes (`is_other`).
+    /// The grace of a TLS handshake; four times as long beside another address that has most of the handshakes
+    /// (`is_other`).
     pub fn of_handshake(self, is_other: bool) -> u32 {
         if is_other {
             4 * self.others
@@ -118,7 +119,7 @@ impl Grace {
         }
     }
 
-    /// What a connection in this phase has; `None` = it does something, and is not one of these.
+    /// The grace of a connection in this phase; `None` = the phase is not one that does nothing.
     pub fn of(self, phase: Phase) -> Option<u32> {
         match phase {
             Phase::Fresh => Some(self.silent),
@@ -131,7 +132,7 @@ impl Grace {
     }
 }
 
-/// Where a holder stands among those who may be evicted, the highest first; `None` = it stays.
+/// The priority for eviction, the highest first; `None` = the connection stays.
 pub fn rank(holder: &Holder, scope: Scope, reason: Reason) -> Option<(u8, u32)> {
     let (waited, blocked_for) = match reason {
         Reason::Waited(waited) => (waited, STALLED),
@@ -160,13 +161,13 @@ fn by_progress(holder: &Holder, scope: Scope, waited: u32, blocked_for: u32) -> 
     }
 }
 
-/// Bytes a second that a client must take or give when others have waited for so many milliseconds.
+/// Bytes a second that a client must read or send when others have waited for this many milliseconds.
 fn slow_client(waited: u32) -> u32 {
     SLOW << (waited / 1_000).saturating_sub(1).min(16)
 }
 
-/// Of a group that holds too much: those without progress, then the slowest stream, then who waits for something else,
-/// then tunnels, and last who waits for an answer.
+/// The priority in a group that holds too much: connections without progress first, then the slowest stream, then those
+/// that wait for something else, then tunnels, and last those that wait for an answer.
 fn by_share(holder: &Holder, scope: Scope) -> Option<(u8, u32)> {
     if let Some((class, key)) = by_progress(holder, scope, 1_000, BLOCKED) {
         return Some((class + 10, key));
@@ -263,8 +264,8 @@ mod tests {
                 9_900,
                 false,
             ),
-            ("who has just begun", young, HOST, 9_900, false),
-            ("who waits for an answer", unanswered, HOST, 9_900, false),
+            ("a stream that has just begun", young, HOST, 9_900, false),
+            ("a request that waits for its answer", unanswered, HOST, 9_900, false),
             ("a tunnel, for memory", tunnel, Scope::Memory, 1_000, true),
             (
                 "a tunnel, for a place",
@@ -329,7 +330,7 @@ mod tests {
         assert_eq!(
             share(&unanswered, group(1)),
             None,
-            "it may be on the point of its answer"
+            "its answer may be about to come"
         );
         let order =
             [&stream(true, 400, 5_000), &waits, &fast, &late].map(|one| share(one, group(1)));

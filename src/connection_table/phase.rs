@@ -1,26 +1,26 @@
-//! What a client connection is doing.
+//! The phases of a client connection.
 
-/// What a connection is doing, as far as deadlines and eviction care.
+/// What a connection is doing, as far as deadlines and eviction depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The slot is free.
     Empty,
-    /// Accepted, and has not spoken.
+    /// Accepted, and has not sent a byte.
     Fresh,
     /// In the middle of a TLS handshake.
     Handshake,
-    /// Between two requests, a bare socket.
+    /// Between two requests: a bare socket.
     Idle,
-    /// In the middle of a request head.
+    /// Has sent part of a request head.
     Head,
-    /// A whole request that waits for memory.
+    /// Has sent a whole request head that waits for memory.
     Waiting,
-    /// A request in work.
+    /// Has an exchange.
     Busy,
-    /// An HTTP/2 connection with requests in work; each has a slot of its own.
+    /// An HTTP/2 connection with exchanges; each has a slot of its own.
     Multiplexed,
     /// Two upgraded connections joined.
     Tunnel,
-    /// `FramingFields` its last word, reads on a little.
+    /// Had its last answer, and is read for a short time.
     Lingering,
 }

@@ -1,4 +1,4 @@
-//! What a slot holds: what its connection does, its two deadlines, and how far it has come.
+//! The state of a slot: its phase, its two deadlines, and its progress.
 
 use std::{cell::Cell, task::Waker};
 
@@ -10,39 +10,39 @@ use crate::{
     },
 };
 
-/// What a connection's task is told.
+/// The order that a connection's task has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directive {
     /// Carry on.
     None,
-    /// Others need the room more.
+    /// Others need its memory, slot, place or upstream connection.
     Leave,
     /// The program is stopping: close once the exchange is done.
     Finish,
 }
 
-/// Milliseconds since the table was made; wraps after 49 days, so it is only ever compared by difference.
+/// Milliseconds since the table was made; wraps after 49 days, so it is compared by difference alone.
 pub(super) type Tick = u32;
 
-/// How often a task that is blocked is woken to look at its sockets after the first second, in milliseconds.
+/// Milliseconds between two wake-ups of a blocked task, after the first second.
 pub(super) const LOOKS: u32 = 1_000;
 
 /// A sign of progress that is not known yet.
 pub(super) const UNKNOWN: u32 = 0;
 
-/// What is true of a connection, as bits of [`SlotState::flags`].
+/// Facts about a connection, as bits of [`SlotState::flags`].
 pub(super) mod flag {
-    /// Woken at every tick for a second, then once a second.
+    /// Woken at every tick for a second, then once a second, to check its sockets.
     pub const LOOKS_BACK: u8 = 1;
-    /// Was woken to look, and has not looked yet.
+    /// Was woken to check, and has not checked yet.
     pub const LOOK_DUE: u8 = 1 << 1;
-    /// The client, and not the upstream, is what the exchange waits for.
+    /// The exchange waits for the client, and not for the upstream.
     pub const CLIENT_BLOCKS: u8 = 1 << 2;
-    /// The request's body is on its way to the upstream.
+    /// The request's body is being sent to the upstream.
     pub const UPLOADS: u8 = 1 << 3;
-    /// The answer is on its way to the client.
+    /// The answer is being sent to the client.
     pub const STREAMS: u8 = 1 << 4;
-    /// Waits in line for a place or an upstream connection.
+    /// Waits in a queue for a place or an upstream connection.
     pub const QUEUED: u8 = 1 << 5;
     /// Holds one of `max_concurrent_requests`.
     pub const PLACE: u8 = 1 << 6;
@@ -50,12 +50,12 @@ pub(super) mod flag {
     pub const HOLDS_HEAD: u8 = 1 << 7;
 }
 
-/// A time-out that runs, and the progress of what it is for.
+/// A time-out, and the progress of what it is for.
 #[derive(Debug, Default)]
 pub(super) struct Timer {
     pub(super) runs: Cell<bool>,
     pub(super) due: Cell<Tick>,
-    /// How far the other side's kernel had come at the last look; see [`SlotRef::is_stalled`].
+    /// The progress of the other side's kernel at the last check; see [`SlotRef::is_stalled`].
     pub(super) sign: Cell<u32>,
 }
 
@@ -65,28 +65,28 @@ pub(super) struct SlotState {
     pub(super) phase: Cell<Phase>,
     pub(super) order: Cell<Directive>,
     pub(super) flags: Cell<u8>,
-    /// Which upstream it holds a connection of, by its number in the pool; 0 = none.
+    /// The upstream that it holds a connection of, by its number in the pool; 0 = none.
     pub(super) host: Cell<u32>,
-    /// The group of clients that it counts for.
+    /// The group of clients that it counts towards.
     pub(super) group: Cell<Group>,
     pub(super) since: Cell<Tick>,
-    /// What the task waits for, and what the client takes: in the order of [`TimerKind`].
+    /// The two time-outs, in the order of [`TimerKind`].
     pub(super) timers: [Timer; 2],
     pub(super) moved_at: Cell<Tick>,
     pub(super) bytes: Cell<u32>,
-    /// When the rate was measured last and before that, and the bytes by then.
+    /// When the rate was last measured, and the time before; and the bytes by then.
     pub(super) mark: Cell<Tick>,
     pub(super) bytes_at_mark: Cell<u32>,
     pub(super) older_mark: Cell<Tick>,
     pub(super) bytes_at_older: Cell<u32>,
 }
 
-/// The two time-outs that a connection may stand under at the same time.
+/// The two time-outs that may run for a connection at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimerKind {
-    /// What its task waits for next.
+    /// For what its task waits for next.
     Work,
-    /// That the client takes what waits for it.
+    /// For the client to take what is sent to it.
     Client,
 }
 
@@ -96,7 +96,7 @@ pub(super) fn is_past(now: Tick, due: Tick) -> bool {
 }
 
 impl Timer {
-    /// Runs until `due`, or not at all.
+    /// Sets the end of the time-out; `None` = it does not run.
     pub(super) fn set(&self, due: Option<Tick>) {
         self.runs.set(due.is_some());
         self.due.set(due.unwrap_or(0));
@@ -125,7 +125,7 @@ impl SlotState {
             .set(if on { flags | flag } else { flags & !flag });
     }
 
-    /// Wakes a task that asked for it: at every tick for the first second, then in its turn.
+    /// Wakes a task that asked to check its sockets: at every tick for the first second, then when `is_its_turn`.
     pub(super) fn look_back(&self, now: Tick, is_its_turn: bool) {
         let is_recent = now.wrapping_sub(self.moved_at.get()) < LOOKS;
         if self.has(flag::LOOKS_BACK) && (is_recent || is_its_turn) {
@@ -134,7 +134,7 @@ impl SlotState {
         }
     }
 
-    /// Notes the bytes so far, so that a rate is always known over the last five to ten seconds.
+    /// Records the bytes so far, so that a rate is always known over the last five to ten seconds.
     pub(super) fn measure(&self, now: Tick) {
         if now.wrapping_sub(self.mark.get()) >= eviction::STALLED {
             self.older_mark.set(self.mark.get());
@@ -144,7 +144,7 @@ impl SlotState {
         }
     }
 
-    /// The rate is measured from now on.
+    /// Starts a new measurement of the rate.
     pub(super) fn measure_anew(&self, now: Tick) {
         self.moved_at.set(now);
         for mark in [&self.mark, &self.older_mark] {
@@ -155,7 +155,7 @@ impl SlotState {
         }
     }
 
-    /// Whether it holds some of this.
+    /// Whether it holds what `scope` names.
     pub(super) fn holds(&self, scope: Scope) -> bool {
         let phase = self.phase.get();
         match scope {
@@ -165,7 +165,7 @@ impl SlotState {
         }
     }
 
-    /// How it does, for the choice of what is ended.
+    /// Its state, for the choice of the connection that is ended.
     pub(super) fn holder(&self, now: Tick) -> Holder {
         let span = now.wrapping_sub(self.older_mark.get());
         let moved = self.bytes.get().wrapping_sub(self.bytes_at_older.get());

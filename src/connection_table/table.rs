@@ -1,4 +1,4 @@
-//! The table and its clock: one timer looks at every slot and wakes the tasks whose deadline has passed.
+//! The table and its clock: one timer checks every slot and wakes the tasks whose deadline has passed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,12 +22,12 @@ use crate::{
     memory::queue::Queue,
 };
 
-/// How often the timer looks while something is going on: five times a second, and more often where a time-out is short.
+/// The longest tick while there are deadlines; ticks are shorter where a time-out is short.
 const SLOWEST: Duration = Duration::from_millis(200);
 
 const FASTEST: Duration = Duration::from_millis(10);
 
-/// Time-outs longer than this (12 days) are cut to it, so that differences stay readable.
+/// Longer time-outs (in milliseconds; 12 days) are cut to this, so that differences of ticks stay unambiguous.
 const LONGEST: u64 = 1 << 30;
 
 /// The slots of one thread's connections, and their clock.
@@ -36,16 +36,16 @@ pub struct ConnectionTable {
     pub(super) entries: RefCell<Vec<SlotState>>,
     pub(super) free: RefCell<Vec<u32>>,
     pub(super) open: Cell<usize>,
-    /// How many of them are streams of a connection that has a slot itself.
+    /// How many of them are streams of a connection that has a slot of its own.
     pub(super) streams: Cell<usize>,
-    /// The program's time is over: whatever is told to leave is told so for that.
+    /// The time for the stop is over: connections that are told to leave end with that outcome.
     pub(super) closing: Cell<bool>,
     pub(super) origin: Instant,
     pub(super) now: Cell<Tick>,
-    /// The timer looks at every tick, so that `now` is at most one tick old.
+    /// The timer runs at every tick, so that `now` is at most one tick old.
     pub(super) ticking: Cell<bool>,
     pub(super) tick: Cell<Duration>,
-    /// Looks so far; wraps.
+    /// Ticks so far; wraps.
     pub(super) looks: Cell<u32>,
     /// When a sleeping timer will wake.
     pub(super) next: Cell<Option<Tick>>,
@@ -74,24 +74,24 @@ impl ConnectionTable {
         })
     }
 
-    /// After a reload: the time-outs that are in force now set the pace again.
+    /// After a reload: the tick follows from the time-outs that are in force now.
     pub fn reset_pace(&self) {
         self.tick.set(SLOWEST);
     }
 
-    /// Lets the timer look so often that a time-out of `limit` is late by a tenth of it at most. Every time-out that is
-    /// started passes here, so none can be forgotten.
+    /// Shortens the tick so that a time-out of `limit` is late by a tenth of it at most. Every time-out that is started
+    /// passes here.
     pub fn keep_pace(&self, limit: Duration) {
         let tick = (limit / 10).clamp(FASTEST, SLOWEST);
         if tick < self.tick.get() && !limit.is_zero() {
             self.tick.set(tick);
-            // it may be in the middle of a longer sleep
+            // the timer may be in a longer sleep
             self.ticking.set(false);
             self.rouse_sweep(None);
         }
     }
 
-    /// Connections that have a slot.
+    /// How many connections have a slot.
     pub fn open(&self) -> usize {
         self.open.get() - self.streams.get()
     }
@@ -104,7 +104,7 @@ impl ConnectionTable {
         self.now.get()
     }
 
-    /// Reads the clock where a tick is too coarse; gives the time.
+    /// Reads the clock where a tick is too coarse; gives the time in milliseconds.
     pub fn refresh_clock(&self) -> u32 {
         self.look_at_the_clock();
         self.now.get()
@@ -118,7 +118,7 @@ impl ConnectionTable {
         self.now.set(self.origin.elapsed().as_millis() as Tick);
     }
 
-    /// When a time-out that begins now is due: never early, for the clock may be a tick behind.
+    /// The time at which a time-out that begins now ends: never early, because the clock may be a tick behind.
     pub(super) fn due(&self, limit: Duration) -> Tick {
         let slack = if self.ticking.get() {
             self.tick.get()
@@ -133,7 +133,7 @@ impl ConnectionTable {
             .wrapping_add(u32::try_from(span).unwrap_or(u32::MAX / 4))
     }
 
-    /// Makes the timer look soon, whatever it sleeps for.
+    /// Wakes the timer, whatever it sleeps for.
     pub fn rouse(&self) {
         self.rouse_sweep(None);
     }
@@ -151,7 +151,7 @@ impl ConnectionTable {
         }
     }
 
-    /// The groups that hold more than an equal share of this, the one that holds most first; `waiting` want some as well.
+    /// The groups that hold more than an equal share of `scope`, the largest first; `waiting` groups count as sharers.
     pub fn above_equal_share(
         &self,
         scope: Scope,
@@ -164,7 +164,7 @@ impl ConnectionTable {
         above_equal_share(holders.map(|entry| entry.group.get()), waiting)
     }
 
-    /// Connections that are in this phase.
+    /// How many connections are in this phase.
     pub fn count(&self, phase: Phase) -> usize {
         self.entries
             .borrow()
@@ -173,8 +173,8 @@ impl ConnectionTable {
             .count()
     }
 
-    /// One look at every slot: wakes the tasks whose deadline has passed. Gives when the next look is due:
-    /// `None` = nothing has a deadline.
+    /// One check of every slot: wakes the tasks whose deadline has passed. Gives the time until the next check; `None`
+    /// = there is no deadline.
     pub(super) fn look(&self) -> Option<Duration> {
         self.look_at_the_clock();
         let now = self.now.get();
@@ -213,8 +213,8 @@ impl ConnectionTable {
         next.map(|due| Duration::from_millis(u64::from(due.wrapping_sub(now))).max(tick))
     }
 
-    /// The one timer of the program: runs for ever; `each` is called after every look. `longest` is how long it may sleep
-    /// where nothing is due; `None` = until something is.
+    /// Runs the timer for ever; `each` is called after every check. `longest` is the longest sleep where there is no
+    /// deadline; `None` = until there is one.
     pub async fn sweep(
         self: Rc<ConnectionTable>,
         longest: Option<Duration>,
@@ -227,7 +227,7 @@ impl ConnectionTable {
         .await;
         loop {
             let pause = self.look();
-            // what else wants a tick: idle upstream connections, a budget under pressure
+            // others that want a tick: idle upstream connections, a budget under pressure
             let pause = if each() && pause.is_none_or(|pause| pause > self.tick.get()) {
                 self.ticking.set(true);
                 Some(self.tick.get())
@@ -243,7 +243,7 @@ impl ConnectionTable {
                 {
                     return Poll::Ready(());
                 }
-                // woken by hand: something is due sooner than the sleep, or the pace is quicker now
+                // woken early: a deadline is sooner than the end of the sleep, or the tick is shorter now
                 if slept && !self.ticking.get() {
                     return Poll::Ready(());
                 }
