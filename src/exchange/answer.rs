@@ -1,4 +1,4 @@
-//! The answer to a request, before an adapter writes it as its protocol wants it.
+//! The answer to a request, before a protocol's adapter writes it.
 
 use http::StatusCode;
 
@@ -9,18 +9,18 @@ use crate::{exchange::body::Body, fields::Fields, http1::client::Upstream};
 pub struct Answer<'a> {
     /// Its status.
     pub status: StatusCode,
-    /// Its reason, where it is not the usual one.
+    /// Its reason phrase, where it is not the usual one.
     pub reason: Option<Box<[u8]>>,
-    /// Its fields; framing and Connection are not among them.
+    /// Its fields, without framing and Connection.
     pub headers: Fields,
     /// Its body.
     pub body: Body<'a>,
-    /// Behind a 101: what the client is joined with.
+    /// After a 101: the upstream connection of the tunnel.
     pub tunnel: Option<Box<Upstream>>,
 }
 
 impl<'a> Answer<'a> {
-    /// An answer of ours.
+    /// An answer that the proxy makes itself.
     pub fn new(status: StatusCode, headers: Fields, body: Body<'a>) -> Answer<'a> {
         Answer {
             status,

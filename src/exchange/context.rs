@@ -1,4 +1,4 @@
-//! What an exchange holds until its last byte is gone.
+//! What an exchange holds until its last byte is sent.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -26,57 +26,57 @@ use crate::{
     outcome::Outcome,
 };
 
-/// What an exchange holds until its last byte is gone. Its drop counts and tells how it ended: see `context.rs`.
+/// What an exchange holds until its last byte is sent. Its drop counts and logs how it ended: see `ending.rs`.
 #[derive(Debug)]
 pub struct ExchangeContext<'a> {
     /// The connection it belongs to.
     pub slot: &'a SlotRef,
-    /// Milliseconds that it has stood in queues: for memory, a place, an upstream connection.
+    /// Milliseconds that it has spent in queues: for memory, a place, an upstream connection.
     pub waited: Cell<u32>,
-    /// What was asked for, by whom.
+    /// The request as log lines name it.
     pub subject: &'a Subject,
     /// The configuration that it began with.
     pub config: &'a Config,
     /// The counters of that configuration's routes; empty where they are not shown.
     pub counters: &'a Rc<[Arc<RouteCounters>]>,
-    /// Which route serves it, by its place in the configuration.
+    /// The route that serves it, by its index in the configuration.
     pub route: Cell<Option<u32>>,
-    /// Its place among `max_concurrent_requests`.
+    /// Its permit of `max_concurrent_requests`.
     pub place: RefCell<Option<ConcurrencyPermit>>,
-    /// Its line in the access log.
+    /// Its access log entry; `None` = there is none.
     pub record: RefCell<Option<Box<Record>>>,
-    /// When its head was whole; `None` where neither the log nor the metrics ask.
+    /// When its head was complete; `None` where neither the log nor the metrics need it.
     pub begun: Option<Instant>,
-    /// The status that the client is answered with; 0 = none yet.
+    /// The status of the answer; 0 = none yet.
     pub status: Cell<u16>,
     /// Bytes of request body so far.
     pub received: Cell<u64>,
     /// Bytes of response body so far.
     pub sent: Cell<u64>,
-    /// What pays for a response head that is larger than the price of an exchange foresees.
+    /// Pays for a response head that is larger than the price of an exchange covers.
     pub head: RefCell<Option<Box<Permit>>>,
-    /// Whose bytes it spends.
+    /// The budget that pays for it.
     pub budget: &'a Rc<Budget>,
-    /// Bytes of the response body that came with a large head, in a buffer of their own.
+    /// Bytes of the response body that arrived with a large head, in a buffer of their own.
     pub rest: Cell<u32>,
-    /// The kernel has the answer's last byte.
+    /// The kernel has the last byte of the answer.
     pub complete: Cell<bool>,
-    /// How it ends, where that is known before it does.
+    /// The outcome, where it is known before the end.
     pub outcome: Cell<Option<Outcome>>,
-    /// What the log says of it besides.
+    /// The cause, for the log.
     pub cause: OnceCell<Box<str>>,
-    /// A line of the log has told of it already.
+    /// The failure was logged already.
     pub told: Cell<bool>,
-    /// Whether it is a tunnel behind a 101, and no exchange any more.
+    /// Whether it is a tunnel after a 101, and no longer an exchange.
     pub is_tunnel: bool,
-    /// Everybody's counters.
+    /// The process's counters.
     pub metrics: &'a Arc<Metrics>,
-    /// Warnings that the log gets as one line a second.
+    /// Repeated warnings, which are logged as one line a second.
     pub repeats: &'a Repeats,
 }
 
 impl<'a> ExchangeContext<'a> {
-    /// An exchange that begins: it is counted from here on. `waited` is how many milliseconds its request has waited.
+    /// Begins an exchange, which is counted from here on. `waited` is the request's wait so far, in milliseconds.
     pub fn begin(
         worker: &'a Worker,
         state: &'a State,
@@ -126,19 +126,20 @@ impl<'a> ExchangeContext<'a> {
         self.head.borrow().is_some()
     }
 
-    /// Keeps what pays for a large response head: with it the exchange may be asked to leave for others that wait.
+    /// Keeps the permit of a large response head: from now on the exchange may be evicted for others that wait for such
+    /// memory.
     pub fn hold_head(&self, permit: Permit) {
         self.head.replace(Some(Box::new(permit)));
         self.slot.holds_head(true);
     }
 
-    /// Lets a large response head cost what `bytes` of buffers do from now on.
+    /// Changes the price of the large response head to `bytes` of buffers.
     pub fn resize_head(&self, bytes: usize) {
         let price = head_price(bytes);
         if price == 0 {
             return self.free_head();
         }
-        // what the operator's own fields add to a head cannot be refused any more
+        // what the operator's edits add to a head cannot be refused any more
         let permit = self.head.take();
         let mut permit = permit.unwrap_or_else(|| Box::new(self.budget.force_large_head(0)));
         permit.resize(price);
@@ -146,7 +147,7 @@ impl<'a> ExchangeContext<'a> {
         self.slot.holds_head(true);
     }
 
-    /// The large response head is gone.
+    /// Frees the permit of the large response head.
     pub fn free_head(&self) {
         if self.head.take().is_some() {
             self.slot.holds_head(false);

@@ -1,7 +1,8 @@
-//! Every wait of an exchange that stands under a time-out, each with the progress that starts the time anew.
+//! The time-outs of an exchange; each starts again with progress.
 //!
-//! A [`Wait`] cannot be made without its progress, and [`Wait::limit`] must know its time-out: so none can be added that
-//! counts time while bytes move. The sweep's pace follows from whatever is started (`ConnectionTable::keep_pace`).
+//! A [`Wait`] cannot be made without its progress, and [`Wait::limit`] must name its time-out: so no time-out can be
+//! added that runs while bytes move. The table's tick follows from the time-outs that are started
+//! (`ConnectionTable::keep_pace`).
 
 use std::time::Duration;
 
@@ -12,23 +13,24 @@ use crate::{
     sys::socket,
 };
 
-/// How long an upstream may think about `Expect: 100-continue` before the body is sent all the same (as Go does).
+/// How long an upstream has to answer `Expect: 100-continue` before the body is sent all the same (as Go does).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// What an exchange waits for, and how far that has come.
+/// What an exchange waits for, and its progress so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// For more of the client's body: so many bytes of it were read, framing included.
+    /// More of the client's body: this many bytes of it were read, framing included.
     Client(u64),
-    /// For the upstream to take more of the request: so many bytes have passed between us.
+    /// The upstream takes more of the request: this many bytes were passed on.
     Upstream(u64),
-    /// For the upstream to ask for the body.
+    /// The upstream asks for the body.
     Continue,
-    /// For the answer's head, since the request was sent to its end.
+    /// The head of the answer, after the end of the request.
     Answer,
 }
 
-/// The time-outs of an exchange in milliseconds, for it keeps them all the time; [`NONE`] = none.
+/// The time-outs of an exchange in milliseconds (as small as they are, because every exchange holds them); [`NONE`] =
+/// none.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// `read_timeout`.
@@ -41,14 +43,14 @@ pub struct Limits {
 
 const NONE: u32 = u32::MAX;
 
-/// The time-out of whatever an exchange waits for at the moment.
+/// The time-out of what an exchange currently waits for.
 #[derive(Debug, Default)]
 pub struct Deadline {
     wait: Option<Wait>,
 }
 
 impl Limits {
-    /// Those of the configuration; `answer` is the route's own.
+    /// The time-outs of the configuration; `answer` is the route's own.
     pub fn of(server: &Server, answer: Option<Duration>) -> Limits {
         let millis = |limit: Option<Duration>| {
             limit.map_or(NONE, |limit| {
@@ -71,7 +73,7 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// None at all.
+    /// No time-outs.
     fn default() -> Limits {
         Limits {
             read: NONE,
@@ -94,7 +96,8 @@ impl Wait {
 }
 
 impl Deadline {
-    /// This is waited for now; says whether that has taken too long. `upstream` is the connection that bytes go to.
+    /// Sets what is waited for; says whether that has taken too long. `upstream` is the connection that bytes are sent
+    /// to.
     pub fn is_past(
         &mut self,
         slot: &SlotRef,
@@ -117,7 +120,7 @@ impl Deadline {
         slot.is_late(&mut self.wait, wait, wait.limit(limits))
     }
 
-    /// Nothing is waited for any more.
+    /// Ends the wait.
     pub fn end(&mut self, slot: &SlotRef) {
         if self.wait.take().is_some() {
             slot.clear_deadline();

@@ -1,7 +1,8 @@
-//! What is counted and told of an exchange when it ends, whatever ended it.
+//! Counts and logs an exchange when it ends, however it ended.
 //!
-//! [`ExchangeContext`] is dropped exactly once for each exchange, and its drop is the one place where an outcome becomes a metric,
-//! an access line and, where something broke off, a log line of its own. Never here: header values, queries, bodies.
+//! [`ExchangeContext`] is dropped exactly once for each exchange. Its drop is the one place where an outcome becomes a
+//! metric, an access line and, where something broke off, a log line of its own. Header values, queries and bodies are
+//! never logged.
 
 use std::{io, sync::atomic::AtomicU64, thread, time::Duration};
 
@@ -15,43 +16,43 @@ use crate::{
 };
 
 impl ExchangeContext<'_> {
-    /// The route that serves it; `None` before one was found.
+    /// The route that serves it; `None` while none was found.
     pub fn route(&self) -> Option<&Route> {
         self.config.routes.iter().nth(self.route.get()? as usize)
     }
 
-    /// Notes how it ends; the first word counts, for what follows is its consequence.
+    /// Records how it ends; the first call counts, because later ones are its consequences.
     pub fn note(&self, outcome: Outcome) {
         if self.outcome.get().is_none() {
             self.outcome.set(Some(outcome));
         }
     }
 
-    /// The upstream broke off.
+    /// Records that the upstream broke off.
     pub fn note_cut(&self, error: &io::Error) {
         self.note(Outcome::UpstreamCut);
         drop(self.cause.set(error.to_string().into()));
     }
 
-    /// It stood in a queue for so long.
+    /// Adds a wait in a queue.
     pub fn note_wait(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.waited.set(self.waited.get().saturating_add(millis));
     }
 
-    /// Bytes of the request's body have come.
+    /// Counts bytes of the request's body that have arrived.
     pub fn took_in(&self, count: usize) {
         self.received.set(self.received.get() + count as u64);
         metrics::add(&self.metrics.client_bytes_in, count as u64);
     }
 
-    /// Bytes of the answer's body are with the client's kernel.
+    /// Counts bytes of the answer's body that the client's kernel buffer has taken.
     pub fn gave_out(&self, count: usize) {
         self.sent.set(self.sent.get() + count as u64);
         metrics::add(&self.metrics.client_bytes_out, count as u64);
     }
 
-    /// The answer begins, with this status.
+    /// Records that the answer begins, with this status.
     pub fn answers(&self, status: u16) {
         self.status.set(status);
         self.metrics.answered(status);
@@ -60,7 +61,7 @@ impl ExchangeContext<'_> {
         }
     }
 
-    /// Which gauge it is one of while it lasts; counted where it is made, and when it is dropped.
+    /// The gauge that counts it; incremented when the context is made, decremented when it is dropped.
     pub fn gauge(&self) -> &AtomicU64 {
         if self.is_tunnel {
             &self.metrics.tunnels
@@ -69,7 +70,7 @@ impl ExchangeContext<'_> {
         }
     }
 
-    /// How it ended, as far as that shows when it is dropped.
+    /// The outcome, as far as it is known when the context is dropped.
     fn ended(&self) -> Outcome {
         if let Some(outcome) = self.outcome.get() {
             return outcome;
@@ -85,7 +86,7 @@ impl ExchangeContext<'_> {
         }
     }
 
-    /// Counts and tells what did not end well.
+    /// Counts and logs a failure.
     #[cold]
     fn failed(&self, outcome: Outcome) {
         self.metrics.failed(outcome);

@@ -20,7 +20,8 @@ use crate::{
 };
 
 impl<'a> Exchange<'a> {
-    /// Says in the log which origin asked and which ones may: CORS is where a newcomer looks longest.
+    /// Refuses a preflight; the log says which origin asked and which ones are allowed, because a wrong CORS policy is
+    /// hard to see elsewhere.
     #[cold]
     pub fn refuse_preflight(
         &self,
@@ -37,7 +38,7 @@ impl<'a> Exchange<'a> {
         answer
     }
 
-    /// Sends the client elsewhere.
+    /// Redirects the client.
     pub fn redirect(&self, route: &Route, redirect: &Redirect, parts: &RequestHead) -> Answer<'a> {
         let to = &redirect.to;
         let location = to.location(self.authority(parts), |base, out| {
@@ -74,7 +75,7 @@ impl<'a> Exchange<'a> {
         Answer::new(status, headers, Body::Made(text))
     }
 
-    /// The one place where a failure becomes a status and a log line.
+    /// Turns a failure into an answer and a log line; no other function does.
     pub fn fail(&self, failure: &Failure) -> Answer<'a> {
         let exchange_context = self.client.exchange_context;
         exchange_context.note(failure.outcome());
@@ -84,7 +85,7 @@ impl<'a> Exchange<'a> {
         Answer::new(failure.status(), failure.fields(), Body::Own(text))
     }
 
-    /// Tells the log why there is no answer; where a bound was full, which one, and how long the request waited for it.
+    /// Logs why there is no answer; where a bound was full, which one, and how long the request waited for it.
     #[cold]
     fn tell(&self, failure: &Failure) {
         let exchange_context = self.client.exchange_context;
@@ -140,7 +141,7 @@ pub fn respond_directly(route: &Route, response: &Response) -> Answer<'static> {
     Answer::new(response.status, headers, Body::Made(response.body.clone()))
 }
 
-/// The redirect to a path that ends with a slash.
+/// Redirects to the path with a slash at its end.
 pub fn add_slash(route: &Route, query: Option<&str>) -> Answer<'static> {
     let query = query.map_or_else(String::new, |query| format!("?{query}"));
     let mut headers = Fields::new();
@@ -155,7 +156,7 @@ pub fn empty(status: StatusCode, headers: Fields) -> Answer<'static> {
     Answer::new(status, headers, Body::Own(b""))
 }
 
-/// Behind a HEAD: the length of a body of ours, which a GET would have brought (RFC 9110 §8.6).
+/// For a HEAD: the length of the body that a GET would have brought (RFC 9110 §8.6).
 pub fn own_length(status: StatusCode, headers: &mut Fields, body: &Body<'_>) {
     if let Body::Own(_) | Body::Made(_) = body
         && status != StatusCode::NO_CONTENT

@@ -1,4 +1,4 @@
-//! What every step of an exchange needs, and what its steps tell each other.
+//! The state that all steps of an exchange share.
 
 use std::cell::Cell;
 
@@ -11,31 +11,31 @@ use crate::{
     memory::concurrency::ConcurrencyPermit,
 };
 
-/// One request with its response, and what every step of it needs. The request's own head is not among it: it is let
-/// go as soon as it is written to the upstream.
+/// One request with its response, and what every step of it needs. The request's head is not part of it: it is freed as
+/// soon as it is written to the upstream.
 pub struct Exchange<'a> {
-    /// What its thread shares.
+    /// The worker that serves it.
     pub worker: &'a Worker,
-    /// What follows from the configuration that it began with.
+    /// The configuration that it began with, with what follows from it.
     pub state: &'a State,
-    /// Who asks.
+    /// The client.
     pub client: &'a Client<'a>,
     /// Whether the client speaks HTTP/1.0.
     pub is_http10: bool,
-    /// The client came by https: to its own connection, or to a trusted sender that says so.
+    /// The client used https: on its own connection, or according to a trusted proxy.
     pub is_https: Cell<bool>,
-    /// Answer without an upstream: there is no memory for more.
+    /// It must be answered without an upstream: there is no memory for more.
     pub is_full: bool,
-    /// The client takes trailers.
+    /// The client accepts trailers.
     pub takes_trailers: Cell<bool>,
     /// The client asked for a WebSocket.
     pub wants_websocket: Cell<bool>,
-    /// A place among `max_tunnels`, where it may become one.
+    /// A permit of `max_tunnels`, where the exchange may become a tunnel.
     pub tunnel: Cell<Option<ConcurrencyPermit>>,
 }
 
 impl<'a> Exchange<'a> {
-    /// One that has not begun.
+    /// An exchange that has not begun.
     pub fn new(
         worker: &'a Worker,
         state: &'a State,
@@ -56,13 +56,13 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The host that was asked for, without looking for it again.
+    /// The host that was asked for, without parsing it again.
     pub fn authority<'p>(&'p self, parts: &'p RequestHead) -> &'p str {
         let known = self.client.exchange_context.subject.whole_host();
         known.unwrap_or_else(|| parts.authority())
     }
 
-    /// Who asks, and whether it is believed. `subject` is whom the client's certificate names.
+    /// The sender of the request, and whether it is trusted. `subject` is that of the client's certificate.
     pub fn sender<'s>(&self, subject: Option<&'s str>) -> Sender<'s> {
         let client = self.client.exchange_context.slot.client();
         let trusted = &self.state.config.server.trusted_proxies;

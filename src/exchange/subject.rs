@@ -1,4 +1,4 @@
-//! Who asks for what, as log lines tell it.
+//! The request as log lines name it: client, method, host and path.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::{
     route::Route,
 };
 
-/// What log lines call a request: who asked, and for what.
+/// The parts of a request that log lines show.
 #[derive(Debug)]
 pub struct Subject {
     /// The client, behind the proxies that are trusted; `None` on a unix socket.
@@ -30,7 +30,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// What a request is called: its client is the one behind the proxies that are trusted.
+    /// For a request; its client is the one behind the trusted proxies.
     pub fn of(state: &State, slot: &SlotRef, head: &RequestHead) -> Subject {
         let trusted = &state.config.server.trusted_proxies;
         let client: Option<IpAddr> = if trusted.is_empty() {
@@ -59,7 +59,7 @@ impl Subject {
         self.text.get(..self.host.into()).unwrap_or_default()
     }
 
-    /// The host that was asked for, unless it may have been cut: then it must not decide anything.
+    /// The host that was asked for; `None` where it may have been truncated, and so must not decide anything.
     pub fn whole_host(&self) -> Option<&str> {
         Some(self.host()).filter(|host| !host.ends_with(MARK))
     }
@@ -69,7 +69,7 @@ impl Subject {
         self.text.get(self.host.into()..).unwrap_or_default()
     }
 
-    /// Writes a log line about the request; `route` is the one it was given to.
+    /// Writes a log line about the request; `route` is the one that serves it.
     #[cold]
     pub fn tell(&self, level: Level, message: &str, route: Option<&Route>, more: &[Field<'_>]) {
         if !log::enabled(level) {

@@ -1,7 +1,8 @@
-//! Two upgraded connections joined: bytes both ways, through two small buffers that are held only while bytes are in them.
+//! A tunnel between two upgraded connections: bytes both ways, through two small buffers that are held only while bytes
+//! are in them.
 //!
-//! A half that ends is ended for the other side too, while the other direction goes on (RFC 6455 closes by a handshake
-//! of its own, and other protocols rely on half-close).
+//! The end of one half is passed on while the other direction goes on (RFC 6455 has a closing handshake of its own, and
+//! other protocols rely on half-close).
 
 use std::{
     future::poll_fn,
@@ -33,19 +34,19 @@ struct Flow {
     room: ReadSize,
     /// The source has ended.
     ended: bool,
-    /// The sink has been told.
+    /// The sink's half was closed.
     closed: bool,
-    /// Bytes that went through.
+    /// Bytes that were passed on.
     moved: u64,
     /// How many of them were counted.
     counted: u64,
-    /// How many they were when the sink was last asked how it gets on.
+    /// The value of `moved` when the sink's progress was last checked.
     seen: u64,
-    /// Something waits for the sink.
+    /// Bytes wait for the sink.
     waits: bool,
 }
 
-/// Which side of a direction broke.
+/// The side of a direction that failed.
 #[derive(Debug)]
 enum Broken {
     /// The side that bytes come from.
@@ -54,9 +55,9 @@ enum Broken {
     Sink(io::Error),
 }
 
-/// Joins them until both directions have ended, one breaks, the seat is told to leave, or a side takes no byte of what
-/// waits for it for `limit`. `first` are bytes that were read from each before: (from the client, from the upstream).
-/// Bytes are counted in `exchange_context` as they pass.
+/// Joins the two until both directions have ended, one fails, the connection is told to leave, or a side takes no byte
+/// of what waits for it for `limit`. `first` are the bytes that were read from each before: (from the client, from the
+/// upstream). Bytes are counted in `exchange_context` as they pass.
 pub async fn join(
     client: &mut Stream,
     upstream: &mut Stream,
@@ -100,7 +101,7 @@ pub async fn join(
             }
             (Poll::Ready(Err(Broken::Sink(error))), _)
             | (_, Poll::Ready(Err(Broken::Source(error)))) => {
-                // TLS without its closing word: a WebSocket has one of its own (RFC 6455 §5.5.1)
+                // an end without `close_notify` is accepted: a WebSocket has a close frame (RFC 6455 §5.5.1)
                 if error.kind() == io::ErrorKind::UnexpectedEof {
                     return Poll::Ready(Outcome::Ok);
                 }
@@ -130,7 +131,7 @@ fn is_stalled(
     flow.waits && slot.is_stalled(kind, limit, || socket::taken(&sink.socket()))
 }
 
-/// Whether a side is gone, which a direction that is blocked by the other would not see.
+/// Whether a side is dead, which a direction that is blocked by the other side would not notice.
 fn is_dead(io: &Stream) -> bool {
     socket::is_dead(&io.socket())
 }
@@ -152,7 +153,7 @@ impl Flow {
         }
     }
 
-    /// Bytes that went through since the last call.
+    /// Bytes that were passed on since the last call.
     fn passed(&mut self) -> usize {
         let passed = self.moved - self.counted;
         self.counted = self.moved;
