@@ -1,14 +1,14 @@
-//! Host and port, as Host fields, Origin and `:authority` write them (RFC 3986 §3.2).
+//! Host and port, as Host, Origin and `:authority` contain them (RFC 3986 §3.2).
 
-/// Parts an authority into host and port, which keeps its colon and is empty where none is written; an IPv6 literal keeps
-/// its brackets.
+/// Splits an authority into host and port. The port keeps its colon and is empty where there is none; an IPv6 literal
+/// keeps its brackets.
 pub fn split_port(authority: &str) -> (&str, &str) {
     authority
         .split_at_checked(port_at(authority.as_bytes()))
         .unwrap_or((authority, ""))
 }
 
-/// Where the colon of an authority's port stands, or its end.
+/// The position of the colon before an authority's port, or the authority's length.
 pub fn port_at(authority: &[u8]) -> usize {
     let literal = match authority {
         [b'[', ..] => authority.iter().rposition(|&byte| byte == b']'),

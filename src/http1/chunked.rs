@@ -1,16 +1,16 @@
-//! The chunked transfer coding (RFC 9112 §7.1), read strictly: a walk over its bytes that never buffers them.
+//! Parses the chunked transfer coding (RFC 9112 §7.1) strictly, without buffering content.
 //!
-//! One reader serves both sides. What a chunk line may hold is bounded, so endless extensions and trailers end in an error.
+//! The codecs of both sides use it. Extensions and trailers are bounded, so endless ones are an error.
 
 use std::ops::Range;
 
 use crate::http1::cursor::is_token;
 
-/// Where a walk over a chunked body stands. Starts before the first chunk.
+/// The state of a parser of a chunked body. Starts before the first chunk.
 #[derive(Debug, Clone)]
 pub struct Chunked {
     state: State,
-    /// Bytes of data that the current chunk still has.
+    /// Bytes of data that are left of the current chunk.
     left: u64,
     /// Bytes of extensions and of trailers so far: both are bounded over the whole body.
     extras: usize,
@@ -19,37 +19,37 @@ pub struct Chunked {
 /// What the next bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// So many bytes of framing: to be skipped.
+    /// This many bytes of framing, to be skipped.
     Framing(usize),
-    /// So many bytes of content.
+    /// This many bytes of content.
     Data(usize),
-    /// So many bytes of the trailer section, its closing empty line included.
+    /// This many bytes of the trailer section, its closing empty line included.
     Trailer(usize),
 }
 
-/// The chunk framing is broken; the sentence says how.
+/// The chunk framing is malformed; the text says how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// Extensions and trailers of one body together, in bytes; hyper, for one, refuses above 16 KiB of either.
+/// Most bytes of extensions and trailers of one body together; hyper, for one, refuses above 16 KiB of either.
 const MAX_EXTRAS: usize = 8 * 1024;
 
-/// The trailer section of one body, in bytes: it is kept until it is whole, in place of the read buffer that the price of an
-/// exchange has for each message.
+/// Most bytes of the trailer section of one body. It is kept until it is complete, in the place of a read buffer that
+/// the price of an exchange includes for each message.
 pub const MAX_TRAILERS: usize = 4 * 1024;
 
-/// By how many bytes the room for a trailer section grows at least.
+/// The least number of bytes by which the buffer of a trailer section grows.
 const STEP: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Before the first digit of a size.
     Size,
-    /// Behind so many digits of it.
+    /// After this many digits of it.
     Digits(u8),
     /// In an extension.
     Extension(Extension),
-    /// Behind the CR of a size line.
+    /// After the CR of a size line.
     SizeLf,
     Data,
     DataCr,
@@ -60,29 +60,29 @@ enum State {
     TrailerName,
     TrailerValue,
     TrailerLf,
-    /// Behind the CR of the empty line.
+    /// After the CR of the empty line.
     EndLf,
     End,
 }
 
-/// Where in `; name = value` (RFC 9112 §7.1.1), with white space around `;` and `=`.
+/// The position in `; name = value` (RFC 9112 §7.1.1), with white space around `;` and `=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extension {
     /// Before the first byte of a name.
     Start,
     Name,
-    /// In the white space behind a name.
+    /// In the white space after a name.
     NameEnd,
     /// Before the first byte of a value.
     Equals,
     Value,
     /// Between quotation marks.
     Quoted,
-    /// Behind a backslash there.
+    /// After a backslash in a quoted string.
     Escaped,
-    /// Behind the closing one.
+    /// After the closing quotation mark.
     QuotedEnd,
-    /// In the white space behind a value.
+    /// In the white space after a value.
     ValueEnd,
 }
 
@@ -93,7 +93,7 @@ impl Extension {
         matches!(self, Name | Value | QuotedEnd)
     }
 
-    /// Behind this byte; `None` where it may not stand.
+    /// The state after this byte; `None` = it is not allowed here.
     fn step(self, byte: u8) -> Option<Extension> {
         use Extension::{
             Equals, Escaped, Name, NameEnd, Quoted, QuotedEnd, Start, Value, ValueEnd,
@@ -117,7 +117,7 @@ impl Extension {
 }
 
 impl Chunked {
-    /// A walk that stands before the first chunk.
+    /// A parser before the first chunk.
     pub fn new() -> Chunked {
         Chunked {
             state: State::Size,
@@ -126,15 +126,16 @@ impl Chunked {
         }
     }
 
-    /// True once the closing empty line has been walked over.
+    /// Whether the closing empty line was parsed.
     pub fn is_end(&self) -> bool {
         self.state == State::End
     }
 
-    /// Says what the first bytes of `bytes` are and walks over them; `Framing(0)` where `bytes` is empty or the body has ended.
+    /// Says what the first bytes of `bytes` are and moves past them; `Framing(0)` where `bytes` is empty or the body
+    /// has ended.
     ///
     /// # Errors
-    /// [`Broken`] for anything that is not chunked framing to the letter.
+    /// [`Broken`] for anything that is not valid chunked framing.
     pub fn next(&mut self, bytes: &[u8]) -> Result<Event, Broken> {
         if self.state == State::Data {
             let n = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
@@ -234,19 +235,19 @@ impl Chunked {
     }
 }
 
-/// A chunked body as it is taken out of the buffers that it comes in.
+/// A chunked body that is taken out of the buffers that it arrives in.
 #[derive(Debug)]
 pub struct Body {
     walk: Chunked,
     trailers: Vec<u8>,
 }
 
-/// What a buffer held.
+/// The content of a buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// Where the data of all its chunks now stands together.
+    /// The range of the data of all its chunks, moved together.
     pub data: Range<usize>,
-    /// How many of its bytes belong to the body.
+    /// How many bytes of the buffer belong to the body.
     pub used: usize,
 }
 
@@ -259,7 +260,7 @@ impl Body {
         }
     }
 
-    /// True once the closing empty line has been read.
+    /// Whether the closing empty line was read.
     pub fn is_end(&self) -> bool {
         self.walk.is_end()
     }
@@ -267,7 +268,7 @@ impl Body {
     /// Moves the data of all chunks in `bytes` together, over their framing.
     ///
     /// # Errors
-    /// [`Broken`].
+    /// [`Broken`] where the framing is malformed.
     pub fn take(&mut self, bytes: &mut [u8]) -> Result<Taken, Broken> {
         let (mut data, mut at) = (0..0, 0);
         while at < bytes.len() && !self.walk.is_end() {
@@ -276,7 +277,7 @@ impl Body {
                 Event::Framing(count) => at += count,
                 Event::Data(count) => {
                     if data.is_empty() {
-                        // the first data of a buffer stays where it is
+                        // the first data of a buffer is not moved
                         data = at..at;
                     } else if count > 0 {
                         bytes.copy_within(at..at + count, data.end);
@@ -293,7 +294,7 @@ impl Body {
         Ok(Taken { data, used: at })
     }
 
-    /// Keeps a part of the trailer section, in no more memory than [`MAX_TRAILERS`] and a step.
+    /// Keeps a part of the trailer section, in at most [`MAX_TRAILERS`] and a step of memory.
     fn keep(&mut self, part: &[u8]) -> Result<(), Broken> {
         if self.trailers.len() + part.len() > MAX_TRAILERS {
             return Err(Broken("too many bytes of trailers"));
@@ -305,12 +306,12 @@ impl Body {
         Ok(())
     }
 
-    /// Whether fields stand behind the last chunk; known at the end.
+    /// Whether there are trailers; known at the end of the body.
     pub fn has_trailers(&self) -> bool {
         self.trailers.len() > 2
     }
 
-    /// The trailer section, its closing empty line included; at the end, and once.
+    /// Takes the trailer section, its closing empty line included, at the end of the body.
     pub fn trailers(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.trailers)
     }
@@ -322,7 +323,7 @@ mod tests {
 
     type Walked = (Vec<u8>, Vec<u8>, Option<usize>);
 
-    /// Walks over `bytes` in pieces of `step`; gives the data, the trailers and how much belongs to the body.
+    /// Parses `bytes` in pieces of `step`; gives the data, the trailers and how many bytes belong to the body.
     fn walk(bytes: &[u8], step: usize) -> Result<Walked, Broken> {
         let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
         let mut chunked = Chunked::new();

@@ -1,11 +1,11 @@
-//! A cursor over the bytes of a head: it looks at each byte once, and takes tokens, values and field lines.
+//! A cursor over the bytes of a head, which takes tokens, values and field lines.
 //!
-//! Pure, and the only reader of field lines: of requests, of responses and of trailer sections (RFC 9112 §5). A line is
-//! never folded, and no white space stands before its colon.
+//! It is pure, and the only parser of field lines: those of requests, of responses and of trailer sections (RFC 9112
+//! §5). A folded line, or white space before a colon, is an error.
 
 use crate::fields::Place;
 
-/// A place in the bytes of a head.
+/// A position in the bytes of a head.
 #[derive(Debug)]
 pub struct Cursor<'a> {
     bytes: &'a [u8],
@@ -24,18 +24,18 @@ pub enum LineEnd {
 /// Why no field line can be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It may be one when more has come.
+    /// The bytes end before the line is complete.
     Partial,
     /// It does not begin with a field name.
     Name,
-    /// No colon stands behind the name.
+    /// No colon follows the name.
     Colon,
-    /// A byte stands in the value that may not.
+    /// The value contains a byte that is not allowed.
     Value,
 }
 
 impl<'a> Cursor<'a> {
-    /// At the first of these bytes.
+    /// A cursor at the first of these bytes.
     pub fn new(bytes: &'a [u8]) -> Cursor<'a> {
         Cursor { bytes, at: 0 }
     }
@@ -50,14 +50,14 @@ impl<'a> Cursor<'a> {
         self.at >= self.bytes.len()
     }
 
-    /// Takes the bytes that fit.
+    /// Takes bytes as long as they fit.
     pub fn take_while(&mut self, fits: impl Fn(u8) -> bool) -> &'a [u8] {
         let rest = self.rest();
         let len = rest.iter().position(|&byte| !fits(byte));
         self.take(len.unwrap_or(rest.len()))
     }
 
-    /// Takes so many bytes.
+    /// Takes this many bytes.
     pub fn take(&mut self, len: usize) -> &'a [u8] {
         let taken = self.bytes.get(self.at..self.at + len).unwrap_or_default();
         self.at += taken.len();
@@ -71,7 +71,7 @@ impl<'a> Cursor<'a> {
         fits
     }
 
-    /// Takes the end of a line; `None` where the bytes end before it is known whether one stands here.
+    /// Takes the end of a line; says whether there was one, `None` where the bytes end before that is known.
     pub fn eat_line_end(&mut self, end: LineEnd) -> Option<bool> {
         let len = match self.rest() {
             [b'\r', b'\n', ..] => 2,
@@ -123,7 +123,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A set of bytes, each of which is looked up and not searched.
+/// A set of bytes, as a table of 256 entries.
 pub struct ByteSet([bool; 256]);
 
 impl ByteSet {
@@ -146,33 +146,33 @@ impl ByteSet {
         ByteSet(set)
     }
 
-    /// Whether it has this byte.
+    /// Whether the set contains this byte.
     pub fn has(&self, byte: u8) -> bool {
         self.0.get(usize::from(byte)).is_some_and(|has| *has)
     }
 }
 
-/// Whether a byte may stand in a token: a method or a field name (RFC 9110 §5.6.2).
+/// Whether a byte is allowed in a token: a method or a field name (RFC 9110 §5.6.2).
 pub fn is_token(byte: u8) -> bool {
     const TOKEN: ByteSet = ByteSet::alphanumeric_and(b"!#$%&'*+-.^_`|~");
     TOKEN.has(byte)
 }
 
-/// What may stand in a field value: no control byte but the tab.
+/// Whether a byte is allowed in a field value: no control byte except the tab.
 pub fn is_value(byte: u8) -> bool {
     (byte >= b' ' && byte != 0x7f) || byte == b'\t'
 }
 
-/// How many of the first bytes may stand in a field value.
+/// How many of the first bytes are allowed in a field value.
 fn value_len(bytes: &[u8]) -> usize {
-    // under the space, or DEL; of the tab it is found out that it may
+    // below the space, or DEL; the tab is among them, and is checked separately
     let marks = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
     let odd = first_marked(bytes, marks, |byte| byte < b' ' || byte == 0x7f);
     let rest = bytes.get(odd..).unwrap_or_default();
     odd + rest.iter().take_while(|&&byte| is_value(byte)).count()
 }
 
-/// Where the first line feed stands.
+/// The position of the first line feed.
 pub fn find_lf(bytes: &[u8]) -> Option<usize> {
     let marks = |word: u64| zeros(word ^ (ONES * u64::from(b'\n')));
     let at = first_marked(bytes, marks, |byte| byte == b'\n');
@@ -181,13 +181,13 @@ pub fn find_lf(bytes: &[u8]) -> Option<usize> {
 
 const ONES: u64 = u64::from_ne_bytes([1; 8]);
 
-/// The highest bit of the first byte that is zero is set, and of none before it.
+/// The highest bit of the first zero byte is set, and none before it.
 fn zeros(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word
 }
 
-/// Where the first byte stands that is looked for, or the length where there is none: eight bytes at a time. `marks` sets
-/// the highest bit of the first one in a word that begins with its lowest byte, and of none before it.
+/// The position of the first byte that `is_marked` accepts, or the length where there is none: eight bytes at a time.
+/// `marks` sets the highest bit of the first such byte in a word that begins with its lowest byte, and none before it.
 fn first_marked(bytes: &[u8], marks: impl Fn(u64) -> u64, is_marked: impl Fn(u8) -> bool) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {

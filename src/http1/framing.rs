@@ -1,32 +1,32 @@
-//! Where the body of a message ends (RFC 9112 §6.3), of requests and responses, read and written.
+//! Where the body of a message ends (RFC 9112 §6.3), for requests and responses.
 //!
-//! Pure.
+//! Pure values.
 
 use crate::http1::chunked;
 
-/// What a head says of where its body ends.
+/// Where the body ends, according to the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none, whatever the fields say: it answers HEAD, or its status has none.
+    /// There is no body, whatever the fields say: the message answers HEAD, or its status has none.
     Nothing,
-    /// So many bytes; 0 for a request that says nothing of a body.
+    /// After this many bytes; 0 for a request without a field for its body.
     Length(u64),
-    /// The last chunk.
+    /// After the last chunk.
     Chunked,
-    /// The close of the connection.
+    /// At the close of the connection.
     Close,
 }
 
-/// What is still to come of a body.
+/// The rest of a body.
 #[derive(Debug)]
 pub enum BodyState {
-    /// So many bytes; 0 = the next head.
+    /// This many bytes; 0 = the next head follows.
     Length(u64),
     /// Chunks.
     Chunked(Box<chunked::Body>),
-    /// All that comes before the close of the connection.
+    /// All bytes before the close of the connection.
     Close,
-    /// Nobody knows: its framing is broken.
+    /// Unknown, because the framing is malformed.
     Broken,
 }
 

@@ -1,7 +1,7 @@
-//! Which fields travel on, which stay behind, and which are written anew.
+//! Decides which fields are passed on, which are dropped, and which are written anew.
 //!
-//! Pure. Requests are written to the upstream straight from the client's fields, in their order. Names are in lower case
-//! here.
+//! Pure. Requests are written to the upstream straight from the client's fields, in their order. Names are in lower
+//! case here.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Hop-by-hop by themselves (RFC 9110 §7.6.1), in one direction or both.
+/// Always hop-by-hop (RFC 9110 §7.6.1), in one direction or both.
 const HOP_BY_HOP: [&[u8]; 9] = [
     b"connection",
     b"keep-alive",
@@ -33,7 +33,7 @@ const HOP_BY_HOP: [&[u8]; 9] = [
     b"upgrade",
 ];
 
-/// Fields of a trailer section that are passed on; more are malformed.
+/// Most fields of a trailer section; one with more is malformed.
 const MAX_TRAILERS: usize = 64;
 
 /// Which of the fields that matter to a proxy a request has: one pass over the names instead of a look-up for each.
@@ -66,7 +66,7 @@ pub struct Present {
 }
 
 impl Present {
-    /// Looks at every name once.
+    /// Examines every name once.
     pub fn of(headers: &Fields) -> Present {
         let mut present = Present::default();
         for (name, _) in headers.iter() {
@@ -89,11 +89,11 @@ impl Present {
     }
 }
 
-/// What a message's Connection fields say of the others.
+/// The Connection fields of a message.
 #[derive(Debug, Clone, Copy)]
 pub struct Hops<'a> {
     headers: &'a Fields,
-    /// Connection lists a name that is not hop-by-hop by itself.
+    /// Connection lists a name that is not always hop-by-hop.
     nominates: bool,
 }
 
@@ -104,7 +104,7 @@ impl<'a> Hops<'a> {
         Hops { headers, nominates }
     }
 
-    /// Whether a field ends its journey here.
+    /// Whether a field is dropped because it is for this hop alone.
     pub fn stays_behind(&self, name: &[u8]) -> bool {
         is_hop_by_hop(name) || (self.nominates && self.is_nominated(name))
     }
@@ -115,7 +115,7 @@ impl<'a> Hops<'a> {
     }
 }
 
-/// Whether a connection option is the name of a field that is not hop-by-hop by itself.
+/// Whether a connection option is the name of a field that is not always hop-by-hop.
 pub fn nominates(option: &[u8]) -> bool {
     !option.eq_ignore_ascii_case(b"close")
         && !HOP_BY_HOP
@@ -123,7 +123,7 @@ pub fn nominates(option: &[u8]) -> bool {
             .any(|name| option.eq_ignore_ascii_case(name))
 }
 
-/// Whether a field of this name is hop-by-hop by itself.
+/// Whether a field of this name is always hop-by-hop.
 pub fn is_hop_by_hop(name: &[u8]) -> bool {
     match name.len() {
         2 | 7 | 10 | 16 | 17 | 18 | 19 => HOP_BY_HOP.contains(&name),
@@ -131,7 +131,7 @@ pub fn is_hop_by_hop(name: &[u8]) -> bool {
     }
 }
 
-/// Whether Connection may take a field of this name away: not what the other side, or a hop behind us, cannot do without.
+/// Whether Connection may remove a field of this name: not one that the other side, or a later hop, depends on.
 pub fn is_nominable(name: &[u8]) -> bool {
     let is_kept = name.starts_with(b"content-")
         || name.starts_with(b"x-forwarded-")
@@ -155,8 +155,7 @@ pub fn connection_options(headers: &Fields) -> impl Iterator<Item = &[u8]> {
     members(headers.get_all(CONNECTION))
 }
 
-/// The names that Connection lists: fields of these names end here too where they stand in a trailer section (RFC 9110
-/// §7.6.1).
+/// The names that Connection lists: fields of these names are dropped from trailer sections too (RFC 9110 §7.6.1).
 pub fn nominated<'a>(
     connection: impl Iterator<Item = &'a [u8]>,
 ) -> impl Iterator<Item = HeaderName> {
@@ -165,27 +164,28 @@ pub fn nominated<'a>(
         .filter_map(|option| HeaderName::from_bytes(option).ok())
 }
 
-/// Whether a request asks to become a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
+/// Whether a request asks for a WebSocket (RFC 6455 §4.1); every other upgrade is dropped, `h2c` above all.
 pub fn wants_websocket(parts: &RequestHead) -> bool {
     parts.version == http::Version::HTTP_11
         && parts.method == http::Method::GET
         && is_websocket(&parts.headers)
 }
 
-/// Whether Upgrade is `websocket`, and Connection means it.
+/// Whether Upgrade is `websocket`, and Connection lists it.
 pub fn is_websocket(headers: &Fields) -> bool {
     let upgrade = headers.only(UPGRADE);
     upgrade.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
         && connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// Whether the sender takes trailers (`TE: trailers`, RFC 9110 §10.1.4).
+/// Whether the sender accepts trailers (`TE: trailers`, RFC 9110 §10.1.4).
 pub fn takes_trailers(headers: &Fields) -> bool {
     members(headers.get_all(TE)).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
 }
 
-/// Whether a field may stand in a trailer section: none that frames, routes, authenticates, modifies the request, controls
-/// the response or describes the content (RFC 9110 §6.5.1). What a CGI-like server would read as such a name may not either.
+/// Whether a field is allowed in a trailer section: none that frames, routes, authenticates, modifies the request,
+/// controls the response or describes the content (RFC 9110 §6.5.1), and none that a CGI-like server would read as such
+/// a name.
 pub fn may_trail(name: &[u8]) -> bool {
     let may = if name.iter().all(|&byte| is_plain(byte)) {
         !is_control(name)
@@ -195,7 +195,7 @@ pub fn may_trail(name: &[u8]) -> bool {
     may && !is_twin(name)
 }
 
-/// Fields that belong to the head alone.
+/// Whether a field is allowed in the head alone.
 fn is_control(name: &[u8]) -> bool {
     const FAMILIES: [&[u8]; 6] = [
         b"content-",
@@ -238,19 +238,19 @@ fn is_control(name: &[u8]) -> bool {
         )
 }
 
-/// A byte of a name that every reader takes for itself.
+/// Whether every server reads a byte of a name as itself.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'-'
 }
 
-/// A name as a CGI-like server reads it: what is no letter or digit is a `-` to it.
+/// A name as a CGI-like server reads it: other bytes than letters and digits become a `-`.
 fn plain(name: &[u8]) -> Vec<u8> {
     let read = |&byte: &u8| if is_plain(byte) { byte } else { b'-' };
     name.iter().map(read).collect()
 }
 
-/// Reads a trailer section, its closing empty line included; what may not stand there is left out, and so are the
-/// `withheld` names. `None` where it is malformed.
+/// Parses a trailer section, its closing empty line included; fields that are not allowed there are dropped, and so are
+/// the `withheld` names. `None` where the section is malformed.
 pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMap> {
     let (mut cursor, mut trailers) = (Cursor::new(section), HeaderMap::new());
     while let Some(place) = cursor.field(LineEnd::CrLf).ok()? {
@@ -266,19 +266,19 @@ pub fn read_trailers(section: &[u8], withheld: &[HeaderName]) -> Option<HeaderMa
     Some(trailers)
 }
 
-/// Whether a field may stand in a trailer section, and neither it nor its twin is withheld: what the operator sets or
-/// removes (a set field is not added there, it stands in the head), and what Connection lists.
+/// Whether a field is allowed in a trailer section, and neither it nor a twin of it is withheld. Withheld are the names
+/// that the operator's edits set or remove (a set field is in the head) and those that Connection lists.
 pub fn passes_behind(name: &[u8], withheld: &[HeaderName]) -> bool {
     let is_withheld = |other: &HeaderName| reads_as(name, other.as_ref());
     may_trail(name) && !withheld.iter().any(is_withheld)
 }
 
-/// Whether a name tells of the hops before us.
+/// Whether a name belongs to the fields about earlier hops.
 pub fn is_forwarding(name: &[u8]) -> bool {
     name == b"forwarded" || name == b"x-real-ip" || name.starts_with(b"x-forwarded-")
 }
 
-/// Names with a `-` that another name could be taken for; the others have no twins.
+/// Names with a `-` that another name could be read as; names without one have no twins.
 const TWINNED: [&[u8]; 7] = [
     b"content-length",
     b"keep-alive",
@@ -289,10 +289,10 @@ const TWINNED: [&[u8]; 7] = [
     b"x-real-ip",
 ];
 
-/// Whether a name would be taken for a hop-by-hop or forwarding one by a CGI-like server (WSGI, PHP, Rack), to which every
-/// byte that is no letter or digit is the same: `x_forwarded_for`, `transfer.encoding`.
+/// Whether a CGI-like server (WSGI, PHP, Rack), to which all bytes except letters and digits are the same, would read a
+/// name as a hop-by-hop or forwarding one: `x_forwarded_for`, `transfer.encoding`.
 ///
-/// No name is scanned unless its length and its first letter are those of a twin.
+/// A name is compared only if its length and its first letter are those of a twin.
 pub fn is_twin(name: &[u8]) -> bool {
     const PREFIX: &[u8] = b"x-forwarded-";
     let is_any = |twinned: &[&[u8]]| {
@@ -314,7 +314,7 @@ pub fn is_twin(name: &[u8]) -> bool {
     }
 }
 
-/// Whether two names are one to a reader that takes every byte that is no letter or digit for the same.
+/// Whether two names are equal to a server to which all bytes except letters and digits are the same.
 fn reads_as(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len()
         && name
@@ -323,8 +323,8 @@ fn reads_as(name: &[u8], other: &[u8]) -> bool {
             .all(|(a, b)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric()))
 }
 
-/// Whom a client's certificate names, for the upstream. No client can set it, on whatever listener, nor a name that reads
-/// like it.
+/// The subject of the client's certificate, for the upstream. A client's own field of this name, or of one that reads
+/// like it, is dropped on every listener.
 const CERTIFICATE_SUBJECT: &str = "x-client-cert-subject";
 
 /// Whether a (lower-case) name is, or reads as, one that the proxy alone sets.
@@ -333,25 +333,25 @@ fn is_reserved(name: &[u8]) -> bool {
     name.len() == reserved.len() && reads_as(name, reserved)
 }
 
-/// What a request is told of where it came from.
+/// Where a request came from, for the fields that say so.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender<'a> {
     /// The client's address; `None` on a unix socket.
     pub client: Option<IpAddr>,
-    /// Whether what it says of earlier hops is believed.
+    /// Whether its fields about earlier hops are believed.
     pub trusted: bool,
-    /// Whether it came by TLS.
+    /// Whether it came over TLS.
     pub is_secured: bool,
-    /// Whom its certificate names, where it was asked for one; printable ASCII.
+    /// The subject of its certificate, where it was asked for one; printable ASCII.
     pub subject: Option<&'a str>,
 }
 
-/// Appends the fields that go to the target, in the client's order, with Host and the forwarding fields as they should
-/// be; framing and the closing empty line are the caller's.
+/// Appends the fields that go to the target, in the client's order, with Host and the forwarding fields of the proxy;
+/// the caller appends framing and the closing empty line.
 ///
-/// `host` is what the target reads as Host, `authority` what the client asked for. What the operator's `edits` set or
-/// remove is out of the client's reach: its Connection field cannot take it away, nor a field of its own replace it, be it
-/// one that only reads like it (`X_User` where `X-User` is set).
+/// `host` is the Host for the target, `authority` the one that the client asked for. A client can neither remove nor
+/// replace what the operator's `edits` set or remove: neither by Connection nor by a field of that name, or of one that
+/// reads like it (`X_User` where `X-User` is set).
 pub fn write_request(
     out: &mut Vec<u8>,
     headers: &Fields,
@@ -401,7 +401,8 @@ pub fn write_request(
     }
 }
 
-/// Whether X-Forwarded-Proto says that the client came by https; of several hops the first counts, which saw the client.
+/// Whether X-Forwarded-Proto says that the client used https; of several values the first counts, because it is of the
+/// hop that saw the client.
 pub fn says_https(headers: &Fields) -> bool {
     let first = headers
         .get(FORWARDED_PROTO)
@@ -432,7 +433,7 @@ fn forwarded_for(out: &mut Vec<u8>, headers: &Fields, present: &Present, sender:
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends an address; IPv4 by hand, for the formatter costs as much as all other fields together.
+/// Appends an address; IPv4 without the formatter, which costs as much as all other fields together.
 fn push_address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
@@ -459,8 +460,8 @@ fn separate(out: &mut Vec<u8>, start: usize) {
     }
 }
 
-/// Appends the fields that are for the next hop alone: `TE` and `Upgrade`, each with its option in `Connection` (RFC 9110
-/// §7.6.1, §7.8, §10.1.4).
+/// Appends the fields that are for the next hop alone: `TE` and `Upgrade`, each with its option in `Connection` (RFC
+/// 9110 §7.6.1, §7.8, §10.1.4).
 pub fn hop_fields(out: &mut Vec<u8>, takes_trailers: bool, is_websocket: bool) {
     let text: &[u8] = match (takes_trailers, is_websocket) {
         (false, false) => b"",
@@ -486,7 +487,7 @@ pub fn push_decimal(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
-/// The names that Trailer fields announce and that pass, joined anew; `None` where none is left.
+/// The names in Trailer fields whose fields are passed on, joined anew; `None` where none is left.
 pub fn joined_trailers<'a>(
     announced: impl Iterator<Item = &'a [u8]>,
     withheld: &[HeaderName],
@@ -502,7 +503,7 @@ pub fn joined_trailers<'a>(
     (!names.is_empty()).then_some(names)
 }
 
-/// Takes the names out of an answer's Trailer field that do not pass.
+/// Removes the names from an answer's Trailer field whose fields are not passed on.
 pub fn announce(headers: &mut Fields, withheld: &[HeaderName]) {
     if withheld.is_empty() || !headers.contains(TRAILER) {
         return;

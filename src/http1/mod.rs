@@ -1,7 +1,7 @@
-//! HTTP/1.1 (RFC 9112), both ways: pure readers of heads, chunks and fields, and two codecs over a stream.
+//! HTTP/1.1 (RFC 9112) on both sides: pure parsers of heads, chunks and fields, and two codecs over a stream.
 //!
-//! `server` is the codec towards clients, `client` the one towards upstreams. A codec of our own, because its buffers are
-//! what a busy connection costs.
+//! `server` is the codec towards clients, `client` the one towards upstreams. They are written here because the codec's
+//! buffers are most of what a busy connection costs.
 
 pub mod authority;
 pub mod chunked;

@@ -1,6 +1,6 @@
-//! The response to a request that is refused before there is an exchange: its head could not be read, or may not be.
+//! The response to a request that is refused before there is an exchange, because of its head.
 //!
-//! Pure. It is written whole, before the close.
+//! Pure. The response is written whole; the connection closes after it.
 
 use http::header;
 

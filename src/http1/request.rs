@@ -1,6 +1,6 @@
-//! A request's head as the steps behind its reader see it, whichever engine read it.
+//! The head of a request, independent of the protocol that it arrived in.
 //!
-//! Pure values: the head was checked before, and nothing here refuses anything.
+//! Pure values: the head was checked before, and nothing here refuses a request.
 
 use std::ops::Range;
 
@@ -22,7 +22,8 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// The host that was asked for: the target's own, or Host (RFC 9112 §3.2.2); empty where HTTP/1.0 gives none.
+    /// The host that was asked for: that of the target, or Host (RFC 9112 §3.2.2); empty where an HTTP/1.0 request has
+    /// none.
     pub fn authority(&self) -> &str {
         let host = || {
             self.headers
@@ -33,22 +34,22 @@ impl RequestHead {
     }
 }
 
-/// A request target (RFC 9112 §3.2), byte by byte as it came: origin-form, absolute-form or `*`.
+/// A request target (RFC 9112 §3.2), byte by byte as it arrived: origin-form, absolute-form or `*`.
 ///
-/// Not an [`http::Uri`], which holds only what RFC 3986 allows: browsers leave more in a query as it is, a back-tick for
-/// one (WHATWG URL, query percent-encode set).
+/// Not an [`http::Uri`], which accepts only what RFC 3986 allows: browsers leave more bytes in a query unescaped, such
+/// as the back-tick (WHATWG URL, query percent-encode set).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestUri {
-    /// All of it, in an allocation of its own: checked once, and not at each look.
+    /// The whole target in an allocation of its own, checked for UTF-8 once.
     text: Box<str>,
-    /// Where its authority begins; 0 where it has none.
+    /// The start of its authority; 0 where it has none.
     authority: usize,
-    /// Where its path stands.
+    /// The range of its path.
     path: Range<usize>,
 }
 
 impl RequestUri {
-    /// Finds the parts of a target; `None` where it is no text (UTF-8), or has none of the three forms.
+    /// Finds the parts of a target; `None` where it is not UTF-8, or has none of the three forms.
     pub fn new(target: &[u8]) -> Option<RequestUri> {
         let text: Box<str> = std::str::from_utf8(target).ok()?.into();
         let ends = |from: usize, marks: &[u8]| {
@@ -79,7 +80,7 @@ impl RequestUri {
         if path.is_empty() { "/" } else { path }
     }
 
-    /// What stands behind the first `?`; `None` where there is none.
+    /// The query, after the first `?`; `None` where there is none.
     pub fn query(&self) -> Option<&str> {
         self.text.get(self.path.end + 1..)
     }

@@ -1,8 +1,8 @@
-//! The strict reading of a request head.
+//! Parses a request head strictly.
 //!
-//! What passes can be read in one way only, and it is known where the message ends. Pure: bytes in, a verdict out.
-//! RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. A head is read once: where its fields
-//! stand is what the later steps work with.
+//! A head that is accepted can be read in one way only, and the end of its message is known. Pure: bytes in, a head or
+//! a [`Failure`] out. RFC 9112 §2.2, §3, §5 and §6 are obeyed without their "may be lenient" clauses. The fields are
+//! parsed once; later steps use their positions.
 
 use std::net::Ipv6Addr;
 
@@ -22,22 +22,22 @@ use crate::{
     },
 };
 
-/// A head that passed.
+/// A head that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes before it to skip: one empty line (RFC 9112 §2.2).
+    /// Bytes to skip before it: one empty line (RFC 9112 §2.2).
     pub skip: usize,
-    /// Its bytes behind those, the closing empty line included.
+    /// Its length in bytes, the closing empty line included.
     pub len: usize,
-    /// Where its fields stand, counted from its first byte.
+    /// The positions of its fields, counted from its first byte.
     pub fields: Vec<Place>,
-    /// What follows it.
+    /// Where its body ends.
     pub framing: Framing,
-    /// Where its target stands, counted from its first byte.
+    /// The position of its target, counted from its first byte.
     pub target: (usize, usize),
-    /// Whether it speaks HTTP/1.0.
+    /// Whether its version is HTTP/1.0.
     pub is_http10: bool,
-    /// Whether the client says `Expect: 100-continue`, and knows what that means.
+    /// Whether the client sends `Expect: 100-continue` in HTTP/1.1.
     pub expects: bool,
 }
 
@@ -48,39 +48,39 @@ impl Head {
     }
 }
 
-/// What a connection's next bytes came to.
+/// What the next bytes of a connection are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
-    /// A whole head that is ready to be handed on.
+    /// A complete head that is ready to be handed on.
     Head(Head),
-    /// The client has closed, with or without a part of one.
+    /// The end of the connection, with or without part of a head.
     End,
-    /// Not to be served.
+    /// A request that is refused.
     Refused(Failure),
 }
 
 /// The first byte of a TLS connection: the content type of a handshake record (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// More fields than any client of ours has; each costs memory in every parser on the way.
+/// Most fields of a head, more than common clients send; each costs memory in every parser behind the proxy.
 pub const MAX_FIELDS: usize = 256;
 
-/// Fields that there is room for at once: browsers send 10 to 15.
+/// Fields that space is reserved for at first: browsers send 10 to 15.
 pub const USUAL_FIELDS: usize = 16;
 
-/// Bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
+/// Most bytes of a method: no registered one has more than 17 (IANA). It is kept as long as its exchange.
 const MAX_METHOD: usize = 64;
 
-/// Bytes of a target, whatever `max_header_bytes` says: common readers, `http::Uri` for one, hold no more.
+/// Most bytes of a target, whatever `max_header_bytes` is: common parsers, such as `http::Uri`, accept no more.
 const MAX_TARGET: usize = 65_534;
 
-/// Reads the head at the start of `bytes`; `None` where it is not complete yet.
+/// Parses the head at the start of `bytes`; `None` where it is incomplete.
 ///
-/// `scanned` is how many bytes were looked at in vain before: the caller keeps it, so that a head that drips in byte
-/// by byte is not read again from its start each time.
+/// `scanned` is how many bytes were searched for the end before: the caller keeps it, so that a head that arrives byte
+/// by byte is not searched from its start each time.
 ///
 /// # Errors
-/// A [`Failure`] where the head is malformed, or cannot become right within `max` bytes.
+/// A [`Failure`] where the head is malformed, or cannot be valid within `max` bytes.
 pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head>, Failure> {
     if bytes == b"\r" {
         return Ok(None);
@@ -93,7 +93,7 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
     if let Some(&first) = rest.first()
         && !is_token(first)
     {
-        // no method can come of it: why wait for the rest
+        // it cannot become a method, so there is no reason to wait for the rest
         return Err(if first == TLS_HANDSHAKE {
             Failure::TlsHello
         } else {
@@ -115,10 +115,10 @@ pub fn head(bytes: &[u8], scanned: &mut usize, max: usize) -> Result<Option<Head
     Ok(Some(head))
 }
 
-/// The parts of a head that passed; `text` is the head and nothing else.
+/// The parts of a head that was accepted; `text` is exactly the head.
 ///
 /// # Errors
-/// The method or the target is none after all.
+/// The method or the target is malformed after all.
 pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
     let (start, end) = head.target;
     let line = text.get(..start).unwrap_or_default().trim_ascii_end();
@@ -141,8 +141,8 @@ pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
     }))
 }
 
-/// The Origin of a head that is refused, as far as it came: the only field of it that its answer depends on. `None` where
-/// it has none, or more than one.
+/// The Origin of a head that is refused, as far as it has arrived: the only field that the response to it depends on.
+/// `None` where it has none, or more than one.
 pub fn origin(head: &[u8]) -> Option<HeaderValue> {
     let lines = head.split_inclusive(|&byte| byte == b'\n').skip(1);
     let mut found = None;
@@ -161,7 +161,7 @@ pub fn origin(head: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_bytes(found?).ok()
 }
 
-/// Whether an empty line stands behind `from`; a bare LF counts, so that it is refused at once and not waited for.
+/// Whether an empty line follows `from`; a bare LF counts, so that it is refused at once.
 pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
     if bytes.ends_with(b"\r\n\r\n") {
         return true;
@@ -185,7 +185,7 @@ fn too_large(bytes: &[u8]) -> Failure {
     }
 }
 
-/// What the fields said about the message.
+/// The fields that decide about the message.
 #[derive(Default)]
 struct Seen {
     host: bool,
@@ -194,7 +194,7 @@ struct Seen {
     expects: bool,
 }
 
-/// Reads a head that begins with the first of these bytes and ends among them.
+/// Parses a head that begins with the first of these bytes and ends within them.
 fn read_whole(bytes: &[u8], skip: usize) -> Result<Head, Failure> {
     let mut cursor = Cursor::new(bytes);
     let (http11, target) = request_line(&mut cursor)?;
@@ -237,7 +237,7 @@ fn malformed(fault: Fault) -> Failure {
     })
 }
 
-/// Takes `METHOD SP target SP HTTP/1.x CRLF`; says whether it is HTTP/1.1, and where the target stands.
+/// Takes `METHOD SP target SP HTTP/1.x CRLF`; says whether the version is HTTP/1.1, and gives the target's position.
 fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failure> {
     let method = cursor.take_while(is_token);
     if method.is_empty() || method.len() > MAX_METHOD || !cursor.eat(b' ') {
@@ -301,7 +301,7 @@ impl Seen {
     }
 }
 
-/// Digits only, and few enough of them that no reader overflows (RFC 9110 §8.6).
+/// A number of digits only, few enough that no parser overflows (RFC 9110 §8.6).
 pub fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
@@ -312,14 +312,14 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// A number without its leading zeros, which some readers take for a sign of octal; `None` where it has none.
+/// A number without leading zeros, which some parsers take for octal; `None` where it has none.
 pub fn without_zeros(number: &[u8]) -> Option<Vec<u8>> {
     let zeros = number.iter().take_while(|&&byte| byte == b'0').count();
     let start = zeros.min(number.len().saturating_sub(1));
     (start > 0).then(|| number.get(start..).unwrap_or_default().to_vec())
 }
 
-/// The path of a target that passed, without its query; `/` where an absolute one has none (RFC 9110 §4.2.3).
+/// The path of a valid target, without its query; `/` where an absolute-form has none (RFC 9110 §4.2.3).
 pub fn path(target: &[u8]) -> &[u8] {
     let from_path = match strip_scheme(target) {
         Some(rest) => {
@@ -334,7 +334,7 @@ pub fn path(target: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether it is HTTP/1.1; else HTTP/1.0.
+/// Whether the version is HTTP/1.1; otherwise HTTP/1.0.
 fn is_http11(version: &[u8]) -> Result<bool, Failure> {
     match version {
         b"HTTP/1.1" => Ok(true),
@@ -348,10 +348,10 @@ fn is_http11(version: &[u8]) -> Result<bool, Failure> {
     }
 }
 
-/// A target that another reader took out of its head: whether it is one of the forms, byte by byte.
+/// Checks a target that another parser took out of its head, byte by byte.
 ///
 /// # Errors
-/// What a head is refused for that has it.
+/// The failure of a head with this target.
 pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     if method.len() > MAX_METHOD {
         return Err(Failure::Malformed("a malformed method"));
@@ -367,7 +367,8 @@ pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     check_form(method, target)
 }
 
-/// The four forms of a target (RFC 9112 §3.2): origin, asterisk, absolute; authority belongs to CONNECT.
+/// Checks the form of a target (RFC 9112 §3.2): origin-form, asterisk-form or absolute-form; the authority-form belongs
+/// to CONNECT.
 fn check_form(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     match target {
         _ if method == b"CONNECT" => Err(Failure::MethodNotAllowed),
@@ -381,7 +382,7 @@ fn check_form(method: &[u8], target: &[u8]) -> Result<(), Failure> {
                 .position(|&byte| byte == b'/' || byte == b'?')
                 .unwrap_or(authority.len());
             let authority = authority.get(..end).unwrap_or_default();
-            // a Host may hold `%`, but no parser behind us takes it in the authority of a target
+            // a Host may contain `%`, but the parsers behind the proxy refuse it in the authority of a target
             if is_host(authority) && !authority.contains(&b'%') {
                 Ok(())
             } else {
@@ -412,7 +413,8 @@ pub fn is_host(value: &[u8]) -> bool {
         }
 }
 
-/// A name of one label or more, none of them empty; a dot may end it. What may stand in it: RFC 3986 §3.2.2.
+/// A name of at least one label, none of them empty; it may end with a dot. The allowed bytes are those of RFC 3986
+/// §3.2.2.
 fn is_name(name: &[u8]) -> bool {
     const NAME: ByteSet = ByteSet::alphanumeric_and(b"-._~%!$&'()*+;=");
     let mut before = b'.';
@@ -433,8 +435,8 @@ fn is_port(rest: &[u8]) -> bool {
     }
 }
 
-/// What may stand in a target: all that browsers leave as it is (WHATWG URL), and more than RFC 3986 allows; not `<` and
-/// `>`, which end up in pages, nor the fragment's `#`.
+/// Whether a byte is allowed in a target: all that browsers leave unescaped (WHATWG URL), and more than RFC 3986
+/// allows; not `<` and `>`, which end up in pages, nor the fragment's `#`.
 fn is_target(byte: u8) -> bool {
     matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
 }

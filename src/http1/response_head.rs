@@ -1,7 +1,8 @@
-//! The strict reading of an answer's head, and where its body ends.
+//! Parses the head of an answer strictly, and finds where its body ends.
 //!
-//! Pure: bytes in, a head out. Answers come from targets that the operator chose, and are read strictly all the same:
-//! what could be read in two ways is an error, never passed on. Hop-by-hop fields end here (RFC 9110 §7.6.1).
+//! Pure: bytes in, a head out. Answers come from targets that the operator chose, and are parsed strictly all the same:
+//! one that could be read in two ways is an error and is not passed on. Hop-by-hop fields are removed (RFC 9110
+//! §7.6.1).
 
 use http::{
     Method, StatusCode, Version,
@@ -21,35 +22,35 @@ use crate::{
     },
 };
 
-/// Bytes of a response head; 502 above.
+/// Most bytes of a response head; a longer one is a 502.
 pub const MAX_HEAD: usize = 96 * 1024;
 
-/// The head of an answer, ready to be passed on: hop-by-hop fields are gone.
+/// The head of an answer, ready to be passed on: hop-by-hop fields are removed.
 #[derive(Debug)]
 pub struct Head {
     /// Its status.
     pub status: StatusCode,
-    /// Its reason, where it is not the usual one.
+    /// Its reason phrase, where it is not the usual one.
     pub reason: Option<Box<[u8]>>,
     /// Its fields.
     pub headers: Fields,
     /// Where its body ends.
     pub framing: Framing,
-    /// Whether the connection can be used again afterwards.
+    /// Whether the connection can be used again.
     pub persistent: bool,
-    /// Bytes of it.
+    /// Its length in bytes.
     pub len: usize,
     /// Whether it carries an Upgrade to `websocket`.
     pub websocket: bool,
-    /// Fields that do not pass behind a chunked body: those that Connection lists (RFC 9110 §7.6.1).
+    /// Names that are not passed on in trailers: those that Connection lists (RFC 9110 §7.6.1).
     pub withheld: Vec<HeaderName>,
     /// Whether it has a Location or Content-Location.
     pub locates: bool,
 }
 
-/// Whether [`read_head`], which begins at the first byte each time, may say more than it said before: of the first bytes,
-/// for most that is no HTTP shows at once; then when the empty line has come, or no more may come. So a head that drips
-/// in is read twice and not once for each drop.
+/// Whether [`read_head`], which starts at the first byte each time, may give another result than before: for the first
+/// bytes, because most input that is not HTTP shows there; then when the empty line has arrived, or the head has the
+/// largest size. So a head that arrives byte by byte is parsed twice and not once for each byte.
 ///
 /// `scanned` is how many of the bytes were there before; the caller keeps it, and sets it to 0 for another head.
 pub fn is_due(bytes: &[u8], scanned: &mut usize) -> bool {
@@ -57,10 +58,10 @@ pub fn is_due(bytes: &[u8], scanned: &mut usize) -> bool {
     before == 0 || bytes.len() >= MAX_HEAD || request_head::ends_somewhere(bytes, before)
 }
 
-/// Reads the head of an answer to `method`; `None` where it is not complete yet.
+/// Parses the head of an answer to `method`; `None` where it is incomplete.
 ///
 /// # Errors
-/// A word for the log where it cannot be passed on.
+/// A text for the log where the head cannot be passed on.
 pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static str> {
     let mut cursor = Cursor::new(bytes);
     match read_whole(&mut cursor, bytes, method) {
@@ -71,9 +72,9 @@ pub fn read_head(bytes: &[u8], method: &Method) -> Result<Option<Head>, &'static
     }
 }
 
-/// Why there is no head.
+/// Why a head cannot be parsed.
 enum Unreadable {
-    /// It is not complete.
+    /// It is incomplete.
     Partial,
     /// It cannot be passed on.
     Garbled(&'static str),
@@ -92,7 +93,7 @@ fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<
     let has_no_body = status.is_informational() || status == StatusCode::NO_CONTENT;
     let framing =
         said.framing(has_no_body || status == StatusCode::NOT_MODIFIED || *method == Method::HEAD);
-    // no such answer may have a length, and a reader that believed it would wait (RFC 9110 §8.6, RFC 9112 §6.3)
+    // such an answer must not have a length, and a client that believed it would wait (RFC 9110 §8.6, RFC 9112 §6.3)
     let has_no_length = has_no_body || framing == Framing::Chunked;
     let ends_by_close = said.close || framing == Framing::Close;
     let usual = status.canonical_reason().unwrap_or_default().as_bytes();
@@ -109,7 +110,7 @@ fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<
     })
 }
 
-/// Takes `HTTP/1.x SP status [SP reason]` (RFC 9112 §4); a reason that is no ASCII is none.
+/// Takes `HTTP/1.x SP status [SP reason]` (RFC 9112 §4); a reason that is not ASCII is dropped.
 fn status_line<'a>(cursor: &mut Cursor<'a>) -> Result<(Version, StatusCode, &'a [u8]), Unreadable> {
     const VERSION: &[u8] = b"HTTP/1.";
     let is_known = VERSION.iter().all(|byte| cursor.eat(*byte));
@@ -139,7 +140,7 @@ fn status_line<'a>(cursor: &mut Cursor<'a>) -> Result<(Version, StatusCode, &'a 
     }
 }
 
-/// More may come where the bytes have ended.
+/// `Partial` where the bytes have ended, otherwise `Garbled`.
 fn unreadable(cursor: &Cursor<'_>, reason: &'static str) -> Unreadable {
     if cursor.is_end() {
         Unreadable::Partial
@@ -161,12 +162,12 @@ fn field_places(cursor: &mut Cursor<'_>) -> Result<Vec<Place>, Unreadable> {
     }
 }
 
-/// What the fields of an answer say of its framing.
+/// The fields of an answer that decide about its framing.
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is what one field said")]
 struct FramingFields<'a> {
     length: Option<u64>,
-    /// The length is there several times, or with zeros in front.
+    /// The length is repeated, or has leading zeros.
     is_unusual_length: bool,
     chunked: bool,
     persistent: bool,
@@ -198,7 +199,7 @@ impl<'a> FramingFields<'a> {
         Ok(said)
     }
 
-    /// Takes note of a field.
+    /// Takes note of one field.
     fn note(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), &'static str> {
         let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str().as_bytes());
         match name.len() {
@@ -243,7 +244,7 @@ impl<'a> FramingFields<'a> {
     ) -> Fields {
         let text = bytes.get(..len).unwrap_or_default().to_vec();
         let mut headers = Fields::of(text, places);
-        // an upstream that asks for a proxy's credentials asks us, not the client
+        // the upstream's request for proxy credentials is meant for this proxy, not for the client
         headers.retain(|name, _| !headers::is_hop_by_hop(name) && !self.is_nominated(name));
         if has_no_length {
             headers.remove(CONTENT_LENGTH);
@@ -258,13 +259,13 @@ impl<'a> FramingFields<'a> {
         headers
     }
 
-    /// Whether Connection takes a field away (RFC 9110 §7.6.1).
+    /// Whether Connection removes a field (RFC 9110 §7.6.1).
     fn is_nominated(&self, name: &[u8]) -> bool {
         let mut options = members(self.connection.iter().copied());
         options.any(|option| option.eq_ignore_ascii_case(name)) && headers::is_nominable(name)
     }
 
-    /// The names that do not pass behind a chunked body.
+    /// The names that are not passed on in trailers.
     fn withheld(&self) -> Vec<HeaderName> {
         if !self.chunked {
             return Vec::new();
@@ -272,7 +273,7 @@ impl<'a> FramingFields<'a> {
         headers::nominated(self.connection.iter().copied()).collect()
     }
 
-    /// What ends the body; `is_bodiless` where there is none whatever the fields say.
+    /// Where the body ends; `is_bodiless` where there is none, whatever the fields say.
     fn framing(&self, is_bodiless: bool) -> Framing {
         match (self.chunked, self.length) {
             _ if is_bodiless => Framing::Nothing,
@@ -282,7 +283,7 @@ impl<'a> FramingFields<'a> {
         }
     }
 
-    /// A length beside chunks, or a body where none may be: who knows what comes behind it.
+    /// A length beside chunks, or a body where none is allowed: the connection cannot be used again.
     fn is_ambiguous(&self, status: StatusCode) -> bool {
         let is_both = self.chunked && self.length.is_some();
         let has_body = self.chunked || self.length.is_some_and(|length| length > 0);
@@ -398,14 +399,14 @@ mod tests {
         }
     }
 
-    /// Bytes, status and fields of a head.
+    /// Length, status and fields of a head.
     type Read = (usize, u16, Vec<(String, Vec<u8>)>);
 
-    /// What httparse reads; no head where that is not complete.
+    /// What httparse reads; `None` where the head is incomplete.
     fn by_httparse(bytes: &[u8]) -> Result<Option<Read>, httparse::Error> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
-        // it skips empty lines, which are refused here
+        // httparse skips empty lines, which are refused here
         let status = match bytes {
             [b'\r' | b'\n', ..] => return Err(httparse::Error::Status),
             _ => response.parse(bytes)?,
@@ -430,7 +431,7 @@ mod tests {
                     let shown = bytes.escape_ascii();
                     let ours = read_head(&bytes, &Method::HEAD);
                     match (by_httparse(&bytes), ours) {
-                        // it takes any three digits for a status
+                        // httparse takes any three digits for a status
                         (Err(_) | Ok(Some((_, 0..100, _))), Err(_)) | (Ok(None), Ok(None)) => {}
                         (Ok(Some((len, code, fields))), Ok(Some(head))) => {
                             assert_eq!((head.len, head.status.as_u16()), (len, code), "{shown}");

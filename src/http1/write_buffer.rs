@@ -1,25 +1,25 @@
-//! What waits to be written to a socket, so that head, body and framing leave in one call.
+//! The bytes that wait to be written to a socket, so that head, body and framing leave in one call.
 
 use std::io::IoSlice;
 
 use crate::memory::chunk::BodyChunk;
 
-/// What waits to be written to a socket, in one call where it takes it: text of ours, a piece of a body, and what closes
-/// a chunk.
+/// The bytes that wait to be written to a socket, in one call where possible: text (head or framing), a piece of a
+/// body, and the text that ends a chunk.
 #[derive(Debug)]
 pub struct WriteBuffer {
     text: Vec<u8>,
     written: usize,
     data: BodyChunk,
     tail: &'static [u8],
-    /// Whether a byte of the text that it began with was written.
+    /// Whether a byte of the first text was written.
     begun: bool,
-    /// Whether that text made room for later framing.
+    /// Whether the first text was dropped to make room for later framing.
     cleared: bool,
 }
 
 impl WriteBuffer {
-    /// A message's head, to be written.
+    /// For the head of a message.
     pub fn new(head: Vec<u8>) -> WriteBuffer {
         WriteBuffer {
             text: head,
@@ -31,7 +31,7 @@ impl WriteBuffer {
         }
     }
 
-    /// Whether all of it is with the kernel.
+    /// Whether the kernel has all of it.
     pub fn is_empty(&self) -> bool {
         self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
     }
@@ -41,7 +41,7 @@ impl WriteBuffer {
         !self.begun && self.data.is_empty()
     }
 
-    /// Whether the head is still here to be sent once more.
+    /// Whether the head is still here to be sent again.
     pub fn can_rewind(&self) -> bool {
         !self.cleared
     }
@@ -52,7 +52,7 @@ impl WriteBuffer {
         self.begun = false;
     }
 
-    /// Puts a piece in; `chunked` frames it.
+    /// Adds a piece; `chunked` frames it as a chunk.
     pub fn put(&mut self, data: BodyChunk, chunked: bool) {
         if chunked && !data.is_empty() {
             let mut size = [0; 18];
@@ -62,7 +62,7 @@ impl WriteBuffer {
         self.data = data;
     }
 
-    /// Framing goes behind the head where that is still unsent, so that both leave together.
+    /// Adds framing, after the head where that is still unsent, so that both leave together.
     pub fn frame(&mut self, text: &[u8]) {
         if self.begun {
             self.text.clear();
@@ -72,12 +72,12 @@ impl WriteBuffer {
         self.text.extend_from_slice(text);
     }
 
-    /// Lets the piece that was put in be the last chunk, without trailers behind it.
+    /// Makes the piece that was added the last chunk, without trailers after it.
     pub fn end_chunks(&mut self) {
         self.tail = b"\r\n0\r\n\r\n";
     }
 
-    /// Lets the head go, which will not be sent again.
+    /// Drops the head, which will not be sent again.
     pub fn forget_text(&mut self) {
         if self.written > 0 && self.is_empty() {
             self.text = Vec::new();
@@ -86,7 +86,8 @@ impl WriteBuffer {
         }
     }
 
-    /// Lets a large head go that is with the kernel, whatever is still to be written behind it. Says whether it is.
+    /// Drops a large head that the kernel has, whatever is still to be written after it. Says whether the kernel has
+    /// it.
     pub fn forget_head(&mut self) -> bool {
         let is_written = self.written == self.text.len();
         if is_written {
@@ -111,7 +112,7 @@ impl WriteBuffer {
         ]
     }
 
-    /// So many bytes were written; gives how many of them were a body's.
+    /// Records that this many bytes were written; gives how many of them belonged to a body.
     pub fn wrote(&mut self, count: usize) -> usize {
         self.begun = true;
         let text = count.min(self.text.len() - self.written);
@@ -119,7 +120,7 @@ impl WriteBuffer {
         let data = (count - text).min(self.data.len());
         self.data.start += data;
         if self.data.is_empty() {
-            // its buffer goes back
+            // its buffer is returned to the pool
             self.data = BodyChunk::default();
         }
         self.tail = self.tail.get(count - text - data..).unwrap_or_default();

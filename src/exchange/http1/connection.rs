@@ -1,4 +1,4 @@
-//! The client's connection as the HTTP/1.1 adapter uses it: the response written, and what is left of a request read.
+//! The client's connection as the HTTP/1.1 adapter uses it: writes the response, and reads the rest of a request.
 
 use std::{
     cell::RefCell,
@@ -19,7 +19,7 @@ use crate::{
     yield_budget::YieldBudget,
 };
 
-/// How much of a body that is not wanted is read all the same, where it is here already: then the connection can stay.
+/// Most bytes of an unwanted body that are read where they have arrived already, so that the connection can stay.
 const MAX_DRAIN: usize = 64 * 1024;
 
 /// An HTTP/1.1 connection during one exchange.
@@ -34,24 +34,26 @@ pub struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Whether all of its message was read.
+    /// Whether the request was read to its end.
     pub fn is_between(&self) -> bool {
         self.codec.borrow().is_between()
     }
 
-    /// Whether what is left of the request is known and so short that it is read even where the upstream takes none of it.
+    /// Whether the rest of the request is known and so short that it is read even where the upstream takes none of it.
     pub fn owes_little(&self) -> bool {
         let codec = self.codec.borrow();
         !codec.awaits_word
             && matches!(codec.due, BodyState::Length(left) if left <= MAX_DRAIN as u64)
     }
 
-    /// The client is told that the connection stays: from now on nothing is done for its body after which it could not.
+    /// Records that the client was told that the connection stays: from now on the connection does not end for its
+    /// body.
     pub fn promise_to_stay(&self) {
         self.codec.borrow_mut().promised = true;
     }
 
-    /// Reads what is here of a body that nobody wants, unless the client waits to be asked for it. Says whether that was all.
+    /// Reads the part of an unwanted body that has arrived, unless the client waits for `100 Continue`. Says whether
+    /// that was the rest.
     pub fn poll_drain(&self, context: &mut Context<'_>) -> bool {
         let mut codec = self.codec.borrow_mut();
         let mut rest = MAX_DRAIN;
@@ -66,8 +68,8 @@ impl Connection<'_> {
         codec.is_between()
     }
 
-    /// Reads the rest of a body that nobody wants, behind an answer that promised to. `read_timeout` is how long the client
-    /// may give no byte of it. Says whether all of it came.
+    /// Reads the rest of an unwanted body after an answer that said that the connection stays. `read_timeout` is how
+    /// long the client may send no byte of it. Says whether all of it arrived.
     pub fn poll_rest(
         &self,
         context: &mut Context<'_>,
@@ -97,10 +99,10 @@ impl Connection<'_> {
         }
     }
 
-    /// Writes, and notes how it went: progress, or a wait that has its time.
+    /// Writes, and records progress, or a wait with its time-out.
     ///
     /// # Errors
-    /// Those of the socket; `TimedOut` where it takes nothing for too long.
+    /// Those of the socket; `TimedOut` where the client takes nothing for too long.
     pub fn poll_write(
         &self,
         context: &mut Context<'_>,
@@ -127,8 +129,7 @@ impl Connection<'_> {
         result
     }
 
-    /// From now on only the close tells the client that it has everything; until then, and if it is cut short, a close is
-    /// a reset.
+    /// Sets whether the close of the connection ends the answer; if so, a close before the answer's end is a reset.
     pub fn ends_by_close(&self, on: bool) {
         let codec = self.codec.borrow();
         drop(codec.io.socket().set_linger(on.then_some(Duration::ZERO)));

@@ -1,6 +1,7 @@
-//! HTTP/1.1 towards clients: what this protocol alone has, around an exchange that knows of none.
+//! HTTP/1.1 towards clients: the adapter around an exchange, which is independent of the protocol.
 //!
-//! Chunks, Connection and whether it stays, `100 Continue`, close by half, and the tunnel behind a 101.
+//! It writes chunks and Connection, decides whether the connection stays, sends `100 Continue`, closes by half, and
+//! joins the tunnel after a 101.
 
 pub mod connection;
 pub mod mode;
@@ -27,39 +28,39 @@ use crate::{
 
 /// How an exchange ended.
 pub enum End {
-    /// The client can go on.
+    /// The client may send another request.
     Stays,
-    /// It has its answer, and must go.
+    /// The client has its answer, and the connection must close.
     Closes,
-    /// It has gone, or its answer broke off.
+    /// The client has left, or its answer broke off.
     Broken,
-    /// It is to be joined with the upstream.
+    /// The client is to be joined with the upstream.
     Tunnel(Box<Tunnel>),
 }
 
-/// The upstream's half of a tunnel, and what is told of it when it has ended.
+/// The upstream's half of a tunnel, and what is logged and counted when it has ended.
 #[derive(Debug)]
 pub struct Tunnel {
     /// The connection that was upgraded.
     pub upstream: Upstream,
-    /// What was asked for, by whom.
+    /// The request as log lines name it.
     pub subject: Subject,
     /// The configuration that the exchange began with.
     pub config: Arc<Config>,
     /// The counters of its routes.
     pub counters: Rc<[Arc<RouteCounters>]>,
-    /// Which of its routes serves the tunnel.
+    /// The route that serves the tunnel, by its index in the configuration.
     pub route: Option<u32>,
-    /// Milliseconds that the request stood in queues.
+    /// Milliseconds that the request spent in queues.
     pub waited: u32,
-    /// Written when the tunnel has ended.
+    /// The access log entry, written when the tunnel has ended.
     pub record: Option<Box<Record>>,
-    /// Its place among `max_tunnels`.
+    /// Its permit of `max_tunnels`.
     pub place: Option<ConcurrencyPermit>,
 }
 
-/// Answers a request, whatever comes, and sends the answer to its end. `waited` is how many milliseconds it has waited
-/// for memory; `is_full` = without an upstream, for there is no memory for more.
+/// Answers a request, and sends the answer to its end. `waited` is how many milliseconds it has waited for memory;
+/// `is_full` = it is answered without an upstream, because there is no memory for more.
 pub async fn handle(
     worker: &Worker,
     codec: &RefCell<ServerCodec>,
@@ -111,8 +112,8 @@ pub async fn handle(
     }
 }
 
-/// Takes an answer apart. A function of its own, so that the answer is moved and not borrowed: what is borrowed would keep
-/// its place in the future while the answer is written.
+/// Takes an answer apart. A function of its own, so that the answer is moved and not borrowed: a borrowed one would
+/// keep its space in the future while the answer is written.
 fn part(mut answer: Answer<'_>) -> (u16, Option<Box<Upstream>>, Answer<'_>) {
     (answer.status.as_u16(), answer.tunnel.take(), answer)
 }

@@ -1,13 +1,13 @@
-//! How an HTTP/1.1 request wants its connection to go on.
+//! What an HTTP/1.1 request asks of its connection.
 
 use http::{Method, Version};
 
 use crate::http1::{headers, request::RequestHead};
 
-/// How a request wants to be answered.
+/// What the request line and Connection ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionMode {
-    /// HEAD: without the body.
+    /// HEAD: the answer has no body.
     pub is_head: bool,
     /// The client speaks HTTP/1.0.
     pub is_http10: bool,
@@ -16,7 +16,7 @@ pub struct ConnectionMode {
 }
 
 impl ConnectionMode {
-    /// What a request says of it.
+    /// Of a request.
     pub fn of(parts: &RequestHead) -> ConnectionMode {
         let is_http10 = parts.version == Version::HTTP_10;
         let says = |word: &str| {

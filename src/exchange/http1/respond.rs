@@ -1,4 +1,4 @@
-//! The answer on its way to an HTTP/1.1 client: its head, then its body as it comes.
+//! Writes the answer to an HTTP/1.1 client: its head, then its body as it arrives.
 
 use std::{
     future::poll_fn,
@@ -24,7 +24,7 @@ use crate::{
     yield_budget::YieldBudget,
 };
 
-/// How the client is told where the body ends.
+/// The framing of an answer's body.
 fn framing_of(answer: &Answer<'_>, mode: ConnectionMode) -> Framing {
     let is_bodiless = answer.status.is_informational()
         || matches!(
@@ -39,7 +39,7 @@ fn framing_of(answer: &Answer<'_>, mode: ConnectionMode) -> Framing {
     }
 }
 
-/// Writes an answer to its last byte. Says whether the client can go on with another request.
+/// Writes an answer to its end. Says whether the client can send another request.
 ///
 /// # Errors
 /// The client takes no more of it, or its body broke off.
@@ -59,7 +59,7 @@ pub async fn send(
         connection.promise_to_stay();
     }
     let mut head = head(&answer, mode, framing, stays);
-    // its fields are slices of what was read, and would be held as long as the client takes
+    // its fields are slices of what was read, and would be held until the client has taken all of it
     let Answer {
         headers,
         reason,
@@ -90,23 +90,23 @@ pub async fn send(
     if !stays || connection.is_between() {
         return Ok(stays);
     }
-    // rare: boxed, it costs the others nothing
+    // rare: boxed, it does not enlarge the future of other answers
     drop(writer);
     Ok(Box::pin(keep_word(connection, read_timeout)).await)
 }
 
-/// Decides, once and before the head is written, whether a client whose request is not complete may ask again behind this
-/// answer: one that says so is never followed by a close while its request still comes (RFC 9112 §9.6).
+/// Decides, once and before the head is written, whether the connection stays after an answer to an incomplete request: an
+/// answer that says so is never followed by a close while the request still arrives (RFC 9112 §9.6).
 async fn can_stay(connection: Connection<'_>, body: &Body<'_>) -> bool {
     if matches!(body, Body::Upstream(_)) {
         return connection.owes_little();
     }
-    // nobody will read the rest of this request; where it is here already, the connection need not end for it
+    // the rest of this request is not read any more; where it has arrived already, the connection need not end for it
     poll_fn(|context| Poll::Ready(connection.poll_drain(context))).await
 }
 
-/// Reads what is left of the request behind an answer that said the connection stays. It holds no upstream, and no place
-/// that others wait for.
+/// Reads the rest of the request after an answer that said that the connection stays. It holds neither an upstream
+/// connection nor a permit of `max_concurrent_requests` meanwhile.
 async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -> bool {
     let slot = connection.client.exchange_context.slot;
     connection.client.exchange_context.place.take();
@@ -117,7 +117,8 @@ async fn keep_word(connection: Connection<'_>, read_timeout: Option<Duration>) -
     is_whole
 }
 
-/// Lets a large head cost what it holds while it waits to be written, with what came of the body behind it.
+/// Sets the price of a large head to what it holds while it waits to be written, with the body bytes that came after
+/// it.
 #[cold]
 fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
     *head = in_step(std::mem::take(head));
@@ -142,7 +143,7 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) => content_length(&mut out, length),
-        // what a GET would have brought (RFC 9110 §8.6)
+        // the length of the body that a GET would have brought (RFC 9110 §8.6)
         Framing::Nothing if mode.is_head || answer.status == StatusCode::NOT_MODIFIED => {
             if let Some(length) = answer.headers.get(header::CONTENT_LENGTH) {
                 line(&mut out, b"content-length", length);
@@ -177,9 +178,9 @@ struct ResponseWriter<'a> {
     write_buffer: WriteBuffer,
     body: Body<'a>,
     framing: Framing,
-    /// The head is larger than the price of an exchange foresees.
+    /// The head is larger than the price of an exchange covers.
     is_large: bool,
-    /// Nothing more comes; how the body went.
+    /// The body's result, once it has ended.
     ended: Option<io::Result<()>>,
 }
 

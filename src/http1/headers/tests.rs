@@ -211,7 +211,7 @@ fn only_a_whole_websocket_handshake_upgrades() {
     }
 }
 
-/// Every byte of a field name that is no letter or digit (RFC 9110 §5.6.2).
+/// All bytes that are allowed in a field name except letters and digits (RFC 9110 §5.6.2).
 const OTHERS: &[u8] = b"!#$%&'*+-.^_`|~";
 
 #[test]

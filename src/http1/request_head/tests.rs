@@ -284,7 +284,7 @@ fn the_origin_of_a_refused_head_is_its_only_one() {
 
 const EVERYDAY: &[u8] = b"POST /a/b?c=d HTTP/1.1\r\nHost: example.com:80\r\nContent-Length: 5\r\nAccept: */*\r\nX-Y: \"z\"\r\n\r\n";
 
-/// What passes is read by httparse, a second reader, as it is read here.
+/// Asserts that httparse, a second parser, reads an accepted head in the same way.
 fn is_read_as_by_httparse(bytes: &[u8]) {
     let Ok(Some(head)) = read(bytes) else {
         return;

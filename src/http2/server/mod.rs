@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-/// What a connection may have, by how much memory there is.
+/// What a connection may use, by how much memory there is.
 struct Limits {
     streams: u32,
     stream_window: u32,
@@ -76,7 +76,7 @@ const WIDE: Limits = Limits {
     },
 };
 
-/// The least that hyper takes, and the largest frame that it sends and receives.
+/// The smallest value that hyper accepts, and the largest frame that it sends and receives.
 const FRAME: u32 = 16 * 1024;
 
 /// Error codes (RFC 9113 §7).
@@ -144,7 +144,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
     leave(&worker, &stream);
 }
 
-/// Counts and logs a connection that is over a bound; gives the GOAWAY for it, empty where hyper has written half a frame.
+/// Counts and logs a connection that is over a bound; gives its GOAWAY, which is empty where hyper has written half a
+/// frame.
 fn last_word(worker: &Worker, io: &Io, slot: &SlotRef, excess: Excess) -> Vec<u8> {
     worker.metrics.failed(Outcome::Flooded);
     let client = log::client(slot.client());

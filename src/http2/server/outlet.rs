@@ -1,4 +1,4 @@
-//! Where an exchange puts the parts of its response, and hyper takes them.
+//! Passes the parts of a response from an exchange to hyper.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,7 +25,7 @@ pub struct Outlet {
     pub head: RefCell<Option<Response<ResponseBody>>>,
     /// The frame that is next.
     pub frame: RefCell<Option<Frame<Piece>>>,
-    /// Nothing comes behind what is there.
+    /// No more parts follow.
     pub has_ended: Cell<bool>,
     /// Something was put in or taken out since the task last checked.
     pub has_moved: Cell<bool>,
@@ -70,7 +70,7 @@ impl Outlet {
         self.frame.borrow().is_none() && !self.has_ended.get() && self.held.get() < AHEAD
     }
 
-    /// Puts a frame in; `is_last`: nothing comes behind it.
+    /// Adds a frame; `is_last`: none follows.
     pub fn put(self: &Rc<Outlet>, frame: Frame<BodyChunk>, is_last: bool) {
         let piece = |chunk| {
             self.held.set(self.held.get() + 1);
@@ -84,7 +84,7 @@ impl Outlet {
         self.has_moved.set(true);
     }
 
-    /// Nothing more comes.
+    /// Ends the response.
     pub fn end(&self) {
         self.has_ended.set(true);
         self.has_moved.set(true);

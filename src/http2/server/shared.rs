@@ -22,7 +22,7 @@ pub struct Shared {
     pub io: Rc<Io>,
     /// The connection's own slot.
     pub slot: SlotRef,
-    /// What its requests have in common.
+    /// What the requests of the connection have in common.
     pub sender: Sender,
     /// Streams in work.
     pub active: Cell<usize>,

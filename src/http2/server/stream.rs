@@ -68,7 +68,7 @@ pub async fn run(
     let mut exchange = pin!(serve(&shared, &slot, request, &outlet));
     let (mut end, mut is_sent) = (None, false);
     poll_fn(|context| {
-        // it is the same waker as long as the task lives
+        // the waker stays the same as long as the task lives
         if outlet.waker.borrow().is_none() {
             slot.settle(context.waker());
             *outlet.waker.borrow_mut() = Some(context.waker().clone());
@@ -107,7 +107,7 @@ pub async fn run(
     .await;
 }
 
-/// An exchange like any other: admitted, answered, and its response sent to the end.
+/// Runs the exchange: admitted, answered, and its response sent to the end.
 async fn serve(
     shared: &Shared,
     slot: &SlotRef,
@@ -172,7 +172,7 @@ fn is_over(slot: &SlotRef, is_full: bool) -> bool {
     slot.order() == Directive::Leave || (is_full && slot.is_overdue())
 }
 
-/// Puts an answer into the outlet, to its last byte, and waits until it is sent.
+/// Puts an answer into the outlet, to its end, and waits until it is sent.
 ///
 /// # Errors
 /// The client takes no more of it, or its body broke off.
@@ -263,7 +263,7 @@ async fn refuse(worker: &Worker, slot: &SlotRef, failure: &Failure, outlet: &Rc<
     .await
 }
 
-/// A request that a trusted proxy brings counts as its client's.
+/// Counts a request that comes through a trusted proxy towards its client's group.
 fn count_by_client(state: &State, head: &RequestHead, slot: &SlotRef) {
     let trusted = &state.config.server.trusted_proxies;
     if trusted.is_empty() {
@@ -274,7 +274,7 @@ fn count_by_client(state: &State, head: &RequestHead, slot: &SlotRef) {
     slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
 
-/// Whether an answer needs neither an upstream nor time.
+/// Whether an answer needs neither an upstream nor a wait.
 fn is_brief(state: &State, head: &RequestHead) -> bool {
     admission::is_brief(
         state,
