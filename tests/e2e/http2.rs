@@ -1,4 +1,4 @@
-//! HTTP/2 towards clients, with prior knowledge on a plain listener: each stream is an exchange like any other.
+//! HTTP/2 towards clients: each stream is an exchange like any other.
 
 use std::{
     sync::Arc,
@@ -21,7 +21,7 @@ use crate::{
 /// Everything to the upstream `UP`, and HTTP/2 on the listener.
 const ALL: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes: [{path: /, target: 'http://UP'}]\nlog: {access: true, level: debug}\n";
 
-/// Reasons of an end (RFC 9113 §7).
+/// Error codes (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -193,7 +193,7 @@ fn a_hundred_streams_of_one_connection_are_in_work_at_the_same_time() {
                 })
             })
             .collect();
-        // none is answered before all are there
+        // the upstream answers none before all have arrived
         while upstream.requests() < 100 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -220,7 +220,7 @@ fn a_listener_that_does_not_offer_it_says_so_in_http_1() {
         b"This port does not speak version 2 of HTTP.\n"
     );
     proxy.await_log("refusal", |line| line.contains("preface"));
-    // and one that does speaks HTTP/1.1 as well
+    // a listener with HTTP/2 speaks HTTP/1.1 as well
     let proxy = Proxy::before(&upstream, ALL);
     assert_eq!(proxy.get("/").status, 200);
 }
@@ -275,7 +275,7 @@ fn a_client_that_resets_its_stream_lets_the_upstream_go() {
     raw.write(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     upstream.await_open(0);
     proxy.await_log("access line", |line| line.contains("outcome=client-gone"));
-    // the connection goes on
+    // the connection stays
     raw.write(&frame(PING, 0, 0, &[7; 8]));
     raw.until("pong", |it| it.0 == PING && it.3 == [7; 8]);
 }
@@ -284,7 +284,7 @@ fn a_client_that_resets_its_stream_lets_the_upstream_go() {
 fn a_client_that_resets_a_stream_whose_answer_waits_for_it_keeps_its_connection() {
     let upstream = Upstream::fixed(OK);
     let proxy = proxy(&upstream, "");
-    // the first window of each stream is empty
+    // the first window of each stream is 0
     let window = [[0, 4].as_slice(), &0_u32.to_be_bytes()].concat();
     let mut raw = Raw::connect(proxy.address(), &window);
     let stream = raw.open(&head("GET", "/"), true);
@@ -333,7 +333,7 @@ fn a_stream_that_is_not_read_holds_up_neither_the_others_nor_its_own_upload() {
         let answer = Answer::read(stuck).await.unwrap();
         assert!(
             answer.body == pattern(0, 10_000_000),
-            "all of it, in its order"
+            "the whole body, in order"
         );
     });
 }
@@ -442,7 +442,7 @@ fn a_flood_of_frames_that_carry_nothing_is_ended() {
         drop(raw);
         assert_eq!(ask(proxy.address(), get("/", &[])).status, 200, "{what}");
     }
-    // one that reads is told why
+    // a client that reads gets the reason
     let mut raw = Raw::connect(proxy.address(), b"");
     raw.write(&frame(PING, 0, 0, &[0; 8]).repeat(1_001));
     assert_eq!(raw.reason_to_go(), Some(ENHANCE_YOUR_CALM));
@@ -480,26 +480,26 @@ fn a_connection_that_does_not_fit_is_told_to_go_and_http_1_goes_on() {
     let refused = loop {
         let mut raw = Raw::connect(proxy.address(), b"");
         raw.open(&head("GET", "/health"), true);
-        let found = raw.until("an answer or a goodbye", |it| {
+        let found = raw.until("an answer or a GOAWAY", |it| {
             matches!(it.0, HEADERS | GOAWAY)
         });
         if found.0 == GOAWAY {
             break found.3;
         }
         kept.push(raw);
-        assert!(kept.len() < 50, "there is room for all");
+        assert!(kept.len() < 50, "memory was enough for all");
     };
-    assert!(!kept.is_empty(), "there is room for one");
-    assert_eq!(refused[..8], [0; 8], "nothing was looked at, and no error");
+    assert!(!kept.is_empty(), "memory was not enough for one");
+    assert_eq!(refused[..8], [0; 8], "no stream was processed, and no error");
     proxy.await_log("the reason", |line| {
         line.contains("no memory for an HTTP/2 connection") && line.contains("limits.memory")
     });
     assert_eq!(Client::connect(proxy.address()).get("/").status, 200);
     drop(kept);
-    eventually("there is room again", || {
+    eventually("HTTP/2 is served again", || {
         let mut raw = Raw::connect(proxy.address(), b"");
         raw.open(&head("GET", "/health"), true);
-        raw.until("an answer or a goodbye", |it| {
+        raw.until("an answer or a GOAWAY", |it| {
             matches!(it.0, HEADERS | GOAWAY)
         })
         .0 == HEADERS
@@ -528,7 +528,7 @@ fn a_client_is_told_to_connect_anew_before_its_table_of_fields_holds_much() {
     });
 }
 
-/// What a client with TLS believes; it would rather speak HTTP/2.
+/// A client's TLS configuration that prefers HTTP/2.
 fn offering_both(by: &Authority) -> Arc<ClientConfig> {
     static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
     let mut config = ClientConfig::clone(&trust(by, &NEWEST, None));
@@ -580,10 +580,10 @@ fn alpn_answers_http_1_where_no_http_2_connection_fits() {
             let response = sender.send_request(get("/", &[])).await.unwrap();
             assert_eq!(Answer::read(response).await.unwrap().text(), "ok");
             kept.push(sender);
-            assert!(kept.len() < 50, "there is room for all");
+            assert!(kept.len() < 50, "memory was enough for all");
         };
         assert_eq!(protocol, b"http/1.1");
-        assert!(!kept.is_empty(), "there is room for one");
+        assert!(!kept.is_empty(), "memory was not enough for one");
         let (mut reader, mut writer) = tokio::io::split(stream);
         let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
         writer.write_all(request).await.unwrap();
@@ -607,7 +607,7 @@ fn a_stream_that_is_not_read_gives_way_and_its_connection_stays() {
     let mut raw = Raw::connect(proxy.address(), &window);
     let stream = raw.open(&head("GET", "/large"), true);
     raw.until("its head", |it| it.0 == HEADERS && it.2 == stream);
-    assert_eq!(proxy.get("/ok").status, 200, "in its place");
+    assert_eq!(proxy.get("/ok").status, 200, "HTTP/1.1 in its place");
     raw.until("reset", |it| it.0 == RST_STREAM && it.2 == stream);
     proxy.await_log("outcome", |line| line.contains("outcome=evicted"));
     let stream = raw.open(&head("GET", "/ok"), true);

@@ -1,7 +1,7 @@
-//! What clients of HTTP/2 may try, in cgroups of 10 and 64 MiB: the process lives, answers for its health, and goes on
-//! serving others.
+//! Attacks by HTTP/2 clients on proxies in cgroups of 10 and 64 MiB: the process lives, answers health, and still
+//! serves others.
 //!
-//! Needs the right to make a memory cgroup (version 1) and a release build; says so where it has not.
+//! Needs the right to make a memory cgroup (version 1) and a release build; otherwise it says so and is skipped.
 
 use std::{io, process::Stdio, time::Duration};
 
@@ -13,13 +13,13 @@ use crate::{
 
 const YAML: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes:\n  - {path: /, target: 'http://UP'}\n  - {path: /fixed, respond: {body: hi}}\n";
 
-/// Connections of each attack: more than what is admitted at a time.
+/// Connections of each attack: more than are admitted at a time.
 const CROWD: usize = 20;
 
-/// Streams that a client opens at once: more than it may.
+/// Streams that a client opens at once: more than it is allowed.
 const STREAMS: usize = 120;
 
-/// Answers some targets, and the others never.
+/// Answers some paths, and others never.
 fn upstream() -> Upstream {
     fn script(peer: &mut Peer) -> io::Result<()> {
         while let Ok(request) = peer.head() {
@@ -55,7 +55,7 @@ fn long_field(name: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The head of a request whose path goes into the table of fields.
+/// The head of a request whose path goes into the HPACK table.
 fn indexed(path: &str, len: usize) -> Vec<u8> {
     let mut path_field = field(":path", path);
     path_field[0] = 0x40;
@@ -76,7 +76,7 @@ fn tiny_fields(count: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What one client does; it goes on while the proxy takes it.
+/// What one client sends, as long as the proxy takes it.
 type Attack = fn(&mut Raw);
 
 fn flood(raw: &mut Raw, bytes: &[u8]) {
@@ -157,7 +157,7 @@ fn attacks() -> Vec<(&'static str, Attack)> {
                 raw.open(&indexed("/fixed", 7_600), true);
             }
         }),
-        ("a table of fields out of many buffers", |raw| {
+        ("an HPACK table out of many buffers", |raw| {
             for number in 0..107 {
                 raw.open(&indexed(&format!("/fixed/{number:03}"), 7_600), true);
             }
@@ -227,7 +227,7 @@ fn walk(limit: usize) {
         eventually(what, || {
             Client::narrow(address).get("/ok").status == 200 && !cage.has_killed()
         });
-        // some stay for the next ones
+        // some connections stay during the next attacks
         crowd.truncate(2);
         left.append(&mut crowd);
     }
@@ -235,7 +235,7 @@ fn walk(limit: usize) {
     eventually("HTTP/2 is served as before", || {
         let mut raw = Raw::connect(address, b"");
         raw.open(&head("GET", "/fixed"), true);
-        raw.until("an answer or a goodbye", |it| {
+        raw.until("an answer or a GOAWAY", |it| {
             matches!(it.0, HEADERS | GOAWAY)
         })
         .0 == HEADERS

@@ -1,7 +1,7 @@
-//! TLS of clients attacked in ten megabytes, handshake by handshake and record by record: the process lives, and answers
-//! for its health on a plain listener and on the one that is attacked.
+//! Attacks by TLS clients on a proxy in ten megabytes, in the handshake and in records: the process lives, and answers
+//! health on a plain listener and on the one that is attacked.
 //!
-//! Needs what `attacks.rs` needs.
+//! Has the requirements of `attacks.rs`.
 
 use std::{
     io::{self, Write as _},
@@ -25,7 +25,7 @@ use crate::{
     tls_listener::{Authority, Secure, authority, trust, write_files},
 };
 
-/// Clients of each attack: more than what is admitted at a time.
+/// Clients of each attack: more than are admitted at a time.
 const CROWD: usize = 200;
 
 /// A plain listener, and one with TLS.
@@ -40,7 +40,7 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// A client that has shaken hands.
+    /// A client that has done its handshake.
     fn secure(&self) -> Option<Secure> {
         let mut client = Secure::connect(self.address, self.config, "a.test");
         client.try_ask(get("/health")).ok()?;
@@ -70,7 +70,7 @@ impl Target<'_> {
             .collect()
     }
 
-    /// Clients that have shaken hands, then do as `act` says.
+    /// Clients that have done their handshakes and then do `act`.
     fn secured(&self, act: impl Fn(&mut Secure)) -> Crowd {
         (0..CROWD)
             .filter_map(|_| {
@@ -103,7 +103,7 @@ fn unfinished_hello(size: usize, total: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What the clients of an attack do.
+/// Starts the clients of an attack.
 type Attack = fn(&Target<'_>) -> Crowd;
 
 const ATTACKS: [(&str, Attack); 9] = [
@@ -142,14 +142,14 @@ const ATTACKS: [(&str, Attack); 9] = [
 
 const UPLOAD: &str = "POST /never HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n";
 
-/// Asks for health while an attack lasts, over connections of its own.
+/// Asks for health during an attack, over connections of its own.
 fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, config: &Arc<ClientConfig>) {
     let [plain, secured] = addresses(proxy);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(800) {
         assert!(proxy.is_running() && !cage.has_killed(), "{what}: killed");
         assert_eq!(Client::connect(plain).get("/health").status, 200, "{what}");
-        // a client that is slower than the crowd may have to try again
+        // a client that is slower than the attackers may have to try again
         eventually(what, || {
             let mut client = Secure::connect(secured, config, "a.test");
             let answer = client.try_ask(get("/health"));
@@ -163,7 +163,7 @@ fn addresses(proxy: &Proxy) -> [SocketAddr; 2] {
     [0, 1].map(|at: usize| proxy.addresses()[at].parse().unwrap())
 }
 
-/// In a cage of ten megabytes, with the shipped defaults.
+/// A proxy in ten megabytes, with the default configuration.
 fn start(cage: &Cage, upstream: &Upstream, by: &Authority) -> Proxy {
     let setup = Setup::new(&format!("{LISTEN}{ALL}"))
         .upstream("UP", upstream)

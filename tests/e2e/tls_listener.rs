@@ -1,6 +1,7 @@
-//! TLS on a listener: who is shown which certificate, what passes, what ends, and that everything else holds over TLS.
+//! TLS on a listener: the choice of the certificate, the protocol's limits and endings, and the proxy's other behaviour
+//! over TLS.
 //!
-//! The client is rustls over a socket of the test's own; bytes that no client would send are written below it.
+//! The client is rustls over a socket of the test's own; tests write invalid bytes to the socket directly.
 
 use std::{
     cell::RefCell,
@@ -39,7 +40,7 @@ pub type Authority = CertifiedIssuer<'static, KeyPair>;
 /// A listener with the certificates of [`write_files`].
 pub const LISTEN: &str = "listen:\n  - {address: '127.0.0.1:0', tls: {certificates: [{cert_file: DIR/cert.pem, key_file: DIR/key.pem}]}}\n";
 
-/// The same, and clients must present a certificate.
+/// The same, with `client_ca_file`.
 const MUTUAL: &str = "listen:\n  - {address: '127.0.0.1:0', tls: {client_ca_file: DIR/ca.pem, certificates: [{cert_file: DIR/cert.pem, key_file: DIR/key.pem}]}}\n";
 
 pub fn authority() -> Authority {
@@ -72,7 +73,7 @@ pub fn write_files(dir: &Path, by: &Authority) {
     write_pair(dir, label, by, &["a.test"], &PKCS_ECDSA_P256_SHA256);
 }
 
-/// A proxy with one listener, which has TLS.
+/// A proxy with one listener, which uses TLS.
 fn start(yaml: &str, upstream: &Upstream, by: &Authority) -> Proxy {
     let setup = Setup::new(yaml).upstream("UP", upstream);
     write_files(&setup.dir(), by);
@@ -87,7 +88,7 @@ fn before(upstream: &Upstream, by: &Authority) -> Proxy {
 
 type Versions = &'static [&'static SupportedProtocolVersion];
 
-/// What a client believes, and presents.
+/// The configuration of a client: the authority that it trusts, and the certificate that it presents.
 pub fn trust(
     by: &Authority,
     versions: Versions,
@@ -131,14 +132,14 @@ impl Read for Shared {
     }
 }
 
-/// A client's end of one connection with TLS.
+/// The client's end of a TLS connection.
 pub struct Secure {
     stream: Shared,
     reader: Reader<Shared>,
 }
 
 impl Secure {
-    /// Connects, and shakes hands at the first byte.
+    /// Connects; the handshake begins with the first byte.
     pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Secure {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -157,10 +158,10 @@ impl Secure {
         stream.flush()
     }
 
-    /// Writes below TLS.
+    /// Writes to the socket below TLS.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         let mut stream = self.stream.0.borrow_mut();
-        // a proxy that refuses takes only a part of it
+        // a proxy that refuses takes only a part of the bytes
         let _ = stream.sock.write_all(bytes);
     }
 
@@ -186,7 +187,7 @@ impl Secure {
         look(&mut self.stream.0.borrow_mut().conn)
     }
 
-    /// Reads to the end; an error where it came without `close_notify`.
+    /// Reads to the end; an error where the end comes without `close_notify`.
     fn end(&mut self) -> io::Result<Vec<u8>> {
         self.reader.rest()
     }
@@ -203,7 +204,7 @@ fn client(proxy: &Proxy, by: &Authority) -> Secure {
 const NEW: Versions = &[&TLS13];
 const OLD: Versions = &[&TLS12];
 
-// ---- what passes ----
+// ---- requests over TLS ----
 
 #[test]
 fn requests_are_served_in_both_versions_and_the_upstream_hears_of_https() {
@@ -303,7 +304,7 @@ fn a_route_for_http_sends_to_https_and_does_not_serve_https() {
     );
     let believed = Client::connect(at(0))
         .ask("GET /api/x HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n");
-    assert_eq!(believed.status, 200, "a balancer has ended TLS");
+    assert_eq!(believed.status, 200, "the balancer terminated TLS");
 
     let trust = trust(&by, rustls::ALL_VERSIONS, None);
     let mut secure = Secure::connect(at(1), &trust, "a.test");
@@ -337,7 +338,7 @@ fn a_websocket_passes_through_tls() {
     }
     assert!(
         client.end().unwrap().is_empty(),
-        "it ends with close_notify"
+        "the connection ends with close_notify"
     );
 }
 
@@ -426,7 +427,7 @@ fn a_reload_takes_over_other_files_and_keeps_connections() {
     assert_eq!(kept.get("/").status, 200);
     fs::write(proxy.dir().join("key.pem"), "nothing").unwrap();
     proxy.signal("HUP");
-    proxy.await_log("it does not reload", |line| {
+    proxy.await_log("the proxy does not reload", |line| {
         line.contains("not reloaded") && line.contains("key_file")
     });
     assert_eq!(client(&proxy, &other).get("/").status, 200);
@@ -489,7 +490,7 @@ fn nobody_sets_the_subject_of_a_certificate_on_a_plain_listener() {
     );
 }
 
-// ---- how it ends ----
+// ---- the end of a connection ----
 
 #[test]
 fn the_last_answer_is_followed_by_close_notify() {
@@ -516,7 +517,7 @@ fn an_answer_that_breaks_off_is_followed_by_none() {
     });
     let proxy = before(&upstream, &by);
     let mut client = client(&proxy, &by);
-    // without a length, and to HTTP/1.0: only the end of the connection tells where the answer ends
+    // without a length, and to HTTP/1.0: only the end of the connection ends the answer
     client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").unwrap();
     let error = client.end().unwrap_err();
     assert_ne!(error.kind(), ErrorKind::TimedOut, "{error}");
@@ -536,7 +537,7 @@ fn garbage_ends_the_connection_with_an_alert() {
     garbled.send_raw(&record);
     let error = garbled.end().unwrap_err();
     assert!(error.to_string().contains("BadRecordMac"), "{error}");
-    // before there is a session
+    // before the handshake
     let mut raw = Client::connect(proxy.address());
     raw.send([22, 3, 1, 0, 5, 1, 0, 0, 1, 9]);
     let (bytes, _) = raw.until_end();
@@ -605,7 +606,7 @@ fn a_handshake_that_is_not_done_in_time_ends() {
         raw.send(bytes);
         raw.until_end();
     }
-    eventually("three are told", || {
+    eventually("three time-outs are logged", || {
         let logs = proxy.logs();
         logs.iter()
             .filter(|line| line.contains("not done in time"))
@@ -614,7 +615,7 @@ fn a_handshake_that_is_not_done_in_time_ends() {
     });
 }
 
-// ---- with the tools that people have ----
+// ---- openssl and curl ----
 
 fn has(tool: &str) -> bool {
     let found = Command::new(tool)
@@ -624,13 +625,13 @@ fn has(tool: &str) -> bool {
         .status();
     let is_there = found.is_ok();
     if !is_there {
-        skip(&format!("{tool} is not there"));
+        skip(&format!("{tool} is not installed"));
     }
     is_there
 }
 
-/// Runs `openssl s_client` with these arguments and types a command; when it has said this word, types the rest. Gives all
-/// that it printed.
+/// Runs `openssl s_client` with these arguments and writes `command` to it; when it has printed `word`, writes `rest`.
+/// Gives all that it printed.
 fn s_client(proxy: &Proxy, args: &[&str], (command, word): (&str, &str), rest: &str) -> String {
     let address = proxy.address().to_string();
     let mut child = Command::new("openssl")
