@@ -31,7 +31,7 @@ const CROWD: usize = 200;
 /// A plain listener, and one with TLS.
 const LISTEN: &str = "listen:\n  - '127.0.0.1:0'\n  - {address: '127.0.0.2:0', tls: {certificates: [{cert_file: DIR/cert.pem, key_file: DIR/key.pem}]}}\n";
 
-/// What keeps the clients of an attack connected.
+/// Keeps the clients of an attack connected.
 type Crowd = Vec<Box<dyn std::any::Any>>;
 
 struct Target<'a> {
