@@ -9,7 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// Believes any certificate, whoever it names; that the other side holds its key is still proved.
+/// Accepts any certificate, whatever its names; the other side must still prove that it holds the key.
 #[derive(Debug)]
 pub struct AnyCertificate(pub Arc<CryptoProvider>);
 

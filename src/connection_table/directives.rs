@@ -241,7 +241,11 @@ mod tests {
             others,
             ..Grace::NONE
         };
-        assert_eq!(table.evict_handshakes(9, grace(60_000)), 0, "they make progress");
+        assert_eq!(
+            table.evict_handshakes(9, grace(60_000)),
+            0,
+            "they make progress"
+        );
         assert_eq!(grace(250).of_handshake(false), 250);
         assert_eq!(grace(250).of_handshake(true), 1_000);
         assert_eq!(

@@ -265,7 +265,13 @@ mod tests {
                 false,
             ),
             ("a stream that has just begun", young, HOST, 9_900, false),
-            ("a request that waits for its answer", unanswered, HOST, 9_900, false),
+            (
+                "a request that waits for its answer",
+                unanswered,
+                HOST,
+                9_900,
+                false,
+            ),
             ("a tunnel, for memory", tunnel, Scope::Memory, 1_000, true),
             (
                 "a tunnel, for a place",

@@ -127,7 +127,7 @@ impl SlotRef {
         look(
             entries
                 .get(self.index as usize)
-                .expect("a seat is in the table until it is dropped"),
+                .expect("a slot is in the table until it is dropped"),
         )
     }
 

@@ -35,7 +35,7 @@ impl Body<'_> {
     /// Sends on what is left of the request, whether or not the client takes the answer.
     ///
     /// # Errors
-    /// The client broke off: there is nobody to answer.
+    /// The client broke off: no answer can reach it.
     pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self {
             Body::Upstream(download) => download.poll_upload(context),

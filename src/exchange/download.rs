@@ -79,7 +79,7 @@ impl<'a> Download<'a> {
         self.upstream.is_none() && self.trailers.is_none()
     }
 
-    /// How much is left; `None` where nobody knows.
+    /// How many bytes are left; `None` = unknown.
     pub fn remaining(&self) -> Option<u64> {
         match &self.state {
             BodyState::Length(left) => Some(*left),
@@ -214,7 +214,7 @@ impl<'a> Download<'a> {
             BodyState::Close | BodyState::Broken | BodyState::Chunked(_) => false,
         };
         if ended {
-            // what stands behind an answer belongs to nobody
+            // bytes after the end of an answer belong to no answer
             self.persistent &= used == end;
             self.finish();
         }

@@ -55,7 +55,7 @@ pub struct Worker {
     pub buffers: Rc<Buffers>,
     /// What one read of a request head may bring.
     pub scratch: Rc<RefCell<Box<[u8]>>>,
-    /// Everybody's counters.
+    /// The process's counters.
     pub metrics: Arc<Metrics>,
     /// Answers that were refused for want of room, and that the log gets as one line a second.
     pub repeats: Repeats,

@@ -125,7 +125,7 @@ fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8],
     Ok(value)
 }
 
-/// One Content-Length at most, as everybody writes it.
+/// At most one Content-Length, in the usual form.
 fn length(map: &HeaderMap) -> Result<Option<u64>, Failure> {
     let mut lengths = values(map, &header::CONTENT_LENGTH);
     let Some(length) = lengths.next() else {

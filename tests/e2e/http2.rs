@@ -490,7 +490,11 @@ fn a_connection_that_does_not_fit_is_told_to_go_and_http_1_goes_on() {
         assert!(kept.len() < 50, "memory was enough for all");
     };
     assert!(!kept.is_empty(), "memory was not enough for one");
-    assert_eq!(refused[..8], [0; 8], "no stream was processed, and no error");
+    assert_eq!(
+        refused[..8],
+        [0; 8],
+        "no stream was processed, and no error"
+    );
     proxy.await_log("the reason", |line| {
         line.contains("no memory for an HTTP/2 connection") && line.contains("limits.memory")
     });
