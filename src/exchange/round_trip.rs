@@ -39,7 +39,7 @@ const MAX_INTERIM_BYTES: usize = MAX_HEAD;
 /// What an attempt must know of its exchange.
 #[derive(Clone, Copy)]
 pub struct RoundTrip<'a> {
-    /// Who asks.
+    /// The client.
     pub client: &'a Client<'a>,
     /// The time-outs of what it waits for.
     pub limits: Limits,
@@ -130,7 +130,7 @@ struct InFlight<'a> {
     deadline: Deadline,
     interim: u32,
     interim_bytes: usize,
-    /// A part of a head is here that was not looked at.
+    /// Part of a head has arrived that was not parsed yet.
     unread: bool,
     /// The upstream takes no more of the request; it may have answered early.
     broken: bool,

@@ -161,7 +161,7 @@ impl Upload {
         }
     }
 
-    /// Takes the next frame of the client's body, framed as the upstream is told.
+    /// Takes the next frame of the client's body, with the framing of the request to the upstream.
     fn poll_body(
         &mut self,
         context: &mut Context<'_>,

@@ -59,7 +59,7 @@ pub struct Worker {
     pub metrics: Arc<Metrics>,
     /// Answers that were refused for want of room, and that the log gets as one line a second.
     pub repeats: Repeats,
-    /// Health says 503, and clients are told to leave.
+    /// Health answers 503, and answers say `connection: close`.
     pub draining: Cell<bool>,
     state: RefCell<Rc<State>>,
     /// Routes for which the plan has subtracted what they hold.
@@ -170,7 +170,7 @@ impl Worker {
         )
     }
 
-    /// Asks clients to give way that do not get on with their handshake; see [`ConnectionTable::evict_handshakes`].
+    /// Evicts clients whose handshake makes no progress; see [`ConnectionTable::evict_handshakes`].
     pub fn evict_handshakes(&self, many: usize) {
         let evicted = self.table.evict_handshakes(many, Grace::USUAL);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);

@@ -1,4 +1,4 @@
-//! The body of a request as hyper gives it, and what is told of it to [`Frames`].
+//! The body of a request as hyper delivers it; reports to [`Frames`] what was read.
 
 use std::{
     cell::RefCell,
@@ -16,16 +16,16 @@ use crate::http2::frames::Frames;
 /// What the requests of a connection have in common.
 #[derive(Debug, Clone, Default)]
 pub struct Sender {
-    /// Whether they come by TLS.
+    /// Whether they come over TLS.
     pub is_secured: bool,
-    /// Whom the client's certificate names, where it was asked for one.
+    /// The subject of the client's certificate, where it was asked for one.
     pub certificate_subject: Option<Rc<str>>,
 }
 
 /// The body of a request.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// Who sends it.
+    /// The sender of the request.
     pub sender: Sender,
     incoming: Incoming,
     frames: Rc<RefCell<Frames>>,
@@ -36,7 +36,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// That of the request that was opened last.
+    /// The body of the request that was opened last.
     pub fn new(incoming: Incoming, frames: &Rc<RefCell<Frames>>, sender: &Sender) -> RequestBody {
         let has_body = !incoming.is_end_stream();
         RequestBody {

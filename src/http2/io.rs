@@ -1,4 +1,4 @@
-//! What hyper reads and writes: a client's connection, whose frames [`Frames`] bounds.
+//! The stream that hyper reads and writes: a client's connection, whose frames [`Frames`] bounds.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,13 +25,13 @@ const NARROW_READ: usize = 4 * 1024;
 pub struct Io {
     /// The connection itself; `None` once hyper is done with it.
     stream: RefCell<Option<Stream>>,
-    /// What is known of its frames.
+    /// The state of its frames.
     pub frames: Rc<RefCell<Frames>>,
-    /// Bytes that were read and must wait.
+    /// Bytes that were read and that hyper may not have yet.
     unread: RefCell<Bytes>,
     /// The next read is pending, so that hyper hands over its requests first.
     is_paused: Cell<bool>,
-    /// Why it has to end.
+    /// The bound that the client has exceeded.
     excess: Cell<Option<Excess>>,
     scratch: Rc<RefCell<Box<[u8]>>>,
     table: Rc<ConnectionTable>,
@@ -81,7 +81,7 @@ impl Io {
         }
     }
 
-    /// How many of these bytes hyper may have now.
+    /// How many of these bytes hyper may read now.
     fn pass(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.frames.borrow_mut().pass(bytes, self.table.now()) {
             Ok(passed) => {

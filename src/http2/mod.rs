@@ -1,6 +1,6 @@
-//! HTTP/2, which hyper speaks: what stands between its frames and an exchange.
+//! HTTP/2 towards clients: hyper's implementation, and the adapter between it and an exchange.
 //!
-//! [`server`] serves a client's connection, [`frames`] looks at what hyper is given to read, [`head`] maps heads.
+//! [`server`] serves a client's connection, [`frames`] bounds what hyper reads, [`head`] maps heads.
 
 pub mod body;
 pub mod frames;

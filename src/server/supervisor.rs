@@ -321,9 +321,9 @@ mod tests {
         let pulse = Pulse::new(2, Duration::from_secs(10));
         let at = |seconds| pulse.base + Duration::from_secs(seconds);
         assert!(pulse.beat(0, at(3)), "both have only just begun");
-        assert!(!pulse.beat(0, at(4)), "it was told a second ago");
+        assert!(!pulse.beat(0, at(4)), "systemd was notified a second ago");
         assert!(pulse.beat(0, at(7)));
-        assert!(!pulse.beat(1, at(9)), "the first worker tells");
+        assert!(!pulse.beat(1, at(9)), "only the first worker notifies");
         assert!(pulse.beat(0, at(19)));
         assert!(!pulse.beat(0, at(23)), "the second worker hangs");
         assert!(!pulse.beat(0, at(60)));

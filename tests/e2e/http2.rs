@@ -259,7 +259,7 @@ fn what_http_1_refuses_is_refused() {
     }
     let stream = raw.open(&twice.concat(), true);
     raw.until("an answer", |it| it.2 == stream);
-    assert_eq!(upstream.requests(), 1, "the one that is right");
+    assert_eq!(upstream.requests(), 1, "only the valid one");
 }
 
 #[test]
