@@ -323,8 +323,7 @@ async fn lead(
         });
         // let the first worker's tasks run until they wait
         yield_now().await;
-        // most of the stack that the start used is not needed again
-        code_pages::forget_stack();
+        // most of the code that the start used is not needed again
         code_pages::forget_code();
         systemd::notify("READY=1");
         Err(supervisor.loss().await)
