@@ -321,7 +321,7 @@ async fn lead(
         reporter.spawn("signal task", async move {
             match controller.command(signals).await {}
         });
-        // let the first worker's tasks run until they wait
+        // let the signal task run until it waits
         yield_now().await;
         // most of the code that the start used is not needed again
         code_pages::forget_code();
