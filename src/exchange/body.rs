@@ -1,4 +1,4 @@
-//! A response body, whatever it is made of.
+//! The body of a response, from any source.
 
 use std::{
     io,
@@ -15,16 +15,16 @@ use crate::{exchange::download::Download, memory::chunk::BodyChunk};
 /// A response body.
 #[derive(Debug)]
 pub enum Body<'a> {
-    /// A sentence of ours; empty where there is none.
+    /// A fixed text; empty for an answer without a body.
     Own(&'static [u8]),
-    /// Bytes that are shared by all such answers.
+    /// Bytes that all such answers share.
     Made(Bytes),
-    /// Whatever the upstream sends.
+    /// The body of the upstream's answer.
     Upstream(Box<Download<'a>>),
 }
 
 impl Body<'_> {
-    /// How long the client may give no byte of a request that is not complete yet; `None` = no limit.
+    /// How long the client may send no byte of the rest of its request; `None` = no limit.
     pub fn read_timeout(&self) -> Option<Duration> {
         match self {
             Body::Own(_) | Body::Made(_) => None,
@@ -32,7 +32,7 @@ impl Body<'_> {
         }
     }
 
-    /// Sends on what is left of the request, whether or not the client takes the answer.
+    /// Sends the rest of the request, whether or not the client takes the answer.
     ///
     /// # Errors
     /// The client broke off: no answer can reach it.

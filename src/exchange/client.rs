@@ -1,5 +1,5 @@
-//! The client as an exchange sees it, whichever protocol it speaks: its body, frame by frame, and what it can be told
-//! before its answer.
+//! The client as an exchange sees it, independent of its protocol: the frames of its body, and the interim responses to
+//! it.
 
 use std::{
     cell::RefCell,
@@ -28,23 +28,23 @@ use crate::{
     net::Direction,
 };
 
-/// Bytes above which a body is long: an answer that a narrow buffer does not take in, and what is worth wider buffers
-/// on both sides; a client's connection ends after such a request.
+/// Bytes above which a body is long: of an answer that a narrow buffer cannot hold, and of a body that is worth wider
+/// buffers on both sides. A client's connection ends after such a request.
 const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 
 /// The client as an exchange sees it: the body of its request is read from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Client<'a> {
     engine: Engine<'a>,
-    /// What the exchange holds, and counts.
+    /// The context of the exchange.
     pub exchange_context: &'a ExchangeContext<'a>,
-    /// Where buffers come from and go back to.
+    /// The pool of buffers.
     pub buffers: &'a Rc<Buffers>,
-    /// What of a body may be on its way to the upstream at a time.
+    /// Bytes of a body that may be on their way to the upstream at a time.
     pub room: ReadSize,
 }
 
-/// What its body is read by.
+/// The reader of its body, by protocol.
 #[derive(Debug, Clone, Copy)]
 enum Engine<'a> {
     Http1(&'a RefCell<ServerCodec>),
@@ -82,7 +82,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Whether it came by TLS.
+    /// Whether it uses TLS.
     pub fn is_secured(&self) -> bool {
         match self.engine {
             Engine::Http1(codec) => codec.borrow().io.secured().is_some(),
@@ -90,7 +90,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Whom its certificate names, where it was asked for one.
+    /// The subject of its certificate, where it was asked for one.
     pub fn certificate_subject(&self) -> Option<Rc<str>> {
         match self.engine {
             Engine::Http1(codec) => codec.borrow().io.secured()?.subject().map(Rc::clone),
@@ -98,7 +98,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Bytes of its body that have come or are known to come.
+    /// Bytes of its body that have arrived or are announced.
     pub fn expects(&self) -> u64 {
         let left = self.size_hint().lower();
         self.exchange_context.received.get().saturating_add(left)
@@ -112,11 +112,11 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Whether it may still wait to be asked for its body (`Expect: 100-continue`).
+    /// Whether it may still wait for `100 Continue`.
     pub fn awaits_word(&self) -> bool {
         match self.engine {
             Engine::Http1(codec) => codec.borrow().awaits_word,
-            // hyper sends no 1xx: the client sends its body when it has waited long enough
+            // hyper sends no 1xx: the client sends its body after a wait of its own
             Engine::Http2(_) => false,
         }
     }
@@ -124,7 +124,7 @@ impl<'a> Client<'a> {
     /// The next frame of its body; `None` at the end.
     ///
     /// # Errors
-    /// The connection broke or ended early, or the framing is broken.
+    /// The connection failed or ended early, or the framing is malformed.
     pub fn poll_body(
         &self,
         context: &mut Context<'_>,
@@ -144,8 +144,8 @@ impl<'a> Client<'a> {
         Poll::Ready(frame)
     }
 
-    /// Sends an interim response before the final one, to clients whose protocol can. It is dropped where too many bytes
-    /// wait for the client already; a large one waits only while the exchange pays for a large head.
+    /// Sends an interim response, to clients whose protocol allows it. It is dropped where too many bytes wait for the
+    /// client already; a large one waits only while the exchange pays for a large head.
     pub fn say(&self, interim: Vec<u8>) {
         let Engine::Http1(codec) = self.engine else {
             return;
@@ -170,7 +170,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Whether no interim response waits for the client any more, or never will be taken.
+    /// Whether no interim response waits for the client, or none can be written any more.
     pub fn has_told(&self, context: &mut Context<'_>) -> bool {
         match self.engine {
             Engine::Http1(codec) => codec.borrow_mut().poll_interim(context).is_ready(),
@@ -178,8 +178,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
-    /// `direction` is the upstream socket's.
+    /// Enlarges the kernel buffers of both sockets for a long body: `len` bytes of it were passed on or are announced;
+    /// `direction` is that of the upstream socket.
     pub fn widen_both(&self, upstream: &mut Upstream, direction: Direction, len: u64) {
         if direction == Direction::In && len > LONG.0 {
             upstream.lease.widen(Direction::In);

@@ -1,4 +1,4 @@
-//! The body of a response on its way to the client.
+//! Passes the body of a response on to the client.
 
 use std::{
     io,
@@ -21,33 +21,33 @@ use crate::{
     outcome::Outcome,
 };
 
-/// The body of an answer on its way to the client.
+/// The body of an answer, as it arrives from the upstream.
 #[derive(Debug)]
 pub struct Download<'a> {
     client: &'a Client<'a>,
     /// `None` once the connection was given back or closed.
     upstream: Option<Upstream>,
     upload: Option<Upload>,
-    /// What of the body is still to come from the upstream.
+    /// The rest of the body.
     state: BodyState,
     persistent: bool,
     /// The trailers behind a chunked body, once it has ended.
     trailers: Option<HeaderMap>,
     passes_trailers: bool,
-    /// Fields that do not pass behind it.
+    /// Names that are not passed on in trailers.
     withheld: Vec<HeaderName>,
-    /// The time-outs of what is left of the request.
+    /// The time-outs for the rest of the request.
     limits: Limits,
     deadline: Deadline,
 }
 
 impl<'a> Download<'a> {
-    /// How long the client may give no byte of what it still owes; `None` = no limit.
+    /// How long the client may send no byte of the rest of its request; `None` = no limit.
     pub fn read_timeout(&self) -> Option<Duration> {
         self.limits.read()
     }
 
-    /// The rest of an answer; `upload` is the request where it is not sent to its end yet.
+    /// The body of an answer; `upload` is the request, where it was not sent to its end.
     pub fn new(
         client: &'a Client<'a>,
         upstream: Upstream,
@@ -129,11 +129,11 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Sends on what is left of the request. An upstream that takes no more may still answer.
+    /// Sends the rest of the request. An upstream that takes no more may still answer.
     ///
     /// # Errors
-    /// A client that breaks off, or gives no byte for `read_timeout`, has no use for an answer. Nor goes it on where the
-    /// upstream takes no byte of the request, and gives none, for `write_timeout`.
+    /// The client broke off, or sent no byte for `read_timeout`; or the upstream took no byte of the request, and sent
+    /// none, for `write_timeout`.
     pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let client = self.client;
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
@@ -176,7 +176,7 @@ impl<'a> Download<'a> {
         ended
     }
 
-    /// Takes what is of use out of the buffer.
+    /// Takes body bytes out of the buffer.
     fn take(&mut self) -> Result<Option<BodyChunk>, &'static str> {
         let Some(upstream) = &mut self.upstream else {
             return Ok(None);
@@ -221,7 +221,7 @@ impl<'a> Download<'a> {
         Ok((!piece.is_empty()).then_some(piece))
     }
 
-    /// The answer is whole: the connection goes back, if both sides are through with it.
+    /// The answer is complete: the connection returns to the pool if both sides can use it again.
     fn finish(&mut self) {
         let Some(upstream) = self.upstream.take() else {
             return;

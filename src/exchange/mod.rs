@@ -65,8 +65,8 @@ use crate::{
 };
 
 impl<'a> Exchange<'a> {
-    /// Answers a request, whatever comes. CORS is around everything: a preflight is answered here, every other answer is
-    /// stamped.
+    /// Answers every request. CORS applies first: a preflight is answered here, and every other answer gets its CORS
+    /// fields.
     pub async fn respond(&self, parts: Box<RequestHead>) -> Answer<'a> {
         let path = parts.uri.path();
         let method = &self.client.exchange_context.subject.method;
@@ -119,7 +119,7 @@ impl<'a> Exchange<'a> {
         answer
     }
 
-    /// Admit, connect, forward, and hand over the stream.
+    /// Admits, connects and forwards the request, and hands the answer over.
     #[expect(
         clippy::manual_async_fn,
         reason = "an `async fn` keeps room for its arguments twice"
@@ -141,7 +141,8 @@ impl<'a> Exchange<'a> {
             {
                 return Err(Failure::BodyTooLarge);
             }
-            // before any wait: what waits is the text that the upstream gets, and not the client's fields as well
+            // before any wait, so that only the text for the upstream is held meanwhile, and not the client's fields as
+            // well
             let mut upload = self.upload(route, target, &parts, &present);
             self.is_https.set(self.is_sent_by_https(&parts, &present));
             drop(parts);
@@ -153,7 +154,8 @@ impl<'a> Exchange<'a> {
             let host = self.state.host(self.client.exchange_context.route.get());
             let checkout = self.checkout(host).await?;
             self.client.exchange_context.slot.asks(host.id);
-            // a wait or a connect is rare, and its future large: boxed, it costs the others nothing
+            // a wait or a connect is rare, and its future large: boxed, it does not enlarge the future of other
+            // requests
             let (mut lease, mut reused) = match checkout {
                 Checkout::Reused(lease) => (lease, true),
                 Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
@@ -184,7 +186,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Takes one of `max_concurrent_requests`, and waits for it no longer than `queue_timeout`.
+    /// Takes a place of `max_concurrent_requests`, after a wait of at most `queue_timeout`.
     async fn take_place(&self) -> Result<(), Failure> {
         let places = &self.worker.places;
         let at_once = places.take().filter(|_| places.queue.len() == 0);
@@ -199,7 +201,7 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Waits in a line, no longer than `queue_timeout` allows.
+    /// Waits in a queue, for at most what is left of `queue_timeout`.
     async fn in_line<T>(&self, queue: &Queue, take: impl FnMut() -> Option<T>) -> Option<T> {
         let _waiting = GaugeGuard::new(&self.worker.metrics.waiting);
         let limit = Some(self.state.config.proxy.queue_timeout);
@@ -219,7 +221,7 @@ impl<'a> Exchange<'a> {
         taken.ok()
     }
 
-    /// What is left of `queue_timeout`: the waits for memory, for a place and for a connection share it.
+    /// The rest of `queue_timeout`: the waits for memory, for a place and for a connection share it.
     fn patience(&self) -> Duration {
         let waited = self.client.exchange_context.waited.get();
         self.state
@@ -238,7 +240,7 @@ impl<'a> Exchange<'a> {
         Box::pin(self.wait(host, || host.checkout())).await
     }
 
-    /// Waits in a host's line.
+    /// Waits in the queue of a host.
     async fn wait<T>(&self, host: &Host, take: impl FnMut() -> Option<T>) -> Result<T, Failure> {
         self.in_line(&host.queue, take)
             .await
@@ -298,7 +300,7 @@ impl<'a> Exchange<'a> {
         Limits::of(&self.state.config.server, route.response_header_timeout)
     }
 
-    /// Makes the answer out of the upstream's head, and lets the rest follow by itself.
+    /// Makes the answer from the upstream's head; its body follows by itself.
     fn hand_over(
         &self,
         route: &Route,

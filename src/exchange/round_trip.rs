@@ -1,7 +1,7 @@
-//! One attempt: a request on its way to the upstream, until the head of its answer is there.
+//! One attempt: sends a request to the upstream, and reads the head of its answer.
 //!
-//! Request and answer are moved in the same poll, so an upstream may answer early and interim answers pass; whatever is
-//! waited for has its own time.
+//! Request and answer are moved in the same poll, so that an upstream may answer early and interim answers are passed
+//! on. Each wait has a time-out of its own.
 
 use std::{
     future::poll_fn,
@@ -30,24 +30,24 @@ use crate::{
     route::Route,
 };
 
-/// Interim answers (1xx) of one exchange; 502 above.
+/// Most interim answers (1xx) of one exchange; more are a 502.
 const MAX_INTERIM: u32 = 10;
 
-/// Bytes of them; 502 above. A client that does not take them is not sent them, so they cost time alone.
+/// Most bytes of them; more are a 502. They are not sent to a client that does not take them, so they cost time alone.
 const MAX_INTERIM_BYTES: usize = MAX_HEAD;
 
-/// What an attempt must know of its exchange.
+/// The parts of its exchange that an attempt needs.
 #[derive(Clone, Copy)]
 pub struct RoundTrip<'a> {
     /// The client.
     pub client: &'a Client<'a>,
-    /// The time-outs of what it waits for.
+    /// The time-outs of its waits.
     pub limits: Limits,
     /// The request's method.
     pub method: &'a Method,
     /// Whether the client speaks HTTP/1.0, and so knows no interim answers.
     pub is_http10: bool,
-    /// The route that it takes.
+    /// The route that serves the request.
     pub route: &'a Route,
     /// How long a large head may wait for memory.
     pub queue_timeout: Duration,
@@ -62,8 +62,8 @@ pub enum RoundTripError {
 }
 
 impl RoundTrip<'_> {
-    /// Sends the request and reads the head of its answer, both as far as they go. `reused` = the connection was idle
-    /// before, and may have died unseen.
+    /// Sends the request and reads the head of its answer, both as far as possible. `reused` = the connection was idle
+    /// before, and may have been closed unnoticed.
     ///
     /// # Errors
     /// [`RoundTripError`].
@@ -124,7 +124,7 @@ impl RoundTrip<'_> {
     }
 }
 
-/// A request in flight, until the head of its answer is there.
+/// A request in flight, until the head of its answer has arrived.
 struct InFlight<'a> {
     attempt: RoundTrip<'a>,
     deadline: Deadline,
@@ -138,7 +138,7 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    /// Moves both messages as far as they go; `Ok(None)`: a large head is to be paid for before it goes on.
+    /// Moves both messages as far as possible; `Ok(None)`: a large head must be paid for first.
     fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -175,7 +175,7 @@ impl InFlight<'_> {
         }
     }
 
-    /// What is waited for now.
+    /// What the attempt currently waits for.
     fn wait(&self, upload: &Upload) -> Wait {
         if self.broken || upload.is_done() {
             Wait::Answer
@@ -188,7 +188,7 @@ impl InFlight<'_> {
         }
     }
 
-    /// The client may send its body now.
+    /// Lets the client send its body.
     fn release(&mut self, upload: &mut Upload) {
         upload.release();
         let slot = self.attempt.client.exchange_context.slot;
@@ -233,7 +233,7 @@ impl InFlight<'_> {
                 && upstream.unread().is_empty()
                 && self.attempt.client.has_told(context)
             {
-                // the next head is another one
+                // the next head is a new one
                 exchange_context.free_head();
             }
             if !self.unread {
@@ -294,7 +294,7 @@ impl InFlight<'_> {
             )));
         }
         if head.status == StatusCode::CONTINUE && upload.is_held_back() {
-            // the client hears of it when its body is asked for
+            // the client gets its 100 when its body is wanted
             self.release(upload);
         } else {
             self.pass_interim(head);
@@ -302,8 +302,8 @@ impl InFlight<'_> {
         Ok(())
     }
 
-    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the edits of the final answer's; a grant
-    /// is for that one alone.
+    /// Passes a 1xx on, to clients that know them (RFC 9110 §15.2). Its fields get the same edits as the final
+    /// answer's, but no CORS fields.
     fn pass_interim(&self, mut head: Head) {
         if self.attempt.is_http10 {
             return;

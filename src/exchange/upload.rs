@@ -1,4 +1,4 @@
-//! A request on its way to the upstream.
+//! Sends a request to the upstream.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,7 @@ use crate::{
     yield_budget::YieldBudget,
 };
 
-/// A request on its way to the upstream.
+/// A request that is being sent to the upstream.
 #[derive(Debug)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -30,36 +30,36 @@ pub struct Upload {
     /// TLS may hold bytes that the kernel does not have yet.
     unflushed: bool,
     chunked: bool,
-    /// Bytes that the body may have.
+    /// Most bytes of the body.
     limit: u64,
     /// Bytes of body that were taken from the client.
     pub taken: u64,
     /// Bytes that were written, head and framing included.
     pub sent: u64,
-    /// The client is to be asked for its body first (`Expect: 100-continue`).
+    /// The body waits for the upstream's `100 Continue`.
     held_back: bool,
     withheld: Vec<HeaderName>,
 }
 
-/// What follows the head of a request.
+/// The body of a request, as its head announces it.
 #[derive(Debug, Default)]
 pub struct UploadBody {
     /// Its body has no length.
     pub chunked: bool,
-    /// Bytes that it may have.
+    /// Most bytes of it; `None` = no limit.
     pub limit: Option<u64>,
-    /// The upstream is asked before the client is (`Expect: 100-continue`).
+    /// It waits for the upstream's `100 Continue` (`Expect: 100-continue`).
     pub held_back: bool,
-    /// Fields that do not pass behind it.
+    /// Names that are not passed on in trailers.
     pub withheld: Vec<HeaderName>,
 }
 
-/// Why a request does not get through to its end.
+/// Why a request was not sent to its end.
 #[derive(Debug)]
 pub enum UploadError {
     /// The client's body is over the limit.
     TooLarge,
-    /// The client's body is broken or cut short.
+    /// The client's body is malformed or cut short.
     Client,
     /// The upstream takes no more; it may have answered early.
     Upstream,
@@ -94,12 +94,12 @@ impl Upload {
         self.write_buffer.rewind();
     }
 
-    /// Lets the body go: the upstream wants it, or was asked long enough.
+    /// Lets the body be sent: the upstream wants it, or its time to say so is over.
     pub fn release(&mut self) {
         self.held_back = false;
     }
 
-    /// Whether the body waits for the upstream's word.
+    /// Whether the body waits for the upstream's `100 Continue`.
     pub fn is_held_back(&self) -> bool {
         self.held_back && self.is_written()
     }
@@ -109,7 +109,7 @@ impl Upload {
         self.is_written() && !self.held_back && self.has_more
     }
 
-    /// Whether all of it is with the kernel.
+    /// Whether the kernel has all of it.
     pub fn is_done(&self) -> bool {
         !self.has_more && self.is_written()
     }
@@ -118,7 +118,7 @@ impl Upload {
         self.write_buffer.is_empty() && !self.unflushed
     }
 
-    /// Sends what can be sent; ready when all of it is with the kernel.
+    /// Sends as much as possible; ready when the kernel has all of it.
     ///
     /// # Errors
     /// [`UploadError`].
@@ -131,7 +131,7 @@ impl Upload {
         let mut yield_budget = YieldBudget::new();
         loop {
             if self.has_more && self.write_buffer.is_fresh() && !self.held_back {
-                // what is here of the body leaves together with the head
+                // body bytes that have arrived leave together with the head
                 let _ = self.poll_body(context, client)?;
             }
             while !self.write_buffer.is_empty() {
@@ -180,7 +180,7 @@ impl Upload {
                 match (self.chunked && !self.has_more, is_empty) {
                     (false, _) => {}
                     (true, false) => self.write_buffer.end_chunks(),
-                    // a frame of HTTP/2 that says no more than that
+                    // an HTTP/2 frame that marks the end alone
                     (true, true) => self.end(&HeaderMap::new()),
                 }
             }
@@ -196,7 +196,7 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// The last chunk, and those trailers that may pass.
+    /// Adds the last chunk, and the trailers that are passed on.
     fn end(&mut self, trailers: &HeaderMap) {
         if !self.chunked {
             return;

@@ -1,4 +1,4 @@
-//! The request as the upstream gets it: its head written anew, its body announced.
+//! Writes the request for the upstream: its head, and how its body is framed.
 
 use http::header;
 use http_body::Body as _;
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Exchange<'_> {
-    /// Writes the head that the upstream gets, and says how the body follows.
+    /// Writes the head for the upstream, and gives the framing of the body.
     pub fn upload(
         &self,
         route: &Route,
@@ -30,7 +30,7 @@ impl Exchange<'_> {
         present: &Present,
     ) -> Upload {
         let has_body = !self.client.is_end_stream();
-        // in HTTP/2 a body has no length that is not told (RFC 9112 §6.1)
+        // an HTTP/2 body without Content-Length has no known length (RFC 9112 §6.1)
         let chunked = present.transfer_encoding || (has_body && !present.content_length);
         let authority = self.authority(parts);
         let mut out = Vec::with_capacity(512);
@@ -89,7 +89,7 @@ impl Exchange<'_> {
         Upload::new(in_step(out), body)
     }
 
-    /// Whether the client came by https: a sender that is believed says so, else its own connection does.
+    /// Whether the client used https: according to a trusted sender, otherwise by its own connection.
     pub fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
         let sender = self.sender(None);
         if present.forwarded_proto && sender.trusted {
@@ -98,8 +98,8 @@ impl Exchange<'_> {
         sender.is_secured
     }
 
-    /// How the client reached the proxy, as [`is_sent_by_https`](Self::is_sent_by_https) has it; but a connection that
-    /// has TLS is https whatever is said.
+    /// The client's scheme: that of [`is_sent_by_https`](Self::is_sent_by_https), but always https on a connection with
+    /// TLS.
     pub fn scheme(&self, parts: &RequestHead) -> Scheme {
         let is_https =
             self.client.is_secured() || self.is_sent_by_https(parts, &Present::of(&parts.headers));
@@ -110,7 +110,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Tells the log whom the request goes to.
+    /// Records the upstream for the log.
     pub fn note_upstream(&self, route: &Route, target: &Target) {
         if let Some(record) = &mut *self.client.exchange_context.record.borrow_mut() {
             record.upstream = Some(target.origin.to_string());
@@ -128,7 +128,7 @@ impl Exchange<'_> {
     }
 }
 
-/// The length that a request announces.
+/// The length in a request's Content-Length.
 pub fn content_length(headers: &Fields) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)

@@ -1,4 +1,4 @@
-//! What the connections of one thread share, and what follows from the configuration in force.
+//! The state that the connections of one thread share, and the state that follows from the configuration in force.
 
 use std::{
     cell::{Cell, RefCell},
@@ -31,15 +31,15 @@ use crate::{
     },
 };
 
-/// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and would keep the
-/// allocator from giving back the half megabyte in which buffers of the same size lie beside it.
+/// Bytes of [`Worker::scratch`]. Not the size of a read buffer: it lives as long as the program, and the allocator
+/// could not give back the half megabyte of read buffers around it.
 const SCRATCH: usize = 12 * 1024;
 
-/// Everything that the connections of one thread share.
+/// The state that the connections of one thread share.
 pub struct Worker {
-    /// The seats of its connections.
+    /// The slots of its connections.
     pub table: Rc<ConnectionTable>,
-    /// What its strangers may cost.
+    /// The memory that clients and upstreams may use.
     pub budget: Rc<Budget>,
     /// Its upstream connections.
     pub pool: Rc<Pool>,
@@ -47,48 +47,48 @@ pub struct Worker {
     pub places: Rc<ConcurrencyLimit>,
     /// Its share of `max_tunnels`.
     pub tunnels: Rc<ConcurrencyLimit>,
-    /// `ConcurrencyLimit` for answers that need no upstream when memory is spent.
+    /// The few places for answers that need no upstream when memory is exhausted.
     pub reserve: Rc<ConcurrencyLimit>,
-    /// The next step of a TLS handshake with a client: one at a time.
+    /// Allows one step of a TLS handshake with a client at a time.
     pub handshake_turns: Rc<ConcurrencyLimit>,
-    /// Read buffers.
+    /// The pool of read buffers.
     pub buffers: Rc<Buffers>,
-    /// What one read of a request head may bring.
+    /// The buffer for one read of a request head.
     pub scratch: Rc<RefCell<Box<[u8]>>>,
     /// The process's counters.
     pub metrics: Arc<Metrics>,
-    /// Answers that were refused for want of room, and that the log gets as one line a second.
+    /// Repeated warnings, which are logged as one line a second.
     pub repeats: Repeats,
     /// Health answers 503, and answers say `connection: close`.
     pub draining: Cell<bool>,
     state: RefCell<Rc<State>>,
-    /// Routes for which the plan has subtracted what they hold.
+    /// The number of routes whose memory the plan has subtracted.
     planned_routes: usize,
-    /// What those cost that a reload has added: the plan is as much smaller.
+    /// The price of routes that a reload has added, taken from the budget.
     growth: Cell<Option<Permit>>,
     workers: usize,
     start: SystemTime,
 }
 
-/// What follows from one configuration; an exchange keeps the one it began with.
+/// The state that follows from one configuration; an exchange keeps the one that it began with.
 pub struct State {
     /// The configuration.
     pub config: Arc<Config>,
-    /// Some policy answers preflights, so an OPTIONS mostly needs no upstream.
+    /// Whether a policy answers preflights, so that an OPTIONS rarely needs an upstream.
     pub answers_options: bool,
-    /// Some route answers by itself, without an upstream.
+    /// Whether a route answers without an upstream.
     pub answers_directly: bool,
     /// The health report.
     pub report: Report,
-    /// Whose connections each route uses, in the order of the routes; `None` where it answers by itself.
+    /// The upstream of each route, in the order of the routes; `None` where the route answers by itself.
     hosts: Vec<Option<Rc<Host>>>,
-    /// What each route has served, in the same order; empty where it is not shown.
+    /// The counters of each route, in the same order; empty where they are not shown.
     pub counters: Rc<[Arc<RouteCounters>]>,
     /// Makes upstream connections.
     pub dialer: Dialer,
 }
 impl Worker {
-    /// One of `config.threads` workers; it has descriptors for so many connections to `upstreams`.
+    /// One of `config.threads` workers; `upstreams` is how many upstream connections it has file descriptors for.
     pub fn new(
         config: Arc<Config>,
         budget: Rc<Budget>,
@@ -127,12 +127,12 @@ impl Worker {
         })
     }
 
-    /// What is in force now.
+    /// The state in force.
     pub fn state(&self) -> Rc<State> {
         Rc::clone(&self.state.borrow())
     }
 
-    /// Takes over another configuration; exchanges in work keep theirs.
+    /// Takes over another configuration; exchanges in progress keep theirs.
     pub fn reload(&self, config: Arc<Config>) {
         self.pool.set_limits(&config.transport, self.workers);
         self.pool.renew_trust();
@@ -148,21 +148,21 @@ impl Worker {
         *self.state.borrow_mut() = Rc::new(state);
     }
 
-    /// Asks connections that do nothing to give way; see [`ConnectionTable::evict_idle`].
+    /// Evicts connections that do nothing; see [`ConnectionTable::evict_idle`].
     pub fn evict_idle(&self, many: usize, grace: Grace) -> usize {
         let evicted = self.table.evict_idle(many, grace);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
         evicted
     }
 
-    /// Asks the least progressing to give way; see [`ConnectionTable::evict_least`].
+    /// Evicts the connection with the least progress; see [`ConnectionTable::evict_least`].
     pub fn evict_least(&self, scope: Scope, reason: Reason) -> bool {
         let evicted = self.table.evict_least(scope, reason);
         metrics::add(&self.metrics.connections_evicted, u64::from(evicted));
         evicted
     }
 
-    /// The bound that memory has, for a log line: the key that sets it, and how many bytes the process may have.
+    /// The bound of memory for a log line: the key that sets it, and the bytes that the process may use.
     pub fn memory_bound(&self) -> (&'static str, u64) {
         (
             "limits.memory",
@@ -176,19 +176,19 @@ impl Worker {
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
-    /// Asks holders of large response heads to give way; see [`ConnectionTable::evict_heads`].
+    /// Evicts exchanges that hold memory for large response heads; see [`ConnectionTable::evict_heads`].
     pub fn evict_heads(&self, many: usize) {
         let evicted = self.table.evict_heads(many);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
-    /// Asks clients to give way that do not take the end of their answer; see [`ConnectionTable::evict_unsent`].
+    /// Evicts clients that do not acknowledge the end of their answer; see [`ConnectionTable::evict_unsent`].
     pub fn evict_unsent(&self, many: usize) {
         let evicted = self.table.evict_unsent(many);
         metrics::add(&self.metrics.connections_evicted, evicted as u64);
     }
 
-    /// How many bytes to read at a time, where the configuration says `least`.
+    /// How many bytes to read at a time, at least `least`.
     pub fn room(&self, least: usize) -> ReadSize {
         ReadSize::new(least, self.budget.is_short(), self.budget.plan().tight)
     }
@@ -233,7 +233,7 @@ impl State {
         }
     }
 
-    /// Which of this configuration's routes this is.
+    /// The index of a route in this configuration.
     pub fn index(&self, route: &Route) -> Option<u32> {
         let mut routes = self.config.routes.iter();
         let index = routes.position(|other| std::ptr::eq(other, route))?;
@@ -245,7 +245,7 @@ impl State {
         let (Ok(host), Ok(path)) = (str::from_utf8(host), str::from_utf8(path)) else {
             return false;
         };
-        // whichever the scheme: the fields that may say it were not read yet
+        // for both schemes: the fields that decide about the scheme were not read yet
         [Scheme::Http, Scheme::Https].into_iter().all(|scheme| {
             match self.config.routes.find(host, path, || scheme) {
                 Found::Route(route) => route.target().is_none(),
@@ -254,7 +254,7 @@ impl State {
         })
     }
 
-    /// Whose connections a route of this configuration uses.
+    /// The upstream of a route of this configuration.
     pub fn host(&self, route: Option<u32>) -> &Rc<Host> {
         route
             .and_then(|index| self.hosts.get(index as usize)?.as_ref())

@@ -141,7 +141,10 @@ fn heads_in_many_buffers_wear_a_connection_out() {
     pass(&mut frames, &far(17), 0).unwrap();
     assert!(frames.is_worn());
     pass(&mut frames, &far(19), 0).unwrap();
-    assert!(pass(&mut frames, &far(21), 0).is_err(), "the client got a GOAWAY");
+    assert!(
+        pass(&mut frames, &far(21), 0).is_err(),
+        "the client got a GOAWAY"
+    );
     let mut frames = begun();
     for stream in 0..200 {
         pass(&mut frames, &request(2 * stream + 1, 50), 0).unwrap();
