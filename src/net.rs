@@ -17,7 +17,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    memory::budget::{Budget, NARROW, Permit},
+    memory::{
+        budget::{Budget, NARROW},
+        sockets::KernelBuffers,
+    },
     sys::socket,
 };
 
@@ -26,12 +29,20 @@ use crate::{
 pub enum Stream {
     /// `http://`.
     Tcp(TcpStream),
-    /// The same where memory is tight: what waits to be sent is bounded by `SO_SNDBUF` and one write.
-    Bounded(TcpStream),
+    /// The same where memory is limited.
+    Bounded(Box<Bounded>),
     /// `unix:`.
     Unix(Box<Unix>),
     /// `https://`; boxed, for it is a kilobyte and most are not.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Bounded>>),
+}
+
+/// A TCP connection that pays for what it holds in the kernel.
+#[derive(Debug)]
+pub struct Bounded {
+    stream: TcpStream,
+    /// `None` = the kernel's affair.
+    buffers: Option<KernelBuffers>,
 }
 
 /// A unix connection. Bytes that the other side has not read stay charged to this process when it closes its end, for as
@@ -41,6 +52,7 @@ pub struct Unix {
     /// `None` while it is dropped.
     stream: Option<UnixStream>,
     budget: Option<Rc<Budget>>,
+    buffers: Option<KernelBuffers>,
 }
 
 impl Unix {
@@ -69,35 +81,19 @@ impl Drop for Unix {
     }
 }
 
-/// Which way bytes go through a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// They are read from it.
-    In,
-    /// They are written to it.
-    Out,
-}
-
-/// A wider buffer of a socket, one way, for a long body where memory is tight; paid for until it is dropped.
-#[derive(Debug)]
-pub struct WideBuffer {
-    /// Which way.
-    pub direction: Direction,
-    _permit: Permit,
-}
-
 impl Stream {
     /// Ready when there is something to read, or the end, or an error. It may be ready though nothing is there: after a
     /// read that filled its buffer exactly, and with TLS for a record that carries no data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Bounded(bounded) => bounded.stream.poll_read_ready(cx),
             Stream::Unix(unix) => unix.stream().poll_read_ready(cx),
             Stream::Tls(stream) => {
                 let (socket, session) = stream.get_mut();
                 match io::BufRead::fill_buf(&mut session.reader()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        socket.poll_read_ready(cx)
+                        socket.stream.poll_read_ready(cx)
                     }
                     _ => Poll::Ready(Ok(())),
                 }
@@ -110,8 +106,10 @@ impl Stream {
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => {
-                stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
+            Stream::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
+            Stream::Bounded(bounded) => {
+                let mut byte = ReadBuf::uninit(&mut byte);
+                bounded.stream.poll_peek(cx, &mut byte)
             }
             Stream::Unix(unix) => loop {
                 let stream = unix.stream();
@@ -138,69 +136,122 @@ impl Stream {
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
     }
 
-    /// A unix connection. What is written to it and not read by the other side is charged to us, and its buffer is not
-    /// that of the listener: `send_buffer` is its `SO_SNDBUF`, `None` = the kernel's default.
-    /// `budget` pays for what is not read when it is closed; `None` = nothing pays.
-    pub fn unix(
-        stream: UnixStream,
-        send_buffer: Option<usize>,
-        budget: Option<&Rc<Budget>>,
-    ) -> Stream {
-        let io = Stream::Unix(Box::new(Unix {
+    /// A unix connection. What is written to it and not read by the other side is charged to us: `budget` pays for it, also
+    /// when it is closed; `None` = nothing pays.
+    pub fn unix(stream: UnixStream, budget: Option<&Rc<Budget>>) -> Stream {
+        let bounded = budget.filter(|budget| budget.plan().tight);
+        Stream::Unix(Box::new(Unix {
             stream: Some(stream),
             budget: budget.map(Rc::clone),
-        }));
-        if let Some(size) = send_buffer {
-            io.set_buffer(Direction::Out, size);
-        }
-        io
-    }
-
-    /// A TCP connection, whose queue is to be `bounded` or is the kernel's affair.
-    pub fn tcp(stream: TcpStream, bounded: bool) -> Stream {
-        if bounded {
-            Stream::Bounded(stream)
-        } else {
-            Stream::Tcp(stream)
-        }
-    }
-
-    /// Lets the kernel hold more of what goes one way, where memory allows it ([`Budget::width`]).
-    pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
-        if matches!((self, direction), (Stream::Unix(_), Direction::In)) {
-            // what a unix socket receives stands in the sender's buffer
-            return None;
-        }
-        let (size, permit) = budget.width()?;
-        self.set_buffer(direction, size);
-        Some(Box::new(WideBuffer {
-            direction,
-            _permit: permit,
+            buffers: bounded.map(KernelBuffers::unix),
         }))
     }
 
-    /// Takes that back, before the next message. What is received never gets narrower: of what was offered to the other
-    /// side already the kernel would drop segments for ever that are larger than the buffer.
-    pub fn narrow(&self, wide: &WideBuffer) {
-        if wide.direction == Direction::Out {
-            self.set_buffer(Direction::Out, NARROW);
+    /// A client's TCP connection.
+    pub fn client(stream: TcpStream, budget: &Rc<Budget>) -> Stream {
+        if !budget.plan().tight {
+            return Stream::Tcp(stream);
+        }
+        // the listener's was not locked, for the sake of the window scale
+        socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+        let buffers = KernelBuffers::tcp(budget, true);
+        Stream::Bounded(Box::new(Bounded {
+            stream,
+            buffers: Some(buffers),
+        }))
+    }
+
+    /// A TCP connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Stream {
+        let bounded = Bounded::upstream(stream, budget);
+        if bounded.buffers.is_none() {
+            return Stream::Tcp(bounded.stream);
+        }
+        Stream::Bounded(Box::new(bounded))
+    }
+
+    /// `left` bytes of a message are still to be read from it, `None` where that is not known, and so many have `passed`:
+    /// lets the kernel hold as much of them as memory allows.
+    /// Pending for a moment where others should finish first.
+    pub fn poll_expect(
+        &mut self,
+        cx: &mut Context<'_>,
+        left: Option<u64>,
+        passed: u64,
+    ) -> Poll<()> {
+        match self.buffers() {
+            Some((socket, buffers)) => buffers.poll_expect(cx, &socket, left, passed),
+            None => Poll::Ready(()),
         }
     }
 
-    fn set_buffer(&self, direction: Direction, size: usize) {
-        let socket = self.socket();
-        match direction {
-            Direction::Out => drop(socket.set_send_buffer_size(size)),
-            Direction::In => socket::set_receive_buffer(&socket, size),
+    /// Gives back what is paid for bytes that the other side has taken, where nothing is to be written for a while.
+    pub fn give_back(&mut self) {
+        if let Some((socket, buffers)) = self.buffers() {
+            buffers.give_back(&socket);
         }
+    }
+
+    /// A message that was read from it is over.
+    pub fn end_message(&mut self) {
+        if let Some((_, buffers)) = self.buffers() {
+            buffers.end_message();
+        }
+    }
+
+    /// Bytes that were written to it and not taken by the other side, at most; what is paid for beyond them is given back.
+    pub fn unsent(&mut self) -> usize {
+        match self.buffers() {
+            Some((socket, buffers)) => buffers.unsent(&socket),
+            None => socket::unsent(&self.socket()),
+        }
+    }
+
+    /// Whether it may receive so much that it should not be kept.
+    pub fn is_too_wide(&self) -> bool {
+        match self {
+            Stream::Bounded(bounded) => bounded.buffers.as_ref(),
+            Stream::Tls(stream) => stream.get_ref().0.buffers.as_ref(),
+            Stream::Tcp(_) | Stream::Unix(_) => None,
+        }
+        .is_some_and(KernelBuffers::is_too_wide)
+    }
+
+    /// Whether it may receive more than an idle connection pays for.
+    pub fn receives_wide(&self) -> bool {
+        match self {
+            Stream::Bounded(bounded) => bounded.buffers.as_ref(),
+            Stream::Tls(stream) => stream.get_ref().0.buffers.as_ref(),
+            Stream::Tcp(_) | Stream::Unix(_) => None,
+        }
+        .is_some_and(KernelBuffers::receives_wide)
+    }
+
+    fn buffers(&mut self) -> Option<(SockRef<'_>, &mut KernelBuffers)> {
+        let (socket, buffers) = match self {
+            Stream::Tcp(_) => return None,
+            Stream::Bounded(bounded) => (SockRef::from(&bounded.stream), &mut bounded.buffers),
+            Stream::Unix(unix) => {
+                let Unix {
+                    stream, buffers, ..
+                } = &mut **unix;
+                (SockRef::from(stream.as_ref()?), buffers)
+            }
+            Stream::Tls(stream) => {
+                let bounded = stream.get_mut().0;
+                (SockRef::from(&bounded.stream), &mut bounded.buffers)
+            }
+        };
+        Some((socket, buffers.as_mut()?))
     }
 
     /// The socket, for its options.
     pub fn socket(&self) -> SockRef<'_> {
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
+            Stream::Tcp(stream) => SockRef::from(stream),
+            Stream::Bounded(bounded) => SockRef::from(&bounded.stream),
             Stream::Unix(unix) => SockRef::from(unix.stream()),
-            Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
+            Stream::Tls(stream) => SockRef::from(&stream.get_ref().0.stream),
         }
     }
 }
@@ -212,7 +263,8 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Bounded(bounded) => Pin::new(&mut bounded.stream).poll_read(cx, buffer),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
@@ -227,8 +279,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write(cx, bytes),
+            Stream::Bounded(bounded) => bounded.poll_send(cx, &[IoSlice::new(bytes)]),
+            Stream::Unix(unix) => unix.poll_send(cx, &[IoSlice::new(bytes)]),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -240,8 +292,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-            Stream::Bounded(stream) => send_apart(stream, cx, pieces),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write_vectored(cx, pieces),
+            Stream::Bounded(bounded) => bounded.poll_send(cx, pieces),
+            Stream::Unix(unix) => unix.poll_send(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
         }
     }
@@ -252,24 +304,135 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            // the kernel has it
+            Stream::Tcp(_) | Stream::Bounded(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Bounded(bounded) => Pin::new(&mut bounded.stream).poll_shutdown(cx),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
+impl Bounded {
+    /// A connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Bounded {
+        let buffers = budget.filter(|budget| budget.plan().tight).map(|budget| {
+            // it was not locked while it connected, for the sake of the window scale
+            socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+            KernelBuffers::tcp(budget, false)
+        });
+        Bounded { stream, buffers }
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Bounded { stream, buffers } = self;
+        let Some(buffers) = buffers else {
+            return Pin::new(stream).poll_write_vectored(cx, pieces);
+        };
+        let (pieces, many) = first(pieces, &SockRef::from(&*stream), buffers);
+        let pieces = pieces.get(..many).unwrap_or_default();
+        let sent = ready!(if buffers.is_bounded() {
+            send_apart(stream, cx, pieces)
+        } else {
+            Pin::new(stream).poll_write_vectored(cx, pieces)
+        })?;
+        buffers.wrote(sent);
+        Poll::Ready(Ok(sent))
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl Unix {
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let (Some(stream), Some(buffers)) = (&mut self.stream, &mut self.buffers) else {
+            return Pin::new(self.stream_mut()).poll_write_vectored(cx, pieces);
+        };
+        let (pieces, many) = first(pieces, &SockRef::from(&*stream), buffers);
+        let pieces = pieces.get(..many).unwrap_or_default();
+        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, pieces))?;
+        buffers.wrote(sent);
+        Poll::Ready(Ok(sent))
+    }
+}
+
+/// Pieces that are written at a time.
+const PIECES: usize = 4;
+
+/// As much of the pieces as may be written now, and how many pieces that is.
+fn first<'a>(
+    pieces: &'a [IoSlice<'_>],
+    socket: &SockRef<'_>,
+    buffers: &mut KernelBuffers,
+) -> ([IoSlice<'a>; PIECES], usize) {
+    let mut taken = [IoSlice::new(&[]); PIECES];
+    let pieces = pieces.get(..PIECES).unwrap_or(pieces);
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    let mut left = buffers.may_send(socket, len);
+    for (taken, piece) in taken.iter_mut().zip(pieces) {
+        let count = left.min(piece.len());
+        *taken = IoSlice::new(piece.get(..count).unwrap_or_default());
+        left -= count;
+    }
+    (taken, pieces.len())
+}
+
 /// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
 /// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
-pub fn send_apart(
+fn send_apart(
     stream: &TcpStream,
     cx: &mut Context<'_>,
     pieces: &[IoSlice<'_>],
@@ -316,7 +479,7 @@ mod tests {
         let (ours, mut theirs) = Peer::pair().unwrap();
         let sent = fill(&ours);
         let ours = UnixStream::from_std(ours).unwrap();
-        drop(Stream::unix(ours, None, Some(&budget)));
+        drop(Stream::unix(ours, Some(&budget)));
         assert!(budget.spent() > sent as u64, "{} of {sent}", budget.spent());
         assert!(budget.release_unread(), "nothing was read");
         let mut all = Vec::new();
@@ -336,7 +499,7 @@ mod tests {
             let (ours, theirs) = Peer::pair().unwrap();
             fill(&ours);
             let ours = UnixStream::from_std(ours).unwrap();
-            drop(Stream::unix(ours, None, Some(&budget)));
+            drop(Stream::unix(ours, Some(&budget)));
             peers.push(theirs);
             assert!(peers.len() < 1_000, "nothing was paid for");
         }

@@ -14,24 +14,16 @@ use tokio::io::AsyncWrite as _;
 use crate::{
     connection_table::TimerKind,
     exchange::context::ExchangeContext,
-    http1::{
-        client::Upstream,
-        server::{BodyState, MAX_INTERIM, ServerCodec},
-    },
+    http1::server::{BodyState, MAX_INTERIM, ServerCodec},
     memory::{
-        budget::{Budget, NARROW},
         buffers::{Buffers, ReadSize},
         chunk::BodyChunk,
     },
-    net::Direction,
     outcome::Outcome,
     sys::socket,
     yield_budget::YieldBudget,
 };
 
-/// Bytes above which a body is long: an answer that a narrow buffer does not take in, and what is worth wider buffers
-/// on both sides; a client's connection ends after such a request.
-const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 /// How much of a body that nobody wants is read all the same, where it is here already: then the connection can stay.
 pub const MAX_DRAIN: usize = 64 * 1024;
 
@@ -69,15 +61,6 @@ impl<'a> Client<'a> {
     /// Whether all of its message was read.
     pub fn is_between(&self) -> bool {
         self.codec.borrow().is_between()
-    }
-
-    /// Bytes of its body that have come or are known to come.
-    pub fn expects(&self) -> u64 {
-        let left = match self.codec.borrow().due {
-            BodyState::Length(left) => left,
-            BodyState::Chunked(_) | BodyState::Broken => 0,
-        };
-        self.exchange_context.received.get().saturating_add(left)
     }
 
     /// Bytes of its body that were read, framing included; wraps.
@@ -211,31 +194,9 @@ impl<'a> Client<'a> {
         result
     }
 
-    /// Lets the kernel hold more of a long body, in both sockets: `len` bytes of it have passed, or are known to come;
-    /// `direction` is the upstream socket's.
-    pub fn widen_both(&self, upstream: &mut Upstream, direction: Direction, len: u64) {
-        if direction == Direction::In && len > LONG.0 {
-            upstream.lease.widen(Direction::In);
-        }
-        if len > LONG.1 {
-            let theirs = if direction == Direction::In {
-                Direction::Out
-            } else {
-                Direction::In
-            };
-            self.widen(theirs, upstream.lease.budget());
-            upstream.lease.widen(direction);
-        }
-    }
-
-    /// Lets the kernel hold more of a long body, where memory allows it.
-    pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) {
-        let mut codec = self.codec.borrow_mut();
-        // a connection that receives wide cannot be kept
-        let breaks_word = direction == Direction::In && codec.promised;
-        if codec.wide.is_none() && !breaks_word {
-            codec.wide = codec.io.widen(direction, budget);
-        }
+    /// Nothing is written to it for a while.
+    pub fn rests(&self) {
+        self.codec.borrow_mut().io.give_back();
     }
 
     /// From now on only the close tells the client that it has everything; until then, and if it is cut short, a close is

@@ -20,7 +20,6 @@ use crate::{
         response_head::{Delimiter, Head},
     },
     memory::chunk::BodyChunk,
-    net::Direction,
     outcome::Outcome,
 };
 
@@ -112,11 +111,13 @@ impl Download {
             };
             if upstream.start == upstream.end {
                 let left = match &self.delimiter {
-                    Delimiter::Length(left) => *left,
-                    _ => 0,
+                    Delimiter::Length(left) => Some(*left),
+                    _ => None,
                 };
-                let len = client.exchange_context.sent.get().saturating_add(left);
-                client.widen_both(upstream, Direction::In, len);
+                let passed = client.exchange_context.sent.get();
+                if let Some(io) = &mut upstream.lease.io {
+                    ready!(io.poll_expect(context, left, passed));
+                }
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
@@ -154,7 +155,6 @@ impl Download {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
-        client.widen_both(upstream, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

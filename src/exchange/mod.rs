@@ -138,7 +138,7 @@ pub async fn handle(
         tunnel: Cell::new(None),
     };
     let (status, tunnel, answer) = part(exchange.judge(parts).await);
-    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().receives_wide();
+    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().io.is_too_wide();
     exchange_context.answers(status);
     match respond::send(&client, answer, mode).await {
         Err(_) => End::Broken,

@@ -14,7 +14,7 @@ use crate::{
         eviction::{Reason, Scope},
     },
     memory::{
-        budget::Budget,
+        budget::{Budget, NARROW, UNSENT_IN_KERNEL},
         buffers::{Buffers, ReadSize},
         concurrency::ConcurrencyLimit,
     },
@@ -103,7 +103,7 @@ impl Worker {
             places: ConcurrencyLimit::new(state.config.proxy.max_concurrent_requests, workers),
             tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
             reserve: ConcurrencyLimit::new(Some(2), 1),
-            buffers: Rc::default(),
+            buffers: Rc::new(Buffers::within(budget.plan().pool)),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             repeats: Repeats::default(),
             draining: Cell::new(false),
@@ -170,7 +170,7 @@ impl Worker {
 
     /// How many bytes to read at a time, where the configuration says `least`.
     pub fn room(&self, least: usize) -> ReadSize {
-        ReadSize::new(least, self.budget.is_short(), self.budget.plan().tight)
+        ReadSize::new(least, self.budget.is_wanted())
     }
 }
 
@@ -185,10 +185,8 @@ impl State {
         let plan = budget.plan();
         let dialer = Dialer::new(SocketOptions {
             keep_alive: config.transport.dial_keep_alive,
-            receive_buffer: plan.socket_buffer,
-            send_buffer: plan.socket_buffer,
-            bounded: plan.tight,
-            notsent_lowat: Some(plan.unsent),
+            receive_buffer: plan.tight.then_some(NARROW),
+            notsent_lowat: Some(UNSENT_IN_KERNEL),
         })
         .paid_by(budget);
         let hosts = config

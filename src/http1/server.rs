@@ -27,7 +27,7 @@ use crate::{
         buffers::{Buffer, Buffers, ReadSize},
         chunk::BodyChunk,
     },
-    net::{Direction, Stream, WideBuffer},
+    net::Stream,
     sys::socket,
 };
 
@@ -49,12 +49,12 @@ pub struct ServerCodec {
     pub awaits_word: bool,
     /// Interim answers (1xx), to be written before anything else.
     pub interim: Vec<u8>,
-    /// What the socket was widened by for a long body.
-    pub wide: Option<Box<WideBuffer>>,
     /// The client was told that the connection stays.
     pub promised: bool,
     /// Bytes of bodies that were read, framing included; wraps.
     pub read: u32,
+    /// [`ServerCodec::read`] where the body began.
+    body_start: u32,
 }
 
 /// What is still to come of the last message.
@@ -68,7 +68,7 @@ pub enum BodyState {
     Broken,
 }
 
-/// Bytes that one read may bring between two messages, where memory is short.
+/// Bytes that one read may bring between two messages, while requests wait.
 const FIRST: usize = 4 * 1024;
 
 /// Bytes of a buffer for a head that comes in several pieces.
@@ -96,23 +96,9 @@ impl ServerCodec {
             due: BodyState::Length(0),
             awaits_word: false,
             interim: Vec::new(),
-            wide: None,
             promised: false,
             read: 0,
-        }
-    }
-
-    /// Whether it may receive more than a connection at rest has paid for, and so must not rest.
-    pub fn receives_wide(&self) -> bool {
-        self.wide
-            .as_ref()
-            .is_some_and(|wide| wide.direction == Direction::In)
-    }
-
-    /// After a long body: what comes next is paid for by nobody.
-    pub fn narrow(&mut self) {
-        if let Some(wide) = self.wide.take() {
-            self.io.narrow(&wide);
+            body_start: 0,
         }
     }
 
@@ -275,7 +261,7 @@ impl ServerCodec {
                 }
             }
             // where memory is short a read brings little that belongs to a body
-            let room = if budget.plan().tight {
+            let room = if budget.is_wanted() || budget.turns.queue.len() > 0 {
                 scratch.get_mut(..FIRST)
             } else {
                 Some(&mut *scratch)
@@ -342,6 +328,7 @@ impl ServerCodec {
         };
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
+        self.body_start = self.read;
         Ok(parts)
     }
 
@@ -370,10 +357,13 @@ impl ServerCodec {
                 }
                 continue;
             }
-            let room = match &self.due {
-                BodyState::Length(left) => room.at_most(*left),
-                _ => room,
+            let left = match &self.due {
+                BodyState::Length(left) => Some(*left),
+                _ => None,
             };
+            let passed = self.read.wrapping_sub(self.body_start);
+            ready!(self.io.poll_expect(context, left, passed.into()));
+            let room = left.map_or(room, |left| room.at_most(left));
             let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
             #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
             let more = count as u32;

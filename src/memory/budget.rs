@@ -12,7 +12,10 @@ use std::{
     rc::Rc,
 };
 
-use crate::{memory::queue::Queue, sys::socket};
+use crate::{
+    memory::{queue::Queue, turns::Turns},
+    sys::socket,
+};
 
 /// An open client connection at rest: 0.6 kB of ours, 3.8 kB of the kernel's.
 pub const CONNECTION: u64 = 4_400;
@@ -24,6 +27,9 @@ pub const EXCHANGE: u64 = 42_000;
 /// `SO_SNDBUF` and `SO_RCVBUF` where memory is tight; the kernel doubles it. What a client may send before its exchange,
 /// and what it may leave unread, is paid for by nobody, and all that are connected may do so at the same moment.
 pub const NARROW: usize = 4 * 1024;
+
+/// Limit from which on the kernel may tune socket buffers as it likes.
+const AMPLE: u64 = 512 << 20;
 
 /// What exchanges, heads and those who wait leave for connections, however many there are.
 const DOOR: u64 = 32 * CONNECTION;
@@ -45,6 +51,9 @@ const LARGEST_HEAD: usize = 96 * 1024;
 /// What up to [`NARROW`] bytes cost that a client was sent and has not acknowledged: the kernel keeps them in buffers of
 /// up to twice their size, and a closed connection keeps its socket as long.
 pub const UNSENT: u64 = 12_000;
+
+/// `TCP_NOTSENT_LOWAT`: bytes that wait in the kernel and are not on their way, before it takes more.
+pub const UNSENT_IN_KERNEL: u32 = 128 * 1024;
 
 /// What a TLS handshake may hold besides its session: a certificate message of 64 kB as it comes in records, and once
 /// more as it is read.
@@ -83,13 +92,7 @@ pub struct Plan {
     pub pool: Option<u64>,
     /// Client connections of this worker.
     pub connections: usize,
-    /// `SO_SNDBUF` and `SO_RCVBUF` of every socket; `None` = the kernel tunes them.
-    pub socket_buffer: Option<usize>,
-    /// The same for a long body that pays for it ([`Budget::width`]); `None` = every body has what there is.
-    pub wide_buffer: Option<usize>,
-    /// `TCP_NOTSENT_LOWAT`: bytes that wait unsent in the kernel.
-    pub unsent: u32,
-    /// Whether memory is so short that buffers stay at their least.
+    /// Whether every byte that stands in a socket is paid for (`memory/sockets.rs`); else the kernel tunes them.
     pub tight: bool,
 }
 
@@ -126,9 +129,6 @@ impl Plan {
             let plan = Plan {
                 pool: None,
                 connections: configured,
-                socket_buffer: None,
-                wide_buffer: None,
-                unsent: 128 * 1024,
                 tight: false,
             };
             return (plan, true);
@@ -144,16 +144,10 @@ impl Plan {
         let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
             .unwrap_or(usize::MAX)
             .clamp(8, configured.max(8));
-        let share = usize::try_from(limit / 640).unwrap_or(usize::MAX);
-        let share = share.clamp(16 * 1024, 256 * 1024);
-        let tight = limit < 64 << 20;
         let plan = Plan {
             pool: Some(pool),
             connections: connections.min(configured),
-            socket_buffer: (limit < 512 << 20).then_some(if tight { NARROW } else { share }),
-            wide_buffer: tight.then_some(share),
-            unsent: if tight { 16 * 1024 } else { 128 * 1024 },
-            tight,
+            tight: limit < AMPLE,
         };
         (plan, is_enough)
     }
@@ -194,8 +188,8 @@ pub struct Budget {
     admitted: Cell<u64>,
     /// What unfinished request heads cost.
     heads: Cell<u64>,
-    /// What wide buffers cost.
-    widths: Cell<u64>,
+    /// What connections may receive beyond their usual buffers.
+    resting: Cell<u64>,
     /// Heads of responses that are larger than the price of an exchange foresees.
     pub large_heads: Fund,
     /// TLS handshakes in progress.
@@ -212,6 +206,12 @@ pub struct Budget {
     unread: RefCell<Vec<(OwnedFd, Permit)>>,
     /// Who waits for an exchange's worth.
     pub queue: Queue,
+    /// Requests that let others go first, so that few at a time are fast instead of all being slow.
+    pub turns: Turns,
+    /// Messages that wait for a wide buffer, for the same reason.
+    pub lanes: Turns,
+    /// Ticks for which messages that got no wide buffer are remembered.
+    narrowed: Cell<u8>,
     /// Who waits for a seat; woken by whatever comes free.
     pub room: Rc<Queue>,
 }
@@ -230,7 +230,9 @@ enum Purpose {
     Head,
     Spared,
     Exchange,
-    Width,
+    Resting,
+    Receiving,
+    Sending,
     LargeHead,
     Handshake,
     Other,
@@ -253,7 +255,7 @@ impl Budget {
             exchanges: Cell::new(0),
             admitted: Cell::new(0),
             heads: Cell::new(0),
-            widths: Cell::new(0),
+            resting: Cell::new(0),
             large_heads: Fund::default(),
             handshakes: Fund::default(),
             spared: Cell::new(0),
@@ -262,6 +264,9 @@ impl Budget {
             gauge: RefCell::default(),
             unread: RefCell::default(),
             queue: Queue::default(),
+            turns: Turns::default(),
+            lanes: Turns::default(),
+            narrowed: Cell::new(0),
             room: Rc::default(),
         })
     }
@@ -358,7 +363,7 @@ impl Budget {
     /// A few may always wait, whatever is left: else the door would be locked with nobody before it. This one may where
     /// fewer than `spared` do ([`SPARED`] at most).
     pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
-        let queue = self.plan.socket_buffer.unwrap_or(0);
+        let queue = if self.plan.tight { NARROW } else { 0 };
         let price = (head + 2 * queue) as u64;
         if let Some(permit) = self.head(price) {
             return Some(permit);
@@ -378,19 +383,66 @@ impl Budget {
         self.refused.replace(false)
     }
 
-    /// Takes what a wide buffer for a long body costs in one socket, where the plan has such. All of them together get a
-    /// quarter of the budget, and nothing of the last one. Gives the size too.
-    pub fn width(self: &Rc<Budget>) -> Option<(usize, Permit)> {
-        let size = self.plan.wide_buffer?;
-        let price = 2 * size as u64;
-        let widths = self.widths.get() + price;
-        if self.plan.pool.is_some_and(|pool| widths > pool / 4) || self.is_scarce_with(price) {
-            return None;
+    /// A permit for what a socket may receive beyond its usual buffer, worth nothing yet ([`Permit::widen`]). `rests`: it is
+    /// a client's, and kept between two messages.
+    pub fn receiving(self: &Rc<Budget>, rests: bool) -> Permit {
+        let mut permit = self.force(0);
+        permit.purpose = if rests {
+            Purpose::Resting
+        } else {
+            Purpose::Receiving
+        };
+        permit
+    }
+
+    /// The same for what it has sent.
+    pub fn sending(self: &Rc<Budget>) -> Permit {
+        let mut permit = self.force(0);
+        permit.purpose = Purpose::Sending;
+        permit
+    }
+
+    /// Whether connections may go on receiving as wide as they do when their messages are over: no request waits for
+    /// memory, and all of them together hold no more than a quarter of the budget.
+    pub fn may_rest_wide(&self) -> bool {
+        let pool = self.plan.pool;
+        !self.is_wanted() && pool.is_none_or(|pool| self.resting.get() <= pool / 4)
+    }
+
+    /// Whether a request should let others finish before it begins: many are at work, and messages lately got no buffer as
+    /// wide as they needed.
+    pub fn is_crowded(&self) -> bool {
+        let pool = self.plan.pool;
+        self.narrowed.get() > 0
+            && self.exchanges.get() >= FEW
+            && pool.is_some_and(|pool| self.spent.get() > pool / 4)
+    }
+
+    /// A message got no buffer as wide as it needed.
+    pub fn was_narrowed(&self) {
+        self.narrowed.set(NARROWED);
+    }
+
+    /// Whether a receive buffer may cost so many bytes more than a narrow one.
+    pub fn may_receive(&self, bytes: u64) -> bool {
+        bytes <= self.left_for_width(6) / 8
+    }
+
+    /// Bytes that sockets may still share beyond their usual buffers, for so many eighths of the budget; nothing while
+    /// memory is wanted.
+    fn left_for_width(&self, eighths: u64) -> u64 {
+        let Some(pool) = self.plan.pool else {
+            return u64::MAX;
+        };
+        if self.is_wanted() {
+            return 0;
         }
-        self.widths.set(widths);
-        let mut permit = self.force(price);
-        permit.purpose = Purpose::Width;
-        Some((size, permit))
+        (pool / 8 * eighths).saturating_sub(self.spent.get())
+    }
+
+    /// Whether memory is wanted now: a request waits for it, or it is near its limit.
+    pub fn is_wanted(&self) -> bool {
+        self.pressed.get() || self.queue.len() > 0
     }
 
     /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
@@ -489,25 +541,24 @@ impl Budget {
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 4)
     }
 
-    /// Whether more than three quarters are spent: then nothing is kept that is only of use later.
+    /// Whether more than fifteen sixteenths are spent: then nothing is kept that is only of use later.
     pub fn is_scarce(&self) -> bool {
-        self.is_scarce_with(0)
-    }
-
-    fn is_scarce_with(&self, bytes: u64) -> bool {
         let pool = self.plan.pool;
-        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
+        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 16 * 15)
     }
 
     /// Bytes came free: the first of each queue tries again. The queues of the funds are woken by their own permits, and
     /// by the timer of the wait.
     fn wake(&self) {
         self.queue.wake();
+        self.turns.queue.wake();
+        self.lanes.queue.wake();
         self.room.wake();
     }
 
     /// Told by the sweep: whether memory is near its limit.
     pub fn press(&self, pressed: bool) {
+        self.narrowed.set(self.narrowed.get().saturating_sub(1));
         self.pressed.set(pressed);
         if !pressed {
             self.queue.wake();
@@ -537,6 +588,12 @@ impl Deref for Gauge {
     }
 }
 
+/// Ticks for which it is remembered that messages needed wider buffers than they got.
+const NARROWED: u8 = 10;
+
+/// Exchanges that never wait for a turn.
+const FEW: usize = 16;
+
 /// Admissions between two looks at memory.
 const LOOK: u64 = 16;
 
@@ -546,12 +603,36 @@ impl Permit {
         self.bytes
     }
 
+    /// Whose bytes they are.
+    pub fn budget(&self) -> &Rc<Budget> {
+        &self.budget
+    }
+
+    /// Makes it worth `bytes`, which are more than now, where one socket may have so many: an eighth of what is left for
+    /// all. So the first have much, many have little each, and there is always something left for the next. What is to be
+    /// received leaves an eighth of the budget for what is to be sent on.
+    pub fn widen(&mut self, bytes: u64) -> bool {
+        let eighths = if self.purpose == Purpose::Sending {
+            7
+        } else {
+            6
+        };
+        let may = bytes <= self.budget.left_for_width(eighths) / 8;
+        if may {
+            self.resize(bytes);
+        }
+        may
+    }
+
     /// Makes it worth `bytes`: more is taken whether it is there or not, less is given back. Not for permits of
-    /// exchanges, of unfinished heads and of wide buffers, whose sums are kept apart.
+    /// exchanges and of unfinished heads, whose sums are kept apart.
     pub fn resize(&mut self, bytes: u64) {
         let before = std::mem::replace(&mut self.bytes, bytes);
         let moved = |sum: &Cell<u64>| sum.set(sum.get() - before + bytes);
         moved(&self.budget.spent);
+        if self.purpose == Purpose::Resting {
+            moved(&self.budget.resting);
+        }
         if let Some(fund) = self.budget.fund(self.purpose) {
             moved(&fund.spent);
             fund.queue.wake();
@@ -593,10 +674,10 @@ impl Drop for Permit {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);
         match self.purpose {
             Purpose::Head => self.budget.heads.set(self.budget.heads.get() - self.bytes),
-            Purpose::Width => self
+            Purpose::Resting => self
                 .budget
-                .widths
-                .set(self.budget.widths.get() - self.bytes),
+                .resting
+                .set(self.budget.resting.get() - self.bytes),
             Purpose::Spared => self.budget.spared.set(self.budget.spared.get() - 1),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
             Purpose::LargeHead | Purpose::Handshake => {
@@ -605,7 +686,7 @@ impl Drop for Permit {
                     fund.queue.wake();
                 }
             }
-            Purpose::Other => {}
+            Purpose::Receiving | Purpose::Sending | Purpose::Other => {}
         }
         self.budget.wake();
     }
@@ -614,7 +695,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize, USUAL};
+    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize};
     use crate::{client_group::Group, memory::queue::Claim};
     use std::{
         future::Future,
@@ -683,37 +764,79 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_pays_for_head_and_queue_and_the_first_long_bodies_are_wide() {
+    fn who_waits_pays_for_head_and_queue() {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let waiter = budget.waiter(300, 0).unwrap();
         assert_eq!(waiter.bytes(), 300 + 2 * NARROW as u64);
-        let wide: Vec<_> = std::iter::from_fn(|| budget.width()).collect();
+    }
+
+    #[test]
+    fn one_socket_gets_an_eighth_of_what_is_left_and_nothing_of_the_last_eighth() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let pool = budget.plan().pool.unwrap();
-        let paid: u64 = wide.iter().map(|(_, permit)| permit.bytes()).sum();
-        assert!(wide.iter().all(|(size, _)| *size == 16 * 1024));
-        assert!(
-            (pool / 4 - 50_000..=pool / 4).contains(&paid),
-            "{paid} of {pool}"
-        );
-        drop(wide);
-        let others = budget.take(pool / 4 * 3 - 40_000).unwrap();
-        let last = budget.width();
-        assert!(
-            last.is_none(),
-            "none of the last quarter, with the waiter's"
-        );
-        drop(others);
+        let mut first = budget.sending();
+        assert!(!first.widen(pool / 8) && first.widen(pool / 10));
+        let mut all: Vec<Permit> = (0..1000).map(|_| budget.sending()).collect();
+        let wide = all
+            .iter_mut()
+            .map_while(|permit| permit.widen(16_000).then_some(()));
+        assert!(wide.count() > 100);
+        assert!(budget.spent() < pool / 8 * 7, "{}", budget.spent());
+        assert!(budget.exchange(300).is_some(), "others still come in");
+        drop((first, all));
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn nothing_gets_wide_while_memory_is_wanted() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let mut permit = budget.receiving(true);
         budget.press(true);
-        assert!(budget.width().is_none(), "not while memory is pressed");
-        let ample = Budget::new(Plan::new(Some(64 << 20), 1, None));
-        assert!(ample.width().is_none(), "all are wide there");
-        assert!(ample.plan().socket_buffer > Some(NARROW));
+        assert!(!permit.widen(1000));
+        budget.press(false);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waiter = Box::pin(budget.queue.until(CLAIM, || None::<()>));
+        assert!(waiter.as_mut().poll(&mut context).is_pending());
+        assert!(!permit.widen(1000) && !budget.may_rest_wide());
+        drop(waiter);
+        assert!(permit.widen(1000) && budget.may_rest_wide());
+    }
+
+    #[test]
+    fn connections_of_clients_rest_wide_in_a_quarter_of_the_budget() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let mut permits = Vec::new();
+        while budget.may_rest_wide() {
+            let mut permit = budget.receiving(true);
+            assert!(permit.widen(100_000));
+            permits.push(permit);
+        }
+        let quarter = budget.plan().pool.unwrap() / 4;
+        assert!((quarter..quarter + 100_001).contains(&budget.spent()));
+        permits.pop();
+        assert!(budget.may_rest_wide());
+    }
+
+    #[test]
+    fn requests_let_others_finish_where_messages_got_no_wide_buffer() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let much = budget.take(budget.plan().pool.unwrap() / 4);
+        let admitted: Vec<_> = (0..FEW).map(|_| budget.exchange(300)).collect();
+        assert!(!budget.is_crowded(), "all were as wide as they needed");
+        budget.was_narrowed();
+        assert!(budget.is_crowded());
+        (0..NARROWED).for_each(|_| budget.press(false));
+        assert!(!budget.is_crowded(), "that was long ago");
+        budget.was_narrowed();
+        drop(admitted);
+        assert!(!budget.is_crowded(), "few are at work");
+        drop(much);
     }
 
     #[test]
     fn buffers_are_let_go_by_halves_until_none_is_left() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, true, true);
+        let room = ReadSize::new(4096, true);
         drop([(); 5].map(|()| buffers.take(room)));
         for left in [2, 1] {
             assert!(buffers.trim(), "{left} are left");
@@ -790,7 +913,7 @@ mod tests {
     #[test]
     fn buffers_come_back_and_are_let_go() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, true, true);
+        let room = ReadSize::new(4096, true);
         let buffer = buffers.take(room);
         let place = buffer.as_ptr();
         drop(buffer);
@@ -816,7 +939,7 @@ mod tests {
     #[test]
     fn buffers_are_smaller_the_more_is_on_loan() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, false, false);
+        let room = ReadSize::new(4096, false);
         let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
         let sizes: Vec<usize> = held.iter().map(|buffer| buffer.len()).collect();
         assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
@@ -828,19 +951,16 @@ mod tests {
 
     #[test]
     fn a_room_follows_memory_and_the_configured_size() {
-        let sizes = |least| {
-            [(true, true), (false, true), (false, false)]
-                .map(|(short, tight)| ReadSize::new(least, short, tight).most)
-        };
-        assert_eq!(sizes(512), [512, USUAL, BULK]);
-        assert_eq!(sizes(32_768), [32_768, 32_768, BULK]);
-        assert_eq!(sizes(100_000), [100_000; 3]);
+        let sizes = |least| [true, false].map(|wanted| ReadSize::new(least, wanted).most);
+        assert_eq!(sizes(512), [512, BULK]);
+        assert_eq!(sizes(32_768), [32_768, BULK]);
+        assert_eq!(sizes(100_000), [100_000; 2]);
     }
 
     #[test]
     fn a_buffer_that_grew_is_never_lent_again() {
         let buffers: Rc<Buffers> = Rc::default();
-        let mut buffer = buffers.take(ReadSize::new(4096, true, true));
+        let mut buffer = buffers.take(ReadSize::new(4096, true));
         buffer[0] = 7;
         assert!(!buffer.has_grown());
         buffer.grow(16 * 1024);

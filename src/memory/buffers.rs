@@ -15,6 +15,8 @@ pub struct Buffers {
     pub kept: Cell<usize>,
     /// Bytes of those on loan.
     pub lent: Cell<usize>,
+    /// Bytes on loan up to which there are large buffers, and up to which there are usual ones; `None` = [`PLENTY`].
+    plenty: Option<(usize, usize)>,
 }
 
 /// A buffer on loan; what it holds at first is of no meaning.
@@ -38,7 +40,7 @@ pub const USUAL: usize = 16 * 1024;
 pub const BULK: usize = 64 * 1024;
 
 /// Bytes on loan up to which there are large buffers, and up to which there are usual ones.
-pub const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
+const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
 
 /// Bytes of free buffers that are kept for later.
 pub const KEPT: usize = 1 << 20;
@@ -47,13 +49,9 @@ pub const KEPT: usize = 1 << 20;
 pub const LEAST_KEPT: usize = 4 * 1024;
 
 impl ReadSize {
-    /// `least` bytes are what memory always allows; it is more while memory is not short, and most where it is not tight.
-    pub fn new(least: usize, is_short: bool, is_tight: bool) -> ReadSize {
-        let most = match (is_short, is_tight) {
-            (true, _) => least,
-            (false, true) => least.max(USUAL),
-            (false, false) => least.max(BULK),
-        };
+    /// `least` bytes are what memory always allows; it is more while no request waits for memory.
+    pub fn new(least: usize, is_wanted: bool) -> ReadSize {
+        let most = if is_wanted { least } else { least.max(BULK) };
         ReadSize { least, most }
     }
 
@@ -121,11 +119,25 @@ impl Drop for Buffer {
 }
 
 impl Buffers {
+    /// Those of a budget of so many bytes; `None` = without a limit. What is on loan beyond the price of the exchanges is a
+    /// small part of it.
+    pub fn within(pool: Option<u64>) -> Buffers {
+        let part = |share: u64, most: usize| {
+            let bytes = pool.map_or(u64::MAX, |pool| pool / share);
+            usize::try_from(bytes).unwrap_or(usize::MAX).min(most)
+        };
+        Buffers {
+            plenty: Some((part(64, PLENTY.0), part(16, PLENTY.1))),
+            ..Buffers::default()
+        }
+    }
+
     /// A buffer as large as `room` and what is on loan allow.
     pub fn take(self: &Rc<Buffers>, room: ReadSize) -> Buffer {
+        let plenty = self.plenty.unwrap_or(PLENTY);
         let size = match self.lent.get() {
-            lent if lent < PLENTY.0 => room.most,
-            lent if lent < PLENTY.1 => room.most.min(room.least.max(USUAL)),
+            lent if lent < plenty.0 => room.most,
+            lent if lent < plenty.1 => room.most.min(room.least.max(USUAL)),
             _ => room.least,
         };
         let fits = |buffer: &Vec<u8>| buffer.len() >= size && buffer.len() < 4 * size;

@@ -449,19 +449,15 @@ fn serve(
             })
             .await
         };
-        let has_sent_much = slot.bytes() as usize > NARROW;
         match end {
             End::Stays => {
                 let codec = codec.get_mut();
-                if has_sent_much && is_unread(worker, &codec.io) {
+                if is_unread(worker, &mut codec.io) {
                     Box::pin(settle(worker, &mut codec.io, slot, NARROW))
                         .await
                         .ok()?;
                 }
-                if codec.receives_wide() {
-                    return None;
-                }
-                codec.narrow();
+                codec.io.end_message();
             }
             End::Tunnel(tunnel) => {
                 drop(full);
@@ -496,8 +492,8 @@ fn serve(
 }
 
 /// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
-fn is_unread(worker: &Worker, io: &Stream) -> bool {
-    worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
+fn is_unread(worker: &Worker, io: &mut Stream) -> bool {
+    worker.budget.plan().tight && io.unsent() > NARROW
 }
 
 /// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
@@ -516,7 +512,7 @@ fn leave(worker: &Worker, io: &Stream) {
 /// The client is gone, or has to go: the close will be a reset.
 async fn settle(worker: &Worker, io: &mut Stream, slot: &SlotRef, most: usize) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
-    let mut left = socket::unsent(&io.socket());
+    let mut left = io.unsent();
     let settled = poll_fn(|context| {
         // its next request is what most often tells that it has read this answer; else the sweep looks back
         let _ = io.poll_read_ready(context)?;
@@ -524,7 +520,7 @@ async fn settle(worker: &Worker, io: &mut Stream, slot: &SlotRef, most: usize) -
         if socket::is_dead(&io.socket()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let unsent = socket::unsent(&io.socket());
+        let unsent = io.unsent();
         if unsent < left {
             slot.took(left - unsent);
             left = unsent;
@@ -592,11 +588,16 @@ async fn admit(
     is_brief: bool,
 ) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
+    if !is_brief && (budget.is_crowded() || budget.turns.queue.len() > 0) {
+        Box::pin(let_others_go_first(worker, slot, head, size)).await;
+    }
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange(size)
     {
         return Some((Some(permit), None, 0));
     }
+    // what lies idle gives way at once
+    worker.pool.clear();
     // rare, and large: boxed, it costs the others nothing
     Box::pin(async move {
         let since = Instant::now();
@@ -651,6 +652,23 @@ async fn admit(
         Some((None, Some(place), waited()))
     })
     .await
+}
+
+/// Waits a moment where many requests are at work: few at a time have wide buffers and are soon over, all at once would be
+/// narrow and slow. Nothing is wrong where there is no turn in time.
+async fn let_others_go_first(worker: &Worker, slot: &SlotRef, head: &Head, size: usize) {
+    let budget = &worker.budget;
+    let Some(_head) = budget.head(size as u64) else {
+        return;
+    };
+    slot.enter(Phase::Waiting, None);
+    let claim = Claim {
+        group: slot.group(),
+        since: slot.now(),
+        is_whole: !head.has_body(),
+    };
+    let take = || (!budget.is_crowded()).then_some(());
+    budget.turns.wait(claim, take).await;
 }
 
 /// A request that a trusted proxy brings counts as its client's.
@@ -805,7 +823,7 @@ mod tests {
             runtime.block_on(async {
                 let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
                 client.write_all(head.as_bytes()).await.unwrap();
-                let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+                let mut codec = ServerCodec::new(Stream::unix(server, None));
                 let mut scratch = [0; 1024];
                 let arrival =
                     poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));
