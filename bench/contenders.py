@@ -59,6 +59,12 @@ proxy: {{max_concurrent_requests: 0}}
     return [site.binary, str(config)], {}
 
 
+def lean_proxy_in_ten(site: Site) -> tuple[list[str], dict[str, str]]:
+    """With a budget of 10 MiB."""
+    command, _ = lean_proxy(site)
+    return command, {"LEAN_PROXY_MEMORY": str(10 << 20)}
+
+
 def nginx(site: Site) -> tuple[list[str], dict[str, str]]:
     folder = site.folder
     config = folder / "nginx.conf"

@@ -312,7 +312,7 @@ def _match(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: int, many: int) -> float:
+def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: int, many: int, **request: int | str) -> float:
     """Per request: what a run with many has more than a run with few. So neither start nor end are in it."""
     wrapper, read_out = counter
 
@@ -324,7 +324,7 @@ def counted(lab: Lab, contender: Contender, counter: Counter, conns: int, few: i
         running = Running([word.format(out=out) for word in wrapper] + command, whole, site.folder, None, PROXY_CPUS)
         try:
             wait_for_answer(running, site.port, 60)
-            answered = lab.ask(site.port, conns=conns, count=count)["ok"]
+            answered = lab.ask(site.port, conns=conns, count=count, **request)["ok"]
             # valgrind becomes the program, the others are its parent
             running.interrupt(running.pids()[-1])
         finally:

@@ -261,7 +261,7 @@ impl ServerCodec {
                 }
             }
             // where memory is short a read brings little that belongs to a body
-            let room = if budget.is_wanted() || budget.turns.queue.len() > 0 {
+            let room = if budget.is_wanted() || budget.takes_turns() {
                 scratch.get_mut(..FIRST)
             } else {
                 Some(&mut *scratch)

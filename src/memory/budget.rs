@@ -418,6 +418,11 @@ impl Budget {
             && pool.is_some_and(|pool| self.spent.get() > pool / 4)
     }
 
+    /// Whether a request should wait for its turn.
+    pub fn takes_turns(&self) -> bool {
+        self.plan.tight && (self.turns.queue.len() > 0 || self.is_crowded())
+    }
+
     /// A message got no buffer as wide as it needed.
     pub fn was_narrowed(&self) {
         self.narrowed.set(NARROWED);
@@ -442,7 +447,7 @@ impl Budget {
 
     /// Whether memory is wanted now: a request waits for it, or it is near its limit.
     pub fn is_wanted(&self) -> bool {
-        self.pressed.get() || self.queue.len() > 0
+        self.pressed.get() || (self.plan.pool.is_some() && self.queue.len() > 0)
     }
 
     /// Takes what the largest response head costs while it is read; [`Permit::resize`] gives back what a smaller one does
@@ -551,8 +556,10 @@ impl Budget {
     /// by the timer of the wait.
     fn wake(&self) {
         self.queue.wake();
-        self.turns.queue.wake();
-        self.lanes.queue.wake();
+        if self.plan.tight {
+            self.turns.queue.wake();
+            self.lanes.queue.wake();
+        }
         self.room.wake();
     }
 

@@ -588,7 +588,7 @@ async fn admit(
     is_brief: bool,
 ) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
-    if !is_brief && (budget.is_crowded() || budget.turns.queue.len() > 0) {
+    if !is_brief && budget.takes_turns() {
         Box::pin(let_others_go_first(worker, slot, head, size)).await;
     }
     if budget.queue.len() == 0
