@@ -37,7 +37,7 @@ pub struct Secured {
     subject: Option<Rc<str>>,
 }
 
-/// Bytes of plain text in one record, where memory is tight and where it is not.
+/// Bytes of plain text in one record, where memory is small and where it is not.
 const RECORD: (usize, usize) = (4 * 1024, 16 * 1024);
 
 impl Secured {
@@ -65,6 +65,11 @@ impl Secured {
     /// The connection below.
     pub fn io(&self) -> &Stream {
         &self.io
+    }
+
+    /// The same, to be changed.
+    pub fn io_mut(&mut self) -> &mut Stream {
+        &mut self.io
     }
 
     /// The session.
@@ -249,7 +254,7 @@ impl Secured {
             if pieces.iter().all(|piece| piece.is_empty()) {
                 return Poll::Ready(Ok(0));
             }
-            let most = if self.budget.plan().tight {
+            let most = if self.budget.plan().small {
                 RECORD.0
             } else {
                 RECORD.1

@@ -59,8 +59,8 @@ pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: u
 }
 
 /// Whether much of what was sent is still in the kernel, and memory is so tight that it counts.
-pub fn is_unread(worker: &Worker, io: &Stream) -> bool {
-    worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
+pub fn is_unread(worker: &Worker, io: &mut Stream) -> bool {
+    worker.budget.plan().tight && io.unsent() > NARROW
 }
 
 /// The close that follows will be a reset where a client has not acknowledged all that it was sent, and memory is so tight
@@ -84,7 +84,7 @@ pub async fn settle(
     most: usize,
 ) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
-    let mut left = socket::unsent(&io.socket());
+    let mut left = io.unsent();
     let settled = poll_fn(|context| {
         // its next request is what most often tells that it has read this answer; else the sweep looks back
         let _ = io.poll_read_ready(context)?;
@@ -92,7 +92,7 @@ pub async fn settle(
         if socket::is_dead(&io.socket()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let unsent = socket::unsent(&io.socket());
+        let unsent = io.unsent();
         if unsent < left {
             slot.took(left - unsent);
             left = unsent;
