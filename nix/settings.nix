@@ -148,6 +148,10 @@ section {
         content_type = key types.str "Its media type.";
       }) "Answer with a fixed response, without a target.";
       host = key (types.either types.str names) ''Only for this host, or for these: a name, or "*.example.com".'';
+      scheme = key (types.enum [
+        "http"
+        "https"
+      ]) "Only for requests that came so.";
       rewrite_location = key types.bool "Whether Location headers that name the target are rewritten to the client's address.";
       strip_prefix = key types.bool "Whether {option}`path` is removed before the target's path is added.";
       preserve_host = key types.bool "Whether the client's Host is sent to the target.";

@@ -1,4 +1,4 @@
-//! lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes whatever its clients do.
+//! lean-proxy: a reverse proxy that stays inside a few megabytes whatever its clients do.
 //!
 //! A request's life, and the room of each step:
 //!
@@ -8,6 +8,7 @@
 //! | wait | [`server::connection`], [`connection_table`] | an idle connection is a bare socket; one timer serves every deadline |
 //! | shake hands | [`server::tls`], [`net::session`] | where the listener has certificates |
 //! | read | [`http1::server`], [`http1::request_head`] | a whole head is collected, and read strictly |
+//! | or HTTP/2 | [`http2::server`], [`http2::frames`] | by hyper; each stream goes through the same steps |
 //! | judge | [`cors`] | a preflight is answered, every other response is stamped |
 //! | probe | [`observe::health`] | the health path is answered from memory |
 //! | route | [`route`] | by host, then by the longest prefix; some routes answer by themselves ([`direct`]) |

@@ -68,7 +68,7 @@ outcomes! {
     /// Neither HTTP/1.0 nor HTTP/1.1.
     VersionNotSupported "version-not-supported" Client,
 
-    /// An HTTP/2 connection that sent more frames than it may that carry nothing, or kept more in memory.
+    /// An HTTP/2 connection exceeded the number of control frames that it may send, or the memory that it may hold.
     Flooded "flooded" Client,
 
     /// No route for this path.

@@ -22,6 +22,15 @@ pub struct Routes {
     order: Vec<Candidate>,
 }
 
+/// How a client reached the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Without TLS.
+    Http,
+    /// By TLS, to a listener of the proxy or to a trusted sender in front of it.
+    Https,
+}
+
 /// A route, by its index, with one of its hosts; `None` = any host.
 #[derive(Debug)]
 struct Candidate {
@@ -36,6 +45,8 @@ pub struct Route {
     pub path: String,
     /// The hosts that it is for; empty = any.
     pub hosts: Vec<HostPattern>,
+    /// The scheme that it is for; `None` = both.
+    pub scheme: Option<Scheme>,
     /// What is done with a request.
     pub action: Action,
     /// Whether the matched prefix is removed. Default true.
@@ -203,8 +214,10 @@ impl Routes {
                 Some(HostPattern::Below(suffix)) => (1, suffix.len()),
                 None => (2, 0),
             };
-            let path = routes.get(candidate.route).map(|route| route.path.len());
-            (rank, Reverse(suffix), Reverse(path))
+            let route = routes.get(candidate.route);
+            let is_for_any = route.is_none_or(|route| route.scheme.is_none());
+            let path = route.map(|route| route.path.len());
+            (is_for_any, rank, Reverse(suffix), Reverse(path))
         });
         Routes { routes, order }
     }
@@ -222,14 +235,20 @@ impl Routes {
     /// The route of a path; `host` is the request's authority (its case, port and trailing dot are ignored), `path` has
     /// no query. Where both `/api/` and `/api` are routes of a host, `/api` is served and not sent to `/api/`.
     ///
+    /// `scheme` is asked only where some route is for one scheme.
+    ///
     /// A linear scan: most tables have a handful of routes, which differ in their first bytes.
-    pub fn find(&self, host: &str, path: &str) -> Found<'_> {
+    pub fn find(&self, host: &str, path: &str, scheme: impl FnOnce() -> Scheme) -> Found<'_> {
         let host = bare_host(host);
+        // those for one scheme are in front
+        let first = self.order.first().and_then(|it| self.routes.get(it.route));
+        let scheme = first.and_then(|route| route.scheme).map(|_| scheme());
         let mut candidates = self
             .order
             .iter()
             .filter(|candidate| candidate.host.as_ref().is_none_or(|it| it.matches(host)))
-            .filter_map(|candidate| Some((&candidate.host, self.routes.get(candidate.route)?)));
+            .filter_map(|candidate| Some((&candidate.host, self.routes.get(candidate.route)?)))
+            .filter(|(_, route)| route.scheme.is_none() || route.scheme == scheme);
         match candidates.find(|(_, route)| route.covers(path) || route.lacks_slash(path)) {
             Some((_, route)) if route.covers(path) => Found::Route(route),
             Some((host, slashed)) => candidates
@@ -259,10 +278,20 @@ impl HostPattern {
 }
 
 impl Route {
-    /// Its name in log lines: its hosts, if any, and its path.
+    /// Its name in log lines: its scheme and hosts, if any, and its path.
     pub fn name(&self) -> String {
+        self.condition() + &self.path
+    }
+
+    /// What it asks of a request besides the path, as metrics show it: `http:` or `https:`, and its hosts; `""` = nothing.
+    pub fn condition(&self) -> String {
+        let scheme = match self.scheme {
+            Some(Scheme::Http) => "http:",
+            Some(Scheme::Https) => "https:",
+            None => "",
+        };
         let hosts: Vec<String> = self.hosts.iter().map(HostPattern::to_string).collect();
-        hosts.join(",") + &self.path
+        scheme.to_owned() + &hosts.join(",")
     }
 
     /// The target of its requests, if they are forwarded.

@@ -9,7 +9,7 @@ use lean_proxy::fuzzing::{
     address::{parse_host_pattern, parse_path, parse_target},
     request::RequestUri,
     request_head,
-    route::{Action, Edits, Found, Route, Routes, Target, holds_parent_segment},
+    route::{Action, Edits, Found, Route, Routes, Scheme, Target, holds_parent_segment},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -43,7 +43,7 @@ fuzz_target!(|input: &[u8]| {
         .unwrap_or(host.trim_ascii());
     let host = std::str::from_utf8(authority).expect("an accepted Host is text");
     let routes = Routes::new(routes);
-    let route = match routes.find(host, path) {
+    let route = match routes.find(host, path, || Scheme::Http) {
         Found::Route(route) => route,
         Found::AddSlash(route) => {
             assert_eq!(route.path, format!("{path}/"));
@@ -110,6 +110,7 @@ fn route(line: &[u8]) -> Option<Route> {
     Some(Route {
         path: path.to_owned(),
         hosts: parse_host_pattern(host).ok()?.into_iter().collect(),
+        scheme: None,
         action: Action::Forward(Target {
             origin,
             base,

@@ -35,6 +35,7 @@ const SECTIONS: [(&str, &[&str]); 17] = [
             "redirect",
             "respond",
             "host",
+            "scheme",
             "strip_prefix",
             "rewrite_location",
             "preserve_host",

@@ -334,6 +334,8 @@ fn entry<'a>(item: &Field<'a>) -> Option<(ListenEntry, Field<'a>)> {
     })
 }
 
+// apart from the start of a program without TLS, whose stack would grow for it
+#[inline(never)]
 fn tls(s: &Section<'_>) -> ListenerTls {
     let items = s
         .get("certificates")

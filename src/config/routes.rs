@@ -21,7 +21,7 @@ use crate::{
         wording::quote,
     },
     direct::{Redirect, Response},
-    route::{Action, Edits, HostPattern, Route, Routes, Target, Tls},
+    route::{Action, Edits, HostPattern, Route, Routes, Scheme, Target, Tls},
 };
 
 /// What all routes have in common.
@@ -43,14 +43,17 @@ pub fn routes(root: &Section<'_>, common: &Common<'_>) -> Routes {
         root.place("routes")
             .complain("at least one route is needed");
     }
-    let mut seen: HashMap<(String, String), String> = HashMap::new();
+    let mut seen: HashMap<(Option<Scheme>, String, String), String> = HashMap::new();
     let mut routes = Vec::with_capacity(items.len());
     for item in items {
         let Some(route) = item.section(|s| route(s, common)) else {
             continue;
         };
         let earlier: Vec<String> = host_keys(&route)
-            .filter_map(|host| seen.insert((host, route.path.clone()), item.shown()))
+            .filter_map(|host| {
+                let key = (route.scheme, host, route.path.clone());
+                seen.insert(key, item.shown())
+            })
             .collect();
         if let Some(earlier) = earlier.first() {
             item.complain(format!("has the same host and path as {earlier}"));
@@ -82,6 +85,10 @@ fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
     }
     let action = action(s);
     let hosts = hosts(s);
+    let scheme = s.one_of(
+        "scheme",
+        &[("http", Scheme::Http), ("https", Scheme::Https)],
+    );
     let response_header_timeout =
         s.time_or("response_header_timeout", common.response_header_timeout);
     let max_body_size = s.whole("max_body_size", Unit::Bytes, 0, &(0..=i64::MAX));
@@ -100,6 +107,7 @@ fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
     Some(Route {
         path: path?,
         hosts,
+        scheme,
         action: action?,
         strip_prefix,
         preserve_host,
@@ -497,6 +505,14 @@ mod tests {
         (
             "routes:\n- {target: \"http://h\"}",
             "c.yaml:2: routes[0].path: is missing",
+        ),
+        (
+            "routes: [{path: /a, scheme: ftp, target: \"http://h\"}]",
+            "c.yaml:1: routes[0].scheme: must be one of http, https, got \"ftp\"",
+        ),
+        (
+            "routes: [{path: /a, scheme: http, target: \"http://h\"}, {path: /a, scheme: HTTP, target: \"http://i\"}]",
+            "c.yaml:1: routes[1]: has the same host and path as routes[0]",
         ),
         (
             "routes: [{path: /a, host: [a, b], target: \"http://h\"}, {path: /a, host: [c, b], target: \"http://i\"}]",

@@ -107,21 +107,24 @@ impl ConnectionTable {
         owing.len()
     }
 
-    /// Asks up to `many` connections to leave that have been at their TLS handshake for longer than their `grace`, those
-    /// first that are at it longest: others wait for what it holds. Says how many were asked.
+    /// Asks up to `many` connections to leave whose TLS handshake has not got on for longer than their `grace`, those first
+    /// that stand still longest: others wait for what it holds. Where one group has more than half of the handshakes, the
+    /// clients of others have four times as long. Says how many were asked.
     pub fn evict_handshakes(&self, many: usize, grace: Grace) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let least = grace.of(Phase::Handshake).unwrap_or(u32::MAX);
-        let mut slow: Vec<(u32, &SlotState)> = entries
-            .iter()
-            .filter(|entry| {
-                entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
+        let handshakes = entries.iter().filter(|entry| {
+            entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
+        });
+        let most = majority(handshakes.clone().map(|entry| entry.group.get()));
+        let mut slow: Vec<(u32, &SlotState)> = handshakes
+            .filter_map(|entry| {
+                let is_other = most.is_some_and(|most| most.group != entry.group.get());
+                let still = now.wrapping_sub(entry.since.get());
+                (still >= grace.of_handshake(is_other)).then_some((still, entry))
             })
-            .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
-            .filter(|(age, _)| *age >= least)
             .collect();
-        slow.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        slow.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
         slow.truncate(many);
         for (_, entry) in &slow {
             entry.tell(Directive::Leave);
@@ -226,5 +229,28 @@ mod tests {
         assert_eq!(table.evict_idle(9, far), 0);
         assert_eq!(table.evict_idle(9, Grace::NONE), 1);
         assert_eq!(fresh.order(), Directive::Leave);
+    }
+
+    #[test]
+    fn handshakes_of_the_address_with_most_give_way_and_those_of_others_have_longer() {
+        let table = ConnectionTable::new(Rc::default());
+        let all = slots(&table, &[1, 2, 2, 2]);
+        for slot in &all {
+            slot.enter(Phase::Handshake, None);
+        }
+        let grace = |others| Grace {
+            others,
+            ..Grace::NONE
+        };
+        assert_eq!(table.evict_handshakes(9, grace(60_000)), 0, "they get on");
+        assert_eq!(grace(250).of_handshake(false), 250);
+        assert_eq!(grace(250).of_handshake(true), 1_000);
+        assert_eq!(
+            table.evict_handshakes(3, Grace::NONE),
+            3,
+            "no more than wanted"
+        );
+        assert_eq!(table.evict_handshakes(9, Grace::NONE), 1);
+        assert_eq!(told(&all), [true; 4]);
     }
 }

@@ -109,6 +109,15 @@ impl Grace {
         }
     }
 
+    /// What a TLS handshake has; four times as much beside another address that has most of the handshakes (`is_other`).
+    pub fn of_handshake(self, is_other: bool) -> u32 {
+        if is_other {
+            4 * self.others
+        } else {
+            self.others
+        }
+    }
+
     /// What a connection in this phase has; `None` = it does something, and is not one of these.
     pub fn of(self, phase: Phase) -> Option<u32> {
         match phase {

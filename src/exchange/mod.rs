@@ -79,7 +79,8 @@ impl<'a> Exchange<'a> {
         let found = if is_health || is_outside {
             Found::Nothing
         } else {
-            config.routes.find(self.authority(&parts), path)
+            let scheme = || self.scheme(&parts);
+            config.routes.find(self.authority(&parts), path, scheme)
         };
         let policy = match &found {
             Found::Route(route) | Found::AddSlash(route) => route.cors.as_ref(),

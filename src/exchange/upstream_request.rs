@@ -17,7 +17,7 @@ use crate::{
     },
     memory::budget::in_step,
     observe::log,
-    route::{Route, Target},
+    route::{Route, Scheme, Target},
 };
 
 impl Exchange<'_> {
@@ -96,6 +96,18 @@ impl Exchange<'_> {
             return headers::says_https(&parts.headers);
         }
         sender.is_secured
+    }
+
+    /// How the client reached the proxy, as [`is_sent_by_https`](Self::is_sent_by_https) has it; but a connection that
+    /// has TLS is https whatever is said.
+    pub fn scheme(&self, parts: &RequestHead) -> Scheme {
+        let is_https =
+            self.client.is_secured() || self.is_sent_by_https(parts, &Present::of(&parts.headers));
+        if is_https {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        }
     }
 
     /// Tells the log whom the request goes to.

@@ -24,7 +24,7 @@ use crate::{
         metrics::{self, Metrics, RouteCounters},
         repeats::Repeats,
     },
-    route::{Found, Route},
+    route::{Found, Route, Scheme},
     upstream::{
         dial::{Dialer, SocketOptions},
         pool::{Host, Pool},
@@ -214,10 +214,8 @@ impl State {
             .iter()
             .map(|route| route.target().map(|target| pool.host(&target.origin)))
             .collect();
-        let counters = metrics.routes(config.routes.iter().map(|route| {
-            let hosts: Vec<String> = route.hosts.iter().map(ToString::to_string).collect();
-            (route.path.clone(), hosts.join(","))
-        }));
+        let named = config.routes.iter();
+        let counters = metrics.routes(named.map(|route| (route.path.clone(), route.condition())));
         let answers_directly = config.routes.iter().any(|route| route.target().is_none());
         let report = Report::new(&config.version, start, config.routes.len());
         let answers_options =
@@ -245,10 +243,13 @@ impl State {
         let (Ok(host), Ok(path)) = (str::from_utf8(host), str::from_utf8(path)) else {
             return false;
         };
-        match self.config.routes.find(host, path) {
-            Found::Route(route) => route.target().is_none(),
-            Found::AddSlash(_) | Found::Nothing => false,
-        }
+        // whichever the scheme: the fields that may say it were not read yet
+        [Scheme::Http, Scheme::Https].into_iter().all(|scheme| {
+            match self.config.routes.find(host, path, || scheme) {
+                Found::Route(route) => route.target().is_none(),
+                Found::AddSlash(_) | Found::Nothing => false,
+            }
+        })
     }
 
     /// Whose connections a route of this configuration uses.

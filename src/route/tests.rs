@@ -11,6 +11,7 @@ fn route(host: &str, path: &str, base: &str) -> Route {
     Route {
         path: path.to_owned(),
         hosts: host.split_whitespace().map(pattern).collect(),
+        scheme: None,
         action: Action::Forward(Target {
             origin: Origin {
                 address: Address::Tcp("h".to_owned(), 80),
@@ -133,11 +134,21 @@ fn the_longest_prefix_of_the_closest_host_wins() {
         ("[::1]:80", "/six/", "[::1]/six/"),
         ("[::2]:80", "/six/", "/"),
     ] {
-        assert_eq!(shown(&all.find(host, path)), expected, "{host} {path}");
+        assert_eq!(
+            shown(&all.find(host, path, || Scheme::Http)),
+            expected,
+            "{host} {path}"
+        );
     }
-    assert_eq!(shown(&table(&[("", "/api/")]).find("x", "/apix")), "-");
-    assert_eq!(shown(&table(&[("", "/api")]).find("x", "/apix")), "-");
-    assert_eq!(shown(&table(&[]).find("x", "/")), "-");
+    assert_eq!(
+        shown(&table(&[("", "/api/")]).find("x", "/apix", || Scheme::Http)),
+        "-"
+    );
+    assert_eq!(
+        shown(&table(&[("", "/api")]).find("x", "/apix", || Scheme::Http)),
+        "-"
+    );
+    assert_eq!(shown(&table(&[]).find("x", "/", || Scheme::Http)), "-");
 }
 
 #[test]
@@ -149,10 +160,44 @@ fn a_route_without_the_slash_is_served_where_one_with_it_would_redirect() {
         ("b", "/api/"),
         ("b", "/api"),
     ]);
-    assert_eq!(shown(&both.find("x", "/api")), "/api");
-    assert_eq!(shown(&both.find("x", "/api/x")), "/api/");
-    assert_eq!(shown(&both.find("a", "/api")), "+a/api/");
-    assert_eq!(shown(&both.find("b", "/api")), "b/api");
+    assert_eq!(shown(&both.find("x", "/api", || Scheme::Http)), "/api");
+    assert_eq!(shown(&both.find("x", "/api/x", || Scheme::Http)), "/api/");
+    assert_eq!(shown(&both.find("a", "/api", || Scheme::Http)), "+a/api/");
+    assert_eq!(shown(&both.find("b", "/api", || Scheme::Http)), "b/api");
+}
+
+#[test]
+fn a_route_for_one_scheme_is_tried_before_all_others_and_for_that_scheme_alone() {
+    let only = |scheme, host, path| Route {
+        scheme: Some(scheme),
+        ..route(host, path, "")
+    };
+    let all = Routes::new(vec![
+        route("", "/api/", ""),
+        route("a", "/api/", ""),
+        only(Scheme::Http, "", "/"),
+        only(Scheme::Http, "", "/well-known/"),
+        only(Scheme::Https, "b", "/"),
+    ]);
+    for (scheme, host, path, expected) in [
+        (Scheme::Http, "a", "/api/x", "http:/"),
+        (Scheme::Http, "a", "/well-known/x", "http:/well-known/"),
+        (Scheme::Http, "b", "/x", "http:/"),
+        (Scheme::Https, "a", "/api/x", "a/api/"),
+        (Scheme::Https, "c", "/api", "+/api/"),
+        (Scheme::Https, "b", "/api/x", "https:b/"),
+        (Scheme::Https, "c", "/x", "-"),
+    ] {
+        let found = match all.find(host, path, || scheme) {
+            Found::Route(route) => route.name(),
+            Found::AddSlash(route) => format!("+{}", route.name()),
+            Found::Nothing => "-".to_owned(),
+        };
+        assert_eq!(found, expected, "{scheme:?} {host} {path}");
+    }
+    let without = table(&[("", "/")]);
+    let asked = || panic!("the scheme matters to no route");
+    assert_eq!(shown(&without.find("a", "/", asked)), "/");
 }
 
 #[test]
@@ -172,7 +217,11 @@ fn each_host_of_a_list_stands_for_itself() {
         ("b", "/any/x", "/any/"),
         ("b", "/", "-"),
     ] {
-        assert_eq!(shown(&all.find(host, path)), expected, "{host} {path}");
+        assert_eq!(
+            shown(&all.find(host, path, || Scheme::Http)),
+            expected,
+            "{host} {path}"
+        );
     }
     assert_eq!(all.len(), 4);
 }
@@ -445,7 +494,7 @@ fn find_agrees_with_a_naive_implementation() {
                 .collect(),
         );
         assert_eq!(
-            shown(&routes.find(host, &path)),
+            shown(&routes.find(host, &path, || Scheme::Http)),
             naive(&written, host, &path),
             "{written:?} {host} {path}"
         );

@@ -125,12 +125,7 @@ impl Connection {
             Poll::Pending => {}
         }
         let is_amid = codec.is_amid_head();
-        let is_told = match slot.order() {
-            Directive::Leave => true,
-            Directive::Finish => !is_amid,
-            Directive::None => false,
-        };
-        if is_told {
+        if is_told_to_end(slot, is_amid) {
             return Poll::Ready(self.close(context, codec));
         }
         match (is_amid, slot.phase()) {
@@ -211,6 +206,15 @@ impl Connection {
             refuse(&worker, codec, &slot, &failure).await;
             None
         }))
+    }
+}
+
+/// Whether a connection at rest has to end; one in the middle of a head may finish its request while the program stops.
+fn is_told_to_end(slot: &SlotRef, is_amid: bool) -> bool {
+    match slot.order() {
+        Directive::Leave => true,
+        Directive::Finish => !is_amid,
+        Directive::None => false,
     }
 }
 

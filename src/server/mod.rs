@@ -72,17 +72,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     let plan = plan(&config, limit.map(|limit| limit.0))?;
     let (plan, upstreams) = plan.within_descriptors(descriptors, config.threads);
     log::bound(plan.log_queue());
-    let frame = Frame {
-        plan: &plan,
-        inherited: &inherited,
-        unix_socket_mode: config.server.unix_socket_mode,
-    };
-    let listeners = open(addresses(&config), config.threads, &frame)?;
-    let exposed = config
-        .metrics
-        .as_ref()
-        .map(|listen| Listener::open(listen, 1, &frame))
-        .transpose()?;
+    let (listeners, exposed) = bind(&config, &inherited, &plan)?;
     let mut tickets = TicketKeys::default();
     let renewal = Renewal::of(&config);
     let tls = contexts::build(&config.listen, &mut tickets)?;
@@ -124,15 +114,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         renewal,
         pid_file: None,
     };
-    let work = lead(
-        called,
-        controller,
-        init,
-        own,
-        asked,
-        receiver,
-        &mut supervisor,
-    );
+    let own = (own, asked);
+    let work = lead(called, controller, init, own, receiver, &mut supervisor);
     runtime.block_on(work)?;
     await_end(&threads);
     log_end(start, &metrics);
@@ -149,6 +132,23 @@ fn log_end(start: SystemTime, metrics: &Metrics) {
             ("cut", &metrics.ended(Outcome::Shutdown)),
         ],
     );
+}
+
+/// The listeners for clients, and that of the metrics.
+fn bind(
+    config: &Config,
+    inherited: &[(String, OwnedFd)],
+    plan: &Plan,
+) -> Result<(Vec<Listener>, Option<Listener>)> {
+    let frame = Frame {
+        plan,
+        inherited,
+        unix_socket_mode: config.server.unix_socket_mode,
+    };
+    let listeners = open(addresses(config), config.threads, &frame)?;
+    let exposed = config.metrics.as_ref();
+    let exposed = exposed.map(|listen| Listener::open(listen, 1, &frame));
+    Ok((listeners, exposed.transpose()?))
 }
 
 /// The way to each worker, and its thread.
@@ -298,8 +298,7 @@ async fn lead(
     called: Invocation<'_>,
     mut controller: Controller,
     init: WorkerInit,
-    sockets: Vec<(Listen, OwnedFd)>,
-    exposed: Option<OwnedFd>,
+    (sockets, exposed): (Vec<(Listen, OwnedFd)>, Option<OwnedFd>),
     words: mpsc::UnboundedReceiver<Command>,
     supervisor: &mut Supervisor,
 ) -> Result<()> {

@@ -107,11 +107,13 @@ pub async fn run_worker(
         init.metrics,
         init.start,
     );
+    let accept = |(listen, socket): (Listen, OwnedFd), contexts: &Contexts| {
+        let tls = context(contexts, &listen);
+        Acceptor::new(&worker, &listen, socket, tls, &reporter).map(|acceptor| (listen, acceptor))
+    };
     let mut acceptors: Vec<(Listen, Acceptor)> = Vec::new();
-    for (listen, socket) in sockets {
-        let tls = context(&init.tls, &listen);
-        let acceptor = Acceptor::new(&worker, &listen, socket, tls, &reporter)?;
-        acceptors.push((listen, acceptor));
+    for socket in sockets {
+        acceptors.push(accept(socket, &init.tls)?);
     }
     let pressure = Rc::new(Pressure::new(Rc::clone(&worker), init.limit));
     reporter.spawn(
@@ -134,23 +136,16 @@ pub async fn run_worker(
             } => {
                 worker.reload(config);
                 pressure.trim_again();
-                for (_, acceptor) in acceptors.extract_if(.., |(listen, _)| !kept.contains(listen))
-                {
-                    acceptor.end();
-                }
+                end_others(&mut acceptors, &kept);
                 renew(&acceptors, &tls);
-                for (listen, socket) in opened {
-                    let tls = context(&tls, &listen);
-                    let acceptor = Acceptor::new(&worker, &listen, socket, tls, &reporter)?;
-                    acceptors.push((listen, acceptor));
+                for socket in opened {
+                    acceptors.push(accept(socket, &tls)?);
                 }
             }
             Command::Renew(tls) => renew(&acceptors, &tls),
             Command::Drain => worker.draining.set(true),
             Command::Close(end) => {
-                for (_, acceptor) in acceptors.drain(..) {
-                    acceptor.end();
-                }
+                end_others(&mut acceptors, &[]);
                 close(&worker, end, &mut words).await;
                 return Ok(());
             }
@@ -164,6 +159,13 @@ fn context(contexts: &Contexts, listen: &Listen) -> Option<Arc<ServerConfig>> {
     let mut contexts = contexts.iter();
     let (_, context) = contexts.find(|(address, _)| address == listen)?;
     Some(Arc::clone(context))
+}
+
+/// Accepts at these addresses alone from now on.
+fn end_others(acceptors: &mut Vec<(Listen, Acceptor)>, kept: &[Listen]) {
+    for (_, acceptor) in acceptors.extract_if(.., |(listen, _)| !kept.contains(listen)) {
+        acceptor.end();
+    }
 }
 
 fn renew(acceptors: &[(Listen, Acceptor)], contexts: &Contexts) {

@@ -284,6 +284,34 @@ fn a_location_of_the_target_is_rewritten_to_https() {
 }
 
 #[test]
+fn a_route_for_http_sends_to_https_and_does_not_serve_https() {
+    let by = authority();
+    let upstream = Upstream::echo_head();
+    let plain = LISTEN.replace("listen:\n", "listen:\n  - '127.0.0.2:0'\n");
+    let redirect = "{path: /, scheme: http, redirect: {to: 'https://{host}'}}";
+    let yaml = plain + &format!("routes: [{redirect}, {{path: /api/, target: 'http://UP/'}}]\n");
+    let setup = Setup::new(&yaml).upstream("UP", &upstream).listeners(2);
+    write_files(&setup.dir(), &by);
+    let proxy = setup.start();
+    let at = |index: usize| proxy.addresses()[index].parse::<SocketAddr>().unwrap();
+
+    let to_https = Client::connect(at(0)).ask("GET /api/x?y=z HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    assert_eq!(to_https.status, 308, "{to_https:?}");
+    assert_eq!(
+        to_https.fields.one("location"),
+        Some("https://a.test/api/x?y=z")
+    );
+    let believed = Client::connect(at(0))
+        .ask("GET /api/x HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n");
+    assert_eq!(believed.status, 200, "a balancer has ended TLS");
+
+    let trust = trust(&by, rustls::ALL_VERSIONS, None);
+    let mut secure = Secure::connect(at(1), &trust, "a.test");
+    assert_eq!(secure.get("/api/x").status, 200);
+    assert_eq!(secure.get("/other").status, 404);
+}
+
+#[test]
 fn a_websocket_passes_through_tls() {
     let by = authority();
     let upstream = Upstream::start(|peer| {
