@@ -70,7 +70,7 @@ pub const TLS_CLIENT: u64 = 4_500;
 /// keys as they are agreed on. 11 to 13 kB were measured with usual clients.
 const CLIENT_HANDSHAKE: u64 = 34_000;
 
-/// What TLS adds to an exchange: a record for the client where sockets are narrow and where they are not.
+/// What TLS adds to an exchange: a record for the client where memory is small and where it is not.
 const RECORD_OUT: (u64, u64) = (5_000, 17_000);
 
 /// The same for a request with a body: a record of the client, encrypted as it comes and decrypted as it is read.
@@ -89,7 +89,7 @@ pub const IDLE_UPSTREAM: u64 = 4_400;
 pub const TLS_SESSION: u64 = 24_000;
 
 /// What a hostile HTTP/2 connection can make the process hold beside its streams, which pay for themselves, where memory is
-/// tight; and where it is not. Measured: see docs/memory.md.
+/// small; and where it is not. Measured: see docs/memory.md.
 pub const HTTP2_CONNECTION: u64 = 1_000_000;
 pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 

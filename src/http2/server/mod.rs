@@ -115,7 +115,12 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
     let limits = if is_small { &SMALL } else { &WIDE };
     let frames = Frames::new(limits.bounds, worker.table.now());
     let records = records(&worker.budget, &stream, true);
-    let Some(_permit) = worker.budget.http2(records) else {
+    let permit = worker.budget.http2(records).or_else(|| {
+        // idle upstream connections and their wide buffers give way
+        worker.pool.clear();
+        worker.budget.http2(records)
+    });
+    let Some(_permit) = permit else {
         return refuse(&worker, stream, &slot).await;
     };
     let mut sender = Sender::default();
