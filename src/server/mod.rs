@@ -323,7 +323,6 @@ async fn lead(
         // until it waits
         yield_now().await;
         // most of what the start needed is not needed again
-        code_pages::forget_stack();
         code_pages::forget_code();
         systemd::notify("READY=1");
         Err(supervisor.loss().await)

@@ -308,7 +308,6 @@ impl Pressure {
         // between two requests, too: at most ten times a second, and the next takes 50 µs longer for it; not near the
         // limit, where the file's pages go as well and would have to be read from the disk
         if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
-            code_pages::forget_stack();
             code_pages::forget_code();
         }
         !self.rested.get()

@@ -5,7 +5,6 @@
 use std::{
     ffi::{c_int, c_void},
     fs::File,
-    mem::MaybeUninit,
     os::fd::AsRawFd as _,
     ptr, slice,
 };
@@ -52,30 +51,6 @@ pub unsafe extern "C" fn forget_segments(
     }
     1
 }
-
-/// Gives back the pages of this thread's stack that lie deeper than it stands now: reading a configuration goes deep once, and
-/// nothing does again.
-pub fn forget_stack() {
-    let here = 0_u8;
-    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    let (mut lowest, mut size) = (ptr::null_mut(), 0);
-    // SAFETY: the attributes are written before they are read, and only where the first call says so.
-    unsafe {
-        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
-            return;
-        }
-        libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut lowest, &raw mut size);
-        libc::pthread_attr_destroy(attributes.as_mut_ptr());
-    }
-    // what madvise itself stands on is left
-    let end = ((&raw const here).addr() & !(STACK_PAGE - 1)).saturating_sub(STACK_PAGE);
-    let length = end.saturating_sub(lowest.addr());
-    // SAFETY: the stack grows down, so nothing lives in these pages; they come back empty (madvise(2)).
-    unsafe { libc::madvise(lowest, length, libc::MADV_DONTNEED) };
-}
-
-/// Bytes of a page of the stack.
-const STACK_PAGE: usize = 4096;
 
 /// Drops the unmapped pages of the program's file from the page cache: some two megabytes that were read at the start and
 /// count against the cgroup. The kernel would reclaim them too late for sockets: packets that arrive while a cgroup is at
