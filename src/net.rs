@@ -580,4 +580,52 @@ mod tests {
         drop(peers);
         assert!(!budget.release_unread() && !budget.is_stuffed());
     }
+
+    /// A client's TCP connection where memory is tight, and its other end.
+    fn client(budget: &Rc<Budget>) -> (Stream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = TcpStream::from_std(ours).unwrap();
+        (Stream::client(ours, budget), theirs)
+    }
+
+    #[test]
+    fn a_client_with_tls_pays_for_the_socket_below() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let (io, _theirs) = client(&budget);
+        let mut io = Stream::Secured(Box::new(
+            Secured::new(io, session::tests::config(), &budget).unwrap(),
+        ));
+        let session = budget.spent();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(io.poll_expect(&mut context, Some(30_000), 0).is_ready());
+        assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * 64 * 1024);
+        assert!(io.receives_wide() && budget.spent() == session + 2 * 60 * 1024);
+        drop(io);
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn what_a_connection_at_rest_has_sent_is_paid_for_until_it_is_taken() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        runtime.block_on(async {
+            let (mut io, mut theirs) = client(&budget);
+            let bytes = vec![b'x'; 200_000];
+            let sent = poll_fn(|context| Pin::new(&mut io).poll_write(context, &bytes));
+            let sent = sent.await.unwrap();
+            assert!(budget.spent() > 0, "{sent}");
+            theirs.read_exact(&mut vec![0; sent]).unwrap();
+            let since = std::time::Instant::now();
+            while io.give_back() {
+                assert!(since.elapsed().as_secs() < 20);
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(budget.spent(), 0);
+    }
 }
