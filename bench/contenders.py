@@ -75,6 +75,12 @@ def lean_proxy_named(site: Site) -> tuple[list[str], dict[str, str]]:
     return _lean_proxy(site, NAMED)
 
 
+def lean_proxy_in_ten(site: Site) -> tuple[list[str], dict[str, str]]:
+    """With its defaults and a budget of 10 MiB."""
+    command, _ = _lean_proxy(site)
+    return command, {"LEAN_PROXY_MEMORY": str(10 << 20)}
+
+
 def nginx(site: Site) -> tuple[list[str], dict[str, str]]:
     folder = site.folder
     (folder / "logs").mkdir()  # for messages before it has read its configuration

@@ -316,7 +316,7 @@ def _match(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def counted(lab: Testbed, contender: Contender, counter: Counter, conns: int, few: int, many: int) -> float:
+def counted(lab: Testbed, contender: Contender, counter: Counter, conns: int, few: int, many: int, **request: int | str) -> float:
     """The difference between a run with many requests and one with few, per request: start and end do not count."""
     wrapper, read_out = counter
 
@@ -328,7 +328,7 @@ def counted(lab: Testbed, contender: Contender, counter: Counter, conns: int, fe
         running = Running([word.format(out=out) for word in wrapper] + command, whole, site.folder, None, PROXY_CPUS)
         try:
             wait_for_answer(running, site.port, 60)
-            answered = lab.ask(site.port, conns=conns, count=count)["ok"]
+            answered = lab.ask(site.port, conns=conns, count=count, **request)["ok"]
             # valgrind replaces the program, the other wrappers are its parent
             running.interrupt(running.pids()[-1])
         finally:

@@ -22,7 +22,10 @@ use tokio_rustls::client::TlsStream;
 
 use self::secured::Secured;
 use crate::{
-    memory::budget::{Budget, NARROW, Permit},
+    memory::{
+        budget::{Budget, NARROW},
+        sockets::KernelBuffers,
+    },
     sys::socket,
 };
 
@@ -31,14 +34,22 @@ use crate::{
 pub enum Stream {
     /// `http://`.
     Tcp(TcpStream),
-    /// TCP where memory is tight: the unsent bytes are bounded by `SO_SNDBUF` and one write.
-    Bounded(TcpStream),
+    /// The same where memory is limited.
+    Bounded(Box<Bounded>),
     /// `unix:`.
     Unix(Box<Unix>),
     /// `https://`; boxed, because a session has a kilobyte.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Bounded>>),
     /// A client's, on a listener with TLS.
     Secured(Box<Secured>),
+}
+
+/// A TCP connection that pays for what it holds in the kernel.
+#[derive(Debug)]
+pub struct Bounded {
+    stream: TcpStream,
+    /// `None` = the kernel tunes them.
+    buffers: Option<KernelBuffers>,
 }
 
 /// A unix connection. After a close, the kernel still charges this process for bytes that the other side has not read, for
@@ -48,6 +59,7 @@ pub struct Unix {
     /// `None` while it is dropped.
     stream: Option<UnixStream>,
     budget: Option<Rc<Budget>>,
+    buffers: Option<KernelBuffers>,
 }
 
 impl Unix {
@@ -76,35 +88,19 @@ impl Drop for Unix {
     }
 }
 
-/// The direction of bytes through a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// Read from it.
-    In,
-    /// Written to it.
-    Out,
-}
-
-/// A larger kernel buffer in one direction, for a long body where memory is tight; its price is held until it is dropped.
-#[derive(Debug)]
-pub struct WideBuffer {
-    /// The direction.
-    pub direction: Direction,
-    _permit: Permit,
-}
-
 impl Stream {
     /// Ready when there are bytes to read, or the end, or an error. It may be ready without any of these: after a read that
     /// filled its buffer exactly, and with TLS for a record without data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => stream.poll_read_ready(cx),
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Bounded(bounded) => bounded.stream.poll_read_ready(cx),
             Stream::Unix(unix) => unix.stream().poll_read_ready(cx),
             Stream::Tls(stream) => {
                 let (socket, session) = stream.get_mut();
                 match io::BufRead::fill_buf(&mut session.reader()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        socket.poll_read_ready(cx)
+                        socket.stream.poll_read_ready(cx)
                     }
                     _ => Poll::Ready(Ok(())),
                 }
@@ -127,9 +123,8 @@ impl Stream {
             // too little: from here on the next byte wakes
             let too_little = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
             drop(match self {
-                Stream::Tcp(stream) | Stream::Bounded(stream) => {
-                    stream.try_io(Interest::READABLE, too_little)
-                }
+                Stream::Tcp(stream) => stream.try_io(Interest::READABLE, too_little),
+                Stream::Bounded(bounded) => bounded.stream.try_io(Interest::READABLE, too_little),
                 Stream::Unix(unix) => unix.stream().try_io(Interest::READABLE, too_little),
                 Stream::Tls(_) | Stream::Secured(_) => return Poll::Ready(Ok(())),
             });
@@ -168,8 +163,10 @@ impl Stream {
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => {
-                stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte))
+            Stream::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::uninit(&mut byte)),
+            Stream::Bounded(bounded) => {
+                let mut byte = ReadBuf::uninit(&mut byte);
+                bounded.stream.poll_peek(cx, &mut byte)
             }
             Stream::Unix(unix) => loop {
                 let stream = unix.stream();
@@ -197,70 +194,132 @@ impl Stream {
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
     }
 
-    /// A unix connection. `send_buffer` is its `SO_SNDBUF`, which bounds the bytes that the other side has not read; it is not
-    /// inherited from the listener; `None` = the kernel's default. `budget` is charged for bytes that are unread when it is
-    /// closed; `None` = they are not charged.
-    pub fn unix(
-        stream: UnixStream,
-        send_buffer: Option<usize>,
-        budget: Option<&Rc<Budget>>,
-    ) -> Stream {
-        let io = Stream::Unix(Box::new(Unix {
+    /// A unix connection. What is written to it and not read by the other side is charged to us: `budget` pays for it, also
+    /// when it is closed; `None` = nothing pays.
+    pub fn unix(stream: UnixStream, budget: Option<&Rc<Budget>>) -> Stream {
+        let bounded = budget.filter(|budget| budget.plan().tight);
+        Stream::Unix(Box::new(Unix {
             stream: Some(stream),
             budget: budget.map(Rc::clone),
-        }));
-        if let Some(size) = send_buffer {
-            io.set_buffer(Direction::Out, size);
-        }
-        io
-    }
-
-    /// A TCP connection; `bounded` selects [`Stream::Bounded`].
-    pub fn tcp(stream: TcpStream, bounded: bool) -> Stream {
-        if bounded {
-            Stream::Bounded(stream)
-        } else {
-            Stream::Tcp(stream)
-        }
-    }
-
-    /// Enlarges a kernel buffer, where the budget allows it ([`Budget::width`]).
-    pub fn widen(&self, direction: Direction, budget: &Rc<Budget>) -> Option<Box<WideBuffer>> {
-        let below = self.secured().map_or(self, Secured::io);
-        if matches!((below, direction), (Stream::Unix(_), Direction::In)) {
-            // what a unix socket receives stands in the sender's buffer
-            return None;
-        }
-        let (size, permit) = budget.width()?;
-        self.set_buffer(direction, size);
-        Some(Box::new(WideBuffer {
-            direction,
-            _permit: permit,
+            buffers: bounded.map(KernelBuffers::unix),
         }))
     }
 
-    /// Reduces a send buffer again, before the next message. A receive buffer is never reduced: the kernel would go on dropping
-    /// segments that the other side may still send in the window it was offered.
-    pub fn narrow(&self, wide: &WideBuffer) {
-        if wide.direction == Direction::Out {
-            self.set_buffer(Direction::Out, NARROW);
+    /// A client's TCP connection.
+    pub fn client(stream: TcpStream, budget: &Rc<Budget>) -> Stream {
+        if !budget.plan().tight {
+            return Stream::Tcp(stream);
+        }
+        // the listener's was not locked, for the sake of the window scale
+        socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+        let buffers = KernelBuffers::tcp(budget, true);
+        Stream::Bounded(Box::new(Bounded {
+            stream,
+            buffers: Some(buffers),
+        }))
+    }
+
+    /// A TCP connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Stream {
+        let bounded = Bounded::upstream(stream, budget);
+        if bounded.buffers.is_none() {
+            return Stream::Tcp(bounded.stream);
+        }
+        Stream::Bounded(Box::new(bounded))
+    }
+
+    /// `left` bytes of a message are still to be read from it, `None` where that is not known, and `passed` were read: lets
+    /// the kernel hold as much of them as memory allows. Pending for a moment where others should finish first.
+    pub fn poll_expect(
+        &mut self,
+        cx: &mut Context<'_>,
+        left: Option<u64>,
+        passed: u64,
+    ) -> Poll<()> {
+        match self.buffers() {
+            Some((socket, buffers)) => buffers.poll_expect(cx, &socket, left, passed),
+            None => Poll::Ready(()),
         }
     }
 
-    fn set_buffer(&self, direction: Direction, size: usize) {
-        let socket = self.socket();
-        match direction {
-            Direction::Out => drop(socket.set_send_buffer_size(size)),
-            Direction::In => socket::set_receive_buffer(&socket, size),
+    /// Lets the kernel hold `bytes` that are not read yet, as far as memory allows, for as long as the connection lives.
+    pub fn widen(&mut self, bytes: usize) {
+        if let Some((socket, buffers)) = self.buffers() {
+            buffers.widen(&socket, bytes);
         }
+    }
+
+    /// Called where nothing is to be written for a while: gives back what was paid for bytes that the other side has taken.
+    /// Returns whether some are left that are paid for.
+    pub fn give_back(&mut self) -> bool {
+        self.buffers()
+            .is_some_and(|(socket, buffers)| buffers.give_back(&socket))
+    }
+
+    /// A message that was read from it is over.
+    pub fn end_message(&mut self) {
+        if let Some((_, buffers)) = self.buffers() {
+            buffers.end_message();
+        }
+    }
+
+    /// Bytes that were written to it and not taken by the other side, at most; what is paid for beyond them is given back.
+    pub fn unsent(&mut self) -> usize {
+        match self.buffers() {
+            Some((socket, buffers)) => buffers.unsent(&socket),
+            None => socket::unsent(&self.socket()),
+        }
+    }
+
+    /// Whether it may receive so much that it should not be kept.
+    pub fn is_too_wide(&self) -> bool {
+        self.kernel_buffers()
+            .is_some_and(KernelBuffers::is_too_wide)
+    }
+
+    /// Whether it may receive more than an idle connection pays for.
+    pub fn receives_wide(&self) -> bool {
+        self.kernel_buffers()
+            .is_some_and(KernelBuffers::receives_wide)
+    }
+
+    fn kernel_buffers(&self) -> Option<&KernelBuffers> {
+        match self {
+            Stream::Tcp(_) => None,
+            Stream::Bounded(bounded) => bounded.buffers.as_ref(),
+            Stream::Unix(unix) => unix.buffers.as_ref(),
+            Stream::Tls(stream) => stream.get_ref().0.buffers.as_ref(),
+            // what is encrypted is a little more than what is in it
+            Stream::Secured(secured) => secured.io().kernel_buffers(),
+        }
+    }
+
+    fn buffers(&mut self) -> Option<(SockRef<'_>, &mut KernelBuffers)> {
+        let (socket, buffers) = match self {
+            Stream::Tcp(_) => return None,
+            Stream::Bounded(bounded) => (SockRef::from(&bounded.stream), &mut bounded.buffers),
+            Stream::Unix(unix) => {
+                let Unix {
+                    stream, buffers, ..
+                } = &mut **unix;
+                (SockRef::from(stream.as_ref()?), buffers)
+            }
+            Stream::Tls(stream) => {
+                let bounded = stream.get_mut().0;
+                (SockRef::from(&bounded.stream), &mut bounded.buffers)
+            }
+            Stream::Secured(secured) => return secured.io_mut().buffers(),
+        };
+        Some((socket, buffers.as_mut()?))
     }
 
     /// The socket, for its options.
     pub fn socket(&self) -> SockRef<'_> {
         match self {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => SockRef::from(stream),
+            Stream::Tcp(stream) => SockRef::from(stream),
+            Stream::Bounded(bounded) => SockRef::from(&bounded.stream),
             Stream::Unix(unix) => SockRef::from(unix.stream()),
-            Stream::Tls(stream) => SockRef::from(stream.get_ref().0),
+            Stream::Tls(stream) => SockRef::from(&stream.get_ref().0.stream),
             Stream::Secured(secured) => secured.io().socket(),
         }
     }
@@ -273,7 +332,8 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Bounded(bounded) => Pin::new(&mut bounded.stream).poll_read(cx, buffer),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Secured(secured) => secured.poll_read(cx, buffer),
@@ -289,8 +349,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Bounded(stream) => send_apart(stream, cx, &[IoSlice::new(bytes)]),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write(cx, bytes),
+            Stream::Bounded(bounded) => bounded.poll_send(cx, &[IoSlice::new(bytes)]),
+            Stream::Unix(unix) => unix.poll_send(cx, &[IoSlice::new(bytes)]),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Secured(secured) => secured.poll_write(cx, &[IoSlice::new(bytes)]),
         }
@@ -303,8 +363,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-            Stream::Bounded(stream) => send_apart(stream, cx, pieces),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_write_vectored(cx, pieces),
+            Stream::Bounded(bounded) => bounded.poll_send(cx, pieces),
+            Stream::Unix(unix) => unix.poll_send(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Stream::Secured(secured) => secured.poll_write(cx, pieces),
         }
@@ -316,16 +376,17 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Secured(secured) => secured.poll_send(cx),
+            // the kernel has it
+            Stream::Tcp(_) | Stream::Bounded(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) | Stream::Bounded(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Bounded(bounded) => Pin::new(&mut bounded.stream).poll_shutdown(cx),
             Stream::Unix(unix) => Pin::new(unix.stream_mut()).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Secured(secured) => secured.poll_shutdown(cx),
@@ -333,9 +394,119 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Writes with `MSG_EOR`, so that nothing is appended to the last segment. Otherwise the kernel would fill that segment up
-/// to 64 kB regardless of `SO_SNDBUF`, which `tcp_sendmsg_locked` checks only before it begins another.
-pub fn send_apart(
+impl Bounded {
+    /// A connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Bounded {
+        let buffers = budget.filter(|budget| budget.plan().tight).map(|budget| {
+            // it was not locked while it connected, for the sake of the window scale
+            socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+            KernelBuffers::tcp(budget, false)
+        });
+        Bounded { stream, buffers }
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Bounded { stream, buffers } = self;
+        let Some(buffers) = buffers else {
+            return Pin::new(stream).poll_write_vectored(cx, pieces);
+        };
+        let (pieces, many) = first(pieces, &SockRef::from(&*stream), buffers);
+        let pieces = pieces.get(..many).unwrap_or_default();
+        let sent = ready!(if buffers.is_bounded() {
+            send_apart(stream, cx, pieces)
+        } else {
+            Pin::new(stream).poll_write_vectored(cx, pieces)
+        })?;
+        buffers.wrote(sent);
+        Poll::Ready(Ok(sent))
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl Unix {
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let (Some(stream), Some(buffers)) = (&mut self.stream, &mut self.buffers) else {
+            return Pin::new(self.stream_mut()).poll_write_vectored(cx, pieces);
+        };
+        let (pieces, many) = first(pieces, &SockRef::from(&*stream), buffers);
+        let pieces = pieces.get(..many).unwrap_or_default();
+        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, pieces))?;
+        buffers.wrote(sent);
+        Poll::Ready(Ok(sent))
+    }
+}
+
+/// Pieces that are written at a time.
+const PIECES: usize = 4;
+
+/// As much of the pieces as may be written now, and how many pieces that is.
+fn first<'a>(
+    pieces: &'a [IoSlice<'_>],
+    socket: &SockRef<'_>,
+    buffers: &mut KernelBuffers,
+) -> ([IoSlice<'a>; PIECES], usize) {
+    let mut taken = [IoSlice::new(&[]); PIECES];
+    let pieces = pieces.get(..PIECES).unwrap_or(pieces);
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    let mut left = buffers.may_send(socket, len);
+    for (taken, piece) in taken.iter_mut().zip(pieces) {
+        let count = left.min(piece.len());
+        *taken = IoSlice::new(piece.get(..count).unwrap_or_default());
+        left -= count;
+    }
+    (taken, pieces.len())
+}
+
+/// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
+/// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
+fn send_apart(
     stream: &TcpStream,
     cx: &mut Context<'_>,
     pieces: &[IoSlice<'_>],
@@ -382,7 +553,7 @@ mod tests {
         let (ours, mut theirs) = Peer::pair().unwrap();
         let sent = fill(&ours);
         let ours = UnixStream::from_std(ours).unwrap();
-        drop(Stream::unix(ours, None, Some(&budget)));
+        drop(Stream::unix(ours, Some(&budget)));
         assert!(budget.spent() > sent as u64, "{} of {sent}", budget.spent());
         assert!(budget.release_unread(), "nothing was read");
         let mut all = Vec::new();
@@ -402,11 +573,59 @@ mod tests {
             let (ours, theirs) = Peer::pair().unwrap();
             fill(&ours);
             let ours = UnixStream::from_std(ours).unwrap();
-            drop(Stream::unix(ours, None, Some(&budget)));
+            drop(Stream::unix(ours, Some(&budget)));
             peers.push(theirs);
             assert!(peers.len() < 1_000, "nothing was paid for");
         }
         drop(peers);
         assert!(!budget.release_unread() && !budget.is_stuffed());
+    }
+
+    /// A client's TCP connection where memory is tight, and its other end.
+    fn client(budget: &Rc<Budget>) -> (Stream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = TcpStream::from_std(ours).unwrap();
+        (Stream::client(ours, budget), theirs)
+    }
+
+    #[test]
+    fn a_client_with_tls_pays_for_the_socket_below() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let (io, _theirs) = client(&budget);
+        let mut io = Stream::Secured(Box::new(
+            Secured::new(io, session::tests::config(), &budget).unwrap(),
+        ));
+        let session = budget.spent();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(io.poll_expect(&mut context, Some(30_000), 0).is_ready());
+        assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * 64 * 1024);
+        assert!(io.receives_wide() && budget.spent() == session + 2 * 60 * 1024);
+        drop(io);
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn what_a_connection_at_rest_has_sent_is_paid_for_until_it_is_taken() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        runtime.block_on(async {
+            let (mut io, mut theirs) = client(&budget);
+            let bytes = vec![b'x'; 200_000];
+            let sent = poll_fn(|context| Pin::new(&mut io).poll_write(context, &bytes));
+            let sent = sent.await.unwrap();
+            assert!(budget.spent() > 0, "{sent}");
+            theirs.read_exact(&mut vec![0; sent]).unwrap();
+            let since = std::time::Instant::now();
+            while io.give_back() {
+                assert!(since.elapsed().as_secs() < 20);
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(budget.spent(), 0);
     }
 }

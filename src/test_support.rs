@@ -123,8 +123,8 @@ impl Stage {
         ours.set_nonblocking(true).expect("it can be nonblocking");
         let ours = tokio::net::UnixStream::from_std(ours).expect("a runtime");
         let mut lease = host.room().expect("there is room");
-        lease.io = Some(Stream::unix(ours, None, None));
-        let mut upstream = Upstream::new(lease, ReadSize::new(size, true, true));
+        lease.io = Some(Stream::unix(ours, None));
+        let mut upstream = Upstream::new(lease, ReadSize::new(size, true));
         let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
         let mut theirs = Some(theirs);
         let mut feed = || match (pieces.next(), &mut theirs) {
@@ -233,12 +233,12 @@ impl Stage {
     ) -> Reading {
         let slot = self.table.slot(None);
         let (client, _other) = tokio::net::UnixStream::pair().expect("a pair of sockets");
-        let codec = RefCell::new(ServerCodec::new(Stream::unix(client, None, None)));
+        let codec = RefCell::new(ServerCodec::new(Stream::unix(client, None)));
         let subject = Subject::new(None, Method::GET, "", "/");
         let counters = Rc::default();
         let exchange_context = self.context(&slot, &subject, &counters);
         exchange_context.complete.set(true);
-        let room = ReadSize::new(4096, true, true);
+        let room = ReadSize::new(4096, true);
         let client = Client::http1(&codec, &exchange_context, &self.buffers, room);
         let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
         loop {

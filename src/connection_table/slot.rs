@@ -280,11 +280,6 @@ impl SlotRef {
         self.goes_on(TimerKind::Client);
     }
 
-    /// How many bytes it took and gave in this phase; wraps.
-    pub fn bytes(&self) -> u32 {
-        self.with(|entry| entry.bytes.get())
-    }
-
     /// The client took or gave bytes.
     pub fn moved(&self, bytes: usize) {
         let now = self.table.now();

@@ -14,23 +14,16 @@ use http_body::{Body, Frame, SizeHint};
 use crate::{
     exchange::context::ExchangeContext,
     http1::{
-        client::Upstream,
         framing::BodyState,
         headers,
         server::{MAX_INTERIM, ServerCodec},
     },
     http2::body::RequestBody,
     memory::{
-        budget::NARROW,
         buffers::{Buffers, ReadSize},
         chunk::BodyChunk,
     },
-    net::Direction,
 };
-
-/// Bytes above which a body is long: of an answer that a narrow buffer cannot hold, and of a body that is worth wider
-/// buffers on both sides. A client's connection ends after such a request.
-const LONG: (u64, u64) = (2 * NARROW as u64, 32 * 1024);
 
 /// The client as an exchange sees it: the body of its request is read from it.
 #[derive(Debug, Clone, Copy)]
@@ -96,12 +89,6 @@ impl<'a> Client<'a> {
             Engine::Http1(codec) => codec.borrow().io.secured()?.subject().map(Rc::clone),
             Engine::Http2(body) => body.borrow().sender.certificate_subject.clone(),
         }
-    }
-
-    /// Bytes of its body that have arrived or are announced.
-    pub fn expects(&self) -> u64 {
-        let left = self.size_hint().lower();
-        self.exchange_context.received.get().saturating_add(left)
     }
 
     /// Bytes of its body that were read, framing included; wraps.
@@ -178,22 +165,10 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Enlarges the kernel buffers of both sockets for a long body: `len` bytes of it were passed on or are announced;
-    /// `direction` is that of the upstream socket.
-    pub fn widen_both(&self, upstream: &mut Upstream, direction: Direction, len: u64) {
-        if direction == Direction::In && len > LONG.0 {
-            upstream.lease.widen(Direction::In);
-        }
-        if len > LONG.1 {
-            let theirs = if direction == Direction::In {
-                Direction::Out
-            } else {
-                Direction::In
-            };
-            if let Engine::Http1(codec) = self.engine {
-                codec.borrow_mut().widen(theirs, upstream.lease.budget());
-            }
-            upstream.lease.widen(direction);
+    /// Called when nothing is written to the client for a while: gives back what was paid for acknowledged bytes.
+    pub fn rests(&self) {
+        if let Engine::Http1(codec) = self.engine {
+            codec.borrow_mut().io.give_back();
         }
     }
 }

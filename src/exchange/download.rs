@@ -17,7 +17,6 @@ use crate::{
     },
     http1::{client::Upstream, framing::BodyState, headers, response_head::Head},
     memory::chunk::BodyChunk,
-    net::Direction,
     outcome::Outcome,
 };
 
@@ -100,11 +99,13 @@ impl<'a> Download<'a> {
             };
             if upstream.start == upstream.end {
                 let left = match &self.state {
-                    BodyState::Length(left) => *left,
-                    _ => 0,
+                    BodyState::Length(left) => Some(*left),
+                    _ => None,
                 };
-                let len = client.exchange_context.sent.get().saturating_add(left);
-                client.widen_both(upstream, Direction::In, len);
+                let passed = client.exchange_context.sent.get();
+                if let Some(io) = &mut upstream.lease.io {
+                    ready!(io.poll_expect(context, left, passed));
+                }
                 match ready!(upstream.poll_fill(context, client.buffers)) {
                     Err(error) => return Poll::Ready(Some(Err(self.abandon(error)))),
                     Ok(0) => {
@@ -139,7 +140,6 @@ impl<'a> Download<'a> {
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
             return Ok(());
         };
-        client.widen_both(upstream, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

@@ -25,7 +25,6 @@ use crate::{
         response_head::{Head, MAX_HEAD},
     },
     memory::{budget::LARGE_HEAD, queue::Claim},
-    net::Direction,
     observe::metrics,
     route::Route,
 };
@@ -205,8 +204,6 @@ impl InFlight<'_> {
         if self.broken || upload.is_done() {
             return Ok(());
         }
-        let client = self.attempt.client;
-        client.widen_both(upstream, Direction::Out, client.expects());
         let Some(io) = &mut upstream.lease.io else {
             return Ok(());
         };

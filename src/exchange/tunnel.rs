@@ -76,6 +76,9 @@ pub async fn join(
         }
         let upward = up.poll(context, client, upstream, buffers);
         let downward = down.poll(context, upstream, client, buffers);
+        let is_paid = client.give_back() | upstream.give_back();
+        // no event tells when the last bytes are acknowledged
+        slot.look_back(is_paid);
         let (received, sent) = (up.passed(), down.passed());
         if received + sent > 0 {
             exchange_context.took_in(received);

@@ -157,7 +157,11 @@ impl Upload {
                 return Poll::Pending;
             }
             ready!(yield_budget.poll_next(context));
-            ready!(self.poll_body(context, client)?);
+            let piece = self.poll_body(context, client)?;
+            if piece.is_pending() {
+                io.give_back();
+                return Poll::Pending;
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
         eviction::{Grace, Reason, Scope},
     },
     memory::{
-        budget::{Budget, Permit},
+        budget::{Budget, NARROW, Permit, UNSENT_IN_KERNEL},
         buffers::{Buffers, ReadSize},
         concurrency::ConcurrencyLimit,
         footprint,
@@ -114,7 +114,7 @@ impl Worker {
             tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
             reserve: ConcurrencyLimit::new(Some(2), 1),
             handshake_turns: ConcurrencyLimit::new(Some(1), 1),
-            buffers: Rc::default(),
+            buffers: Rc::new(Buffers::within(budget.plan().pool)),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             repeats: Repeats::default(),
             draining: Cell::new(false),
@@ -190,7 +190,7 @@ impl Worker {
 
     /// How many bytes to read at a time, at least `least`.
     pub fn room(&self, least: usize) -> ReadSize {
-        ReadSize::new(least, self.budget.is_short(), self.budget.plan().tight)
+        ReadSize::new(least, self.budget.is_wanted())
     }
 }
 
@@ -205,10 +205,8 @@ impl State {
         let plan = budget.plan();
         let dialer = Dialer::new(SocketOptions {
             keep_alive: config.transport.dial_keep_alive,
-            receive_buffer: plan.socket_buffer,
-            send_buffer: plan.socket_buffer,
-            bounded: plan.tight,
-            notsent_lowat: Some(plan.unsent),
+            receive_buffer: plan.tight.then_some(NARROW),
+            notsent_lowat: Some(UNSENT_IN_KERNEL),
         })
         .paid_by(budget);
         let hosts = config

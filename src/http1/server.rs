@@ -29,7 +29,7 @@ use crate::{
         buffers::{Buffer, Buffers, ReadSize},
         chunk::BodyChunk,
     },
-    net::{Direction, Stream, WideBuffer, secured::Secured},
+    net::{Stream, secured::Secured},
     sys::socket,
 };
 
@@ -52,15 +52,15 @@ pub struct ServerCodec {
     pub awaits_word: bool,
     /// Interim answers (1xx), to be written before anything else.
     pub interim: Vec<u8>,
-    /// What the socket was widened by for a long body.
-    pub wide: Option<Box<WideBuffer>>,
     /// The client was told that the connection stays.
     pub promised: bool,
     /// Bytes of bodies that were read, framing included; wraps.
     pub read: u32,
+    /// [`ServerCodec::read`] where the body began.
+    body_start: u32,
 }
 
-/// Bytes that one read may bring between two messages, where memory is short.
+/// Bytes that one read may bring between two messages, while requests wait.
 const FIRST: usize = 4 * 1024;
 
 /// Bytes of a buffer for a head that comes in several pieces.
@@ -86,23 +86,9 @@ impl ServerCodec {
             due: BodyState::Length(0),
             awaits_word: false,
             interim: Vec::new(),
-            wide: None,
             promised: false,
             read: 0,
-        }
-    }
-
-    /// Whether it may receive more than a connection at rest has paid for, and so must not rest.
-    pub fn receives_wide(&self) -> bool {
-        self.wide
-            .as_ref()
-            .is_some_and(|wide| wide.direction == Direction::In)
-    }
-
-    /// After a long body: what comes next is paid for by nobody.
-    pub fn narrow(&mut self) {
-        if let Some(wide) = self.wide.take() {
-            self.io.narrow(&wide);
+            body_start: 0,
         }
     }
 
@@ -274,7 +260,7 @@ impl ServerCodec {
                 }
             }
             // where memory is short a read brings little that belongs to a body
-            let room = if budget.plan().tight {
+            let room = if budget.is_wanted() || budget.takes_turns() {
                 scratch.get_mut(..FIRST)
             } else {
                 Some(&mut *scratch)
@@ -336,6 +322,7 @@ impl ServerCodec {
         }
         self.awaits_word = head.expects && self.behind.is_empty() && !self.is_between();
         self.promised = false;
+        self.body_start = self.read;
         request_head::parts(text, head)
     }
 
@@ -364,10 +351,13 @@ impl ServerCodec {
                 }
                 continue;
             }
-            let room = match &self.due {
-                BodyState::Length(left) => room.at_most(*left),
-                _ => room,
+            let left = match &self.due {
+                BodyState::Length(left) => Some(*left),
+                _ => None,
             };
+            let passed = self.read.wrapping_sub(self.body_start);
+            ready!(self.io.poll_expect(context, left, passed.into()));
+            let room = left.map_or(room, |left| room.at_most(left));
             let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
             #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
             let more = count as u32;
@@ -434,15 +424,6 @@ impl ServerCodec {
     /// Whether fields stand behind the body; known at the end of it.
     pub fn has_trailers(&self) -> bool {
         matches!(&self.due, BodyState::Chunked(body) if body.has_trailers())
-    }
-
-    /// Lets the kernel hold more of a long body, where memory allows it.
-    pub fn widen(&mut self, direction: Direction, budget: &Rc<Budget>) {
-        // a connection that receives wide cannot be kept
-        let breaks_word = direction == Direction::In && self.promised;
-        if self.wide.is_none() && !breaks_word {
-            self.wide = self.io.widen(direction, budget);
-        }
     }
 
     /// The trailer section of the body that was just read to its end.
@@ -519,7 +500,7 @@ mod tests {
             let (mut client, server) = UnixStream::pair().unwrap();
             client.write_all(text.as_bytes()).await.unwrap();
             let budget = Budget::new(Plan::new(None, 1, None));
-            let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+            let mut codec = ServerCodec::new(Stream::unix(server, None));
             let mut scratch = [0; 4096];
             let arrival = poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 4096));
             let Ok(Arrival::Head(head)) = arrival.await else {

@@ -18,7 +18,7 @@ use crate::{
     net::Stream,
 };
 
-/// Bytes that one read may bring where memory is tight.
+/// Bytes that one read may bring where memory is small.
 const NARROW_READ: usize = 4 * 1024;
 
 /// A client's connection.
@@ -35,7 +35,7 @@ pub struct Io {
     excess: Cell<Option<Excess>>,
     scratch: Rc<RefCell<Box<[u8]>>>,
     table: Rc<ConnectionTable>,
-    is_tight: bool,
+    is_small: bool,
 }
 
 impl Io {
@@ -46,7 +46,7 @@ impl Io {
         frames: Frames,
         scratch: &Rc<RefCell<Box<[u8]>>>,
         table: &Rc<ConnectionTable>,
-        is_tight: bool,
+        is_small: bool,
     ) -> Rc<Io> {
         Rc::new(Io {
             stream: RefCell::new(Some(stream)),
@@ -56,13 +56,19 @@ impl Io {
             excess: Cell::new(None),
             scratch: Rc::clone(scratch),
             table: Rc::clone(table),
-            is_tight,
+            is_small,
         })
     }
 
     /// The bound that the client has exceeded, if any.
     pub fn excess(&self) -> Option<Excess> {
         self.excess.get()
+    }
+
+    /// Gives back what was paid for bytes that the client has acknowledged; returns whether some are left that are paid for.
+    pub fn give_back(&self) -> bool {
+        let mut stream = self.stream.borrow_mut();
+        stream.as_mut().is_some_and(Stream::give_back)
     }
 
     /// Takes the connection from hyper.
@@ -115,7 +121,7 @@ impl Read for Handle {
         let mut unread = io.unread.borrow_mut();
         if unread.is_empty() {
             let mut scratch = io.scratch.borrow_mut();
-            let most = if io.is_tight { NARROW_READ } else { usize::MAX };
+            let most = if io.is_small { NARROW_READ } else { usize::MAX };
             let len = scratch.len().min(buffer.remaining()).min(most);
             let mut space = ReadBuf::new(scratch.get_mut(..len).unwrap_or_default());
             ready!(io.with(|stream| stream.poll_read(context, &mut space)))?;

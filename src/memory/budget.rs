@@ -12,7 +12,10 @@ use std::{
     rc::Rc,
 };
 
-use crate::{memory::queue::Queue, sys::socket};
+use crate::{
+    memory::{queue::Queue, turns::Turns},
+    sys::socket,
+};
 
 /// The price of an idle client connection: 0.6 kB in the process, 3.8 kB in the kernel.
 pub const CONNECTION: u64 = 4_400;
@@ -24,6 +27,12 @@ pub const EXCHANGE: u64 = 42_000;
 /// `SO_SNDBUF` and `SO_RCVBUF` where memory is tight; the kernel doubles it. It is small because bytes that a client sends
 /// before its exchange, or does not read, have no permit, and all clients may do this at the same time.
 pub const NARROW: usize = 4 * 1024;
+
+/// Limit from which on the kernel tunes socket buffers.
+const AMPLE: u64 = 512 << 20;
+
+/// Limit below which TLS records and HTTP/2 windows are small.
+const SMALL: u64 = 64 << 20;
 
 /// Bytes that exchanges, heads and waiting requests must leave free, so that new connections can always be accepted.
 const ACCEPT_RESERVE: u64 = 32 * CONNECTION;
@@ -46,6 +55,9 @@ const LARGEST_HEAD: usize = 96 * 1024;
 /// up to twice their size, and keeps the socket of a closed connection until then.
 pub const UNSENT: u64 = 12_000;
 
+/// `TCP_NOTSENT_LOWAT`: bytes that may wait in the kernel without having been sent.
+pub const UNSENT_IN_KERNEL: u32 = 128 * 1024;
+
 /// The price of a TLS handshake besides its session: a certificate message of 64 kB in records, and once more when it is
 /// parsed.
 const HANDSHAKE: u64 = 160_000;
@@ -58,7 +70,7 @@ pub const TLS_CLIENT: u64 = 4_500;
 /// keys as they are agreed on. 11 to 13 kB were measured with usual clients.
 const CLIENT_HANDSHAKE: u64 = 34_000;
 
-/// What TLS adds to an exchange: a record for the client where sockets are narrow and where they are not.
+/// What TLS adds to an exchange: a record for the client where memory is small and where it is not.
 const RECORD_OUT: (u64, u64) = (5_000, 17_000);
 
 /// The same for a request with a body: a record of the client, encrypted as it comes and decrypted as it is read.
@@ -77,7 +89,7 @@ pub const IDLE_UPSTREAM: u64 = 4_400;
 pub const TLS_SESSION: u64 = 24_000;
 
 /// What a hostile HTTP/2 connection can make the process hold beside its streams, which pay for themselves, where memory is
-/// tight; and where it is not. Measured: see docs/memory.md.
+/// small; and where it is not. Measured: see docs/memory.md.
 pub const HTTP2_CONNECTION: u64 = 1_000_000;
 pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 
@@ -102,14 +114,11 @@ pub struct Plan {
     pub pool: Option<u64>,
     /// Maximum of client connections of this worker.
     pub connections: usize,
-    /// `SO_SNDBUF` and `SO_RCVBUF` of every socket; `None` = the kernel tunes them.
-    pub socket_buffer: Option<usize>,
-    /// The larger size for a long body with a permit ([`Budget::width`]); `None` = buffers are not enlarged.
-    pub wide_buffer: Option<usize>,
-    /// `TCP_NOTSENT_LOWAT`: bytes that may wait in the kernel without having been sent.
-    pub unsent: u32,
-    /// Whether the limit is below 64 MiB, so that buffers are as small as possible.
+    /// Whether every byte in a socket has a permit (`memory/sockets.rs`): the limit is below 512 MiB. Otherwise the kernel
+    /// tunes socket buffers.
     pub tight: bool,
+    /// Whether TLS records and HTTP/2 windows are small: the limit is below 64 MiB.
+    pub small: bool,
 }
 
 impl Plan {
@@ -145,10 +154,8 @@ impl Plan {
             let plan = Plan {
                 pool: None,
                 connections: configured,
-                socket_buffer: None,
-                wide_buffer: None,
-                unsent: 128 * 1024,
                 tight: false,
+                small: false,
             };
             return (plan, true);
         };
@@ -163,16 +170,11 @@ impl Plan {
         let connections = usize::try_from(pool * 3 / 8 / CONNECTION)
             .unwrap_or(usize::MAX)
             .clamp(8, configured.max(8));
-        let share = usize::try_from(limit / 640).unwrap_or(usize::MAX);
-        let share = share.clamp(16 * 1024, 256 * 1024);
-        let tight = limit < 64 << 20;
         let plan = Plan {
             pool: Some(pool),
             connections: connections.min(configured),
-            socket_buffer: (limit < 512 << 20).then_some(if tight { NARROW } else { share }),
-            wide_buffer: tight.then_some(share),
-            unsent: if tight { 16 * 1024 } else { 128 * 1024 },
-            tight,
+            tight: limit < AMPLE,
+            small: limit < SMALL,
         };
         (plan, is_enough)
     }
@@ -213,10 +215,10 @@ pub struct Budget {
     admitted: Cell<u64>,
     /// Bytes held by unfinished request heads.
     heads: Cell<u64>,
-    /// Bytes held by wide buffers.
-    widths: Cell<u64>,
     /// What HTTP/2 connections cost.
     http2: Cell<u64>,
+    /// Bytes that client connections may receive beyond their usual buffers.
+    resting: Cell<u64>,
     /// Heads of responses that are larger than the price of an exchange foresees.
     pub large_heads: Fund,
     /// TLS handshakes with upstreams in progress.
@@ -235,6 +237,12 @@ pub struct Budget {
     unread: RefCell<Vec<(OwnedFd, Permit)>>,
     /// Requests that wait for an exchange's permit.
     pub queue: Queue,
+    /// Requests that let others go first, so that a few at a time are fast and not all of them slow.
+    pub turns: Turns,
+    /// Messages that wait for a wide buffer, for the same reason.
+    pub lanes: Turns,
+    /// Ticks for which it is remembered that a message got no wide buffer.
+    narrowed: Cell<u8>,
     /// Tasks that wait for a connection's slot; woken whenever bytes are given back.
     pub room: Rc<Queue>,
 }
@@ -253,8 +261,10 @@ enum Purpose {
     Head,
     Spared,
     Exchange,
-    Width,
     Http2,
+    Resting,
+    Receiving,
+    Sending,
     LargeHead,
     Handshake,
     ClientHandshake,
@@ -278,8 +288,8 @@ impl Budget {
             exchanges: Cell::new(0),
             admitted: Cell::new(0),
             heads: Cell::new(0),
-            widths: Cell::new(0),
             http2: Cell::new(0),
+            resting: Cell::new(0),
             large_heads: Fund::default(),
             handshakes: Fund::default(),
             client_handshakes: Fund::default(),
@@ -289,6 +299,9 @@ impl Budget {
             gauge: RefCell::default(),
             unread: RefCell::default(),
             queue: Queue::default(),
+            turns: Turns::default(),
+            lanes: Turns::default(),
+            narrowed: Cell::new(0),
             room: Rc::default(),
         })
     }
@@ -396,7 +409,7 @@ impl Budget {
     /// may wait even if there is no memory for waiting, because relief only begins when a request waits: this one may if fewer
     /// than `spared` do ([`SPARED`] at most).
     pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
-        let queue = self.plan.socket_buffer.unwrap_or(0);
+        let queue = if self.plan.tight { NARROW } else { 0 };
         let price = (head + 2 * queue) as u64;
         if let Some(permit) = self.head(price) {
             return Some(permit);
@@ -416,19 +429,71 @@ impl Budget {
         self.refused.replace(false)
     }
 
-    /// Takes the price of a wide buffer of one socket for a long body, if the plan has wide buffers. All of them together get a
-    /// quarter of the budget, and nothing of the last quarter. Returns the buffer's size, too.
-    pub fn width(self: &Rc<Budget>) -> Option<(usize, Permit)> {
-        let size = self.plan.wide_buffer?;
-        let price = 2 * size as u64;
-        let widths = self.widths.get() + price;
-        if self.plan.pool.is_some_and(|pool| widths > pool / 4) || self.is_scarce_with(price) {
-            return None;
+    /// A permit for what a socket may receive beyond its usual buffer, worth nothing yet ([`Permit::widen`]). `rests`: it is
+    /// a client's, and kept between two messages.
+    pub fn receiving(self: &Rc<Budget>, rests: bool) -> Permit {
+        let mut permit = self.force(0);
+        permit.purpose = if rests {
+            Purpose::Resting
+        } else {
+            Purpose::Receiving
+        };
+        permit
+    }
+
+    /// The same for what it has sent.
+    pub fn sending(self: &Rc<Budget>) -> Permit {
+        let mut permit = self.force(0);
+        permit.purpose = Purpose::Sending;
+        permit
+    }
+
+    /// Whether connections may go on receiving as wide as they do when their messages are over: no request waits for
+    /// memory, and all of them together hold no more than a quarter of the budget.
+    pub fn may_rest_wide(&self) -> bool {
+        let pool = self.plan.pool;
+        !self.is_wanted() && pool.is_none_or(|pool| self.resting.get() <= pool / 4)
+    }
+
+    /// Whether a request should let others finish before it begins: many are at work, and messages lately got no buffer as
+    /// wide as they needed.
+    pub fn is_crowded(&self) -> bool {
+        let pool = self.plan.pool;
+        self.narrowed.get() > 0
+            && self.exchanges.get() >= FEW
+            && pool.is_some_and(|pool| self.spent.get() > pool / 4)
+    }
+
+    /// Whether a request should wait for its turn.
+    pub fn takes_turns(&self) -> bool {
+        self.plan.tight && (self.turns.queue.len() > 0 || self.is_crowded())
+    }
+
+    /// A message got no buffer as wide as it needed.
+    pub fn was_narrowed(&self) {
+        self.narrowed.set(NARROWED);
+    }
+
+    /// Whether a receive buffer may cost so many bytes more than a narrow one.
+    pub fn may_receive(&self, bytes: u64) -> bool {
+        bytes <= self.left_for_width(6) / 8
+    }
+
+    /// Bytes that sockets may still share beyond their usual buffers, for so many eighths of the budget; nothing while
+    /// memory is wanted.
+    fn left_for_width(&self, eighths: u64) -> u64 {
+        let Some(pool) = self.plan.pool else {
+            return u64::MAX;
+        };
+        if self.is_wanted() {
+            return 0;
         }
-        self.widths.set(widths);
-        let mut permit = self.force(price);
-        permit.purpose = Purpose::Width;
-        Some((size, permit))
+        (pool / 8 * eighths).saturating_sub(self.spent.get())
+    }
+
+    /// Whether memory is wanted now: a request waits for it, or it is near its limit.
+    pub fn is_wanted(&self) -> bool {
+        self.pressed.get() || (self.plan.pool.is_some() && self.queue.len() > 0)
     }
 
     /// Takes what an HTTP/2 connection costs, with so many bytes more for its TLS. All of them together get half of the
@@ -455,7 +520,7 @@ impl Budget {
     }
 
     fn http2_price(&self) -> u64 {
-        if self.plan.tight {
+        if self.plan.small {
             HTTP2_CONNECTION
         } else {
             HTTP2_CONNECTION_WIDE
@@ -491,7 +556,7 @@ impl Budget {
 
     /// What the records of an exchange cost where its client comes by TLS.
     pub fn records(&self, has_body: bool) -> u64 {
-        let out = if self.plan.tight {
+        let out = if self.plan.small {
             RECORD_OUT.0
         } else {
             RECORD_OUT.1
@@ -580,25 +645,26 @@ impl Budget {
         self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 4)
     }
 
-    /// Whether more than three quarters are spent: then nothing is kept for later use.
+    /// Whether more than fifteen sixteenths are spent: then nothing is kept for later use.
     pub fn is_scarce(&self) -> bool {
-        self.is_scarce_with(0)
-    }
-
-    fn is_scarce_with(&self, bytes: u64) -> bool {
         let pool = self.plan.pool;
-        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() + bytes > pool / 4 * 3)
+        self.pressed.get() || pool.is_some_and(|pool| self.spent.get() > pool / 16 * 15)
     }
 
     /// Bytes were given back: the first of each queue tries again. The queues of the funds are woken by their own permits, and
     /// by the timer of a wait.
     fn wake(&self) {
         self.queue.wake();
+        if self.plan.tight {
+            self.turns.queue.wake();
+            self.lanes.queue.wake();
+        }
         self.room.wake();
     }
 
     /// Sets whether memory in use is near the limit, as measured at a tick.
     pub fn press(&self, pressed: bool) {
+        self.narrowed.set(self.narrowed.get().saturating_sub(1));
         self.pressed.set(pressed);
         if !pressed {
             self.queue.wake();
@@ -628,6 +694,12 @@ impl Deref for Gauge {
     }
 }
 
+/// Ticks for which it is remembered that messages needed wider buffers than they got.
+const NARROWED: u8 = 10;
+
+/// Exchanges that never wait for a turn.
+const FEW: usize = 16;
+
 /// Admissions between two measurements of memory: one read of a file for sixteen requests.
 const LOOK: u64 = 16;
 
@@ -637,12 +709,36 @@ impl Permit {
         self.bytes
     }
 
+    /// The budget that it was taken from.
+    pub fn budget(&self) -> &Rc<Budget> {
+        &self.budget
+    }
+
+    /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: an eighth of what is left
+    /// for all. So the first sockets have much, many have little each, and something is always left for the next. What is
+    /// to be received leaves an eighth of the budget for what is to be sent on.
+    pub fn widen(&mut self, bytes: u64) -> bool {
+        let eighths = if self.purpose == Purpose::Sending {
+            7
+        } else {
+            6
+        };
+        let may = bytes <= self.budget.left_for_width(eighths) / 8;
+        if may {
+            self.resize(bytes);
+        }
+        may
+    }
+
     /// Changes the permit to `bytes`: more is taken even if it is not available, the difference is given back. Not for permits
-    /// of exchanges, unfinished heads and wide buffers, which are summed up separately.
+    /// of exchanges, unfinished heads and HTTP/2 connections, which are summed up separately.
     pub fn resize(&mut self, bytes: u64) {
         let before = std::mem::replace(&mut self.bytes, bytes);
         let moved = |sum: &Cell<u64>| sum.set(sum.get() - before + bytes);
         moved(&self.budget.spent);
+        if self.purpose == Purpose::Resting {
+            moved(&self.budget.resting);
+        }
         if let Some(fund) = self.budget.fund(self.purpose) {
             moved(&fund.spent);
             fund.queue.wake();
@@ -684,10 +780,10 @@ impl Drop for Permit {
         self.budget.spent.set(self.budget.spent.get() - self.bytes);
         match self.purpose {
             Purpose::Head => self.budget.heads.set(self.budget.heads.get() - self.bytes),
-            Purpose::Width => self
+            Purpose::Resting => self
                 .budget
-                .widths
-                .set(self.budget.widths.get() - self.bytes),
+                .resting
+                .set(self.budget.resting.get() - self.bytes),
             Purpose::Http2 => self.budget.http2.set(self.budget.http2.get() - self.bytes),
             Purpose::Spared => self.budget.spared.set(self.budget.spared.get() - 1),
             Purpose::Exchange => self.budget.exchanges.set(self.budget.exchanges.get() - 1),
@@ -697,7 +793,7 @@ impl Drop for Permit {
                     fund.queue.wake();
                 }
             }
-            Purpose::Other => {}
+            Purpose::Receiving | Purpose::Sending | Purpose::Other => {}
         }
         self.budget.wake();
     }
@@ -706,7 +802,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize, USUAL};
+    use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize};
     use crate::{client_group::Group, memory::queue::Claim};
     use std::{
         future::Future,
@@ -775,37 +871,79 @@ mod tests {
     }
 
     #[test]
-    fn a_waiting_request_is_charged_and_the_first_long_bodies_get_wide_buffers() {
+    fn a_waiting_request_is_charged_for_its_head_and_its_queue() {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let waiter = budget.waiter(300, 0).unwrap();
         assert_eq!(waiter.bytes(), 300 + 2 * NARROW as u64);
-        let wide: Vec<_> = std::iter::from_fn(|| budget.width()).collect();
+    }
+
+    #[test]
+    fn one_socket_gets_an_eighth_of_what_is_left_and_nothing_of_the_last_eighth() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let pool = budget.plan().pool.unwrap();
-        let paid: u64 = wide.iter().map(|(_, permit)| permit.bytes()).sum();
-        assert!(wide.iter().all(|(size, _)| *size == 16 * 1024));
-        assert!(
-            (pool / 4 - 50_000..=pool / 4).contains(&paid),
-            "{paid} of {pool}"
-        );
-        drop(wide);
-        let others = budget.take(pool / 4 * 3 - 40_000).unwrap();
-        let last = budget.width();
-        assert!(
-            last.is_none(),
-            "none of the last quarter, with the waiter's"
-        );
-        drop(others);
+        let mut first = budget.sending();
+        assert!(!first.widen(pool / 8) && first.widen(pool / 10));
+        let mut all: Vec<Permit> = (0..1000).map(|_| budget.sending()).collect();
+        let wide = all
+            .iter_mut()
+            .map_while(|permit| permit.widen(16_000).then_some(()));
+        assert!(wide.count() > 100);
+        assert!(budget.spent() < pool / 8 * 7, "{}", budget.spent());
+        assert!(budget.exchange(300, 0).is_some(), "others still come in");
+        drop((first, all));
+        assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn nothing_gets_wide_while_memory_is_wanted() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let mut permit = budget.receiving(true);
         budget.press(true);
-        assert!(budget.width().is_none(), "not while memory is pressed");
-        let ample = Budget::new(Plan::new(Some(64 << 20), 1, None));
-        assert!(ample.width().is_none(), "all are wide there");
-        assert!(ample.plan().socket_buffer > Some(NARROW));
+        assert!(!permit.widen(1000));
+        budget.press(false);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waiter = Box::pin(budget.queue.until(CLAIM, || None::<()>));
+        assert!(waiter.as_mut().poll(&mut context).is_pending());
+        assert!(!permit.widen(1000) && !budget.may_rest_wide());
+        drop(waiter);
+        assert!(permit.widen(1000) && budget.may_rest_wide());
+    }
+
+    #[test]
+    fn connections_of_clients_rest_wide_in_a_quarter_of_the_budget() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let mut permits = Vec::new();
+        while budget.may_rest_wide() {
+            let mut permit = budget.receiving(true);
+            assert!(permit.widen(100_000));
+            permits.push(permit);
+        }
+        let quarter = budget.plan().pool.unwrap() / 4;
+        assert!((quarter..quarter + 100_001).contains(&budget.spent()));
+        permits.pop();
+        assert!(budget.may_rest_wide());
+    }
+
+    #[test]
+    fn requests_let_others_finish_where_messages_got_no_wide_buffer() {
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let much = budget.take(budget.plan().pool.unwrap() / 4);
+        let admitted: Vec<_> = (0..FEW).map(|_| budget.exchange(300, 0)).collect();
+        assert!(!budget.is_crowded(), "all were as wide as they needed");
+        budget.was_narrowed();
+        assert!(budget.is_crowded());
+        (0..NARROWED).for_each(|_| budget.press(false));
+        assert!(!budget.is_crowded(), "that was long ago");
+        budget.was_narrowed();
+        drop(admitted);
+        assert!(!budget.is_crowded(), "few are at work");
+        drop(much);
     }
 
     #[test]
     fn buffers_are_freed_by_halves_until_none_is_left() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, true, true);
+        let room = ReadSize::new(4096, true);
         drop([(); 5].map(|()| buffers.take(room)));
         for left in [2, 1] {
             assert!(buffers.trim(), "{left} are left");
@@ -882,7 +1020,7 @@ mod tests {
     #[test]
     fn buffers_are_reused_and_freed() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, true, true);
+        let room = ReadSize::new(4096, true);
         let buffer = buffers.take(room);
         let place = buffer.as_ptr();
         drop(buffer);
@@ -908,7 +1046,7 @@ mod tests {
     #[test]
     fn buffers_are_smaller_the_more_are_lent() {
         let buffers: Rc<Buffers> = Rc::default();
-        let room = ReadSize::new(4096, false, false);
+        let room = ReadSize::new(4096, false);
         let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
         let sizes: Vec<usize> = held.iter().map(|buffer| buffer.len()).collect();
         assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
@@ -920,19 +1058,16 @@ mod tests {
 
     #[test]
     fn read_sizes_follow_memory_and_the_configured_size() {
-        let sizes = |least| {
-            [(true, true), (false, true), (false, false)]
-                .map(|(short, tight)| ReadSize::new(least, short, tight).most)
-        };
-        assert_eq!(sizes(512), [512, USUAL, BULK]);
-        assert_eq!(sizes(32_768), [32_768, 32_768, BULK]);
-        assert_eq!(sizes(100_000), [100_000; 3]);
+        let sizes = |least| [true, false].map(|wanted| ReadSize::new(least, wanted).most);
+        assert_eq!(sizes(512), [512, BULK]);
+        assert_eq!(sizes(32_768), [32_768, BULK]);
+        assert_eq!(sizes(100_000), [100_000; 2]);
     }
 
     #[test]
     fn a_buffer_that_grew_is_never_lent_again() {
         let buffers: Rc<Buffers> = Rc::default();
-        let mut buffer = buffers.take(ReadSize::new(4096, true, true));
+        let mut buffer = buffers.take(ReadSize::new(4096, true));
         buffer[0] = 7;
         assert!(!buffer.has_grown());
         buffer.grow(16 * 1024);

@@ -17,6 +17,8 @@ pub struct Buffers {
     pub kept: Cell<usize>,
     /// Bytes of the lent buffers.
     pub lent: Cell<usize>,
+    /// Lent bytes up to which buffers are large, and up to which they have [`USUAL`] bytes; `None` = [`PLENTY`].
+    plenty: Option<(usize, usize)>,
 }
 
 /// A lent buffer; its initial content has no meaning.
@@ -40,7 +42,7 @@ pub const USUAL: usize = 16 * 1024;
 pub const BULK: usize = 64 * 1024;
 
 /// Lent bytes up to which buffers are large, and up to which they have [`USUAL`] bytes.
-pub const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
+const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
 
 /// Bounds the bytes of free buffers that are kept for reuse.
 pub const KEPT: usize = 1 << 20;
@@ -49,13 +51,9 @@ pub const KEPT: usize = 1 << 20;
 pub const LEAST_KEPT: usize = 4 * 1024;
 
 impl ReadSize {
-    /// `least` bytes where memory is short; [`USUAL`] where it is not, and [`BULK`] where it is not tight either, if larger.
-    pub fn new(least: usize, is_short: bool, is_tight: bool) -> ReadSize {
-        let most = match (is_short, is_tight) {
-            (true, _) => least,
-            (false, true) => least.max(USUAL),
-            (false, false) => least.max(BULK),
-        };
+    /// `least` bytes while a request waits for memory, otherwise [`BULK`] if that is more.
+    pub fn new(least: usize, is_wanted: bool) -> ReadSize {
+        let most = if is_wanted { least } else { least.max(BULK) };
         ReadSize { least, most }
     }
 
@@ -123,11 +121,25 @@ impl Drop for Buffer {
 }
 
 impl Buffers {
+    /// The buffers of a worker with a budget of `pool` bytes; `None` = no limit. What is lent beyond the price of the
+    /// exchanges is a small part of it.
+    pub fn within(pool: Option<u64>) -> Buffers {
+        let part = |share: u64, most: usize| {
+            let bytes = pool.map_or(u64::MAX, |pool| pool / share);
+            usize::try_from(bytes).unwrap_or(usize::MAX).min(most)
+        };
+        Buffers {
+            plenty: Some((part(64, PLENTY.0), part(16, PLENTY.1))),
+            ..Buffers::default()
+        }
+    }
+
     /// A buffer as large as `room` and the lent bytes allow.
     pub fn take(self: &Rc<Buffers>, room: ReadSize) -> Buffer {
+        let plenty = self.plenty.unwrap_or(PLENTY);
         let size = match self.lent.get() {
-            lent if lent < PLENTY.0 => room.most,
-            lent if lent < PLENTY.1 => room.most.min(room.least.max(USUAL)),
+            lent if lent < plenty.0 => room.most,
+            lent if lent < plenty.1 => room.most.min(room.least.max(USUAL)),
             _ => room.least,
         };
         let fits = |buffer: &Vec<u8>| buffer.len() >= size && buffer.len() < 4 * size;

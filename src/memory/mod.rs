@@ -1,7 +1,8 @@
 //! Memory that clients and upstreams can make the process hold, and what pays for it.
 //!
-//! `budget` gives out permits, `queue` is where requests wait for one, `buffers` and `chunk` hold the bytes of bodies,
-//! `concurrency` bounds requests and tunnels by number, and `footprint` measures what the configuration itself needs.
+//! `budget` gives out permits, `queue` is where requests wait for one and `turns` where they let others finish first,
+//! `sockets` is what the kernel holds for one socket, `buffers` and `chunk` hold the bytes of bodies, `concurrency` bounds
+//! requests and tunnels by number, and `footprint` measures what the configuration itself needs.
 
 pub mod budget;
 pub mod buffers;
@@ -9,3 +10,5 @@ pub mod chunk;
 pub mod concurrency;
 pub mod footprint;
 pub mod queue;
+pub mod sockets;
+pub mod turns;

@@ -38,7 +38,7 @@ pub struct Secured {
     subject: Option<Rc<str>>,
 }
 
-/// Most bytes of plain text in one record: where memory is tight, and elsewhere.
+/// Most bytes of plain text in one record: where memory is small, and elsewhere.
 const RECORD: (usize, usize) = (4 * 1024, 16 * 1024);
 
 impl Secured {
@@ -66,6 +66,11 @@ impl Secured {
     /// The socket.
     pub fn io(&self) -> &Stream {
         &self.io
+    }
+
+    /// The same, to be changed.
+    pub fn io_mut(&mut self) -> &mut Stream {
+        &mut self.io
     }
 
     /// The session.
@@ -251,7 +256,7 @@ impl Secured {
             if pieces.iter().all(|piece| piece.is_empty()) {
                 return Poll::Ready(Ok(0));
             }
-            let most = if self.budget.plan().tight {
+            let most = if self.budget.plan().small {
                 RECORD.0
             } else {
                 RECORD.1

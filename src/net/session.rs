@@ -361,10 +361,10 @@ impl std::fmt::Debug for Session {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::io::{Read as _, Write as _};
 
-    use rcgen::{CertificateParams, KeyPair};
+    use rcgen::{Certificate, CertificateParams, KeyPair};
     use rustls::{
         ClientConfig, ClientConnection, RootCertStore,
         crypto::ring,
@@ -380,24 +380,35 @@ mod tests {
         let certificate = params.self_signed(&key).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone()).unwrap();
-        let provider = || Arc::new(ring::default_provider());
-        let client = ClientConfig::builder_with_provider(provider())
+        let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let server = ServerConfig::builder_with_provider(provider())
+        let server = server_config(&certificate, &key);
+        let name = ServerName::try_from("a.test").unwrap();
+        let client = ClientConnection::new(Arc::new(client), name).unwrap();
+        (client, Session::new(server).unwrap())
+    }
+
+    /// What a server is configured with, with a certificate of its own.
+    pub fn config() -> Arc<ServerConfig> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        server_config(&certificate, &key)
+    }
+
+    fn server_config(certificate: &Certificate, key: &KeyPair) -> Arc<ServerConfig> {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(
                 vec![certificate.der().clone()],
                 PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
-        let name = ServerName::try_from("a.test").unwrap();
-        let client = ClientConnection::new(Arc::new(client), name).unwrap();
-        (client, Session::new(Arc::new(server)).unwrap())
+            );
+        Arc::new(config.unwrap())
     }
 
     fn feed(session: &mut Session, mut bytes: &[u8], most: usize) {

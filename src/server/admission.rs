@@ -54,11 +54,16 @@ pub async fn admit(
     poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
     let budget = &worker.budget;
+    if !ask.is_brief && budget.takes_turns() {
+        Box::pin(let_others_go_first(worker, slot, ask)).await;
+    }
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange(ask.size, ask.records)
     {
         return Some((Some(permit), None, 0));
     }
+    // idle upstream connections give way at once
+    worker.pool.clear();
     // rare, and large: boxed, it does not enlarge the future of other requests
     Box::pin(async move {
         let since = Instant::now();
@@ -79,6 +84,23 @@ pub async fn admit(
         Some((None, Some(place), waited()))
     })
     .await
+}
+
+/// Waits a moment while many requests are in progress: a few at a time have wide buffers and are soon done, all at once would
+/// be narrow and slow. A request that gets no turn in time goes on all the same.
+async fn let_others_go_first(worker: &Worker, slot: &SlotRef, ask: Ask) {
+    let budget = &worker.budget;
+    let Some(_head) = budget.head(ask.size as u64) else {
+        return;
+    };
+    slot.enter(Phase::Waiting, None);
+    let claim = Claim {
+        group: slot.group(),
+        since: slot.now(),
+        is_whole: !ask.has_body,
+    };
+    let take = || (!budget.is_crowded()).then_some(());
+    budget.turns.wait(claim, take).await;
 }
 
 /// What TLS with the client adds to the price of an exchange, in bytes.
@@ -219,7 +241,7 @@ mod tests {
             runtime.block_on(async {
                 let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
                 client.write_all(head.as_bytes()).await.unwrap();
-                let mut codec = ServerCodec::new(Stream::unix(server, None, None));
+                let mut codec = ServerCodec::new(Stream::unix(server, None));
                 let mut scratch = [0; 1024];
                 let arrival =
                     poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 1024));

@@ -59,8 +59,8 @@ pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: u
 }
 
 /// Whether much of what was sent is still in the kernel while memory is tight.
-pub fn is_unread(worker: &Worker, io: &Stream) -> bool {
-    worker.budget.plan().tight && socket::unsent(&io.socket()) > NARROW
+pub fn is_unread(worker: &Worker, io: &mut Stream) -> bool {
+    worker.budget.plan().tight && io.unsent() > NARROW
 }
 
 /// Makes the close a reset where the client has not acknowledged all that it was sent and memory is tight: otherwise
@@ -83,7 +83,7 @@ pub async fn settle(
     most: usize,
 ) -> io::Result<()> {
     let limit = worker.state().config.server.write_timeout;
-    let mut left = socket::unsent(&io.socket());
+    let mut left = io.unsent();
     let settled = poll_fn(|context| {
         // mostly the client's next request shows that it has read this answer; otherwise the timer wakes this task
         let _ = io.poll_read_ready(context)?;
@@ -91,7 +91,7 @@ pub async fn settle(
         if socket::is_dead(&io.socket()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let unsent = socket::unsent(&io.socket());
+        let unsent = io.unsent();
         if unsent < left {
             slot.took(left - unsent);
             left = unsent;

@@ -363,15 +363,12 @@ fn poll_client(
 /// Before the next request: waits until most of a long answer is acknowledged where memory is tight. `None` = the
 /// connection cannot go on.
 async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
-    if slot.bytes() as usize > NARROW && is_unread(worker, &codec.io) {
+    if is_unread(worker, &mut codec.io) {
         Box::pin(settle(worker, &mut codec.io, slot, NARROW))
             .await
             .ok()?;
     }
-    if codec.receives_wide() {
-        return None;
-    }
-    codec.narrow();
+    codec.io.end_message();
     if let Some(secured) = codec.io.secured_mut() {
         secured.set_paid(false);
     }

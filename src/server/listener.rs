@@ -32,13 +32,14 @@ use crate::{
     connection_table::eviction::{Grace, Reason, Scope},
     exchange::worker::Worker,
     memory::{
-        budget::{Budget, CONNECTION, Permit, Plan},
+        budget::{Budget, CONNECTION, NARROW, Permit, Plan, UNSENT_IN_KERNEL},
         queue::Claim,
     },
     net::Stream,
     observe::{log, metrics, repeats::Kind},
     outcome::Outcome,
     server::{connection::Connection, pressure::EVICTED_AT_ONCE, supervisor::Reporter},
+    sys::socket::unlock_receive_buffer,
 };
 
 /// Connections that the kernel holds for us until there is room.
@@ -242,13 +243,13 @@ fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
 }
 
 fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
-    if let Some(size) = plan.socket_buffer {
-        socket.set_send_buffer_size(size)?;
-        socket.set_recv_buffer_size(size)?;
+    if plan.tight {
+        socket.set_recv_buffer_size(NARROW)?;
+        unlock_receive_buffer(socket);
     }
     socket.set_tcp_nodelay(true)?;
     // kernels and sandboxes that lack these serve without them
-    drop(socket.set_tcp_notsent_lowat(plan.unsent));
+    drop(socket.set_tcp_notsent_lowat(UNSENT_IN_KERNEL));
     drop(
         socket.set_tcp_keepalive(
             &TcpKeepalive::new()
@@ -292,15 +293,14 @@ impl ListeningSocket {
     /// # Errors
     /// Out of descriptors or memory, or the client has left already.
     pub async fn accept(&self, budget: &Rc<Budget>) -> io::Result<(Stream, Option<SocketAddr>)> {
-        let plan = budget.plan();
         match self {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Stream::tcp(stream, plan.tight), Some(address)))
+                Ok((Stream::client(stream, budget), Some(address)))
             }
             ListeningSocket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::unix(stream, plan.socket_buffer, Some(budget)), None))
+                Ok((Stream::unix(stream, Some(budget)), None))
             }
         }
     }

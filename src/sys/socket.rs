@@ -6,8 +6,8 @@ use std::{ffi::c_int, os::fd::AsRawFd as _, time::Duration};
 /// Sets how many bytes a TCP connection may receive ahead of its reader: `SO_RCVBUF`, and the window clamp that was derived
 /// from it when the connection was made (tcp(7)).
 pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
-    let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
     drop(socket.set_recv_buffer_size(size));
+    let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
     // SAFETY: the value is a `c_int` that lives through the call, and its size is given.
     unsafe {
         libc::setsockopt(
@@ -17,6 +17,58 @@ pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
             (&raw const clamp).cast(),
             libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or_default(),
         );
+    }
+}
+
+/// Lets the kernel choose how large a receive buffer may become, whatever `SO_RCVBUF` was set before, until
+/// [`set_receive_buffer`] is called again. A connection that is made meanwhile agrees on a window scale for the largest
+/// window that the kernel knows, and not for the one that it begins with, which could then never be more than 64 kB
+/// (`SO_BUF_LOCK`, Linux 5.14; before it that stays so).
+pub fn unlock_receive_buffer(socket: &socket2::Socket) {
+    set_buffer_lock(socket, 0);
+}
+
+/// Lets the kernel choose how large a send buffer may become; what is received stays as it was set.
+pub fn unlock_send_buffer(socket: &socket2::Socket) {
+    const RECEIVE_LOCK: c_int = 2;
+    set_buffer_lock(socket, RECEIVE_LOCK);
+}
+
+fn set_buffer_lock(socket: &socket2::Socket, locks: c_int) {
+    const SO_BUF_LOCK: c_int = 72;
+    // SAFETY: the value is a `c_int` that lives through the call, and its size is given.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_BUF_LOCK,
+            (&raw const locks).cast(),
+            libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or_default(),
+        );
+    }
+}
+
+/// What stands in a TCP connection's send queue, with what the kernel needs to hold it (`SO_MEMINFO`, Linux 4.12); else
+/// what [`unsent`] says. One system call.
+pub fn queued(socket: &socket2::Socket) -> usize {
+    const SO_MEMINFO: c_int = 55;
+    const WMEM_QUEUED: usize = 5;
+    let mut info = [0_u32; 9];
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to a live array of that size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 && len as usize == size_of_val(&info) {
+        info.get(WMEM_QUEUED).map_or(0, |bytes| *bytes as usize)
+    } else {
+        unsent(socket)
     }
 }
 

@@ -25,8 +25,9 @@ use tokio::{
 use crate::{
     failure::Failure,
     memory::{budget::Budget, queue::Claim},
-    net::Stream,
+    net::{Bounded, Stream},
     route::{Address, Origin},
+    sys::socket,
     upstream::{
         dns::{Doubt, LOOK_UP_STACK, Names, resolve},
         tls::Connectors,
@@ -39,12 +40,8 @@ use crate::{
 pub struct SocketOptions {
     /// Idle time before the first probe and between probes; whole seconds, at least one. `None` = off.
     pub keep_alive: Option<Duration>,
-    /// `SO_RCVBUF` in bytes; the kernel doubles it.
+    /// `SO_RCVBUF` in bytes, until it is made wider; the kernel doubles it.
     pub receive_buffer: Option<usize>,
-    /// `SO_SNDBUF` in bytes; the kernel doubles it.
-    pub send_buffer: Option<usize>,
-    /// Whether the send buffer strictly bounds what is queued ([`Stream::Bounded`]).
-    pub bounded: bool,
     /// `TCP_NOTSENT_LOWAT` in bytes: how much may wait in the kernel without having been sent.
     pub notsent_lowat: Option<u32>,
 }
@@ -52,15 +49,10 @@ pub struct SocketOptions {
 impl SocketOptions {
     fn apply(&self, socket: &TcpSocket) {
         let socket = SockRef::from(socket);
-        let size = |size: Option<usize>, set: fn(&SockRef<'_>, usize) -> io::Result<()>| {
-            size.map(|size| set(&socket, size));
-        };
-        size(self.receive_buffer, |socket, size| {
-            socket.set_recv_buffer_size(size)
-        });
-        size(self.send_buffer, |socket, size| {
-            socket.set_send_buffer_size(size)
-        });
+        if let Some(size) = self.receive_buffer {
+            drop(socket.set_recv_buffer_size(size));
+            socket::unlock_receive_buffer(&socket);
+        }
         self.notsent_lowat
             .map(|bytes| socket.set_tcp_notsent_lowat(bytes));
         self.keep_alive.map(|time| {
@@ -113,13 +105,11 @@ impl Dialer {
                 let connected = connected.map_err(|error| {
                     Failure::DialFailed(format!("unix:{}: {error}", path.display()))
                 });
-                return connected.map(|stream| {
-                    Stream::unix(stream, self.options.send_buffer, self.budget.as_ref())
-                });
+                return connected.map(|stream| Stream::unix(stream, self.budget.as_ref()));
             }
         };
         match &origin.tls {
-            None => Ok(Stream::tcp(stream, self.options.bounded)),
+            None => Ok(Stream::upstream(stream, self.budget.as_ref())),
             Some(tls) => {
                 let _permit = match &self.budget {
                     Some(budget) => {
@@ -132,6 +122,7 @@ impl Dialer {
                     }
                     None => None,
                 };
+                let stream = Bounded::upstream(stream, self.budget.as_ref());
                 let stream = self.connectors.connect(tls, stream).await?;
                 Ok(Stream::Tls(Box::new(stream)))
             }
@@ -306,7 +297,6 @@ const MAX_RACING: usize = 4;
 #[cfg(test)]
 mod tests {
     use crate::Arc;
-    use crate::memory::budget::NARROW;
     use crate::upstream::dns::LOOK_UPS;
     use std::thread;
     use std::{
@@ -330,11 +320,8 @@ mod tests {
     };
 
     use super::*;
-    use crate::{memory::budget::Plan, route::Tls};
-    use crate::{
-        net::Direction,
-        upstream::dns::{CachedName, LookUp, Unresolved},
-    };
+    use crate::route::Tls;
+    use crate::upstream::dns::{CachedName, LookUp, Unresolved};
 
     fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = Builder::new_current_thread()
@@ -405,8 +392,6 @@ mod tests {
             let dialer = Dialer::new(SocketOptions {
                 keep_alive: Some(Duration::from_secs(30)),
                 receive_buffer: Some(32 * 1024),
-                send_buffer: Some(16 * 1024),
-                bounded: false,
                 notsent_lowat: Some(16 * 1024),
             });
             for host in ["127.0.0.1", "localhost"] {
@@ -425,28 +410,7 @@ mod tests {
                     Duration::from_secs(30)
                 );
                 assert_eq!(socket.recv_buffer_size().unwrap(), 64 * 1024);
-                assert_eq!(socket.send_buffer_size().unwrap(), 32 * 1024);
                 assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16 * 1024);
-            }
-
-            let tight = Budget::new(Plan::new(Some(10 << 20), 1, None));
-            for direction in [Direction::In, Direction::Out] {
-                let io = dialer.dial(&origin("127.0.0.1", port)).await.unwrap();
-                let size = |io: &Stream| match direction {
-                    Direction::In => io.socket().recv_buffer_size().unwrap(),
-                    Direction::Out => io.socket().send_buffer_size().unwrap(),
-                };
-                let wide = io.widen(direction, &tight).unwrap();
-                assert_eq!((size(&io), tight.spent()), (32 * 1024, 32 * 1024));
-                io.narrow(&wide);
-                let after = if direction == Direction::In {
-                    32 * 1024
-                } else {
-                    2 * NARROW
-                };
-                assert_eq!(size(&io), after);
-                drop(wide);
-                assert_eq!(tight.spent(), 0);
             }
 
             let path = env::temp_dir().join(format!("lean-proxy-dial-{}", std::process::id()));

@@ -14,10 +14,10 @@ use std::{
 use crate::{
     config::Transport,
     memory::{
-        budget::{Budget, IDLE_UPSTREAM, Permit, TLS_SESSION},
+        budget::{Budget, IDLE_UPSTREAM, NARROW, Permit, TLS_SESSION},
         queue::Queue,
     },
-    net::{Direction, Stream, WideBuffer},
+    net::Stream,
     observe::metrics::{self, Metrics},
     route::{Address, Origin},
     sys::socket,
@@ -69,7 +69,6 @@ pub struct Host {
 #[derive(Debug)]
 struct Idle {
     io: Stream,
-    wide: Option<Box<WideBuffer>>,
     since: u32,
     _permit: Permit,
 }
@@ -88,10 +87,6 @@ pub enum Checkout {
 pub struct Lease {
     /// The connection; `None` until it is dialled.
     pub io: Option<Stream>,
-    /// Its wider receive buffer, for long answers; kept as long as the connection.
-    wide_in: Option<Box<WideBuffer>>,
-    /// Its wider send buffer, for a long request; kept until the end of this request.
-    wide_out: Option<Box<WideBuffer>>,
     host: Rc<Host>,
     /// The connection is idle in the pool now, and still counts as open.
     kept: bool,
@@ -173,7 +168,7 @@ impl Pool {
             // memory held by closed unix connections may be free again
             host.queue.wake();
             host.retain(|idle| {
-                !(is_scarce && idle.wide.is_some())
+                !(is_scarce && idle.io.receives_wide())
                     && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
                     && is_quiet(&mut idle.io)
             });
@@ -251,7 +246,6 @@ impl Host {
             if is_quiet(&mut idle.io) {
                 let mut lease = self.lease();
                 lease.io = Some(idle.io);
-                lease.wide_in = idle.wide;
                 return Some(Checkout::Reused(lease));
             }
             self.close();
@@ -285,8 +279,6 @@ impl Host {
             .map(|_| self.pool.budget.force(TLS_SESSION));
         Lease {
             io: None,
-            wide_in: None,
-            wide_out: None,
             host: Rc::clone(self),
             kept: false,
             detached: false,
@@ -305,11 +297,11 @@ impl Host {
         Some(idle)
     }
 
-    fn put(&self, io: Stream, wide: Option<Box<WideBuffer>>, now: u32) -> Result<(), Stream> {
+    fn put(&self, io: Stream, now: u32) -> Result<(), Stream> {
         let limits = *self.pool.limits.borrow();
         let waited_for = self.queue.len() > 0;
         let is_scarce = self.pool.budget.is_scarce();
-        let is_dear = is_scarce && (wide.is_some() || !waited_for);
+        let is_dear = is_scarce && (io.receives_wide() || !waited_for);
         let is_of_use = !is_dear && self.is_trusted();
         if self.open.get() > limits.per_host || limits.idle_millis == Some(0) || !is_of_use {
             return Err(io);
@@ -331,7 +323,6 @@ impl Host {
         };
         self.idle.borrow_mut().push(Idle {
             io,
-            wide,
             since: now,
             _permit: permit,
         });
@@ -376,23 +367,18 @@ impl Host {
 impl Lease {
     /// Returns the connection to the pool; only if request and response were transferred completely.
     pub fn give_back(mut self, now: u32) {
-        if let Some(io) = self.io.take() {
-            if let Some(wide) = &self.wide_out {
-                io.narrow(wide);
+        let budget = &self.host.pool.budget;
+        if let Some(io) = &mut self.io
+            && budget.plan().tight
+        {
+            io.end_message();
+            // one that has answered without having read the request holds what nothing pays for from now on
+            if io.unsent() > NARROW || io.is_too_wide() {
+                return;
             }
-            self.kept = self.host.put(io, self.wide_in.take(), now).is_ok();
         }
-    }
-
-    /// Enlarges a kernel buffer for a long body, where the budget allows it.
-    pub fn widen(&mut self, direction: Direction) {
-        let Some(io) = &self.io else { return };
-        let wide = match direction {
-            Direction::In => &mut self.wide_in,
-            Direction::Out => &mut self.wide_out,
-        };
-        if wide.is_none() {
-            *wide = io.widen(direction, &self.host.pool.budget);
+        if let Some(io) = self.io.take() {
+            self.kept = self.host.put(io, now).is_ok();
         }
     }
 
@@ -503,7 +489,7 @@ mod tests {
     fn dialled(host: &Rc<Host>) -> (Lease, UnixStream) {
         let mut lease = host.room().expect("the host is below its limit");
         let (ours, theirs) = UnixStream::pair().unwrap();
-        lease.io = Some(Stream::unix(ours, None, None));
+        lease.io = Some(Stream::unix(ours, None));
         (lease, theirs)
     }
 

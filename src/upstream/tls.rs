@@ -16,7 +16,6 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
 };
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -26,6 +25,7 @@ use crate::{
         certificates::{self, Anchors, Roots},
     },
     failure::Failure,
+    net::Bounded,
     route,
 };
 
@@ -47,8 +47,8 @@ impl Connectors {
     pub async fn connect(
         &self,
         tls: &route::Tls,
-        stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+        stream: Bounded,
+    ) -> Result<TlsStream<Bounded>, Failure> {
         let (connector, name) = self.connector(tls).map_err(Failure::TlsFailed)?;
         let handshake = connector.connect_with(name, stream, |connection| {
             connection.set_buffer_limit(Some(SEND_BUFFER));
@@ -330,7 +330,8 @@ mod tests {
     ) -> Result<(), String> {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let stream = TcpStream::connect(address).await.unwrap();
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let stream = Bounded::upstream(stream, None);
             let connected = connectors.connect(tls, stream).await;
             let mut stream = match connected {
                 Ok(stream) => stream,

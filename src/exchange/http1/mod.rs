@@ -77,7 +77,7 @@ pub async fn handle(
     let mut mode = ConnectionMode::of(&parts);
     let exchange = Exchange::new(worker, &state, &client, mode.is_http10, is_full);
     let (status, tunnel, answer) = part(exchange.respond(parts).await);
-    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().receives_wide();
+    mode.stays &= !worker.draining.get() && !is_full && !codec.borrow().io.is_too_wide();
     exchange_context.answers(status);
     let connection = Connection {
         codec,

@@ -196,6 +196,7 @@ impl ResponseWriter<'_> {
                 && self.poll_body(context).is_pending()
                 && self.write_buffer.is_empty()
             {
+                self.connection.client.rests();
                 return Poll::Pending;
             }
             while !self.write_buffer.is_empty() {

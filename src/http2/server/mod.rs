@@ -52,7 +52,7 @@ struct Limits {
     bounds: Bounds,
 }
 
-const TIGHT: Limits = Limits {
+const SMALL: Limits = Limits {
     streams: 32,
     stream_window: 16 * 1024,
     window: 65_535,
@@ -111,11 +111,16 @@ impl Service<Request<Incoming>> for Streams {
 /// Serves a connection whose client has sent the preface of HTTP/2; `first` is what was read of it. Where the budget has no
 /// room for the connection, the client gets a GOAWAY.
 pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: SlotRef) {
-    let is_tight = worker.budget.plan().tight;
-    let limits = if is_tight { &TIGHT } else { &WIDE };
+    let is_small = worker.budget.plan().small;
+    let limits = if is_small { &SMALL } else { &WIDE };
     let frames = Frames::new(limits.bounds, worker.table.now());
     let records = records(&worker.budget, &stream, true);
-    let Some(_permit) = worker.budget.http2(records) else {
+    let permit = worker.budget.http2(records).or_else(|| {
+        // idle upstream connections and their wide buffers give way
+        worker.pool.clear();
+        worker.budget.http2(records)
+    });
+    let Some(_permit) = permit else {
         return refuse(&worker, stream, &slot).await;
     };
     let mut sender = Sender::default();
@@ -124,13 +129,16 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
         sender.is_secured = true;
         sender.certificate_subject = secured.subject().map(Rc::clone);
     }
+    if !is_small {
+        stream.widen(limits.stream_window as usize);
+    }
     let io = Io::new(
         stream,
         first,
         frames,
         &worker.scratch,
         &worker.table,
-        is_tight,
+        is_small,
     );
     let shared = Shared::new(Rc::clone(&worker), Rc::clone(&io), slot.clone(), sender);
     drive(&shared, limits).await;
@@ -199,6 +207,9 @@ async fn drive(shared: &Rc<Shared>, limits: &Limits) {
             return Poll::Ready(());
         }
         shared.relieve();
+        // no event tells when the client has acknowledged the last bytes
+        slot.look_back(shared.io.give_back());
+        slot.has_looked();
         let is_active = shared.active.get() > 0;
         match (slot.phase(), is_active) {
             (Phase::Multiplexed, true) | (Phase::Idle | Phase::Lingering, false) => {}

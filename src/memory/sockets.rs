@@ -1,0 +1,465 @@
+//! What one socket may hold in the kernel where memory is limited, and what pays for it.
+//!
+//! A socket begins with small buffers, whose price is in that of its connection and exchange. Beyond these it pays: for
+//! what it may receive before it is offered to the other side, for what it sends before it is written. How much one socket
+//! gets is a share of what is left ([`Permit::widen`]), so it follows the pressure.
+//!
+//! What was offered once can be sent at any time later, so a receive buffer is never made smaller than what the other
+//! side may still send: it shrinks together with what is left of a message.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+
+use crate::{
+    memory::{
+        budget::{Budget, NARROW, Permit},
+        queue::Claim,
+    },
+    sys::socket,
+};
+
+/// Sizes of a receive buffer (`SO_RCVBUF`, which the kernel doubles) beyond [`NARROW`]. The first holds an answer of 10 kB
+/// with its head; the last is what a system with the usual `rmem_max` gives at most.
+const WIDTHS: [usize; 5] = [12 * 1024, 24 * 1024, 64 * 1024, 128 * 1024, 208 * 1024];
+
+/// A width with which a message is fast, however long it is.
+const LANE: usize = 64 * 1024;
+
+/// What a client's connection gets where others hold much between two messages.
+const LEAST: usize = 12 * 1024;
+
+/// Bytes in a send queue that are in the price of an exchange.
+const SENT: usize = 12 * 1024;
+
+/// Bytes up to which a send queue is paid for without a look at what is still in it.
+const UNSEEN: usize = 256 * 1024;
+
+/// `SO_SNDBUF` of a socket that is bounded by what it writes, where the kernel cannot choose by itself.
+const WIDE: usize = 1 << 20;
+
+/// What one socket holds in the kernel, and pays for.
+pub struct KernelBuffers {
+    /// `SO_RCVBUF`; 0 for a unix socket, where the sender holds what is not read.
+    received: usize,
+    /// Bytes in the send queue at most.
+    sent: usize,
+    /// The kernel was told to take no more than is paid for.
+    is_bounded: bool,
+    /// It is a client's, and rests as wide as it is.
+    is_client: bool,
+    receiving: Permit,
+    sending: Permit,
+    /// The message waits for others to finish.
+    turn: Option<Turn>,
+    /// It has waited.
+    has_waited: bool,
+}
+
+type Turn = Pin<Box<dyn Future<Output = ()>>>;
+
+impl fmt::Debug for KernelBuffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelBuffers")
+            .field("received", &self.received)
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KernelBuffers {
+    /// Those of a TCP connection, which begins narrow.
+    pub fn tcp(budget: &Rc<Budget>, is_client: bool) -> KernelBuffers {
+        KernelBuffers {
+            received: NARROW,
+            sent: 0,
+            is_bounded: false,
+            is_client,
+            receiving: budget.receiving(is_client),
+            sending: budget.sending(),
+            turn: None,
+            has_waited: false,
+        }
+    }
+
+    /// Those of a unix connection.
+    pub fn unix(budget: &Rc<Budget>) -> KernelBuffers {
+        KernelBuffers {
+            received: 0,
+            ..KernelBuffers::tcp(budget, false)
+        }
+    }
+
+    /// Whether more may be received than the price of a connection covers.
+    pub fn receives_wide(&self) -> bool {
+        self.receiving.bytes() > 0
+    }
+
+    /// Whether it should not be kept: others wait for what it may receive.
+    pub fn is_too_wide(&self) -> bool {
+        let budget = self.receiving.budget();
+        let is_asked_for = !self.is_client && budget.lanes.queue.len() > 0;
+        self.receives_wide() && (is_asked_for || budget.is_wanted())
+    }
+
+    /// `left` bytes of a message are still to be read: makes the receive buffer as wide as they need and memory allows.
+    /// Where nobody knows the end (`None`), as much is expected as has `passed` already. Where there is nothing for it,
+    /// it lets others finish first, once, and goes on with what it has.
+    pub fn poll_expect(
+        &mut self,
+        context: &mut Context<'_>,
+        socket: &SockRef<'_>,
+        left: Option<u64>,
+        passed: u64,
+    ) -> Poll<()> {
+        let expected = usize::try_from(left.unwrap_or(passed)).unwrap_or(usize::MAX / 4);
+        let is_long = expected > NARROW && 2 * expected > self.received;
+        if !is_long || self.received == 0 {
+            return Poll::Ready(());
+        }
+        if let Some(turn) = &mut self.turn {
+            ready!(turn.as_mut().poll(context));
+            self.turn = None;
+        }
+        self.widen(socket, expected);
+        let enough = expected.min(LANE);
+        if self.received >= enough {
+            return Poll::Ready(());
+        }
+        self.receiving.budget().was_narrowed();
+        if std::mem::replace(&mut self.has_waited, true) {
+            return Poll::Ready(());
+        }
+        let budget = Rc::clone(self.receiving.budget());
+        let price = price(if self.is_confined() { LEAST } else { enough });
+        let mut turn: Turn = Box::pin(async move {
+            let take = || budget.may_receive(price).then_some(());
+            budget.lanes.wait(Claim::plain(), take).await;
+        });
+        if turn.as_mut().poll(context).is_pending() {
+            self.turn = Some(turn);
+            return Poll::Pending;
+        }
+        self.widen(socket, expected);
+        Poll::Ready(())
+    }
+
+    /// A message that was read is over: the next one may wait for its turn again.
+    pub fn end_message(&mut self) {
+        self.has_waited = false;
+    }
+
+    /// Whether it gets little, because it is a client's and others hold much between two messages.
+    fn is_confined(&self) -> bool {
+        self.is_client && !self.receiving.budget().may_rest_wide()
+    }
+
+    /// Makes the receive buffer wide enough for `expected` bytes, as far as memory allows. Linux gives no segment more than half of a window, so twice of what is expected lets all of it come at once.
+    pub fn widen(&mut self, socket: &SockRef<'_>, expected: usize) {
+        let wanted = if self.is_confined() {
+            LEAST
+        } else {
+            2 * expected
+        };
+        let most = WIDTHS.into_iter().position(|width| width >= wanted);
+        let widths = WIDTHS
+            .into_iter()
+            .take(most.map_or(WIDTHS.len(), |most| most + 1));
+        for width in widths.rev().take_while(|width| *width > self.received) {
+            if self.receiving.widen(price(width)) {
+                return self.receive(socket, width);
+            }
+        }
+    }
+
+    fn receive(&mut self, socket: &SockRef<'_>, width: usize) {
+        socket::set_receive_buffer(socket, width);
+        self.received = width;
+    }
+
+    /// How many of `len` bytes may be written now: all that is paid for. At least one, for where nothing may be the kernel
+    /// has been told, and says when there is room again.
+    pub fn may_send(&mut self, socket: &SockRef<'_>, len: usize) -> usize {
+        if self.sent + len <= SENT && !self.is_bounded {
+            return len;
+        }
+        if self.sent + len <= UNSEEN && self.pay(len) {
+            self.let_go(socket);
+            return len;
+        }
+        self.look(socket);
+        if self.pay(len) {
+            self.let_go(socket);
+            return len;
+        }
+        let paid = self.paid();
+        let least = len.min(NARROW);
+        let rest = paid.saturating_sub(self.sent);
+        if rest >= least && !self.is_bounded {
+            return len.min(rest);
+        }
+        if !self.is_bounded {
+            self.is_bounded = true;
+            drop(socket.set_send_buffer_size(paid / 2));
+        }
+        least
+    }
+
+    /// So many bytes were written.
+    pub fn wrote(&mut self, count: usize) {
+        // a sixteenth more is what the kernel needs to hold them
+        self.sent += count + count / 16;
+    }
+
+    /// Whether the kernel bounds what is written: each write must stand for itself.
+    pub fn is_bounded(&self) -> bool {
+        self.is_bounded
+    }
+
+    /// Bytes in the send queue, at most; what is paid for beyond them is given back. No system call where little was sent.
+    pub fn unsent(&mut self, socket: &SockRef<'_>) -> usize {
+        if self.sent > NARROW || self.sending.bytes() > 0 {
+            self.look(socket);
+        }
+        self.sent
+    }
+
+    /// Gives back what is paid for bytes that were taken meanwhile; returns whether some are left that are paid for. No
+    /// system call where nothing is paid.
+    pub fn give_back(&mut self, socket: &SockRef<'_>) -> bool {
+        if self.sending.bytes() > 0 {
+            self.look(socket);
+        }
+        self.sending.bytes() > 0
+    }
+
+    fn paid(&self) -> usize {
+        SENT + usize::try_from(self.sending.bytes()).unwrap_or(usize::MAX / 2)
+    }
+
+    /// Pays for `len` bytes more.
+    fn pay(&mut self, len: usize) -> bool {
+        let needed = (self.sent + len).saturating_sub(SENT) as u64;
+        needed <= self.sending.bytes() || self.sending.widen(needed)
+    }
+
+    /// Looks what is in the send queue.
+    fn look(&mut self, socket: &SockRef<'_>) {
+        self.sent = if self.received == 0 {
+            socket::unsent(socket)
+        } else {
+            socket::queued(socket)
+        };
+        let needed = self.sent.saturating_sub(SENT) as u64;
+        if needed < self.sending.bytes() {
+            self.sending.resize(needed);
+        }
+    }
+
+    /// Lets the kernel take whatever is written.
+    fn let_go(&mut self, socket: &SockRef<'_>) {
+        if std::mem::take(&mut self.is_bounded) {
+            drop(socket.set_send_buffer_size(WIDE));
+            if self.received > 0 {
+                socket::unlock_send_buffer(socket);
+            }
+        }
+    }
+}
+
+/// What a receive buffer of this size costs beyond a narrow one: the kernel doubles both.
+fn price(width: usize) -> u64 {
+    2 * width.saturating_sub(NARROW) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::memory::budget::Plan;
+
+    struct Pair {
+        ours: TcpStream,
+        theirs: TcpStream,
+        budget: Rc<Budget>,
+        buffers: KernelBuffers,
+    }
+
+    fn pair(limit: u64, is_client: bool) -> Pair {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        socket::set_receive_buffer(&SockRef::from(&ours), NARROW);
+        let budget = Budget::new(Plan::new(Some(limit), 1, None));
+        let buffers = KernelBuffers::tcp(&budget, is_client);
+        Pair {
+            ours,
+            theirs,
+            budget,
+            buffers,
+        }
+    }
+
+    impl Pair {
+        fn received(&self) -> usize {
+            SockRef::from(&self.ours).recv_buffer_size().unwrap() / 2
+        }
+
+        fn expect(&mut self, left: Option<u64>, passed: u64) {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            self.buffers.has_waited = true;
+            let socket = SockRef::from(&self.ours);
+            let polled = self
+                .buffers
+                .poll_expect(&mut context, &socket, left, passed);
+            assert!(polled.is_ready());
+        }
+
+        /// Writes as much as is paid for, or until the other side has to read; says how much.
+        fn send(&mut self, len: usize) -> usize {
+            let bytes = vec![b'x'; len];
+            let mut sent = 0;
+            while sent < len {
+                let may = self
+                    .buffers
+                    .may_send(&SockRef::from(&self.ours), len - sent);
+                match self.ours.write(&bytes[sent..sent + may]) {
+                    Ok(count) => {
+                        self.buffers.wrote(count);
+                        sent += count;
+                    }
+                    Err(_) => break,
+                }
+            }
+            sent
+        }
+    }
+
+    #[test]
+    fn a_receive_buffer_is_as_wide_as_the_message_and_paid_for() {
+        let mut pair = pair(10 << 20, true);
+        pair.expect(Some(4_000), 0);
+        assert_eq!((pair.received(), pair.budget.spent()), (NARROW, 0));
+        for (left, width) in [(6_000, 12), (12_000, 24), (30_000, 64), (1 << 20, 208)] {
+            pair.expect(Some(left), 0);
+            assert_eq!(pair.received(), width * 1024, "{left}");
+            assert_eq!(pair.budget.spent(), 2 * (width as u64 - 4) * 1024);
+        }
+        pair.expect(Some(10), 1 << 20);
+        assert_eq!(pair.received(), 208 * 1024, "it never gets narrower");
+        drop(pair.buffers);
+        assert_eq!(pair.budget.spent(), 0);
+    }
+
+    #[test]
+    fn a_message_without_a_length_gets_as_much_as_it_has_had() {
+        let mut pair = pair(10 << 20, true);
+        for (passed, width) in [(0, 4), (4_000, 4), (5_000, 12), (40_000, 128)] {
+            pair.expect(None, passed);
+            assert_eq!(pair.received(), width * 1024, "{passed}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_offered_that_is_not_paid_for() {
+        let mut pair = pair(10 << 20, true);
+        let pool = pair.budget.plan().pool.unwrap();
+        let most = pair.budget.take(pool / 4 * 3 - 100_000);
+        pair.expect(Some(1 << 20), 0);
+        assert_eq!(
+            pair.received(),
+            NARROW,
+            "an eighth of the rest is too little"
+        );
+        drop(most);
+        pair.expect(Some(1 << 20), 0);
+        assert!(pair.received() > NARROW);
+    }
+
+    #[test]
+    fn a_client_gets_little_where_others_rest_wide() {
+        let mut pair = pair(10 << 20, true);
+        let mut others = pair.budget.receiving(true);
+        others.resize(pair.budget.plan().pool.unwrap() / 4 + 1);
+        pair.expect(Some(1 << 20), 0);
+        assert_eq!(pair.received(), LEAST);
+        drop(others);
+        pair.expect(Some(1 << 20), 0);
+        assert_eq!(pair.received(), 208 * 1024);
+    }
+
+    #[test]
+    fn messages_arrive_whole_however_wide_the_buffer_is_meanwhile() {
+        let mut pair = pair(10 << 20, true);
+        let mut reader = pair.ours.try_clone().unwrap();
+        reader.set_nonblocking(false).unwrap();
+        let lengths = [100, 20_000, 300, 100_000, 5_000, 1 << 20, 10, 70_000];
+        let mut theirs = pair.theirs.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            for len in lengths.iter().cycle().take(40) {
+                theirs.write_all(&vec![b'x'; *len]).unwrap();
+                theirs.read_exact(&mut [0]).unwrap();
+            }
+        });
+        let mut buffer = vec![0; 64 * 1024];
+        for len in lengths.iter().cycle().take(40) {
+            let mut left = *len;
+            while left > 0 {
+                pair.expect(Some(left as u64), (len - left) as u64);
+                left -= reader.read(&mut buffer).unwrap();
+            }
+            reader.write_all(b"x").unwrap();
+        }
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_written_and_not_taken_is_paid_for() {
+        let mut pair = pair(10 << 20, false);
+        assert_eq!(pair.send(10_000), 10_000);
+        assert_eq!(pair.budget.spent(), 0, "it is in the price of an exchange");
+        let mut sent = 10_000;
+        for _ in 0..1_000 {
+            sent += pair.send(64 * 1024);
+            let queued = socket::queued(&SockRef::from(&pair.ours)) as u64;
+            let slack = (SENT + 4 * NARROW + 8192) as u64;
+            assert!(queued <= pair.budget.spent() + slack, "{queued} {sent}");
+        }
+        let pool = pair.budget.plan().pool.unwrap();
+        assert!(pair.budget.spent() < pool / 8, "{}", pair.budget.spent());
+        // the client reads on: all of it comes, and the memory is given back
+        let mut theirs = pair.theirs.try_clone().unwrap();
+        let mut rest = vec![0; sent];
+        theirs.read_exact(&mut rest).unwrap();
+        let since = std::time::Instant::now();
+        while pair.buffers.unsent(&SockRef::from(&pair.ours)) > 0 {
+            assert!(since.elapsed().as_secs() < 20);
+            std::thread::yield_now();
+        }
+        assert_eq!(pair.budget.spent(), 0);
+        assert_eq!(pair.send(50_000), 50_000, "as before");
+    }
+
+    #[test]
+    fn where_nothing_is_left_the_kernel_takes_little() {
+        let mut pair = pair(10 << 20, false);
+        let all = pair.budget.force(pair.budget.plan().pool.unwrap());
+        for _ in 0..1_000 {
+            pair.send(64 * 1024);
+        }
+        let queued = socket::queued(&SockRef::from(&pair.ours));
+        assert!(queued < 32 * 1024, "{queued}");
+        drop(all);
+    }
+}
