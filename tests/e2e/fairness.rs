@@ -358,12 +358,12 @@ fn a_local_process_that_leaves_answers_unread_locks_out_itself_alone() {
     let address: SocketAddr = proxy.addresses().last().unwrap().parse().unwrap();
     let mut crowd = Vec::new();
     eventually("it is refused", || {
-        for _ in 0..10 {
+        // enough of them, even where each is only answered that there is no memory
+        for _ in 0..if crowd.len() < 900 { 10 } else { 0 } {
             let mut client = Client::unix(&path);
             let _ = client.try_send(get("/long"));
             crowd.push(client);
         }
-        assert!(crowd.len() < 900, "nothing is refused");
         let line = "msg=\"connection refused\" client=unix";
         proxy.logs().iter().any(|log| log.contains(line))
     });
