@@ -22,10 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use self::secured::Secured;
 use crate::{
-    memory::{
-        budget::{Budget, NARROW},
-        sockets::KernelBuffers,
-    },
+    memory::{budget::Budget, prices::NARROW, sockets::KernelBuffers},
     sys::socket,
 };
 
@@ -533,7 +530,7 @@ mod tests {
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::memory::budget::Plan;
+    use crate::memory::plan::Plan;
 
     /// Writes as much as the socket takes; returns how much.
     fn fill(mut socket: &Peer) -> usize {

@@ -26,8 +26,9 @@ use crate::{
     },
     http1::{client::Upstream, response_head::Head, server::ServerCodec},
     memory::{
-        budget::{Budget, Plan},
+        budget::Budget,
         buffers::{Buffers, ReadSize},
+        plan::Plan,
     },
     net::Stream,
     observe::{

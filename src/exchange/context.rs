@@ -15,8 +15,9 @@ use crate::{
         worker::{State, Worker},
     },
     memory::{
-        budget::{Budget, Permit, head_price},
+        budget::{Budget, Permit},
         concurrency::ConcurrencyPermit,
+        prices::head_price,
     },
     observe::{
         log::{self, Record},

@@ -24,7 +24,7 @@ use crate::{
         client::Upstream,
         response_head::{Head, MAX_HEAD},
     },
-    memory::{budget::LARGE_HEAD, queue::Claim},
+    memory::{prices::LARGE_HEAD, queue::Claim},
     observe::metrics,
     route::Route,
 };

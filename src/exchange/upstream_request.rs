@@ -15,7 +15,7 @@ use crate::{
         request::RequestHead,
         request_head,
     },
-    memory::budget::in_step,
+    memory::prices::in_step,
     observe::log,
     route::{Route, Scheme, Target},
 };

@@ -14,10 +14,11 @@ use crate::{
         eviction::{Grace, Reason, Scope},
     },
     memory::{
-        budget::{Budget, NARROW, Permit, UNSENT_IN_KERNEL},
+        budget::{Budget, Permit},
         buffers::{Buffers, ReadSize},
         concurrency::ConcurrencyLimit,
         footprint,
+        prices::{NARROW, UNSENT_IN_KERNEL},
     },
     observe::{
         health::Report,

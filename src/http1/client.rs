@@ -17,8 +17,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::{
     http1::response_head::{self, Head, MAX_HEAD},
     memory::{
-        budget::{LARGE_HEAD, step},
         buffers::{Buffer, Buffers, ReadSize},
+        prices::{LARGE_HEAD, step},
     },
     upstream::pool::Lease,
 };

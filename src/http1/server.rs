@@ -490,7 +490,7 @@ mod tests {
     use tokio::{io::AsyncWriteExt as _, net::UnixStream, runtime::Builder};
 
     use super::*;
-    use crate::memory::budget::Plan;
+    use crate::memory::plan::Plan;
 
     #[test]
     fn a_head_that_waits_costs_its_buffer_and_the_list_of_its_fields() {

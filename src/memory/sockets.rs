@@ -19,7 +19,8 @@ use socket2::SockRef;
 
 use crate::{
     memory::{
-        budget::{Budget, NARROW, Permit},
+        budget::{Budget, Permit},
+        prices::NARROW,
         queue::Claim,
     },
     sys::socket,
@@ -286,7 +287,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::memory::budget::Plan;
+    use crate::memory::plan::Plan;
 
     struct Pair {
         ours: TcpStream,

@@ -19,7 +19,10 @@ use super::{
     Stream,
     session::{Session, Until},
 };
-use crate::memory::budget::{Budget, Permit, TLS_CLIENT};
+use crate::memory::{
+    budget::{Budget, Permit},
+    prices::TLS_CLIENT,
+};
 
 /// A connection with TLS.
 #[derive(Debug)]

@@ -17,8 +17,9 @@ use crate::{
         server::ServerCodec,
     },
     memory::{
-        budget::{Budget, Permit, SPARED},
+        budget::{Budget, Permit},
         concurrency::ConcurrencyPermit,
+        prices::SPARED,
         queue::Claim,
     },
     net::Stream,
@@ -200,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http1::request_head::Arrival, memory::budget::Plan, net::Stream, observe::metrics::Metrics,
+        http1::request_head::Arrival, memory::plan::Plan, net::Stream, observe::metrics::Metrics,
     };
 
     #[test]

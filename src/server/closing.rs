@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
     exchange::worker::Worker,
-    memory::budget::{NARROW, UNSENT},
+    memory::prices::{NARROW, UNSENT},
     net::Stream,
     observe::log,
     outcome::Outcome,

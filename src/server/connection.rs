@@ -30,7 +30,10 @@ use crate::{
         server::ServerCodec,
     },
     http2,
-    memory::budget::{CONNECTION, NARROW, Permit, UNSENT},
+    memory::{
+        budget::Permit,
+        prices::{CONNECTION, NARROW, UNSENT},
+    },
     net::Stream,
     observe::metrics,
     server::{

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Listen},
-    memory::budget::Plan,
+    memory::plan::Plan,
     observe::log,
     process::PidFile,
     server::{

@@ -32,7 +32,9 @@ use crate::{
     connection_table::eviction::{Grace, Reason, Scope},
     exchange::worker::Worker,
     memory::{
-        budget::{Budget, CONNECTION, NARROW, Permit, Plan, UNSENT_IN_KERNEL},
+        budget::{Budget, Permit},
+        plan::Plan,
+        prices::{CONNECTION, NARROW, UNSENT_IN_KERNEL},
         queue::Claim,
     },
     net::Stream,

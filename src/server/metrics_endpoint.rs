@@ -17,7 +17,7 @@ use crate::{
     failure::Failure,
     fields::Fields,
     http1::{refusal::response, request_head},
-    memory::budget::CONNECTION,
+    memory::prices::CONNECTION,
     net::Stream,
     observe::metrics::{self, Metrics},
     server::listener::{ListeningSocket, Trouble},

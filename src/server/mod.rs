@@ -30,7 +30,7 @@ use tokio::{sync::mpsc, task::yield_now};
 
 use crate::{
     config::{Config, Listen, Memory},
-    memory::{budget::Plan, footprint},
+    memory::{footprint, plan::Plan},
     observe::{
         log,
         metrics::{self, Metrics},

@@ -14,7 +14,7 @@ use crate::{
     },
     exchange::worker::Worker,
     memory::{
-        budget::{CONNECTION, EXCHANGE},
+        prices::{CONNECTION, EXCHANGE},
         queue::Queue,
     },
     observe::{log, metrics, repeats::Kind},

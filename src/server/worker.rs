@@ -15,7 +15,7 @@ use tokio::{runtime::LocalRuntime, sync::mpsc, time::sleep};
 use crate::{
     config::{Config, Listen},
     exchange::worker::Worker,
-    memory::budget::{Budget, Plan},
+    memory::{budget::Budget, plan::Plan},
     observe::metrics::Metrics,
     server::{
         listener::{Acceptor, Listener, ListeningSocket},

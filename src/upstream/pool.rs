@@ -14,7 +14,8 @@ use std::{
 use crate::{
     config::Transport,
     memory::{
-        budget::{Budget, IDLE_UPSTREAM, NARROW, Permit, TLS_SESSION},
+        budget::{Budget, Permit},
+        prices::{IDLE_UPSTREAM, NARROW, TLS_SESSION},
         queue::Queue,
     },
     net::Stream,
@@ -438,7 +439,7 @@ mod tests {
 
     use crate::{
         client_group::Group,
-        memory::{budget::Plan, queue::Claim},
+        memory::{plan::Plan, queue::Claim},
         route::{Address, Tls},
     };
 

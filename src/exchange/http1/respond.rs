@@ -20,7 +20,7 @@ use crate::{
     },
     fields::line,
     http1::{framing::Framing, headers, write_buffer::WriteBuffer},
-    memory::budget::{LARGE_HEAD, in_step},
+    memory::prices::{LARGE_HEAD, in_step},
     yield_budget::YieldBudget,
 };
 

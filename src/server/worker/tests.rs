@@ -10,7 +10,7 @@ use std::{
 use super::*;
 use crate::{
     config::address::Listen,
-    memory::budget::{CONNECTION, EXCHANGE},
+    memory::prices::{CONNECTION, EXCHANGE},
     server::supervisor::Supervisor,
     sys::alloc,
 };
