@@ -178,7 +178,9 @@ section {
     dial_timeout = key seconds "Time for a connection to be made; 0: no limit.";
     dial_keep_alive = key (types.either types.number types.str) "TCP keep-alive in seconds; negative: off.";
     max_idle_conns = key whole "Idle connections to all hosts; 0: what memory allows.";
-    max_idle_conns_per_host = key whole "Idle connections to one host.";
+    max_idle_conns_per_host = key (types.either whole (
+      types.enum [ "auto" ]
+    )) "Idle connections to one host; auto: what memory allows, 0: 2.";
     max_conns_per_host = key whole "Connections to one host; 0: what memory allows.";
     idle_conn_timeout = key seconds "How long an idle connection is kept; 0: for ever.";
     response_header_timeout = key seconds "Time for a target to send a response head; 0: no limit.";
@@ -188,6 +190,7 @@ section {
 
   proxy = part "Limits of requests in progress." {
     max_concurrent_requests = key whole "Concurrent requests; 0: what memory allows.";
+    max_tunnels = key whole "Concurrent WebSockets; 0: what memory allows.";
     queue_timeout = key seconds "How long a request waits for memory, a place and a connection, in all, before it gets 503.";
   };
 
