@@ -81,6 +81,12 @@ pub const TLS_SESSION: u64 = 24_000;
 pub const HTTP2_CONNECTION: u64 = 1_000_000;
 pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 
+/// The price of an HTTP/2 connection to an upstream where memory is tight, and where it is not: 50 kB that hyper holds at
+/// rest, the windows of all its streams twice, because what comes pins the buffers that it was read into, and the rest for
+/// heads. Its streams pay for themselves.
+pub const HTTP2_UPSTREAM: u64 = 400_000;
+pub const HTTP2_UPSTREAM_WIDE: u64 = 1_300_000;
+
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 const BASE: u64 = 2_000_000;
@@ -443,6 +449,15 @@ impl Budget {
         self.http2.set(all);
         permit.purpose = Purpose::Http2;
         Some(permit)
+    }
+
+    /// Takes what an HTTP/2 connection to an upstream costs.
+    pub fn http2_upstream(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_inside(if self.plan.tight {
+            HTTP2_UPSTREAM
+        } else {
+            HTTP2_UPSTREAM_WIDE
+        })
     }
 
     /// Whether another HTTP/2 connection would fit now.

@@ -98,7 +98,7 @@ pub async fn send(
 /// Decides, once and before the head is written, whether a client whose request is not complete may ask again behind this
 /// answer: one that says so is never followed by a close while its request still comes (RFC 9112 §9.6).
 async fn can_stay(connection: Connection<'_>, body: &Body<'_>) -> bool {
-    if matches!(body, Body::Upstream(_)) {
+    if matches!(body, Body::Upstream(_) | Body::Stream(_)) {
         return connection.owes_little();
     }
     // nobody will read the rest of this request; where it is here already, the connection need not end for it
