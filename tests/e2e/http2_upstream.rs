@@ -381,7 +381,7 @@ fn a_hundred_requests_at_a_time_share_a_few_connections() {
 }
 
 /// A body without an end, which counts what was taken of it.
-struct Endless(Arc<AtomicUsize>);
+struct Endless(Arc<AtomicUsize>, &'static [u8]);
 
 impl Body for Endless {
     type Data = Bytes;
@@ -391,39 +391,51 @@ impl Body for Endless {
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        self.0.fetch_add(1024, Ordering::SeqCst);
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'x'; 1024])))))
+        self.0.fetch_add(self.1.len(), Ordering::SeqCst);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.1)))))
     }
 }
 
-#[test]
-fn clients_that_read_nothing_do_not_stop_the_others() {
+/// So many clients read nothing of an endless answer in such pieces; others are answered on the same connection.
+fn beside_stalled(count: usize, piece: &'static [u8]) {
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
     let server = Server::start(move |request: Request<Incoming>| {
         let counter = Arc::clone(&counter);
         async move {
             if request.uri().path() == "/endless" {
-                Response::new(Box::pin(Endless(counter)) as _)
+                Response::new(Box::pin(Endless(counter, piece)) as _)
             } else {
                 reply(200, &[], &[b"ok"], &[])
             }
         }
     });
     let proxy = proxy(server.address, "limits: {memory: 10MiB}\n");
-    // seven of the eight streams of the connection
-    let mut clients: Vec<Client> = (0..7).map(|_| Client::narrow(proxy.address())).collect();
+    let mut clients: Vec<Client> = (0..count)
+        .map(|_| Client::narrow(proxy.address()))
+        .collect();
     for client in &mut clients {
         client.send("GET /endless HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(client.head().status, 200);
     }
     eventually("their windows are full", || {
-        sent.load(Ordering::SeqCst) > 7 * 24 * 1024
+        sent.load(Ordering::SeqCst) > count * 16 * 1024
     });
     for _ in 0..20 {
         assert_eq!(proxy.get("/ok").text(), "ok");
     }
     assert_eq!(server.accepted(), 1);
+}
+
+#[test]
+fn clients_that_read_nothing_do_not_stop_the_others() {
+    // seven of the eight streams of the connection
+    beside_stalled(7, &[b'x'; 1024]);
+}
+
+#[test]
+fn small_frames_that_are_not_read_do_not_end_the_connection() {
+    beside_stalled(2, &[b'x'; 30]);
 }
 
 #[test]

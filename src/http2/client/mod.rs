@@ -1,6 +1,6 @@
 //! An HTTP/2 connection to an upstream, driven by hyper on the worker's own thread, and shared by a few requests at a time.
 //!
-//! Its window is that of all its streams together, so that a client that reads nothing stops its own stream and no other.
+//! Its window is wider than those of all its streams together, so that a client that reads nothing stops its own stream and no other.
 //! hyper's tasks end when the last handle is dropped: at once, or a second later where the upstream takes no bytes.
 
 pub mod io;
@@ -37,6 +37,10 @@ pub const STREAMS: usize = 8;
 
 /// The least that hyper takes, and the largest frame that is received.
 const FRAME: u32 = 16 * 1024;
+
+/// How often the windows of all streams fit into that of the connection. Once would do for bytes; but h2 closes a connection
+/// where many small frames wait to be read, by a measure that is half of this window, and small frames are usual in gRPC.
+const SPARE: u32 = 8;
 
 /// What one connection may hold.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +110,7 @@ impl Connection {
         let mut builder = Builder::new(tasks.clone());
         builder
             .initial_stream_window_size(limits.stream_window)
-            .initial_connection_window_size(streams * limits.stream_window)
+            .initial_connection_window_size(SPARE * streams * limits.stream_window)
             .initial_max_send_streams(STREAMS)
             .max_frame_size(FRAME)
             .max_header_list_size(limits.head)
