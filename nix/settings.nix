@@ -44,8 +44,8 @@ let
   path = types.strMatching "/.*" // {
     description = ''path that starts with "/"'';
   };
-  target = types.strMatching "(https?://[^/?# ]+[^?# ]*|unix:/.+)" // {
-    description = ''"http://", "https://" or "unix:/" address without query'';
+  target = types.strMatching "((https?|h2c)://[^/?# ]+[^?# ]*|unix:/.+)" // {
+    description = ''"http://", "h2c://", "https://" or "unix:/" address without query'';
   };
   # An address with a variable is checked by the program only.
   address =
@@ -164,6 +164,7 @@ section {
         ca_file = key (types.either types.path types.str) "A PEM file of roots to trust instead of the compiled-in ones.";
         insecure_skip_verify = key types.bool "Accept any certificate. For tests only.";
       };
+      http2 = key types.bool "Whether an https target is asked in HTTP/2 where it agrees to that.";
       cors = key (types.either (types.enum [ false ]) (
         section cors
       )) "Keys that replace those of the global {option}`cors`; `false`: off for this route.";

@@ -36,6 +36,8 @@ pub enum Failure {
     MethodNotAllowed,
     /// A redirect needs the request's Host, which is missing or not a plain name or address.
     HostUnusable,
+    /// A WebSocket was asked for on a route whose target speaks HTTP/2.
+    NoUpgrade,
     /// A preflight from an origin that is not allowed; for the log, that origin and the allowed ones.
     PreflightRefused(String),
     /// The request body is larger than `max_body_size`.
@@ -100,6 +102,7 @@ impl Failure {
             Failure::TargetTooLong => StatusCode::URI_TOO_LONG,
             Failure::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Failure::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Failure::NoUpgrade => StatusCode::NOT_IMPLEMENTED,
             Failure::PreflightRefused(_) => StatusCode::FORBIDDEN,
             Failure::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Failure::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -140,6 +143,7 @@ impl Failure {
             Failure::DotSegment => "The path may not hold \"..\" segments.\n",
             Failure::MethodNotAllowed => "This method is not allowed.\n",
             Failure::HostUnusable => "The Host of the request cannot be used here.\n",
+            Failure::NoUpgrade => "WebSockets do not pass to this upstream.\n",
             Failure::PreflightRefused(_) => "This origin is not allowed.\n",
             Failure::BodyTooLarge => "The request body is too large.\n",
             Failure::BodyTimedOut => "The request body did not arrive in time.\n",
@@ -177,6 +181,7 @@ impl Failure {
             Failure::DotSegment => Outcome::DotSegment,
             Failure::MethodNotAllowed => Outcome::MethodNotAllowed,
             Failure::HostUnusable => Outcome::HostUnusable,
+            Failure::NoUpgrade => Outcome::NoUpgrade,
             Failure::PreflightRefused(_) => Outcome::PreflightRefused,
             Failure::BodyTooLarge => Outcome::BodyTooLarge,
             Failure::BodyTimedOut => Outcome::BodyTimedOut,
@@ -250,6 +255,7 @@ mod tests {
             (Failure::DotSegment, 400, Client),
             (Failure::MethodNotAllowed, 405, Client),
             (Failure::HostUnusable, 400, Client),
+            (Failure::NoUpgrade, 501, Client),
             (Failure::PreflightRefused(inner()), 403, Client),
             (Failure::BodyTooLarge, 413, Client),
             (Failure::BodyTimedOut, 408, Client),

@@ -15,6 +15,7 @@
 //! | admit | [`memory::budget`], [`memory::concurrency`] | a permit worth the bytes, and a place; a bounded wait for both ([`memory::queue`]) |
 //! | connect | [`upstream::pool`], [`upstream::dial`], [`upstream::tls`] | an idle upstream connection, or a new one |
 //! | forward | [`exchange::round_trip`] | request out, response head in ([`http1::response_head`]) |
+//! | or in HTTP/2 | [`exchange::stream_trip`], [`http2::client`] | the same on a stream that hyper drives |
 //! | stream | [`exchange::upload`], [`exchange::download`], [`exchange::http1::respond`] | bodies pass through, trailers included |
 //! | or tunnel | [`exchange::tunnel`] | after a 101: bytes both ways |
 //! | fail | [`failure`], [`outcome`] | what went wrong, whose fault it was, which status answers it |

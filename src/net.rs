@@ -310,6 +310,14 @@ impl Stream {
         Some((socket, buffers.as_mut()?))
     }
 
+    /// Whether HTTP/2 was agreed on by ALPN; without TLS there is no other agreement than the configuration.
+    pub fn speaks_http2(&self) -> bool {
+        match self {
+            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Stream::Tcp(_) | Stream::Bounded(_) | Stream::Unix(_) | Stream::Secured(_) => true,
+        }
+    }
+
     /// The socket, for its options.
     pub fn socket(&self) -> SockRef<'_> {
         match self {

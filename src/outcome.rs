@@ -79,6 +79,8 @@ outcomes! {
     MethodNotAllowed "method-not-allowed" Client,
     /// A redirect to `{host}`, and a Host that is missing or not a plain name.
     HostUnusable "host-unusable" Client,
+    /// A WebSocket was asked for on a route whose target speaks HTTP/2.
+    NoUpgrade "no-upgrade" Client,
     /// A CORS preflight from an origin that is not allowed.
     PreflightRefused "preflight-refused" Client,
     /// The request body is larger than `max_body_size`.

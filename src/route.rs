@@ -144,6 +144,8 @@ pub struct Origin {
     pub address: Address,
     /// `Some` for `https://`.
     pub tls: Option<Tls>,
+    /// Whether HTTP/2 is spoken: with prior knowledge for `h2c://`; for `https://` where ALPN agrees on it.
+    pub http2: bool,
 }
 
 /// The address of an upstream.
@@ -156,9 +158,13 @@ pub enum Address {
 }
 
 impl fmt::Display for Origin {
-    /// As the log shows it: `http://host:port`, `https://host:port` or `unix:/path`.
+    /// As the log shows it: `http://host:port`, `h2c://host:port`, `https://host:port` or `unix:/path`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = match (&self.tls, self.http2) {
+            (Some(_), _) => "https",
+            (None, true) => "h2c",
+            (None, false) => "http",
+        };
         match &self.address {
             Address::Tcp(host, port) => write!(f, "{scheme}://{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),

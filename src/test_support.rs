@@ -104,6 +104,7 @@ impl Stage {
         let host = self.pool.host(&Origin {
             address: Address::Unix("/nobody".into()),
             tls: None,
+            http2: false,
         });
         let reading = self
             .runtime

@@ -147,22 +147,25 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// Parses `http://host:8080/base`, `https://…`, `unix:/path.sock` or, as in nginx, `unix:/path.sock:/base`. Messages repeat
+/// Parses `http://host:8080/base`, `h2c://…`, `https://…`, `unix:/path.sock` or, as in nginx, `unix:/path.sock:/base`. Messages repeat
 /// no more than scheme, host and port, because the rest may hold a password.
 pub fn parse_target(text: &str) -> Result<Target, String> {
     let (scheme, rest) = text.split_once(':').ok_or_else(|| {
         format!(
-            "must begin with http://, https:// or unix:, got {}",
+            "must begin with http://, h2c://, https:// or unix:, got {}",
             quote(text)
         )
     })?;
     let scheme = scheme.to_ascii_lowercase();
-    let known = matches!(scheme.as_str(), "http" | "https" | "unix");
+    let known = matches!(scheme.as_str(), "http" | "h2c" | "https" | "unix");
     if !known {
         return Err(if rest.starts_with("//") {
-            format!("scheme must be http, https or unix, got {}", quote(&scheme))
+            format!(
+                "scheme must be http, h2c, https or unix, got {}",
+                quote(&scheme)
+            )
         } else {
-            "must begin with http://, https:// or unix:".to_owned()
+            "must begin with http://, h2c://, https:// or unix:".to_owned()
         });
     }
     check_bare(rest)?;
@@ -186,13 +189,14 @@ fn unix_target(rest: &str) -> Result<Target, String> {
         origin: Origin {
             address: Address::Unix(unix_path(path)?),
             tls: None,
+            http2: false,
         },
         base: base_path(base)?,
         host_header: HeaderValue::from_static("localhost"),
     })
 }
 
-/// Parses what follows `http:` or `https:`.
+/// Parses what follows `http:`, `h2c:` or `https:`.
 fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
     let rest = rest
         .strip_prefix("//")
@@ -222,6 +226,7 @@ fn tcp_target(scheme: &str, rest: &str) -> Result<Target, String> {
         origin: Origin {
             address: Address::Tcp(host, port.unwrap_or(default)),
             tls,
+            http2: scheme == "h2c",
         },
         base: base_path(base)?,
         host_header: HeaderValue::from_str(&host_header)
@@ -693,7 +698,10 @@ mod tests {
             ("h", "must begin with"),
             ("h:80", "must begin with"),
             ("//h", "must begin with"),
-            ("ftp://h", "scheme must be http, https or unix, got \"ftp\""),
+            (
+                "ftp://h",
+                "scheme must be http, h2c, https or unix, got \"ftp\"",
+            ),
             ("http:/h", "two slashes"),
             ("http:h", "two slashes"),
             ("http://", "host"),

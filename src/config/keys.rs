@@ -44,6 +44,7 @@ const SECTIONS: [(&str, &[&str]); 17] = [
             "request_headers",
             "response_headers",
             "tls",
+            "http2",
             "cors",
         ],
     ),

@@ -21,7 +21,7 @@ use crate::{
         wording::quote,
     },
     direct::{Redirect, Response},
-    route::{Action, Edits, HostPattern, Route, Routes, Scheme, Target, Tls},
+    route::{Action, Address, Edits, HostPattern, Route, Routes, Scheme, Target, Tls},
 };
 
 /// What all routes have in common.
@@ -149,6 +149,7 @@ fn action(s: &Section<'_>) -> Option<Action> {
         .filter(|key| s.get(key).is_some())
         .collect();
     let settings = s.section("tls", tls);
+    let http2 = s.flag("http2", false);
     let target = s.get("target").and_then(|field| field.parsed(parse_target));
     let redirect = s.get("redirect").map(|field| field.section(redirect));
     let respond = s.get("respond").map(|field| field.section(respond));
@@ -162,7 +163,11 @@ fn action(s: &Section<'_>) -> Option<Action> {
         )),
     }
     if written.first() == Some(&"target") {
-        return Some(Action::Forward(with_tls(s, target?, settings)));
+        return Some(Action::Forward(with_tls(s, target?, settings, http2)));
+    }
+    if http2 {
+        s.place("http2")
+            .complain("is for https targets, and this route has no target");
     }
     if settings != Tls::default() {
         s.place("tls")
@@ -239,8 +244,19 @@ fn status_code(number: i64) -> Option<StatusCode> {
     StatusCode::from_u16(u16::try_from(number).ok()?).ok()
 }
 
-/// Adds the route's `tls` to its target.
-fn with_tls(s: &Section<'_>, mut target: Target, settings: Tls) -> Target {
+/// Adds the route's `tls` and `http2` to its target.
+fn with_tls(s: &Section<'_>, mut target: Target, settings: Tls, http2: bool) -> Target {
+    match (&target.origin.tls, &target.origin.address) {
+        (Some(_), _) => target.origin.http2 = http2,
+        // HTTP/2 is what h2c:// says already
+        (None, _) if !http2 || target.origin.http2 => {}
+        (None, Address::Tcp(..)) => s.place("http2").complain(
+            "is for https targets: HTTP/2 without TLS is a target that begins with h2c://",
+        ),
+        (None, Address::Unix(_)) => s
+            .place("http2")
+            .complain("is for https targets, and this one is not"),
+    }
     match &mut target.origin.tls {
         Some(own) => {
             let host = std::mem::replace(own, settings).server_name;
@@ -405,6 +421,35 @@ mod tests {
         );
     }
 
+    #[test]
+    fn http2_is_spoken_where_it_is_asked_for() {
+        let config = good(
+            "routes:\n\
+             - {path: /a, target: \"h2c://H:81/b\"}\n\
+             - {path: /b, target: \"h2c://h\", http2: true}\n\
+             - {path: /c, target: \"https://h\", http2: true}\n\
+             - {path: /d, target: \"https://h\"}\n\
+             - {path: /e, target: \"http://h\", http2: false}\n",
+        );
+        let shown: Vec<(String, bool)> = config
+            .routes
+            .iter()
+            .map(|route| &route.target().unwrap().origin)
+            .map(|origin| (origin.to_string(), origin.http2))
+            .collect();
+        let expected = [
+            ("h2c://h:81", true),
+            ("h2c://h:80", true),
+            ("https://h:443", true),
+            ("https://h:443", false),
+            ("http://h:80", false),
+        ];
+        assert_eq!(
+            shown,
+            expected.map(|(text, http2)| (text.to_owned(), http2))
+        );
+    }
+
     /// What is written, then the beginning of the error it must get.
     const IN_A_ROUTE: &[(&str, &str)] = &[
         (
@@ -422,6 +467,14 @@ mod tests {
         (
             "tls: {insecure_skip_verify: true}",
             "c.yaml:4: routes[0].tls: is for https targets",
+        ),
+        (
+            "http2: true",
+            "c.yaml:4: routes[0].http2: is for https targets: HTTP/2 without TLS is a target that begins with h2c://",
+        ),
+        (
+            "http2: 1",
+            "c.yaml:4: routes[0].http2: must be true or false",
         ),
         (
             "max_body_size: 1XB",
@@ -559,6 +612,18 @@ mod tests {
             "c.yaml:1: routes[0].tls: is for https targets, and this route has no target",
         ),
         (
+            "routes: [{path: /, redirect: {to: /x}, http2: true}]",
+            "c.yaml:1: routes[0].http2: is for https targets, and this route has no target",
+        ),
+        (
+            "routes: [{path: /, target: \"unix:/x.sock\", http2: true}]",
+            "c.yaml:1: routes[0].http2: is for https targets, and this one is not",
+        ),
+        (
+            "routes: [{path: /, target: \"h2c://h\", tls: {server_name: a}}]",
+            "c.yaml:1: routes[0].tls: is for https targets, and this one is not",
+        ),
+        (
             "routes: [{path: /, respond: {status: 101}}]",
             "c.yaml:1: routes[0].respond.status: must be at least 200, got 101",
         ),
@@ -628,7 +693,7 @@ mod tests {
         ),
         (
             "routes:\n- path: /\n  target: ftp://h",
-            "c.yaml:3: routes[0].target: scheme must be http, https or unix, got \"ftp\"",
+            "c.yaml:3: routes[0].target: scheme must be http, h2c, https or unix, got \"ftp\"",
         ),
         (
             "routes: [{path: /, target: \"https://h\", tls: {ca_file: /nonexistent.pem}}]",

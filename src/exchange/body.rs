@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use crate::{exchange::download::Download, memory::chunk::BodyChunk};
+use crate::{
+    exchange::{download::Download, stream_download::StreamDownload},
+    memory::chunk::BodyChunk,
+};
 
 /// A response body.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub enum Body<'a> {
     Made(Bytes),
     /// The body of the upstream's answer.
     Upstream(Box<Download<'a>>),
+    /// Whatever the upstream sends in HTTP/2.
+    Stream(Box<StreamDownload<'a>>),
 }
 
 impl Body<'_> {
@@ -29,6 +34,7 @@ impl Body<'_> {
         match self {
             Body::Own(_) | Body::Made(_) => None,
             Body::Upstream(download) => download.read_timeout(),
+            Body::Stream(download) => download.read_timeout(),
         }
     }
 
@@ -39,6 +45,7 @@ impl Body<'_> {
     pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self {
             Body::Upstream(download) => download.poll_upload(context),
+            Body::Stream(download) => download.poll_upload(context),
             Body::Own(_) | Body::Made(_) => Ok(()),
         }
     }
@@ -56,6 +63,7 @@ impl http_body::Body for Body<'_> {
             Body::Own(text) => BodyChunk::fixed(std::mem::take(text)),
             Body::Made(bytes) => BodyChunk::shared(std::mem::take(bytes)),
             Body::Upstream(download) => return download.poll(context),
+            Body::Stream(download) => return download.poll(context),
         };
         Poll::Ready((!piece.is_empty()).then_some(Ok(Frame::data(piece))))
     }
@@ -65,6 +73,7 @@ impl http_body::Body for Body<'_> {
             Body::Own(text) => text.is_empty(),
             Body::Made(bytes) => bytes.is_empty(),
             Body::Upstream(download) => download.is_end(),
+            Body::Stream(download) => download.is_end(),
         }
     }
 
@@ -73,6 +82,7 @@ impl http_body::Body for Body<'_> {
             Body::Own(text) => Some(text.len() as u64),
             Body::Made(bytes) => Some(bytes.len() as u64),
             Body::Upstream(download) => download.remaining(),
+            Body::Stream(download) => download.remaining(),
         };
         length.map_or_else(SizeHint::default, SizeHint::with_exact)
     }

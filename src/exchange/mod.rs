@@ -17,6 +17,9 @@ pub mod http1;
 pub mod own_answers;
 pub mod round_trip;
 pub mod scope;
+pub mod stream_download;
+pub mod stream_trip;
+pub mod stream_upload;
 pub mod subject;
 pub mod tunnel;
 pub mod upload;
@@ -42,6 +45,7 @@ use crate::{
         own_answers::{add_slash, empty, respond_directly},
         round_trip::{RoundTrip, RoundTripError},
         scope::Exchange,
+        stream_trip::StreamError,
         upload::Upload,
         upstream_request::content_length,
     },
@@ -61,8 +65,16 @@ use crate::{
         metrics::{self, GaugeGuard},
     },
     route::{Action, Found, Route, Target, holds_parent_segment},
-    upstream::pool::{Checkout, Host, Lease},
+    upstream::pool::{Checkout, Host, Lease, StreamLease},
 };
+
+/// What a request is sent on.
+enum Link {
+    /// A connection of its own; whether it was idle before.
+    Connection(Lease, bool),
+    /// A stream of an HTTP/2 connection.
+    Stream(StreamLease),
+}
 
 impl<'a> Exchange<'a> {
     /// Answers every request. CORS applies first: a preflight is answered here, and every other answer gets its CORS
@@ -156,32 +168,46 @@ impl<'a> Exchange<'a> {
             self.client.exchange_context.slot.asks(host.id);
             // a wait or a connect is rare, and its future large: boxed, it does not enlarge the future of other
             // requests
-            let (mut lease, mut reused) = match checkout {
-                Checkout::Reused(lease) => (lease, true),
-                Checkout::Room(lease) => (Box::pin(self.dial(lease)).await?, false),
+            let mut link = match checkout {
+                Checkout::Reused(lease) => Link::Connection(lease, true),
+                Checkout::Room(lease) => Box::pin(self.dial(lease)).await?,
+                Checkout::Stream(stream) => Link::Stream(stream),
             };
             self.note_upstream(route, target);
             let room = self
                 .worker
                 .room(self.state.config.transport.read_buffer_size);
+            let mut may_repeat = true;
             loop {
-                let mut upstream = Upstream::new(lease, room);
-                match self
-                    .attempt(route, &mut upload, &mut upstream, reused)
-                    .await
-                {
-                    Ok(head) => return self.hand_over(route, head, upload, upstream),
-                    Err(RoundTripError::Failed(failure)) => return Err(failure),
-                    Err(RoundTripError::Stale) => {}
+                match link {
+                    Link::Connection(lease, reused) => {
+                        let mut upstream = Upstream::new(lease, room);
+                        match self
+                            .attempt(route, &mut upload, &mut upstream, reused)
+                            .await
+                        {
+                            Ok(head) => return self.hand_over(route, head, upload, upstream),
+                            Err(RoundTripError::Failed(failure)) => return Err(failure),
+                            Err(RoundTripError::Stale) => {}
+                        }
+                    }
+                    Link::Stream(stream) => {
+                        let limits = self.limits(route);
+                        let asked = self.ask(route, upload, stream, may_repeat, limits);
+                        match Box::pin(asked).await {
+                            Ok(answer) => return Ok(answer),
+                            Err(StreamError::Failed(failure)) => return Err(failure),
+                            Err(StreamError::Repeat(same)) => upload = same,
+                        }
+                    }
                 }
+                may_repeat = false;
                 metrics::inc(&self.worker.metrics.retries);
                 let path = self.client.exchange_context.subject.path();
                 log::debug("once more on a fresh connection", &[("path", &path)]);
-                drop(upstream);
                 upload.rewind();
                 let unused = Box::pin(self.wait(host, || host.room())).await?;
-                lease = Box::pin(self.dial(unused)).await?;
-                reused = false;
+                link = Box::pin(self.dial(unused)).await?;
             }
         }
     }
@@ -247,11 +273,20 @@ impl<'a> Exchange<'a> {
             .ok_or(Failure::NoConnection)
     }
 
-    async fn dial(&self, mut lease: Lease) -> Result<Lease, Failure> {
+    async fn dial(&self, mut lease: Lease) -> Result<Link, Failure> {
         let metrics = &self.worker.metrics;
         metrics::inc(&metrics.dials);
         let host = Rc::clone(lease.host());
-        let dial = self.state.dialer.dial(&host.origin);
+        let dial = async {
+            let io = self.state.dialer.dial(&host.origin).await?;
+            if !(host.origin.http2 && io.speaks_http2()) {
+                lease.keep(io);
+                return Ok(Link::Connection(lease, false));
+            }
+            let stream = lease.share(io).await;
+            let failed = |error: hyper::Error| Failure::DialFailed(error.to_string());
+            stream.map(Link::Stream).map_err(failed)
+        };
         let dialled = self
             .client
             .exchange_context
@@ -267,10 +302,7 @@ impl<'a> Exchange<'a> {
             }
         };
         match dialled.map_err(late).flatten() {
-            Ok(io) => {
-                lease.io = Some(io);
-                Ok(lease)
-            }
+            Ok(link) => Ok(link),
             Err(failure) => {
                 metrics::inc(&metrics.dial_failures);
                 Err(failure)
@@ -300,6 +332,19 @@ impl<'a> Exchange<'a> {
         Limits::of(&self.state.config.server, route.response_header_timeout)
     }
 
+    /// Rewrites the fields of an answer for the client: addresses of the target, and the route's edits.
+    fn edit(&self, route: &Route, fields: &mut Fields, locates: bool) {
+        if locates {
+            let subject = self.client.exchange_context.subject;
+            let asked = Asked {
+                authority: subject.whole_host().unwrap_or_default(),
+                is_https: self.is_https.get(),
+            };
+            location::rewrite(fields, route, asked);
+        }
+        route.response_headers.apply(fields);
+    }
+
     /// Makes the answer from the upstream's head; its body follows by itself.
     fn hand_over(
         &self,
@@ -316,20 +361,7 @@ impl<'a> Exchange<'a> {
             head.withheld.extend(edited.cloned());
             headers::announce(&mut headers, &head.withheld);
         }
-        if head.locates {
-            let authority = self
-                .client
-                .exchange_context
-                .subject
-                .whole_host()
-                .unwrap_or_default();
-            let asked = Asked {
-                authority,
-                is_https: self.is_https.get(),
-            };
-            location::rewrite(&mut headers, route, asked);
-        }
-        route.response_headers.apply(&mut headers);
+        self.edit(route, &mut headers, head.locates);
         slot.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
             if !(head.websocket && self.wants_websocket.get()) {

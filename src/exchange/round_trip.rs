@@ -334,7 +334,7 @@ impl InFlight<'_> {
 }
 
 /// Methods that may be repeated without harm (RFC 9110 §9.2.2).
-fn is_idempotent(method: &Method) -> bool {
+pub fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE

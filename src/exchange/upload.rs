@@ -13,6 +13,7 @@ use crate::{
     exchange::client::Client,
     fields::line,
     http1::{headers, write_buffer::WriteBuffer},
+    memory::chunk::BodyChunk,
     net::Stream,
     yield_budget::YieldBudget,
 };
@@ -165,22 +166,52 @@ impl Upload {
         }
     }
 
+    /// The head, while nothing is written.
+    pub fn head(&self) -> &[u8] {
+        self.write_buffer.text()
+    }
+
+    /// Whether more of the body is to come from the client.
+    pub fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    /// The next frame of the client's body; of trailers those that may pass. `None` at its end.
+    ///
+    /// # Errors
+    /// Those of the client.
+    pub fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Client<'_>,
+    ) -> Poll<Result<Option<Frame<BodyChunk>>, UploadError>> {
+        let frame = ready!(client.poll_body(context)).transpose();
+        let frame = frame.map_err(|_| UploadError::Client)?;
+        if let Some(piece) = frame.as_ref().and_then(Frame::data_ref) {
+            self.taken += piece.len() as u64;
+            if self.taken > self.limit {
+                return Poll::Ready(Err(UploadError::TooLarge));
+            }
+            self.has_more = !client.is_end_stream();
+            return Poll::Ready(Ok(frame));
+        }
+        self.has_more = false;
+        let trailers = frame.and_then(|frame| frame.into_trailers().ok());
+        Poll::Ready(Ok(trailers.map(|trailers| {
+            Frame::trailers(headers::passed_trailers(&trailers, &self.withheld))
+        })))
+    }
+
     /// Takes the next frame of the client's body, with the framing of the request to the upstream.
     fn poll_body(
         &mut self,
         context: &mut Context<'_>,
         client: &Client<'_>,
     ) -> Poll<Result<(), UploadError>> {
-        match ready!(client.poll_body(context)).map(|frame| frame.map(Frame::into_data)) {
-            Some(Err(_)) => return Poll::Ready(Err(UploadError::Client)),
-            Some(Ok(Ok(piece))) => {
-                self.taken += piece.len() as u64;
-                if self.taken > self.limit {
-                    return Poll::Ready(Err(UploadError::TooLarge));
-                }
+        match ready!(self.poll_frame(context, client)?).map(Frame::into_data) {
+            Some(Ok(piece)) => {
                 let is_empty = piece.is_empty();
                 self.write_buffer.put(piece, self.chunked);
-                self.has_more = !client.is_end_stream();
                 match (self.chunked && !self.has_more, is_empty) {
                     (false, _) => {}
                     (true, false) => self.write_buffer.end_chunks(),
@@ -188,14 +219,8 @@ impl Upload {
                     (true, true) => self.end(&HeaderMap::new()),
                 }
             }
-            Some(Ok(Err(frame))) => {
-                self.has_more = false;
-                self.end(&frame.into_trailers().unwrap_or_default());
-            }
-            None => {
-                self.has_more = false;
-                self.end(&HeaderMap::new());
-            }
+            Some(Err(frame)) => self.end(&frame.into_trailers().unwrap_or_default()),
+            None => self.end(&HeaderMap::new()),
         }
         Poll::Ready(Ok(()))
     }
@@ -207,10 +232,7 @@ impl Upload {
         }
         let mut text = b"0\r\n".to_vec();
         for (name, value) in trailers {
-            let name = name.as_str().as_bytes();
-            if headers::passes_behind(name, &self.withheld) {
-                line(&mut text, name, value.as_bytes());
-            }
+            line(&mut text, name.as_str().as_bytes(), value.as_bytes());
         }
         text.extend_from_slice(b"\r\n");
         self.write_buffer.frame(&text);

@@ -63,6 +63,9 @@ impl Exchange<'_> {
         let mut withheld = Vec::new();
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        // in HTTP/2 trailers may follow any body
+        if chunked || (has_body && target.origin.http2) {
             withheld.extend(route.request_headers.names().cloned());
             if present.connection {
                 withheld.extend(headers::nominated(headers.get_all(header::CONNECTION)));

@@ -273,6 +273,17 @@ pub fn passes_behind(name: &[u8], withheld: &[HeaderName]) -> bool {
     may_trail(name) && !withheld.iter().any(is_withheld)
 }
 
+/// The trailers that may be passed on.
+pub fn passed_trailers(trailers: &HeaderMap, withheld: &[HeaderName]) -> HeaderMap {
+    let mut passed = HeaderMap::new();
+    for (name, value) in trailers {
+        if passes_behind(name.as_str().as_bytes(), withheld) {
+            passed.append(name, value.clone());
+        }
+    }
+    passed
+}
+
 /// Whether a name belongs to the fields about earlier hops.
 pub fn is_forwarding(name: &[u8]) -> bool {
     name == b"forwarded" || name == b"x-real-ip" || name.starts_with(b"x-forwarded-")

@@ -36,6 +36,11 @@ impl WriteBuffer {
         self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
     }
 
+    /// The message's head with the framing behind it.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
     /// Whether nothing was written yet, and there is room for a piece that leaves together with the head.
     pub fn is_fresh(&self) -> bool {
         !self.begun && self.data.is_empty()

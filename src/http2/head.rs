@@ -4,7 +4,10 @@
 //! not have sent it in HTTP/1.1 (RFC 9113 §8.2, §8.3, §10.3).
 
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode, header, header::HeaderName, request::Parts,
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{self, HeaderName},
+    request::Parts,
+    uri::Scheme,
 };
 
 use crate::{
@@ -86,13 +89,81 @@ pub fn response(status: StatusCode, fields: &Fields) -> Response<()> {
         if name != b"trailer" && headers::is_hop_by_hop(name) {
             continue;
         }
-        // both were read strictly before
-        let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
-        if let (Ok(name), Ok(value)) = (name, value) {
-            response.headers_mut().append(name, value);
-        }
+        append(response.headers_mut(), name, value);
     }
     response
+}
+
+/// Makes the request that an upstream gets in HTTP/2 of the text that it would get in HTTP/1.1, so that both are told the
+/// same; what belongs to an HTTP/1.1 connection stays behind.
+///
+/// # Errors
+/// A target or a Host that HTTP/2 cannot carry.
+pub fn upstream_request(text: &[u8], is_https: bool) -> Result<Request<()>, Failure> {
+    let head = request_head::head(text, &mut 0, usize::MAX)?;
+    let head = head.ok_or(Failure::Malformed("an unfinished head"))?;
+    let head = request_head::parts(text.to_vec(), head)?;
+    let scheme = if is_https {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    };
+    let target = match head.uri.query() {
+        Some(query) => format!("{}?{query}", head.uri.path()),
+        None => head.uri.path().to_owned(),
+    };
+    let uri = Uri::builder()
+        .scheme(scheme)
+        .authority(head.authority())
+        .path_and_query(target)
+        .build()
+        .map_err(|_| Failure::Malformed("a target that HTTP/2 cannot carry"))?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method;
+    *request.uri_mut() = uri;
+    *request.version_mut() = Version::HTTP_2;
+    for (name, value) in head.headers.iter() {
+        let passes = match name {
+            b"host" => false,
+            b"te" | b"trailer" => true,
+            _ => !headers::is_hop_by_hop(name),
+        };
+        if passes {
+            append(request.headers_mut(), name, value);
+        }
+    }
+    Ok(request)
+}
+
+/// The fields of an upstream's response, without what belongs to an HTTP/1.1 connection.
+///
+/// # Errors
+/// A word for the log where they cannot be passed on.
+pub fn response_fields(status: StatusCode, map: &HeaderMap) -> Result<Fields, &'static str> {
+    if map.len() > MAX_FIELDS {
+        return Err("head too large");
+    }
+    let length = length(map).map_err(|_| "malformed Content-Length")?;
+    let mut fields = Fields::new();
+    for (name, value) in map {
+        let name = name.as_str().as_bytes();
+        if name != b"content-length" && (name == b"trailer" || !headers::is_hop_by_hop(name)) {
+            fields.append(name, value);
+        }
+    }
+    // no such answer may have a length (RFC 9110 §8.6)
+    if let Some(length) = length.filter(|_| status != StatusCode::NO_CONTENT) {
+        fields.append(header::CONTENT_LENGTH, length.to_string());
+    }
+    Ok(fields)
+}
+
+fn append(map: &mut HeaderMap, name: &[u8], value: &[u8]) {
+    // both were read strictly before
+    let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+    if let (Ok(name), Ok(value)) = (name, value) {
+        map.append(name, value);
+    }
 }
 
 fn values<'a>(map: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
@@ -150,7 +221,7 @@ mod tests {
         let mut request = Request::builder()
             .method(method)
             .uri(uri)
-            .version(http::Version::HTTP_2);
+            .version(Version::HTTP_2);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
@@ -316,6 +387,61 @@ mod tests {
             );
         }
         assert!(passed > 1_000, "{passed}");
+    }
+
+    #[test]
+    fn an_upstream_is_told_in_http_2_what_it_would_be_told_in_http_1() {
+        let text = b"POST /x/y?z HTTP/1.1\r\nhost: a.example:81\r\ncontent-length: 5\r\nx-a: b\r\nx-a: c\r\nte: trailers\r\nconnection: te\r\n\r\n";
+        let request = upstream_request(text, true).unwrap();
+        assert_eq!(request.method(), Method::POST);
+        assert_eq!(request.uri(), "https://a.example:81/x/y?z");
+        let fields: Vec<(&str, &[u8])> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        let expected: [(&str, &[u8]); 4] = [
+            ("content-length", b"5"),
+            ("x-a", b"b"),
+            ("x-a", b"c"),
+            ("te", b"trailers"),
+        ];
+        assert_eq!(fields, expected);
+        let chunked = b"PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert!(
+            upstream_request(chunked, false)
+                .unwrap()
+                .headers()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn an_answer_has_one_length_at_most_and_no_field_of_a_connection() {
+        let read = |status: u16, fields: &[(&str, &str)]| {
+            let mut response = Response::builder();
+            for (name, value) in fields {
+                response = response.header(*name, *value);
+            }
+            let map = response.body(()).unwrap().into_parts().0.headers;
+            response_fields(StatusCode::from_u16(status).unwrap(), &map)
+        };
+        let fields = [
+            ("content-length", "05"),
+            ("keep-alive", "x"),
+            ("trailer", "t"),
+            ("x", "y"),
+        ];
+        let mut text = Vec::new();
+        read(200, &fields).unwrap().write(&mut text);
+        assert_eq!(text, b"trailer: t\r\nx: y\r\ncontent-length: 5\r\n");
+        assert!(!read(204, &fields).unwrap().contains("content-length"));
+        for bad in [
+            &[("content-length", "1"), ("content-length", "1")][..],
+            &[("content-length", "x")],
+        ] {
+            assert!(read(200, bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! HTTP/2 towards clients: hyper's implementation, and the adapter between it and an exchange.
 //!
-//! [`server`] serves a client's connection, [`frames`] bounds what hyper reads, [`head`] maps heads.
+//! [`server`] serves a client's connection, [`frames`] bounds what hyper reads there, [`client`] shares a connection to an
+//! upstream between requests, [`head`] maps heads.
 
 pub mod body;
+pub mod client;
 pub mod frames;
 pub mod head;
 pub mod io;

@@ -17,8 +17,8 @@ use crate::{
         plan::Plan,
         prices::{
             ACCEPT_RESERVE, CLIENT_HANDSHAKE, EXCHANGE, HANDSHAKE, HTTP2_CONNECTION,
-            HTTP2_CONNECTION_WIDE, LARGE_HEAD, LARGEST_HEAD, NARROW, RECORD_IN, RECORD_OUT, UNREAD,
-            head_price,
+            HTTP2_CONNECTION_WIDE, HTTP2_UPSTREAM, HTTP2_UPSTREAM_WIDE, LARGE_HEAD, LARGEST_HEAD,
+            NARROW, RECORD_IN, RECORD_OUT, UNREAD, head_price,
         },
         queue::Queue,
         turns::Turns,
@@ -329,6 +329,15 @@ impl Budget {
         self.http2.set(all);
         permit.purpose = Purpose::Http2;
         Some(permit)
+    }
+
+    /// Takes what an HTTP/2 connection to an upstream costs.
+    pub fn http2_upstream(self: &Rc<Budget>) -> Option<Permit> {
+        self.take_inside(if self.plan.small {
+            HTTP2_UPSTREAM
+        } else {
+            HTTP2_UPSTREAM_WIDE
+        })
     }
 
     /// Whether another HTTP/2 connection would fit now.

@@ -61,6 +61,14 @@ impl BodyChunk {
         bytes.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// The bytes that are left, to be kept apart from the buffer that they were read into.
+    pub fn into_bytes(self) -> Bytes {
+        match self.store {
+            Store::Shared(bytes) => bytes.slice(self.start..self.end),
+            _ => Bytes::copy_from_slice(self.bytes()),
+        }
+    }
+
     /// How many bytes are left.
     pub fn len(&self) -> usize {
         self.end - self.start

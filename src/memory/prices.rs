@@ -78,6 +78,12 @@ pub const TLS_SESSION: u64 = 24_000;
 pub const HTTP2_CONNECTION: u64 = 1_000_000;
 pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 
+/// The price of an HTTP/2 connection to an upstream where memory is small, and where it is not: 50 kB that hyper holds at
+/// rest, the windows of all its streams twice, because what comes pins the buffers that it was read into, and the rest for
+/// heads and for what small frames cost besides. Its streams pay for themselves.
+pub const HTTP2_UPSTREAM: u64 = 600_000;
+pub const HTTP2_UPSTREAM_WIDE: u64 = 2_000_000;
+
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.
 pub const BASE: u64 = 2_000_000;

@@ -16,6 +16,7 @@ fn route(host: &str, path: &str, base: &str) -> Route {
             origin: Origin {
                 address: Address::Tcp("h".to_owned(), 80),
                 tls: None,
+                http2: false,
             },
             base: base.to_owned(),
             host_header: HeaderValue::from_static("h"),

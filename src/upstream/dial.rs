@@ -123,7 +123,7 @@ impl Dialer {
                     None => None,
                 };
                 let stream = Bounded::upstream(stream, self.budget.as_ref());
-                let stream = self.connectors.connect(tls, stream).await?;
+                let stream = self.connectors.connect(tls, origin.http2, stream).await?;
                 Ok(Stream::Tls(Box::new(stream)))
             }
         }
@@ -335,6 +335,7 @@ mod tests {
         Origin {
             address: Address::Tcp(host.to_owned(), port),
             tls: None,
+            http2: false,
         }
     }
 
@@ -417,6 +418,7 @@ mod tests {
             let target = Origin {
                 address: Address::Unix(path.clone()),
                 tls: None,
+                http2: false,
             };
             let Failure::DialFailed(reason) = dialer.dial(&target).await.unwrap_err() else {
                 panic!("another failure");
@@ -787,6 +789,7 @@ mod tests {
                 ca_file: None,
                 insecure_skip_verify: true,
             }),
+            http2: false,
         };
         run(async {
             let mut io = Dialer::new(SocketOptions::default())

@@ -2,5 +2,7 @@
 
 pub mod dial;
 pub mod dns;
+pub mod limits;
 pub mod pool;
+pub mod sharing;
 pub mod tls;

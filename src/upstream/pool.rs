@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     config::Transport,
+    http2::client::{self, Connection},
     memory::{
         budget::{Budget, Permit},
         prices::{IDLE_UPSTREAM, NARROW, TLS_SESSION},
@@ -22,6 +23,7 @@ use crate::{
     observe::metrics::{self, Metrics},
     route::{Address, Origin},
     sys::socket,
+    upstream::{limits::Limits, sharing::Sharing},
 };
 
 /// All upstream connections of a worker.
@@ -40,15 +42,6 @@ pub struct Pool {
     metrics: Arc<Metrics>,
 }
 
-/// A worker's share of the limits in `transport:`; `usize::MAX` = none.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    idle: usize,
-    idle_per_host: usize,
-    per_host: usize,
-    idle_millis: Option<u32>,
-}
-
 /// The connections to one origin.
 #[derive(Debug)]
 pub struct Host {
@@ -62,6 +55,8 @@ pub struct Host {
     /// [`Pool::trust`] when the host was created.
     trust: u32,
     idle: RefCell<Vec<Idle>>,
+    /// Its HTTP/2 connections.
+    shared: Sharing,
     open: Cell<usize>,
     /// Whether requests waited when [`Pool::each_waiting`] was called last.
     waited: Cell<bool>,
@@ -81,6 +76,23 @@ pub enum Checkout {
     Reused(Lease),
     /// The right to open a new connection, which the caller dials.
     Room(Lease),
+    /// A stream of an HTTP/2 connection.
+    Stream(StreamLease),
+}
+
+/// A request's part of an HTTP/2 connection; on drop it is another's.
+#[derive(Debug)]
+pub struct StreamLease {
+    /// The connection.
+    pub connection: Rc<Connection>,
+    host: Rc<Host>,
+}
+
+/// What an HTTP/2 connection counts and costs as long as it is open.
+struct Place {
+    host: Weak<Host>,
+    pool: Rc<Pool>,
+    _permits: [Option<Permit>; 2],
 }
 
 /// A borrowed connection, or the right to open one. On drop the connection is closed, and its place is free again.
@@ -93,7 +105,11 @@ pub struct Lease {
     kept: bool,
     /// The connection is a tunnel's, and no longer counts against `max_conns_per_host`.
     detached: bool,
-    _tls: Option<Permit>,
+    tls: Option<Permit>,
+    /// What pays for HTTP/2, until it is known that the upstream speaks HTTP/1.1.
+    http2: Option<Permit>,
+    /// It counts among [`Sharing::dialled`].
+    is_dialled: bool,
 }
 
 impl Pool {
@@ -126,6 +142,7 @@ impl Pool {
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             if !host.is_trusted() {
                 host.retain(|_| false);
+                host.retire(|_| true);
             }
         }
     }
@@ -153,6 +170,7 @@ impl Pool {
             pool: Rc::clone(self),
             trust: self.trust.get(),
             idle: RefCell::default(),
+            shared: Sharing::default(),
             open: Cell::new(0),
             waited: Cell::new(false),
         });
@@ -173,6 +191,11 @@ impl Pool {
                     && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
                     && is_quiet(&mut idle.io)
             });
+            host.retire(|connection| {
+                connection.is_over()
+                    || connection.is_idle()
+                        && (is_scarce || limit.is_some_and(|limit| connection.idles(now) >= limit))
+            });
         }
         self.idle.get() > 0
     }
@@ -181,6 +204,7 @@ impl Pool {
     pub fn clear(&self) {
         for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
             host.retain(|_| false);
+            host.retire(Connection::is_idle);
         }
     }
 
@@ -202,10 +226,16 @@ impl Pool {
                 .borrow()
                 .first()
                 .map(|idle| now.wrapping_sub(idle.since))
+                // the others first: an HTTP/2 connection serves many
+                .or_else(|| (host.shared.idle() > 0).then_some(0))
         };
         if let Some(host) = hosts.iter().filter_map(Weak::upgrade).max_by_key(age) {
             let mut first = true;
-            host.retain(|_| !std::mem::take(&mut first));
+            if host.idle.borrow().is_empty() {
+                host.retire(|connection| connection.is_idle() && std::mem::take(&mut first));
+            } else {
+                host.retain(|_| !std::mem::take(&mut first));
+            }
         }
     }
 
@@ -225,24 +255,17 @@ impl Pool {
     }
 }
 
-impl Limits {
-    fn of(transport: &Transport, workers: usize) -> Limits {
-        let share =
-            |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
-        Limits {
-            idle: share(transport.max_idle_conns),
-            idle_per_host: share(transport.max_idle_conns_per_host),
-            per_host: share(transport.max_conns_per_host),
-            idle_millis: transport
-                .idle_conn_timeout
-                .map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
-        }
-    }
-}
-
 impl Host {
     /// Takes an idle connection, or the right to open a new one; `None` where neither is available: wait in `queue`.
     pub fn checkout(self: &Rc<Host>) -> Option<Checkout> {
+        if self.origin.http2 {
+            if let Some(stream) = self.stream() {
+                return Some(Checkout::Stream(stream));
+            }
+            if self.shared.is_expected(self.queue.len()) {
+                return None;
+            }
+        }
         while let Some(mut idle) = self.pop() {
             if is_quiet(&mut idle.io) {
                 let mut lease = self.lease();
@@ -262,6 +285,11 @@ impl Host {
         if matches!(self.origin.address, Address::Unix(_)) && self.pool.budget.is_stuffed() {
             return None;
         }
+        let http2 = if self.origin.http2 {
+            Some(self.pool.budget.http2_upstream()?)
+        } else {
+            None
+        };
         if self.pool.open.get() >= self.pool.most {
             // no descriptor is left: close the oldest idle connection of any host
             self.pool.evict_oldest(0);
@@ -269,7 +297,53 @@ impl Host {
         self.open.set(self.open.get() + 1);
         self.pool.open.set(self.pool.open.get() + 1);
         metrics::inc(&self.pool.metrics.upstream_open);
-        Some(self.lease())
+        let mut lease = self.lease();
+        if http2.is_some() {
+            self.shared.dials(true);
+            lease.http2 = http2;
+            lease.is_dialled = true;
+        }
+        Some(lease)
+    }
+
+    /// Takes a stream of an HTTP/2 connection that has one to spare.
+    fn stream(self: &Rc<Host>) -> Option<StreamLease> {
+        let connection = self.shared.find()?;
+        if connection.is_idle() {
+            self.pool.count_idle(false);
+        }
+        Some(self.stream_of(connection))
+    }
+
+    fn stream_of(self: &Rc<Host>, connection: Rc<Connection>) -> StreamLease {
+        connection.begins();
+        StreamLease {
+            connection,
+            host: Rc::clone(self),
+        }
+    }
+
+    /// Lets go of HTTP/2 connections: each is closed when the last of its requests is over.
+    fn retire(&self, goes: impl FnMut(&Connection) -> bool) {
+        // dropped behind the borrow, for their tasks are woken
+        let gone = self.shared.retire(goes);
+        for connection in &gone {
+            if connection.is_idle() {
+                self.pool.count_idle(false);
+            }
+        }
+    }
+
+    /// Whether an HTTP/2 connection that has no request any more is kept.
+    fn keeps(&self, connection: &Connection) -> bool {
+        let limits = *self.pool.limits.borrow();
+        let waited_for = self.queue.len() > 0;
+        !connection.is_over()
+            && self.is_trusted()
+            && limits.idle_millis != Some(0)
+            && (waited_for || !self.pool.budget.is_scarce())
+            && (waited_for || self.shared.idle() <= limits.idle_per_host)
+            && self.pool.idle.get() < limits.idle.max(usize::from(waited_for))
     }
 
     fn lease(self: &Rc<Host>) -> Lease {
@@ -283,7 +357,9 @@ impl Host {
             host: Rc::clone(self),
             kept: false,
             detached: false,
-            _tls: tls,
+            tls,
+            http2: None,
+            is_dialled: false,
         }
     }
 
@@ -365,7 +441,75 @@ impl Host {
     }
 }
 
+impl StreamLease {
+    /// The connection takes no further requests.
+    pub fn retire(&self) {
+        self.connection.wear();
+        self.host.retire(Connection::is_worn);
+    }
+}
+
+impl Drop for StreamLease {
+    fn drop(&mut self) {
+        self.connection.ends();
+        if self.connection.is_idle() && self.host.shared.has(&self.connection) {
+            let is_kept = self.host.keeps(&self.connection);
+            self.host.pool.count_idle(true);
+            if !is_kept {
+                self.retire();
+            }
+        }
+        self.host.queue.wake();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.open.set(self.pool.open.get() - 1);
+        metrics::dec(&self.pool.metrics.upstream_open);
+        if let Some(host) = self.host.upgrade() {
+            host.make_room();
+        }
+    }
+}
+
 impl Lease {
+    /// Begins HTTP/2 on the connection that was dialled, and takes its first stream.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn share(mut self, io: Stream) -> hyper::Result<StreamLease> {
+        let host = Rc::clone(&self.host);
+        let place = Place {
+            host: Rc::downgrade(&host),
+            pool: Rc::clone(&host.pool),
+            _permits: [self.http2.take(), self.tls.take()],
+        };
+        // what counts it from here on is its place
+        self.kept = true;
+        let limits = client::Limits::new(host.pool.budget.plan().small);
+        let connection = Connection::begin(io, Box::new(place), limits).await?;
+        host.shared.add(Rc::clone(&connection));
+        let stream = host.stream_of(connection);
+        self.ends_dial(false);
+        Ok(stream)
+    }
+
+    /// Keeps the connection that was dialled for HTTP/1.1.
+    pub fn keep(&mut self, io: Stream) {
+        self.io = Some(io);
+        self.http2 = None;
+        self.ends_dial(true);
+    }
+
+    fn ends_dial(&mut self, speaks_http1: bool) {
+        if std::mem::take(&mut self.is_dialled) {
+            self.host.shared.dials(false);
+            self.host.shared.speaks_http1.set(speaks_http1);
+            self.host.queue.wake();
+        }
+    }
+
     /// Returns the connection to the pool; only if request and response were transferred completely.
     pub fn give_back(mut self, now: u32) {
         let budget = &self.host.pool.budget;
@@ -403,6 +547,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.is_dialled {
+            self.host.shared.dials(false);
+        }
         // the unsent rest of an abandoned request must not stay in the kernel
         if let Some(io) = &self.io
             && self.host.pool.budget.plan().tight
@@ -420,6 +567,7 @@ impl Drop for Lease {
 impl Drop for Host {
     fn drop(&mut self) {
         self.retain(|_| false);
+        self.retire(|_| true);
     }
 }
 
@@ -474,6 +622,7 @@ mod tests {
         Origin {
             address: Address::Tcp(name.to_owned(), 80),
             tls: None,
+            http2: false,
         }
     }
 

@@ -38,18 +38,21 @@ pub struct Connectors {
 
 struct Built {
     tls: route::Tls,
+    http2: bool,
     verifier: Arc<dyn ServerCertVerifier>,
     connector: TlsConnector,
 }
 
 impl Connectors {
-    /// Does the TLS handshake over a new connection. Has no time-out of its own.
+    /// Does the TLS handshake over a new connection, offering HTTP/2 by ALPN where `http2` is true. Has no time-out of its
+    /// own.
     pub async fn connect(
         &self,
         tls: &route::Tls,
+        http2: bool,
         stream: Bounded,
     ) -> Result<TlsStream<Bounded>, Failure> {
-        let (connector, name) = self.connector(tls).map_err(Failure::TlsFailed)?;
+        let (connector, name) = self.connector(tls, http2).map_err(Failure::TlsFailed)?;
         let handshake = connector.connect_with(name, stream, |connection| {
             connection.set_buffer_limit(Some(SEND_BUFFER));
         });
@@ -70,10 +73,17 @@ impl Connectors {
         Ok(stream)
     }
 
-    fn connector(&self, tls: &route::Tls) -> Result<(TlsConnector, ServerName<'static>), String> {
+    fn connector(
+        &self,
+        tls: &route::Tls,
+        http2: bool,
+    ) -> Result<(TlsConnector, ServerName<'static>), String> {
         let name = server_name(&tls.server_name)?;
         let mut built = self.built.borrow_mut();
-        if let Some(known) = built.iter().find(|known| known.tls == *tls) {
+        if let Some(known) = built
+            .iter()
+            .find(|known| known.tls == *tls && known.http2 == http2)
+        {
             return Ok((known.connector.clone(), name));
         }
         // names with the same roots share one verifier
@@ -85,10 +95,11 @@ impl Connectors {
             Some(known) => Arc::clone(&known.verifier),
             None => verifier(tls, &Roots::of(&|name| env::var_os(name)))?,
         };
-        let config = client_config(Arc::clone(&verifier))?;
+        let config = client_config(Arc::clone(&verifier), http2)?;
         let connector = TlsConnector::from(Arc::new(config));
         built.push(Built {
             tls: tls.clone(),
+            http2,
             verifier,
             connector: connector.clone(),
         });
@@ -110,14 +121,22 @@ fn verifier(tls: &route::Tls, environment: &Roots) -> Result<Arc<dyn ServerCertV
     Ok(Arc::new(AnchorsVerifier::new(anchors, provider)?))
 }
 
-fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
+fn client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    http2: bool,
+) -> Result<ClientConfig, String> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let offered: &[&[u8]] = if http2 {
+        &[b"h2", b"http/1.1"]
+    } else {
+        &[b"http/1.1"]
+    };
+    config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
 }
@@ -332,7 +351,7 @@ mod tests {
         runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let stream = Bounded::upstream(stream, None);
-            let connected = connectors.connect(tls, stream).await;
+            let connected = connectors.connect(tls, false, stream).await;
             let mut stream = match connected {
                 Ok(stream) => stream,
                 Err(Failure::TlsFailed(reason)) => return Err(reason),
@@ -479,7 +498,9 @@ mod tests {
             ("a.example", Some(&*roots.0), true),
             ("a.example", None, true),
         ] {
-            connectors.connector(&tls(name, ca_file, insecure)).unwrap();
+            connectors
+                .connector(&tls(name, ca_file, insecure), false)
+                .unwrap();
         }
         let built = connectors.built.borrow();
         let [a, b, c, d] = &built[..] else {

@@ -99,7 +99,7 @@ impl Answer {
 }
 
 #[derive(Clone)]
-struct Local;
+pub struct Local;
 
 impl<F: Future + 'static> Executor<F> for Local {
     fn execute(&self, future: F) {

@@ -23,6 +23,7 @@ mod connections;
 mod fields;
 mod forward;
 mod http2;
+mod http2_upstream;
 mod https;
 mod location;
 mod names;

@@ -180,6 +180,13 @@ impl Setup {
         self
     }
 
+    /// `token` in the configuration stands for this.
+    #[must_use]
+    pub fn token(mut self, token: &str, text: String) -> Setup {
+        self.tokens.push((token.to_owned(), text));
+        self
+    }
+
     /// Sets a variable in its environment, which is empty otherwise.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Setup {

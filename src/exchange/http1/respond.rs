@@ -98,7 +98,7 @@ pub async fn send(
 /// Decides, once and before the head is written, whether the connection stays after an answer to an incomplete request: an
 /// answer that says so is never followed by a close while the request still arrives (RFC 9112 §9.6).
 async fn can_stay(connection: Connection<'_>, body: &Body<'_>) -> bool {
-    if matches!(body, Body::Upstream(_)) {
+    if matches!(body, Body::Upstream(_) | Body::Stream(_)) {
         return connection.owes_little();
     }
     // the rest of this request is not read any more; where it has arrived already, the connection need not end for it

@@ -1,0 +1,32 @@
+//! How many upstream connections a worker may have.
+
+use crate::config::Transport;
+
+/// A worker's share of the limits in `transport:`; `usize::MAX` = none.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Idle connections over all hosts.
+    pub idle: usize,
+    /// Idle connections to one host.
+    pub idle_per_host: usize,
+    /// Connections to one host.
+    pub per_host: usize,
+    /// How long one may be idle; `None` = for ever.
+    pub idle_millis: Option<u32>,
+}
+
+impl Limits {
+    /// Those of a configuration, divided by the workers.
+    pub fn of(transport: &Transport, workers: usize) -> Limits {
+        let share =
+            |limit: Option<usize>| limit.map_or(usize::MAX, |limit| limit.div_ceil(workers));
+        Limits {
+            idle: share(transport.max_idle_conns),
+            idle_per_host: share(transport.max_idle_conns_per_host),
+            per_host: share(transport.max_conns_per_host),
+            idle_millis: transport
+                .idle_conn_timeout
+                .map(|limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX / 2)),
+        }
+    }
+}
