@@ -5,7 +5,8 @@
 //! between two messages nothing is held but the socket.
 
 use std::{
-    io::{self},
+    io,
+    ops::Range,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -362,35 +363,37 @@ impl ServerCodec {
             #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
             let more = count as u32;
             self.read = self.read.wrapping_add(more);
-            let taken = match &mut self.due {
-                BodyState::Length(left) => {
-                    *left -= count as u64;
-                    0..count
-                }
-                BodyState::Chunked(body) => {
-                    match body.take(buffer.get_mut(..count).unwrap_or_default()) {
-                        Ok(taken) => {
-                            let rest = buffer.get(taken.used..count).unwrap_or_default();
-                            self.behind = Bytes::copy_from_slice(rest);
-                            taken.data
-                        }
-                        Err(broken) => {
-                            self.due = BodyState::Broken;
-                            return Poll::Ready(Err(io::Error::other(broken.0)));
-                        }
-                    }
-                }
-                // no request ends with the close of its connection
-                BodyState::Close | BodyState::Broken => {
-                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-                }
-            };
+            let taken = self.unframe(buffer.get_mut(..count).unwrap_or_default())?;
             if !taken.is_empty() {
                 return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
             }
             if self.is_between() {
                 return Poll::Ready(Ok(None));
             }
+        }
+    }
+
+    /// Finds the data in bytes that were read, and moves it together; keeps what is behind the body.
+    #[inline]
+    fn unframe(&mut self, bytes: &mut [u8]) -> io::Result<Range<usize>> {
+        match &mut self.due {
+            BodyState::Length(left) => {
+                *left -= bytes.len() as u64;
+                Ok(0..bytes.len())
+            }
+            BodyState::Chunked(body) => match body.take(bytes) {
+                Ok(taken) => {
+                    let rest = bytes.get(taken.used..).unwrap_or_default();
+                    self.behind = Bytes::copy_from_slice(rest);
+                    Ok(taken.data)
+                }
+                Err(broken) => {
+                    self.due = BodyState::Broken;
+                    Err(io::Error::other(broken.0))
+                }
+            },
+            // no request ends with the close of its connection
+            BodyState::Close | BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

@@ -5,7 +5,7 @@
 //! left of it.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
@@ -99,15 +99,7 @@ impl Connection {
         );
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
-                // from here on the exchange pays
-                if self.permit.bytes() > CONNECTION {
-                    self.permit.resize(CONNECTION);
-                    slot.took(0);
-                }
-                slot.clear_deadline();
-                let (worker, slot) = (Rc::clone(worker), (*slot).clone());
-                let codec = RefCell::new(codec);
-                return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
+                return Poll::Ready(self.begin(codec, head));
             }
             Poll::Ready(Ok(Arrival::Refused(Failure::Preface))) if slot.offers_http2() => {
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
@@ -152,6 +144,18 @@ impl Connection {
             State::Resting(codec.into_parts().0)
         };
         Poll::Pending
+    }
+
+    /// Begins the exchange of a request whose head is complete: from here on the exchange pays.
+    #[inline]
+    fn begin(&mut self, codec: ServerCodec, head: Head) -> State {
+        if self.permit.bytes() > CONNECTION {
+            self.permit.resize(CONNECTION);
+            self.slot.took(0);
+        }
+        self.slot.clear_deadline();
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
+        State::Busy(Box::pin(serve(worker, RefCell::new(codec), slot, head)))
     }
 
     /// After an answer: until the client has acknowledged its last byte, the connection costs more.
@@ -405,30 +409,10 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         place,
     } = tunnel;
     metrics::inc(&worker.metrics.tunnels);
-    let exchange_context = ExchangeContext {
-        slot,
-        waited: Cell::new(waited),
-        subject: &subject,
-        config: &config,
-        counters: &counters,
-        route: Cell::new(route),
-        place: RefCell::default(),
-        record: RefCell::new(record),
-        begun: None,
-        status: Cell::new(101),
-        received: Cell::new(0),
-        sent: Cell::new(0),
-        head: RefCell::default(),
-        budget: &worker.budget,
-        rest: Cell::new(0),
-        complete: Cell::new(false),
-        outcome: Cell::new(None),
-        cause: OnceCell::new(),
-        told: Cell::new(false),
-        is_tunnel: true,
-        metrics: &worker.metrics,
-        repeats: &worker.repeats,
-    };
+    let exchange_context = ExchangeContext::of_tunnel(worker, slot, &subject, &config, &counters);
+    exchange_context.waited.set(waited);
+    exchange_context.route.set(route);
+    exchange_context.record.replace(record);
     let (mut client, first) = codec.into_parts();
     let _records = client.secured().map(|_| worker.budget.force_records());
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());
