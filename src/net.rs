@@ -1,4 +1,6 @@
-//! A stream of bytes: a TCP connection, a unix socket, either with TLS, and its kernel buffers.
+//! A stream of bytes: a TCP connection or a unix socket, with or without TLS, and its kernel buffers.
+//!
+//! Where memory is limited, its send queue never holds more than is paid for.
 
 pub mod secured;
 pub mod session;
@@ -31,26 +33,26 @@ use crate::{
 pub enum Stream {
     /// `http://`.
     Tcp(TcpStream),
-    /// The same where memory is limited.
+    /// `http://` where memory is limited.
     Bounded(Box<Bounded>),
     /// `unix:`.
     Unix(Box<Unix>),
-    /// `https://`; boxed, because a session has a kilobyte.
+    /// `https://` to an upstream; boxed, because a session takes a kilobyte.
     Tls(Box<TlsStream<Bounded>>),
-    /// A client's, on a listener with TLS.
+    /// A client's connection on a listener with TLS.
     Secured(Box<Secured>),
 }
 
-/// A TCP connection that pays for what it holds in the kernel.
+/// A TCP connection that pays for its kernel buffers.
 #[derive(Debug)]
 pub struct Bounded {
     stream: TcpStream,
-    /// `None` = the kernel tunes them.
+    /// `None` = the kernel tunes them, and nothing is paid.
     buffers: Option<KernelBuffers>,
 }
 
-/// A unix connection. After a close, the kernel still charges this process for bytes that the other side has not read, for
-/// as long as that side is open (measured; a unix socket's `sk_wmem_alloc`). So the budget is charged for as long.
+/// A unix connection. After a close, the kernel still charges this process for bytes that the other side has not read,
+/// for as long as that side is open (measured; a unix socket's `sk_wmem_alloc`). So the budget is charged for as long.
 #[derive(Debug)]
 pub struct Unix {
     /// `None` while it is dropped.
@@ -86,8 +88,8 @@ impl Drop for Unix {
 }
 
 impl Stream {
-    /// Ready when there are bytes to read, or the end, or an error. It may be ready without any of these: after a read that
-    /// filled its buffer exactly, and with TLS for a record without data.
+    /// Ready when there are bytes to read, or the end, or an error. It may be ready without any of these: after a read
+    /// that filled its buffer exactly, and with TLS for a record without data.
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
@@ -106,7 +108,7 @@ impl Stream {
         }
     }
 
-    /// Ready when at least so many bytes have come, or the end, or an error. They stay where they are. Not for TLS.
+    /// Ready when at least `least` bytes have arrived, or the end, or an error. The bytes are not read. Not for TLS.
     ///
     /// # Errors
     /// Those of the socket.
@@ -117,7 +119,7 @@ impl Stream {
             if socket::unread(&socket) >= least || socket::has_hung_up(&socket) {
                 return Poll::Ready(Ok(()));
             }
-            // too little: from here on the next byte wakes
+            // too few: clears the readiness, so that the next byte wakes the task
             let too_little = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
             drop(match self {
                 Stream::Tcp(stream) => stream.try_io(Interest::READABLE, too_little),
@@ -128,7 +130,7 @@ impl Stream {
         }
     }
 
-    /// Behind the last answer of a connection: with TLS, lets the client know that its end is no truncation.
+    /// After the last answer of a connection with TLS: tells the client that the end is no truncation.
     pub async fn say_goodbye(&mut self) {
         if let Stream::Secured(secured) = self {
             poll_fn(|context| {
@@ -139,7 +141,7 @@ impl Stream {
         }
     }
 
-    /// What TLS with the client holds, where there is any.
+    /// The client's TLS session, where there is one.
     pub fn secured(&self) -> Option<&Secured> {
         match self {
             Stream::Secured(secured) => Some(secured),
@@ -147,7 +149,7 @@ impl Stream {
         }
     }
 
-    /// The same, to be changed.
+    /// The client's TLS session, mutable.
     pub fn secured_mut(&mut self) -> Option<&mut Secured> {
         match self {
             Stream::Secured(secured) => Some(secured),
@@ -155,8 +157,8 @@ impl Stream {
         }
     }
 
-    /// Looks whether a byte has come, and leaves it where it is: 0 = the end, 1 = there is one. With TLS it may be one that
-    /// carries no data.
+    /// Ready when a byte has arrived (1) or the end (0); the byte is not read. With TLS it may be part of a record
+    /// without data.
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [MaybeUninit::uninit()];
         match self {
@@ -180,19 +182,19 @@ impl Stream {
         }
     }
 
-    /// Whether an idle connection is open and has received nothing, so that it may be used again. Otherwise it must be dropped,
-    /// because a byte of it may have been read. Makes no system call where nothing was received. The context's waker is woken
-    /// when bytes or the end come later.
+    /// Whether an idle connection is open and has received nothing, so that it may be used again. Otherwise it must be
+    /// dropped, because a byte of it may have been read. Makes no system call where nothing was received. The context's
+    /// waker is woken when bytes or the end come later.
     pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
-        // Only a read tells stale readiness from real, and processes the session tickets that a TLS server may send at any
-        // time.
+        // Only a read tells stale readiness from real, and processes the session tickets that a TLS server may send at
+        // any time.
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         Pin::new(self).poll_read(cx, &mut buffer).is_pending()
     }
 
-    /// A unix connection. What is written to it and not read by the other side is charged to us: `budget` pays for it, also
-    /// when it is closed; `None` = nothing pays.
+    /// A unix connection. The kernel charges this process for bytes that the other side has not read: `budget` pays for
+    /// them, also after a close; `None` = nothing pays.
     pub fn unix(stream: UnixStream, budget: Option<&Rc<Budget>>) -> Stream {
         let bounded = budget.filter(|budget| budget.plan().tight);
         Stream::Unix(Box::new(Unix {
@@ -207,7 +209,7 @@ impl Stream {
         if !budget.plan().tight {
             return Stream::Tcp(stream);
         }
-        // the listener's was not locked, for the sake of the window scale
+        // the listener's buffer was not locked, because that would bound the window scale
         socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
         let buffers = KernelBuffers::tcp(budget, true);
         Stream::Bounded(Box::new(Bounded {
@@ -216,7 +218,7 @@ impl Stream {
         }))
     }
 
-    /// A TCP connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    /// A TCP connection to an upstream; `budget` pays for its kernel buffers, `None` = nothing pays.
     pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Stream {
         let bounded = Bounded::upstream(stream, budget);
         if bounded.buffers.is_none() {
@@ -225,8 +227,8 @@ impl Stream {
         Stream::Bounded(Box::new(bounded))
     }
 
-    /// `left` bytes of a message are still to be read from it, `None` where that is not known, and `passed` were read: lets
-    /// the kernel hold as much of them as memory allows. Pending for a moment where others should finish first.
+    /// Widens the receive buffer, as far as memory allows, for a message of which `passed` bytes were read and `left`
+    /// are still to be read; `None` = unknown. Pending for a while where other messages should finish first.
     pub fn poll_expect(
         &mut self,
         cx: &mut Context<'_>,
@@ -239,28 +241,29 @@ impl Stream {
         }
     }
 
-    /// Lets the kernel hold `bytes` that are not read yet, as far as memory allows, for as long as the connection lives.
+    /// Widens the receive buffer for `bytes` unread bytes, as far as memory allows, for the life of the connection.
     pub fn widen(&mut self, bytes: usize) {
         if let Some((socket, buffers)) = self.buffers() {
             buffers.widen(&socket, bytes);
         }
     }
 
-    /// Called where nothing is to be written for a while: gives back what was paid for bytes that the other side has taken.
-    /// Returns whether some are left that are paid for.
+    /// Called when nothing is to be written for a while: gives back what was paid for bytes that the other side has
+    /// acknowledged. Returns whether some that are paid for are left.
     pub fn give_back(&mut self) -> bool {
         self.buffers()
             .is_some_and(|(socket, buffers)| buffers.give_back(&socket))
     }
 
-    /// A message that was read from it is over.
+    /// The message that was read is over.
     pub fn end_message(&mut self) {
         if let Some((_, buffers)) = self.buffers() {
             buffers.end_message();
         }
     }
 
-    /// Bytes that were written to it and not taken by the other side, at most; what is paid for beyond them is given back.
+    /// Bytes that were written and not acknowledged by the other side, at most; what is paid for beyond them is given
+    /// back.
     pub fn unsent(&mut self) -> usize {
         match self.buffers() {
             Some((socket, buffers)) => buffers.unsent(&socket),
@@ -268,13 +271,13 @@ impl Stream {
         }
     }
 
-    /// Whether it may receive so much that it should not be kept.
+    /// Whether its receive buffer is so wide that the connection should not be kept.
     pub fn is_too_wide(&self) -> bool {
         self.kernel_buffers()
             .is_some_and(KernelBuffers::is_too_wide)
     }
 
-    /// Whether it may receive more than an idle connection pays for.
+    /// Whether its receive buffer is wider than an idle connection pays for.
     pub fn receives_wide(&self) -> bool {
         self.kernel_buffers()
             .is_some_and(KernelBuffers::receives_wide)
@@ -286,7 +289,7 @@ impl Stream {
             Stream::Bounded(bounded) => bounded.buffers.as_ref(),
             Stream::Unix(unix) => unix.buffers.as_ref(),
             Stream::Tls(stream) => stream.get_ref().0.buffers.as_ref(),
-            // what is encrypted is a little more than what is in it
+            // encrypted bytes are a little more than their data
             Stream::Secured(secured) => secured.io().kernel_buffers(),
         }
     }
@@ -383,7 +386,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Secured(secured) => secured.poll_send(cx),
-            // the kernel has it
+            // these keep no bytes of their own
             Stream::Tcp(_) | Stream::Bounded(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
         }
     }
@@ -400,10 +403,10 @@ impl AsyncWrite for Stream {
 }
 
 impl Bounded {
-    /// A connection to an upstream; `budget` pays for what it holds in the kernel, `None` = nothing does.
+    /// A connection to an upstream; `budget` pays for its kernel buffers, `None` = nothing pays.
     pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Bounded {
         let buffers = budget.filter(|budget| budget.plan().tight).map(|budget| {
-            // it was not locked while it connected, for the sake of the window scale
+            // the buffer was not locked while it connected, because that would bound the window scale
             socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
             KernelBuffers::tcp(budget, false)
         });
@@ -488,10 +491,10 @@ impl Unix {
     }
 }
 
-/// Pieces that are written at a time.
+/// Most pieces of one write.
 const PIECES: usize = 4;
 
-/// As much of the pieces as may be written now, and how many pieces that is.
+/// The part of the pieces that may be written now, and how many pieces it has.
 fn first<'a>(
     pieces: &'a [IoSlice<'_>],
     socket: &SockRef<'_>,
@@ -509,8 +512,8 @@ fn first<'a>(
     (taken, pieces.len())
 }
 
-/// Writes, and lets nothing be added to it. Else the kernel goes on filling the last segment of the queue, up to 64 kB,
-/// without a look at `SO_SNDBUF`: `tcp_sendmsg_locked` asks only before it begins another.
+/// Writes in segments of its own (`MSG_EOR`). Otherwise the kernel fills the last segment of the queue, up to 64 kB,
+/// without regard to `SO_SNDBUF`: `tcp_sendmsg_locked` checks it only before it begins a new segment.
 fn send_apart(
     stream: &TcpStream,
     cx: &mut Context<'_>,

@@ -1,13 +1,14 @@
 //! The configuration: every value parsed, every default filled in, every mistake reported at once.
 //!
-//! `document.rs` reads the YAML and collects the mistakes, `routes.rs` and `cors.rs` read routes and CORS, and this file
-//! makes a [`Config`] of them, after which no string is parsed again. It never uses the network or the clock. It reads only
-//! the configuration and the files named by `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+//! `document.rs` reads the YAML and collects the mistakes, `environment.rs` reads variables, `routes.rs` and `cors.rs` read
+//! routes and CORS, and this file makes a [`Config`] of them, after which no string is parsed again. It never uses the network or the
+//! clock. It reads only the configuration and the files named by `ca_file`, `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
 pub mod address;
 pub mod certificates;
 pub mod cors;
 pub mod document;
+pub mod environment;
 pub mod keys;
 pub mod listeners;
 pub mod routes;
@@ -17,7 +18,7 @@ pub mod x509;
 pub mod yaml;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -33,8 +34,9 @@ use crate::{
         certificates::Roots,
         cors::Policy,
         document::{Document, Environment, MAX_SECONDS, Section},
+        environment::{Effects, format_is_json, port, threads},
         routes::Common,
-        scalars::{Unit, boolean_or_digit, octal_mode},
+        scalars::{Unit, octal_mode},
         wording::quote,
     },
     cors::Cors,
@@ -216,16 +218,13 @@ pub fn load(source: Source<'_>, environment: Environment<'_>) -> Result<Arc<Conf
 fn from_yaml(name: &str, text: &str, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let document = Document::parse(name, text, environment).map_err(|error| vec![error])?;
     let mut config = document.read(|root| config(root));
-    let mut effects = Effects {
-        document: &document,
-        line: String::new(),
-    };
+    let mut effects = Effects::new(&document);
     // a text comes from a variable and bears its name
     if document.variable(name).is_some() {
         effects.tell(format_args!("{name} -> the configuration"));
     }
     apply_environment(&mut effects, &mut config);
-    check_roots(&mut effects, &config);
+    check_roots(&document, &mut effects, &config);
     config.environment = effects.line;
     config.warnings = document.finish()?;
     Ok(config)
@@ -434,13 +433,6 @@ fn apply_environment(effects: &mut Effects<'_>, config: &mut Config) {
     }
 }
 
-fn port(text: &str) -> Result<(u16, String), String> {
-    match text.parse() {
-        Ok(port) => Ok((port, format!(":{port}"))),
-        Err(_) => Err("must be a port from 0 to 65535".to_owned()),
-    }
-}
-
 /// The maximum of threads. Each worker's share of a limit is at least one, so more workers than the limit would exceed it.
 fn most_threads(config: &Config) -> usize {
     let limits = [
@@ -453,27 +445,8 @@ fn most_threads(config: &Config) -> usize {
     limits.into_iter().flatten().min().unwrap_or(1)
 }
 
-fn threads(text: &str, most: usize) -> Result<(usize, String), String> {
-    match text.parse::<usize>() {
-        Ok(threads) if threads > 0 => Ok((threads.min(most), threads.min(most).to_string())),
-        _ => Err(format!(
-            "must be a whole number from 1 on, got {}",
-            quote(text)
-        )),
-    }
-}
-
-fn format_is_json(text: &str) -> Result<(bool, String), String> {
-    match text.to_ascii_lowercase().as_str() {
-        "json" => Ok((true, "json".to_owned())),
-        "text" => Ok((false, "text".to_owned())),
-        _ => Err(format!("must be text or json, got {}", quote(text))),
-    }
-}
-
 /// Checks the environment's roots, only where some target is verified against them.
-fn check_roots(effects: &mut Effects<'_>, config: &Config) {
-    let document = effects.document;
+fn check_roots(document: &Document<'_>, effects: &mut Effects<'_>, config: &Config) {
     let targets = config.routes.iter().filter_map(Route::target);
     let asks = |tls: &Tls| tls.ca_file.is_none() && !tls.insecure_skip_verify;
     if !targets
@@ -490,62 +463,6 @@ fn check_roots(effects: &mut Effects<'_>, config: &Config) {
         if let Some(path) = document.variable(name) {
             effects.tell(format_args!("{name}={path} -> the roots of https targets"));
         }
-    }
-}
-
-/// Reads variables and records what they change.
-struct Effects<'a> {
-    document: &'a Document<'a>,
-    line: String,
-}
-
-impl Effects<'_> {
-    /// The value of the first of these variables that is set and valid; `parse` returns the value and how it is shown.
-    fn read<T>(
-        &mut self,
-        names: &[&str],
-        field: &str,
-        parse: impl Fn(&str) -> Result<(T, String), String>,
-    ) -> Option<T> {
-        names.iter().find_map(|name| {
-            let text = self.document.variable(name)?;
-            match parse(text.trim()) {
-                Ok((value, shown)) => {
-                    self.note(name, &text, field, &shown);
-                    Some(value)
-                }
-                Err(sentence) => {
-                    self.document.complain_of(name, &sentence);
-                    None
-                }
-            }
-        })
-    }
-
-    /// Whether DEBUG is true. Many programs use this variable, so another value is a warning and not an error.
-    fn debug(&mut self) -> bool {
-        let Some(text) = self.document.variable("DEBUG") else {
-            return false;
-        };
-        let debug = boolean_or_digit(&text);
-        match debug {
-            Some(true) => self.note("DEBUG", &text, "log.level", "debug"),
-            Some(false) => {}
-            None => self.document.warn(format!(
-                "DEBUG={} is neither true nor false and is ignored",
-                quote(&text)
-            )),
-        }
-        debug == Some(true)
-    }
-
-    fn note(&mut self, name: &str, text: &str, field: &str, shown: &str) {
-        self.tell(format_args!("{name}={} -> {field} {shown}", text.trim()));
-    }
-
-    fn tell(&mut self, effect: fmt::Arguments<'_>) {
-        let separator = if self.line.is_empty() { "" } else { ", " };
-        let _ = write!(self.line, "{separator}{effect}");
     }
 }
 

@@ -1,4 +1,6 @@
 //! The body of a response, from any source.
+//!
+//! It is an [`http_body::Body`], and also sends the rest of a request that its upstream answered early.
 
 use std::{
     io,
@@ -18,9 +20,9 @@ use crate::{
 /// A response body.
 #[derive(Debug)]
 pub enum Body<'a> {
-    /// A fixed text; empty for an answer without a body.
+    /// A fixed text; empty = no body.
     Own(&'static [u8]),
-    /// Bytes that all such answers share.
+    /// Bytes on the heap, which several answers may share.
     Made(Bytes),
     /// The body of the upstream's answer.
     Upstream(Box<Download<'a>>),
@@ -38,10 +40,10 @@ impl Body<'_> {
         }
     }
 
-    /// Sends the rest of the request, whether or not the client takes the answer.
+    /// Sends the rest of the request, whether or not the client reads the answer.
     ///
     /// # Errors
-    /// The client broke off: no answer can reach it.
+    /// Those of [`Download::poll_upload`].
     pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self {
             Body::Upstream(download) => download.poll_upload(context),

@@ -122,6 +122,40 @@ impl<'a> ExchangeContext<'a> {
         }
     }
 
+    /// A tunnel after a 101, whose request was counted before; without an access log entry, a route or a wait.
+    pub fn of_tunnel(
+        worker: &'a Worker,
+        slot: &'a SlotRef,
+        subject: &'a Subject,
+        config: &'a Config,
+        counters: &'a Rc<[Arc<RouteCounters>]>,
+    ) -> ExchangeContext<'a> {
+        ExchangeContext {
+            slot,
+            waited: Cell::new(0),
+            subject,
+            config,
+            counters,
+            route: Cell::new(None),
+            place: RefCell::default(),
+            record: RefCell::default(),
+            begun: None,
+            status: Cell::new(101),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            head: RefCell::default(),
+            budget: &worker.budget,
+            rest: Cell::new(0),
+            complete: Cell::new(false),
+            outcome: Cell::new(None),
+            cause: OnceCell::new(),
+            told: Cell::new(false),
+            is_tunnel: true,
+            metrics: &worker.metrics,
+            repeats: &worker.repeats,
+        }
+    }
+
     /// Whether a large response head is paid for.
     pub fn holds_head(&self) -> bool {
         self.head.borrow().is_some()

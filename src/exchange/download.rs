@@ -1,4 +1,7 @@
-//! Passes the body of a response on to the client.
+//! Reads the body of a response from the upstream, to be passed on to the client.
+//!
+//! A body that breaks off is an error and never an end. The upstream connection goes back to the pool only after a
+//! complete answer to a complete request.
 
 use std::{
     io,
@@ -20,17 +23,17 @@ use crate::{
     outcome::Outcome,
 };
 
-/// The body of an answer, as it arrives from the upstream.
+/// The body of an answer that arrives from the upstream.
 #[derive(Debug)]
 pub struct Download<'a> {
     client: &'a Client<'a>,
-    /// `None` once the connection was given back or closed.
+    /// `None` after the connection was given back or closed.
     upstream: Option<Upstream>,
     upload: Option<Upload>,
     /// The rest of the body.
     state: BodyState,
     persistent: bool,
-    /// The trailers behind a chunked body, once it has ended.
+    /// The trailers of a chunked body, after its end.
     trailers: Option<HeaderMap>,
     passes_trailers: bool,
     /// Names that are not passed on in trailers.
@@ -46,7 +49,7 @@ impl<'a> Download<'a> {
         self.limits.read()
     }
 
-    /// The body of an answer; `upload` is the request, where it was not sent to its end.
+    /// The body of an answer; `upload` is the request, where it was not sent completely.
     pub fn new(
         client: &'a Client<'a>,
         upstream: Upstream,
@@ -73,7 +76,7 @@ impl<'a> Download<'a> {
         download
     }
 
-    /// Whether the client has all of it.
+    /// Whether all of it was taken.
     pub fn is_end(&self) -> bool {
         self.upstream.is_none() && self.trailers.is_none()
     }
@@ -86,7 +89,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// The next part; `None` at the end. A body that breaks off is an error, never an end.
+    /// The next frame; `None` at the end.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -130,11 +133,11 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Sends the rest of the request. An upstream that takes no more may still answer.
+    /// Sends the rest of the request. An upstream that accepts no more of it may still answer.
     ///
     /// # Errors
-    /// The client broke off, or sent no byte for `read_timeout`; or the upstream took no byte of the request, and sent
-    /// none, for `write_timeout`.
+    /// The client broke off or sent no byte for `read_timeout`, or the upstream accepted no byte of the request and
+    /// sent none for `write_timeout`.
     pub fn poll_upload(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let client = self.client;
         let (Some(upload), Some(upstream)) = (&mut self.upload, &mut self.upstream) else {
@@ -214,14 +217,14 @@ impl<'a> Download<'a> {
             BodyState::Close | BodyState::Broken | BodyState::Chunked(_) => false,
         };
         if ended {
-            // bytes after the end of an answer belong to no answer
+            // a connection with bytes behind its answer is not used again
             self.persistent &= used == end;
             self.finish();
         }
         Ok((!piece.is_empty()).then_some(piece))
     }
 
-    /// The answer is complete: the connection returns to the pool if both sides can use it again.
+    /// The answer is complete: the connection returns to the pool if it can be used again.
     fn finish(&mut self) {
         let Some(upstream) = self.upstream.take() else {
             return;
@@ -236,6 +239,7 @@ impl<'a> Download<'a> {
         }
     }
 
+    /// Closes the upstream connection; returns the error.
     fn abandon(&mut self, error: io::Error) -> io::Error {
         self.upstream = None;
         error

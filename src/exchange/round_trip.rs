@@ -218,6 +218,26 @@ impl InFlight<'_> {
         }
     }
 
+    /// Reads once from the upstream; the end of its connection is an error.
+    #[inline]
+    fn poll_fill(
+        &self,
+        context: &mut Context<'_>,
+        upload: &Upload,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<(), RoundTripError>> {
+        match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
+            Ok(0) => Poll::Ready(Err(self.closed(
+                upload,
+                upstream,
+                "closed before it answered",
+            ))),
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(self.closed(upload, upstream, &error.to_string()))),
+        }
+    }
+
+    /// Reads heads until the final one is here; passes the interim ones on.
     fn read(
         &mut self,
         context: &mut Context<'_>,
@@ -234,19 +254,7 @@ impl InFlight<'_> {
                 exchange_context.free_head();
             }
             if !self.unread {
-                match ready!(upstream.poll_fill(context, self.attempt.client.buffers)) {
-                    Ok(0) => {
-                        return Poll::Ready(Err(self.closed(
-                            upload,
-                            upstream,
-                            "closed before it answered",
-                        )));
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        return Poll::Ready(Err(self.closed(upload, upstream, &error.to_string())));
-                    }
-                }
+                ready!(self.poll_fill(context, upload, upstream))?;
             }
             self.unread = false;
             while !upstream.unread().is_empty() {

@@ -1,4 +1,7 @@
 //! Sends a request to the upstream.
+//!
+//! The head leaves together with the body bytes that have arrived; a body is passed on chunk by chunk, and never over
+//! its limit.
 
 use std::{
     pin::Pin,
@@ -20,34 +23,31 @@ use crate::{
 
 /// A request that is being sent to the upstream.
 #[derive(Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "four facts that are true or not, in any mix"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
 pub struct Upload {
     write_buffer: WriteBuffer,
-    /// More of the body is to come from the client.
+    /// The client has not sent all of the body.
     has_more: bool,
-    /// TLS may hold bytes that the kernel does not have yet.
+    /// TLS may hold bytes that were not given to the kernel yet.
     unflushed: bool,
     chunked: bool,
-    /// Most bytes of the body.
+    /// The most bytes that the body may have.
     limit: u64,
     /// Bytes of body that were taken from the client.
     pub taken: u64,
-    /// Bytes that were written, head and framing included.
+    /// Bytes that were written, with head and framing.
     pub sent: u64,
     /// The body waits for the upstream's `100 Continue`.
     held_back: bool,
     withheld: Vec<HeaderName>,
 }
 
-/// The body of a request, as its head announces it.
+/// The body that a request's head announces.
 #[derive(Debug, Default)]
 pub struct UploadBody {
-    /// Its body has no length.
+    /// It has no Content-Length, and is sent in chunks.
     pub chunked: bool,
-    /// Most bytes of it; `None` = no limit.
+    /// The most bytes that it may have; `None` = no limit.
     pub limit: Option<u64>,
     /// It waits for the upstream's `100 Continue` (`Expect: 100-continue`).
     pub held_back: bool,
@@ -55,19 +55,19 @@ pub struct UploadBody {
     pub withheld: Vec<HeaderName>,
 }
 
-/// Why a request was not sent to its end.
+/// Why a request was not sent completely.
 #[derive(Debug)]
 pub enum UploadError {
     /// The client's body is over the limit.
     TooLarge,
     /// The client's body is malformed or cut short.
     Client,
-    /// The upstream takes no more; it may have answered early.
+    /// The upstream accepts no more; it may have answered early.
     Upstream,
 }
 
 impl Upload {
-    /// A request whose head is `head`; without a body where that is `None`.
+    /// A request with this head; `body` is `None` where it has none.
     pub fn new(head: Vec<u8>, body: Option<UploadBody>) -> Upload {
         let has_more = body.is_some();
         let body = body.unwrap_or_default();
@@ -84,7 +84,7 @@ impl Upload {
         }
     }
 
-    /// Whether nothing of the body was taken: the same bytes can be sent once more.
+    /// Whether no byte of the body was taken, so that the same bytes can be sent once more.
     pub fn can_rewind(&self) -> bool {
         self.taken == 0 && self.write_buffer.can_rewind()
     }
@@ -95,7 +95,7 @@ impl Upload {
         self.write_buffer.rewind();
     }
 
-    /// Lets the body be sent: the upstream wants it, or its time to say so is over.
+    /// Lets the body be sent: the upstream has asked for it, or has not answered in time.
     pub fn release(&mut self) {
         self.held_back = false;
     }
@@ -105,12 +105,12 @@ impl Upload {
         self.held_back && self.is_written()
     }
 
-    /// Whether it waits for the client, and not for the upstream.
+    /// Whether the upload waits for the client, and not for the upstream.
     pub fn waits_for_client(&self) -> bool {
         self.is_written() && !self.held_back && self.has_more
     }
 
-    /// Whether the kernel has all of it.
+    /// Whether the kernel has the whole request.
     pub fn is_done(&self) -> bool {
         !self.has_more && self.is_written()
     }
@@ -119,7 +119,7 @@ impl Upload {
         self.write_buffer.is_empty() && !self.unflushed
     }
 
-    /// Sends as much as possible; ready when the kernel has all of it.
+    /// Sends as much as possible; ready when the kernel has the whole request.
     ///
     /// # Errors
     /// [`UploadError`].
@@ -202,7 +202,7 @@ impl Upload {
         })))
     }
 
-    /// Takes the next frame of the client's body, with the framing of the request to the upstream.
+    /// Takes the next frame of the client's body, and frames it for the upstream.
     fn poll_body(
         &mut self,
         context: &mut Context<'_>,
@@ -215,7 +215,7 @@ impl Upload {
                 match (self.chunked && !self.has_more, is_empty) {
                     (false, _) => {}
                     (true, false) => self.write_buffer.end_chunks(),
-                    // an HTTP/2 frame that marks the end alone
+                    // an HTTP/2 frame that only marks the end
                     (true, true) => self.end(&HeaderMap::new()),
                 }
             }
@@ -225,7 +225,7 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// Adds the last chunk, and the trailers that are passed on.
+    /// Adds the last chunk with the trailers that are passed on; nothing where the body has a length.
     fn end(&mut self, trailers: &HeaderMap) {
         if !self.chunked {
             return;

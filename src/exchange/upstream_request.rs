@@ -1,6 +1,6 @@
 //! Writes the request for the upstream: its head, and how its body is framed.
 
-use http::header;
+use http::{HeaderName, header};
 use http_body::Body as _;
 
 use crate::{
@@ -38,17 +38,6 @@ impl Exchange<'_> {
         out.push(b' ');
         route.push_joined(&target.base, parts.uri.path(), parts.uri.query(), &mut out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        let set_host = route
-            .request_headers
-            .set
-            .iter()
-            .find(|(name, _)| name == header::HOST)
-            .map(|(_, value)| value.as_bytes());
-        let host = set_host.unwrap_or(if route.preserve_host && !authority.is_empty() {
-            authority.as_bytes()
-        } else {
-            target.host_header.as_bytes()
-        });
         let headers = &parts.headers;
         let subject = self.client.certificate_subject();
         headers::write_request(
@@ -56,7 +45,7 @@ impl Exchange<'_> {
             headers,
             present,
             &route.request_headers,
-            host,
+            host_for(route, target, authority),
             authority.as_bytes(),
             self.sender(subject.as_deref()),
         );
@@ -66,10 +55,7 @@ impl Exchange<'_> {
         }
         // in HTTP/2 trailers may follow any body
         if chunked || (has_body && target.origin.http2) {
-            withheld.extend(route.request_headers.names().cloned());
-            if present.connection {
-                withheld.extend(headers::nominated(headers.get_all(header::CONNECTION)));
-            }
+            withheld = withheld_trailers(route, headers, present);
             if present.trailer
                 && let Some(names) =
                     headers::joined_trailers(headers.get_all(header::TRAILER), &withheld)
@@ -129,6 +115,26 @@ impl Exchange<'_> {
             );
         }
     }
+}
+
+/// The Host for the upstream: the one that the route sets, the client's where the route preserves it, or the target's.
+#[inline]
+fn host_for<'a>(route: &'a Route, target: &'a Target, authority: &'a str) -> &'a [u8] {
+    let mut set = route.request_headers.set.iter();
+    match set.find(|(name, _)| name == header::HOST) {
+        Some((_, value)) => value.as_bytes(),
+        None if route.preserve_host && !authority.is_empty() => authority.as_bytes(),
+        None => target.host_header.as_bytes(),
+    }
+}
+
+/// Names that are not passed on in trailers: those that the route edits, and those that Connection lists.
+fn withheld_trailers(route: &Route, headers: &Fields, present: &Present) -> Vec<HeaderName> {
+    let mut withheld: Vec<HeaderName> = route.request_headers.names().cloned().collect();
+    if present.connection {
+        withheld.extend(headers::nominated(headers.get_all(header::CONNECTION)));
+    }
+    withheld
 }
 
 /// The length in a request's Content-Length.

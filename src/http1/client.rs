@@ -1,8 +1,7 @@
-//! The upstream half of HTTP/1.1: a request written, an answer read, both at the same time.
+//! The connection with an HTTP/1.1 upstream: its answers are read here, with `response_head.rs` for their heads.
 //!
-//! A codec of our own, because what it holds is what an exchange costs: one buffer, taken when bytes are there and given
-//! back when they are gone; no task, no channel. Requests were checked before they came here; `response_head.rs` reads the head
-//! of an answer.
+//! It is a codec of our own because its memory is the price of an exchange: one buffer, which is taken when bytes have
+//! arrived and given back when they are used; no task and no channel.
 
 use std::{
     io,
@@ -28,13 +27,13 @@ use crate::{
 pub struct Upstream {
     /// The connection.
     pub lease: Lease,
-    /// A buffer with bytes `start..end` of use; empty while nothing is there.
+    /// A buffer whose bytes `start..end` were not used yet; empty while there are none.
     pub buffer: Buffer,
-    /// Where the bytes of use begin.
+    /// Where the unused bytes begin.
     pub start: usize,
-    /// Where they end.
+    /// Where the unused bytes end.
     pub end: usize,
-    /// How many of them were looked at for a head.
+    /// How many of them were searched for the end of a head.
     scanned: usize,
     room: ReadSize,
 }
@@ -52,7 +51,7 @@ impl Upstream {
         }
     }
 
-    /// Takes the head of an answer to `method` out of the unread bytes; `None` where it is not whole yet.
+    /// Takes the head of an answer to `method` out of the unused bytes; `None` where it is not complete yet.
     ///
     /// # Errors
     /// Those of [`response_head::read_head`].
@@ -69,7 +68,7 @@ impl Upstream {
         Ok(head)
     }
 
-    /// Lets a head of `len` bytes that was taken out be read once more.
+    /// Puts a head of `len` bytes back, which is then read once more.
     pub fn put_back_head(&mut self, len: usize) {
         self.start -= len;
         self.scanned = 0;
@@ -80,7 +79,8 @@ impl Upstream {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Reads once behind what is there, into a buffer that is taken only when bytes have come. Gives how many came; 0 at the end.
+    /// Reads once behind the unused bytes, into a buffer that is taken only when bytes have arrived. Returns how many
+    /// were read; 0 at the end of the connection.
     pub fn poll_fill(
         &mut self,
         context: &mut Context<'_>,
@@ -104,7 +104,7 @@ impl Upstream {
             self.end -= self.start;
             self.start = 0;
         } else if self.end == self.buffer.len() {
-            // a head; the caller has paid for one beyond `LARGE_HEAD`
+            // only a head fills the buffer; the caller has paid for one beyond `LARGE_HEAD`
             let larger = if self.end < LARGE_HEAD {
                 (2 * self.end).min(LARGE_HEAD)
             } else {
@@ -123,13 +123,13 @@ impl Upstream {
         Poll::Ready(Ok(count))
     }
 
-    /// Whether what is here of a head is more than the price of an exchange covers.
+    /// Whether the part of a head that has arrived is more than the price of an exchange covers.
     pub fn has_large_head(&self) -> bool {
         self.end - self.start >= LARGE_HEAD
     }
 
-    /// Behind a head: bytes that came with it do not keep the buffer that grew for it. Gives how many there are, in a
-    /// buffer of their own.
+    /// Frees a buffer that grew for a head: bytes behind the head move to a buffer of their own. Returns how many they
+    /// are; 0 where the buffer had not grown.
     pub fn shrink(&mut self) -> u32 {
         self.release();
         if !self.buffer.has_grown() {
@@ -140,7 +140,7 @@ impl Upstream {
         u32::try_from(self.end).unwrap_or(u32::MAX)
     }
 
-    /// Gives the buffer back where nothing of use is in it.
+    /// Gives the buffer back where all of its bytes are used.
     pub fn release(&mut self) {
         if self.start == self.end {
             self.buffer = Buffer::default();

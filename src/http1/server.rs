@@ -1,11 +1,12 @@
-//! The client's side of HTTP/1.1: request heads collected, bodies read, answers written.
+//! The connection with an HTTP/1.1 client: collects request heads, reads bodies and writes interim answers.
 //!
-//! A head is collected in a buffer of its own, as large as the bytes that came, and read strictly by `request_head.rs`; what
-//! came behind it waits there until the body, or the next request, is asked for. So no byte is read in two ways, and
-//! between two messages nothing is held but the socket.
+//! A head is collected in a buffer of its own, as large as the bytes that arrived, and parsed strictly by
+//! `request_head.rs`. Bytes behind it are kept until the body, or the next request, is read. So no byte is read in two
+//! ways, and between two messages only the socket is held.
 
 use std::{
-    io::{self},
+    io,
+    ops::Range,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -33,49 +34,49 @@ use crate::{
     sys::socket,
 };
 
-/// A client's socket with the bytes that were read from it and not used.
+/// A client's connection with the bytes that were read from it and not used.
 #[derive(Debug)]
 pub struct ServerCodec {
-    /// The socket.
+    /// The connection.
     pub io: Stream,
-    /// A head as far as it came, with what came behind it.
+    /// A head as far as it has arrived, with the bytes behind it.
     held: Vec<u8>,
-    /// How much of `held` was searched in vain for the end of a head.
+    /// How many bytes of `held` were searched for the end of a head without finding it.
     scanned: usize,
-    /// What `held` costs while the head is not complete.
+    /// Pays for `held` while the head is not complete.
     permit: Option<Permit>,
-    /// What came behind the last head: of its body, then of the next request.
+    /// Bytes behind the last head: of its body, then of the next request.
     behind: Bytes,
-    /// What is still to come of the last message.
+    /// The rest of the last message's body.
     pub due: BodyState,
     /// The client may wait to be asked for the body (`Expect: 100-continue`).
     pub awaits_word: bool,
-    /// Interim answers (1xx), to be written before anything else.
+    /// Interim answers (1xx) that are written before anything else.
     pub interim: Vec<u8>,
-    /// The client was told that the connection stays.
+    /// The client was told that the connection stays open.
     pub promised: bool,
-    /// Bytes of bodies that were read, framing included; wraps.
+    /// Bytes of bodies that were read, with their framing; wraps.
     pub read: u32,
-    /// [`ServerCodec::read`] where the body began.
+    /// The value of [`ServerCodec::read`] when the body began.
     body_start: u32,
 }
 
-/// Bytes that one read may bring between two messages, while requests wait.
+/// Most bytes of a read between two messages while requests wait for memory.
 const FIRST: usize = 4 * 1024;
 
-/// Bytes of a buffer for a head that comes in several pieces.
+/// Capacities of the buffer for a head that arrives in several pieces.
 const GROWN: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
 
-/// Bytes of interim answers that wait for a client to take them without a permit of their own; what does not fit is
-/// dropped, which a 1xx always may be. They take the place of the read buffer in the price of an exchange: it has none while
-/// it waits for its answer.
+/// Bytes of interim answers that may wait for a client without a permit of their own; further ones are dropped, as a
+/// 1xx always may be. They take the place of the read buffer in the price of an exchange, which has none while it waits
+/// for its answer.
 pub const MAX_INTERIM: usize = 4 * 1024;
 
-/// Bytes that are looked at for the end of a body whose client has closed its half.
+/// Most bytes of a socket that are searched for the end of a body after the client has closed its half.
 const MAX_LOOK: usize = 256 * 1024;
 
 impl ServerCodec {
-    /// A gate before the first request.
+    /// A connection before its first request.
     pub fn new(io: Stream) -> ServerCodec {
         ServerCodec {
             io,
@@ -92,18 +93,18 @@ impl ServerCodec {
         }
     }
 
-    /// The bytes of a head as far as it came.
+    /// The bytes of a head as far as it has arrived.
     pub fn unread(&self) -> &[u8] {
         &self.held
     }
 
-    /// Whether bytes of a head are held.
+    /// Whether part of a head has arrived.
     pub fn is_amid_head(&self) -> bool {
         let is_amid_record = || self.io.secured().is_some_and(Secured::is_amid_record);
         !self.held.is_empty() || !self.behind.is_empty() || is_amid_record()
     }
 
-    /// Whether all of the last message was read.
+    /// Whether the last message was read to its end.
     pub fn is_between(&self) -> bool {
         match &self.due {
             BodyState::Length(left) => *left == 0,
@@ -112,7 +113,7 @@ impl ServerCodec {
         }
     }
 
-    /// Whether bytes of the last message, or behind it, may be unread: then the close has to be a lingering one.
+    /// Whether bytes of the last message, or behind it, may be unread: then the connection needs a lingering close.
     pub fn is_amid_message(&self) -> bool {
         !self.is_between() || !self.behind.is_empty()
     }
@@ -122,19 +123,19 @@ impl ServerCodec {
         matches!(self.due, BodyState::Broken)
     }
 
-    /// What the head that is ready costs: the buffer that it stands in, and the list of its fields.
+    /// Bytes that the complete head holds: its buffer and the list of its fields.
     pub fn head_size(&self, head: &Head) -> usize {
         self.held.capacity() + head.fields.capacity() * size_of::<Place>()
     }
 
-    /// The target of the head that is ready.
+    /// The target of the complete head.
     pub fn target(&self, head: &Head) -> &[u8] {
         self.held
             .get(head.skip + head.target.0..head.skip + head.target.1)
             .unwrap_or_default()
     }
 
-    /// The Host of the head that is ready, as it is written; empty where there is none.
+    /// The Host of the complete head, as it was sent; empty where there is none.
     pub fn host(&self, head: &Head) -> &[u8] {
         let bytes = self.held.get(head.skip..head.skip + head.len);
         let lines = bytes.unwrap_or_default().split(|byte| *byte == b'\n');
@@ -144,32 +145,32 @@ impl ServerCodec {
             .map_or(b"", |(_, value)| value.trim_ascii())
     }
 
-    /// The text of the head that is ready.
+    /// The text of the complete head.
     pub fn head_text(&self, head: &Head) -> &[u8] {
         self.held
             .get(head.skip..head.skip + head.len)
             .unwrap_or_default()
     }
 
-    /// Whether the head that is ready begins with this method.
+    /// Whether the complete head has this method.
     pub fn has_method(&self, head: &Head, method: &[u8]) -> bool {
         self.held
             .get(head.skip..head.skip + head.target.0)
             .is_some_and(|line| line.trim_ascii_end() == method)
     }
 
-    /// The socket, and what was read behind the last message: the first bytes of a tunnel.
+    /// The connection, and the bytes that were read behind the last message: the first ones of a tunnel.
     pub fn into_parts(self) -> (Stream, Bytes) {
         (self.io, self.behind)
     }
 
-    /// The socket, and what was read of it that is no head of HTTP/1.1.
+    /// The connection, and the bytes that were read and are not an HTTP/1.1 head.
     pub fn into_unread(self) -> (Stream, Bytes) {
         (self.io, self.held.into())
     }
 
-    /// While an exchange is in work nothing more is read, but a client that leaves is noticed: ready where it did. Behind
-    /// bytes that must wait the end shows only when asked for, at every tick; so it does while the rest of a body must.
+    /// Ready when the client has left during an exchange, in which nothing more is read. Where unread bytes stand
+    /// before the end of the connection, no event reports that end; so it is looked for at each tick.
     pub fn poll_gone(&mut self, context: &mut Context<'_>, slot: &SlotRef) -> Poll<()> {
         if !self.is_between() {
             slot.look_back(true);
@@ -194,8 +195,8 @@ impl ServerCodec {
         }
     }
 
-    /// While a whole head waits that is not opened yet: ready where the client has left. One that has only closed its half
-    /// may have sent its body before.
+    /// Ready when the client has left while its complete head waits to be admitted. A client that has only closed its
+    /// half may have sent its body before that.
     pub fn poll_gone_before(
         &mut self,
         context: &mut Context<'_>,
@@ -212,8 +213,8 @@ impl ServerCodec {
         Poll::Pending
     }
 
-    /// Whether the client has left in the middle of its body: its connection is broken, or it has closed its half and what
-    /// is here cannot be the whole rest.
+    /// Whether the client has left in the middle of its body: its connection is broken, or it has closed its half and
+    /// the bytes that have arrived cannot be all of the rest.
     fn is_lost(&self) -> bool {
         let socket = self.io.socket();
         if socket::is_dead(&socket) {
@@ -222,7 +223,7 @@ impl ServerCodec {
         if !socket::has_hung_up(&socket) {
             return false;
         }
-        // of what is encrypted only the length is known, which is more than that of the data in it
+        // only the length of encrypted bytes is known, which is more than that of their data
         let secured = self.io.secured().map(|secured| secured.session().held());
         let unread = socket::unread(&socket) + secured.unwrap_or(0);
         match &self.due {
@@ -233,7 +234,7 @@ impl ServerCodec {
         }
     }
 
-    /// Collects a request head. `scratch` is the worker's, for one read; `max` the bytes that a head may have.
+    /// Collects a request head of at most `max` bytes. `scratch` is the worker's buffer for one read.
     pub fn poll_head(
         &mut self,
         context: &mut Context<'_>,
@@ -259,7 +260,7 @@ impl ServerCodec {
                     Err(failure) => return Poll::Ready(Ok(Arrival::Refused(failure))),
                 }
             }
-            // where memory is short a read brings little that belongs to a body
+            // while memory is wanted, a read should take little of a body
             let room = if budget.is_wanted() || budget.takes_turns() {
                 scratch.get_mut(..FIRST)
             } else {
@@ -275,8 +276,8 @@ impl ServerCodec {
         }
     }
 
-    /// Keeps bytes: exactly what came at first, for most heads come in one piece. A buffer that must grow does so in few
-    /// sizes, for a flood of growing heads would leave holes of every size behind.
+    /// Keeps bytes. The first buffer has exactly their size, because most heads arrive in one piece. A buffer that must
+    /// grow does so in few sizes, because a flood of growing heads would leave holes of every size in the heap.
     fn hold(&mut self, bytes: &[u8]) {
         let needed = self.held.len() + bytes.len();
         if needed > self.held.capacity() {
@@ -293,7 +294,8 @@ impl ServerCodec {
         self.held.extend_from_slice(bytes);
     }
 
-    /// Pays for a head that is not complete: twice its buffer, for it moves when it grows. Says whether there was enough.
+    /// Pays for an incomplete head: twice its buffer, because a buffer that grows is copied. Returns whether memory was
+    /// left.
     fn pay(&mut self, budget: &Rc<Budget>) -> bool {
         let price = 2 * self.held.capacity() as u64;
         if self
@@ -307,13 +309,13 @@ impl ServerCodec {
         self.permit.is_some()
     }
 
-    /// Reads the head that is ready; its body is what comes next.
+    /// Parses the complete head; the body is read next.
     ///
     /// # Errors
     /// Those of [`request_head::parts`].
     pub fn open(&mut self, head: Head) -> Result<Box<RequestHead>, Failure> {
         let mut text = std::mem::take(&mut self.held);
-        // apart, so that neither keeps the other's memory
+        // in two buffers, so that neither keeps the other's memory
         self.behind = text.split_off(head.skip + head.len).into();
         text.drain(..head.skip);
         self.due = BodyState::of(head.framing);
@@ -362,29 +364,7 @@ impl ServerCodec {
             #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
             let more = count as u32;
             self.read = self.read.wrapping_add(more);
-            let taken = match &mut self.due {
-                BodyState::Length(left) => {
-                    *left -= count as u64;
-                    0..count
-                }
-                BodyState::Chunked(body) => {
-                    match body.take(buffer.get_mut(..count).unwrap_or_default()) {
-                        Ok(taken) => {
-                            let rest = buffer.get(taken.used..count).unwrap_or_default();
-                            self.behind = Bytes::copy_from_slice(rest);
-                            taken.data
-                        }
-                        Err(broken) => {
-                            self.due = BodyState::Broken;
-                            return Poll::Ready(Err(io::Error::other(broken.0)));
-                        }
-                    }
-                }
-                // no request ends with the close of its connection
-                BodyState::Close | BodyState::Broken => {
-                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-                }
-            };
+            let taken = self.unframe(buffer.get_mut(..count).unwrap_or_default())?;
             if !taken.is_empty() {
                 return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
             }
@@ -394,7 +374,31 @@ impl ServerCodec {
         }
     }
 
-    /// Takes what came of the body together with the head.
+    /// Finds the data in bytes that were read, and moves it together; keeps what is behind the body.
+    #[inline]
+    fn unframe(&mut self, bytes: &mut [u8]) -> io::Result<Range<usize>> {
+        match &mut self.due {
+            BodyState::Length(left) => {
+                *left -= bytes.len() as u64;
+                Ok(0..bytes.len())
+            }
+            BodyState::Chunked(body) => match body.take(bytes) {
+                Ok(taken) => {
+                    let rest = bytes.get(taken.used..).unwrap_or_default();
+                    self.behind = Bytes::copy_from_slice(rest);
+                    Ok(taken.data)
+                }
+                Err(broken) => {
+                    self.due = BodyState::Broken;
+                    Err(io::Error::other(broken.0))
+                }
+            },
+            // no request ends with the close of its connection
+            BodyState::Close | BodyState::Broken => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Takes the bytes of the body that arrived with the head.
     fn take_behind(&mut self) -> io::Result<BodyChunk> {
         match &mut self.due {
             BodyState::Length(left) => {
@@ -421,12 +425,12 @@ impl ServerCodec {
         }
     }
 
-    /// Whether fields stand behind the body; known at the end of it.
+    /// Whether the body has trailers; known at its end.
     pub fn has_trailers(&self) -> bool {
         matches!(&self.due, BodyState::Chunked(body) if body.has_trailers())
     }
 
-    /// The trailer section of the body that was just read to its end.
+    /// The trailer section of a body that was read to its end.
     pub fn trailers(&mut self) -> Vec<u8> {
         match &mut self.due {
             BodyState::Chunked(body) => body.trailers(),
@@ -434,7 +438,7 @@ impl ServerCodec {
         }
     }
 
-    /// Writes the interim answers that wait.
+    /// Writes the interim answers.
     ///
     /// # Errors
     /// Those of the socket.
@@ -450,8 +454,8 @@ impl ServerCodec {
     }
 }
 
-/// Whether a chunked body may end within the bytes that a socket holds: there it has the empty line behind its last
-/// chunk, or the rest of it. Where they are too many for a look it may.
+/// Whether a chunked body may end within the `unread` bytes of a socket: they have the empty line behind the last
+/// chunk, or the rest of that line, or are more than [`MAX_LOOK`].
 fn may_end_within(socket: &SockRef<'_>, unread: usize) -> bool {
     if unread > MAX_LOOK {
         return true;
@@ -463,7 +467,7 @@ fn may_end_within(socket: &SockRef<'_>, unread: usize) -> bool {
     is_rest || bytes.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
-/// Reads once into a buffer that is taken only when bytes have come. The end is an error.
+/// Reads once, into a buffer that is taken only when bytes have arrived. The end of the connection is an error.
 pub fn read(
     io: &mut Stream,
     context: &mut Context<'_>,

@@ -1,7 +1,7 @@
-//! Heads as hyper has them, and as an exchange does.
+//! Translates heads between hyper's types and those of an exchange.
 //!
-//! Pure. What HTTP/1.1 would refuse is refused here too, by the same rules: the upstream never sees what the client could
-//! not have sent it in HTTP/1.1 (RFC 9113 §8.2, §8.3, §10.3).
+//! Pure. A head that would be refused in HTTP/1.1 is refused here by the same rules, so that the upstream never gets a
+//! request that the client could not have sent in HTTP/1.1 (RFC 9113 §8.2, §8.3, §10.3).
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
@@ -20,20 +20,20 @@ use crate::{
     },
 };
 
-/// What a field costs beside its bytes while it waits.
+/// Bytes that a field takes besides its text while a head waits.
 const FIELD: usize = 16;
 
-/// Fields that belong to an HTTP/1.1 connection, and make a head of HTTP/2 malformed (RFC 9113 §8.2.2).
+/// Fields of an HTTP/1.1 connection, which make an HTTP/2 head malformed (RFC 9113 §8.2.2).
 const OF_THE_CONNECTION: [HeaderName; 3] = [
     header::CONNECTION,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
 
-/// Makes the head of a request that an exchange reads. `max` is how many bytes it may have.
+/// The head of a request for an exchange; it may have at most `max` bytes.
 ///
 /// # Errors
-/// What HTTP/1.1 would be refused for.
+/// The failures for which an HTTP/1.1 head is refused.
 pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     let target = match parts.uri.path_and_query() {
         Some(target) => target.as_str(),
@@ -62,10 +62,10 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
             headers.append(name, value);
         }
     }
-    // the crumbs of a Cookie are one field again (RFC 9113 §8.2.3)
-    let crumbs: Vec<&[u8]> = values(map, &header::COOKIE).collect();
-    if !crumbs.is_empty() {
-        headers.append(header::COOKIE, crumbs.join(&b"; "[..]));
+    // the parts of a Cookie become one field again (RFC 9113 §8.2.3)
+    let cookies: Vec<&[u8]> = values(map, &header::COOKIE).collect();
+    if !cookies.is_empty() {
+        headers.append(header::COOKIE, cookies.join(&b"; "[..]));
     }
     Ok(Box::new(RequestHead {
         method: parts.method,
@@ -75,13 +75,13 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     }))
 }
 
-/// What a head costs while it waits, as a budget counts heads.
+/// Bytes of a head while it waits, as the budget counts heads.
 pub fn size(head: &RequestHead) -> usize {
     let field = |(name, value): (&[u8], &[u8])| name.len() + value.len() + FIELD;
     head.headers.iter().map(field).sum()
 }
 
-/// Makes the head of a response; what belongs to an HTTP/1.1 connection stays behind.
+/// The head of a response for hyper, without the fields of an HTTP/1.1 connection.
 pub fn response(status: StatusCode, fields: &Fields) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -175,7 +175,7 @@ fn text_len(map: &HeaderMap) -> usize {
     map.iter().map(line).sum()
 }
 
-/// `:authority` is the Host; where there are both, they must say the same (RFC 9113 §8.3.1).
+/// The Host: `:authority`, or the Host field; where there are both, they must be the same (RFC 9113 §8.3.1).
 fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8], Failure> {
     let mut hosts = values(map, &header::HOST);
     let host = hosts.next();
@@ -196,7 +196,7 @@ fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8],
     Ok(value)
 }
 
-/// At most one Content-Length, in the usual form.
+/// The Content-Length; a second or malformed one is refused.
 fn length(map: &HeaderMap) -> Result<Option<u64>, Failure> {
     let mut lengths = values(map, &header::CONTENT_LENGTH);
     let Some(length) = lengths.next() else {
@@ -309,7 +309,7 @@ mod tests {
         assert!(read("GET", "http://A.example/", &[("host", "a.EXAMPLE")]).is_ok());
     }
 
-    /// Whatever passes is one message to a reader of HTTP/1.1, and the same one.
+    /// A head that is accepted reads as one and the same message in HTTP/1.1.
     #[test]
     fn what_passes_is_read_by_http_1_as_it_was_meant() {
         let mut random = 1_u32;

@@ -1,11 +1,10 @@
-//! What one socket may hold in the kernel where memory is limited, and what pays for it.
+//! The kernel buffers of one socket where memory is limited, and the permits that pay for them.
 //!
-//! A socket begins with small buffers, whose price is in that of its connection and exchange. Beyond these it pays: for
-//! what it may receive before it is offered to the other side, for what it sends before it is written. How much one socket
-//! gets is a share of what is left ([`Permit::widen`]), so it follows the pressure.
+//! A socket begins with small buffers, which the prices of its connection and its exchange include. More is paid for: a
+//! wider receive buffer before its window is offered to the other side, a longer send queue before its bytes are
+//! written. One socket gets a share of what is left ([`Permit::widen`]), so its buffers follow the pressure.
 //!
-//! What was offered once can be sent at any time later, so a receive buffer is never made smaller than what the other
-//! side may still send: it shrinks together with what is left of a message.
+//! The other side may fill a window at any time after it was offered, so a receive buffer never shrinks.
 
 use std::{
     fmt,
@@ -26,40 +25,41 @@ use crate::{
     sys::socket,
 };
 
-/// Sizes of a receive buffer (`SO_RCVBUF`, which the kernel doubles) beyond [`NARROW`]. The first holds an answer of 10 kB
-/// with its head; the last is what a system with the usual `rmem_max` gives at most.
+/// Sizes of a receive buffer (`SO_RCVBUF`, which the kernel doubles) beyond [`NARROW`]. The first holds an answer of 10
+/// kB with its head; the last is what a system with the usual `rmem_max` gives at most.
 const WIDTHS: [usize; 5] = [12 * 1024, 24 * 1024, 64 * 1024, 128 * 1024, 208 * 1024];
 
-/// A width with which a message is fast, however long it is.
+/// A receive buffer with which a message of any length is fast.
 const LANE: usize = 64 * 1024;
 
-/// What a client's connection gets where others hold much between two messages.
+/// The receive buffer of a client's connection while those of all clients hold a quarter of the budget, or memory is
+/// wanted.
 const LEAST: usize = 12 * 1024;
 
-/// Bytes in a send queue that are in the price of an exchange.
+/// Bytes of a send queue that the price of an exchange includes.
 const SENT: usize = 12 * 1024;
 
-/// Bytes up to which a send queue is paid for without a look at what is still in it.
+/// Bytes up to which a send queue is paid for without measuring it, which costs a system call.
 const UNSEEN: usize = 256 * 1024;
 
-/// `SO_SNDBUF` of a socket that is bounded by what it writes, where the kernel cannot choose by itself.
+/// `SO_SNDBUF` of a socket that is bounded by what is written to it, where the kernel cannot be left to tune it.
 const WIDE: usize = 1 << 20;
 
-/// What one socket holds in the kernel, and pays for.
+/// The kernel buffers of one socket, and their permits.
 pub struct KernelBuffers {
-    /// `SO_RCVBUF`; 0 for a unix socket, where the sender holds what is not read.
+    /// `SO_RCVBUF`; 0 for a unix socket, where the sender is charged for unread bytes.
     received: usize,
-    /// Bytes in the send queue at most.
+    /// Most bytes that are in the send queue.
     sent: usize,
-    /// The kernel was told to take no more than is paid for.
+    /// `SO_SNDBUF` bounds the queue to what is paid for.
     is_bounded: bool,
-    /// It is a client's, and rests as wide as it is.
+    /// It is a client's connection, which keeps its width between two requests.
     is_client: bool,
     receiving: Permit,
     sending: Permit,
-    /// The message waits for others to finish.
+    /// The message's wait for others to finish.
     turn: Option<Turn>,
-    /// It has waited.
+    /// The message has waited once.
     has_waited: bool,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for KernelBuffers {
 }
 
 impl KernelBuffers {
-    /// Those of a TCP connection, which begins narrow.
+    /// Those of a TCP connection, whose receive buffer has [`NARROW`] bytes.
     pub fn tcp(budget: &Rc<Budget>, is_client: bool) -> KernelBuffers {
         KernelBuffers {
             received: NARROW,
@@ -97,21 +97,21 @@ impl KernelBuffers {
         }
     }
 
-    /// Whether more may be received than the price of a connection covers.
+    /// Whether the receive buffer is wider than the price of a connection covers.
     pub fn receives_wide(&self) -> bool {
         self.receiving.bytes() > 0
     }
 
-    /// Whether it should not be kept: others wait for what it may receive.
+    /// Whether the connection should not be kept, because others wait for the memory of its receive buffer.
     pub fn is_too_wide(&self) -> bool {
         let budget = self.receiving.budget();
         let is_asked_for = !self.is_client && budget.lanes.queue.len() > 0;
         self.receives_wide() && (is_asked_for || budget.is_wanted())
     }
 
-    /// `left` bytes of a message are still to be read: makes the receive buffer as wide as they need and memory allows.
-    /// Where nobody knows the end (`None`), as much is expected as has `passed` already. Where there is nothing for it,
-    /// it lets others finish first, once, and goes on with what it has.
+    /// Widens the receive buffer for the `left` bytes of a message that are still to be read, as far as memory allows.
+    /// Where the length is unknown (`None`), as many bytes are expected as have `passed`. Where too little memory is
+    /// left, the message waits once for others to finish, and goes on with the buffer that it then gets.
     pub fn poll_expect(
         &mut self,
         context: &mut Context<'_>,
@@ -151,17 +151,18 @@ impl KernelBuffers {
         Poll::Ready(())
     }
 
-    /// A message that was read is over: the next one may wait for its turn again.
+    /// The message that was read is over: the next one may wait for its turn.
     pub fn end_message(&mut self) {
         self.has_waited = false;
     }
 
-    /// Whether it gets little, because it is a client's and others hold much between two messages.
+    /// Whether it gets [`LEAST`] only: it is a client's, and those of all clients hold much.
     fn is_confined(&self) -> bool {
         self.is_client && !self.receiving.budget().may_rest_wide()
     }
 
-    /// Makes the receive buffer wide enough for `expected` bytes, as far as memory allows. Linux gives no segment more than half of a window, so twice of what is expected lets all of it come at once.
+    /// Widens the receive buffer for `expected` bytes, as far as memory allows. Linux sends no segment larger than half
+    /// of the window, so a buffer of twice their size lets all of them arrive at once.
     pub fn widen(&mut self, socket: &SockRef<'_>, expected: usize) {
         let wanted = if self.is_confined() {
             LEAST
@@ -184,8 +185,8 @@ impl KernelBuffers {
         self.received = width;
     }
 
-    /// How many of `len` bytes may be written now: all that is paid for. At least one, for where nothing may be the kernel
-    /// has been told, and says when there is room again.
+    /// How many of `len` bytes may be written now: those that are paid for, and at least one. Where nothing is left,
+    /// `SO_SNDBUF` was set to what is paid for, and the kernel reports when the queue has space again.
     pub fn may_send(&mut self, socket: &SockRef<'_>, len: usize) -> usize {
         if self.sent + len <= SENT && !self.is_bounded {
             return len;
@@ -212,18 +213,19 @@ impl KernelBuffers {
         least
     }
 
-    /// So many bytes were written.
+    /// `count` bytes were written.
     pub fn wrote(&mut self, count: usize) {
-        // a sixteenth more is what the kernel needs to hold them
+        // the kernel needs a sixteenth more to hold them
         self.sent += count + count / 16;
     }
 
-    /// Whether the kernel bounds what is written: each write must stand for itself.
+    /// Whether `SO_SNDBUF` bounds the queue: then each write must be a segment of its own.
     pub fn is_bounded(&self) -> bool {
         self.is_bounded
     }
 
-    /// Bytes in the send queue, at most; what is paid for beyond them is given back. No system call where little was sent.
+    /// Most bytes that are in the send queue; what is paid for beyond them is given back. No system call where few were
+    /// sent.
     pub fn unsent(&mut self, socket: &SockRef<'_>) -> usize {
         if self.sent > NARROW || self.sending.bytes() > 0 {
             self.look(socket);
@@ -231,7 +233,7 @@ impl KernelBuffers {
         self.sent
     }
 
-    /// Gives back what is paid for bytes that were taken meanwhile; returns whether some are left that are paid for. No
+    /// Gives back what is paid for bytes that were acknowledged; returns whether some that are paid for are left. No
     /// system call where nothing is paid.
     pub fn give_back(&mut self, socket: &SockRef<'_>) -> bool {
         if self.sending.bytes() > 0 {
@@ -250,7 +252,7 @@ impl KernelBuffers {
         needed <= self.sending.bytes() || self.sending.widen(needed)
     }
 
-    /// Looks what is in the send queue.
+    /// Measures the send queue, and gives back what is paid for beyond it.
     fn look(&mut self, socket: &SockRef<'_>) {
         self.sent = if self.received == 0 {
             socket::unsent(socket)
@@ -263,7 +265,7 @@ impl KernelBuffers {
         }
     }
 
-    /// Lets the kernel take whatever is written.
+    /// Removes the bound of `SO_SNDBUF`.
     fn let_go(&mut self, socket: &SockRef<'_>) {
         if std::mem::take(&mut self.is_bounded) {
             drop(socket.set_send_buffer_size(WIDE));
@@ -274,7 +276,7 @@ impl KernelBuffers {
     }
 }
 
-/// What a receive buffer of this size costs beyond a narrow one: the kernel doubles both.
+/// The price of a receive buffer of `width` bytes beyond that of a narrow one: the kernel doubles both.
 fn price(width: usize) -> u64 {
     2 * width.saturating_sub(NARROW) as u64
 }

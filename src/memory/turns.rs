@@ -1,4 +1,6 @@
-//! Turns: those that let others finish first, because few at a time are soon over and all at once would be slow.
+//! Turns: requests and messages that let others finish first, because few at a time are fast and all at once are slow.
+//!
+//! A wait is bounded: 100 ms where no other gets its turn, a second where others do.
 
 use std::{cell::Cell, pin::pin, time::Duration};
 
@@ -6,21 +8,21 @@ use tokio::time::timeout;
 
 use crate::memory::queue::{Claim, Queue};
 
-/// How long one waits while no other has its turn, and how many times as long while others have.
+/// How long a waiter waits while no other gets its turn, and how many times as long while others do.
 const PATIENCE: Duration = Duration::from_millis(100);
 const MOST: usize = 10;
 
-/// A line of those that let others finish first.
+/// A queue of waiters that let others finish first.
 #[derive(Debug, Default)]
 pub struct Turns {
-    /// Who waits.
+    /// The waiters.
     pub queue: Queue,
-    /// How many had their turn.
+    /// How many got their turn.
     had: Cell<u64>,
 }
 
 impl Turns {
-    /// Waits until `take` gives something; `None` where there is no turn in time: nothing is wrong then.
+    /// Waits until `take` returns a value; `None` where the wait is over, which is no error.
     pub async fn wait<T>(&self, claim: Claim, take: impl FnMut() -> Option<T>) -> Option<T> {
         let mut turn = pin!(self.queue.until(claim, take));
         for _ in 0..MOST {

@@ -1,11 +1,10 @@
 //! One client connection, from accept to close.
 //!
-//! At rest it is a bare socket and a few hundred bytes in a task of its own. When a whole request head has come, and an
-//! exchange's worth of memory is paid for, the exchange gets a future of its own on the heap; when it is over, nothing is
-//! left of it.
+//! An idle connection is a socket and a few hundred bytes in a task of its own. When a request head is complete, the
+//! exchange gets a future on the heap, which waits for the exchange's permit and is freed when the exchange is over.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
@@ -45,34 +44,34 @@ use crate::{
     sys::socket,
 };
 
-/// Serves one client until it leaves or is asked to. Written by hand and not as an `async` block, because its size is
-/// what an idle connection costs.
+/// Serves one client until it leaves or is told to. It is written by hand and not as an `async` block, because its size
+/// is the memory of an idle connection.
 pub struct Connection {
-    /// Before the seat: an exchange that is dropped with its connection still asks the seat why.
+    /// Declared before the slot: an exchange that is dropped with its connection still asks the slot for the reason.
     state: State,
     worker: Rc<Worker>,
     slot: Slot,
-    /// What the connection costs, with what the kernel still holds of its last answer.
+    /// Pays for the connection, and for the bytes of its last answer that the kernel still holds.
     permit: Permit,
 }
 
 enum State {
-    /// Accepted and never polled; what rustls is told, on a listener with TLS.
+    /// Accepted and never polled, with the TLS configuration of its listener.
     Fresh(Stream, Option<Arc<ServerConfig>>),
-    /// Before the end of its TLS handshake; gives the connection when that is over.
+    /// In its TLS handshake; the future returns the connection.
     Handshake(Pin<Box<dyn Future<Output = Option<Stream>>>>),
-    /// A bare socket from which nothing was read.
+    /// A socket of which nothing was read.
     Resting(Stream),
-    /// Part of a head is here.
+    /// Part of a head was read.
     Amid(Box<ServerCodec>),
-    /// At work; gives the connection back when it rests.
+    /// In an exchange; the future returns the connection where it stays open.
     Busy(Pin<Box<dyn Future<Output = Option<ServerCodec>>>>),
     Over,
 }
 
 impl Connection {
-    /// A connection that was just accepted; `permit` is what it costs. `tls` is what rustls is told, on a listener with
-    /// TLS.
+    /// A connection that was just accepted; `permit` pays for it. `tls` is the configuration of its listener, `None` =
+    /// plain HTTP.
     pub fn new(
         worker: Rc<Worker>,
         io: Stream,
@@ -89,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Looks whether a whole head has come.
+    /// Reads until a request head is complete; pending while the connection is idle.
     fn poll_rest(&mut self, context: &mut Context<'_>, mut codec: ServerCodec) -> Poll<State> {
         let (worker, slot) = (&self.worker, &self.slot);
         let state = worker.state();
@@ -102,15 +101,7 @@ impl Connection {
         );
         match arrival {
             Poll::Ready(Ok(Arrival::Head(head))) => {
-                // from here on the exchange pays
-                if self.permit.bytes() > CONNECTION {
-                    self.permit.resize(CONNECTION);
-                    slot.took(0);
-                }
-                slot.clear_deadline();
-                let (worker, slot) = (Rc::clone(worker), (*slot).clone());
-                let codec = RefCell::new(codec);
-                return Poll::Ready(State::Busy(Box::pin(serve(worker, codec, slot, head))));
+                return Poll::Ready(self.begin(codec, head));
             }
             Poll::Ready(Ok(Arrival::Refused(Failure::Preface))) if slot.offers_http2() => {
                 let (worker, slot) = (Rc::clone(worker), (*slot).clone());
@@ -132,7 +123,7 @@ impl Connection {
             return Poll::Ready(self.close(context, codec));
         }
         match (is_amid, slot.phase()) {
-            // the first head has its time since the connection came, a later one since its own first byte
+            // the time of the first head began with the connection, that of a later one begins with its first byte
             (true, Phase::Fresh) => slot.enter_on_time(Phase::Head),
             (true, Phase::Head) | (false, Phase::Fresh | Phase::Idle) => {}
             (true, _) => slot.enter(Phase::Head, server.header_timeout),
@@ -157,15 +148,27 @@ impl Connection {
         Poll::Pending
     }
 
-    /// After an answer: until the client has acknowledged its last byte, the connection costs more.
+    /// Begins the exchange of a request whose head is complete: from here on the exchange pays.
+    #[inline]
+    fn begin(&mut self, codec: ServerCodec, head: Head) -> State {
+        if self.permit.bytes() > CONNECTION {
+            self.permit.resize(CONNECTION);
+            self.slot.took(0);
+        }
+        self.slot.clear_deadline();
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
+        State::Busy(Box::pin(serve(worker, RefCell::new(codec), slot, head)))
+    }
+
+    /// After an answer: the connection pays for its last bytes until the client has acknowledged them.
     fn owe(&mut self) {
         if self.worker.budget.plan().tight {
             self.permit.resize(CONNECTION + UNSENT);
         }
     }
 
-    /// Looks at each tick whether the client has acknowledged its last answer, not before the first: it is on its way. Says
-    /// whether it has not for `limit`.
+    /// Checks at each tick whether the client has acknowledged its last answer, but not before the first tick. Returns
+    /// whether it has acknowledged nothing for `limit`.
     fn owes_too_long(&mut self, codec: &ServerCodec, limit: Option<Duration>) -> bool {
         if self.permit.bytes() == CONNECTION || !self.slot.look_back(true) {
             return false;
@@ -183,8 +186,8 @@ impl Connection {
         is_stalled
     }
 
-    /// The end of a connection between two requests. A client that was told to leave, or has not acknowledged its last
-    /// answer for as long as it may be idle, is reset.
+    /// Ends a connection between two requests. It is reset if it has to leave at once, or if the client has not
+    /// acknowledged its last answer for as long as it may be idle.
     fn close(&self, context: &mut Context<'_>, mut codec: ServerCodec) -> State {
         if let Some(secured) = codec.io.secured_mut() {
             secured.say_goodbye(context);
@@ -203,6 +206,7 @@ impl Connection {
         }))
     }
 
+    /// Answers a head that is refused, and ends the connection.
     fn refused(&self, codec: ServerCodec, failure: Failure) -> State {
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
@@ -212,7 +216,8 @@ impl Connection {
     }
 }
 
-/// Whether a connection at rest has to end; one in the middle of a head may finish its request while the program stops.
+/// Whether a connection without an exchange has to end. While the program stops, a client in the middle of a head may
+/// finish its request.
 fn is_told_to_end(slot: &SlotRef, is_amid: bool) -> bool {
     match slot.order() {
         Directive::Leave => true,
@@ -276,10 +281,10 @@ impl Drop for Connection {
     }
 }
 
-/// Serves one request; gives the connection back where it can go on.
+/// Serves one request; returns the connection where it stays open.
 #[expect(
     clippy::manual_async_fn,
-    reason = "an `async fn` keeps room for its arguments twice"
+    reason = "an `async fn` stores its arguments twice"
 )]
 fn serve(
     worker: Rc<Worker>,
@@ -308,7 +313,7 @@ fn serve(
         let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
             Err(failure) => {
-                // rare, and large: boxed, these cost the others nothing
+                // rare and large: boxed, so that it does not enlarge this future
                 Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
                 return None;
             }
@@ -342,8 +347,8 @@ fn serve(
     }
 }
 
-/// While an exchange is in work: writes the interim answers that wait, and ends the exchange where its client has left,
-/// has to leave, or holds the reserve for too long.
+/// Polled with the exchange: writes interim answers, and ends the exchange if its client has left, has to leave, or
+/// uses the reserve for too long.
 fn poll_client(
     context: &mut Context<'_>,
     codec: &mut ServerCodec,
@@ -363,8 +368,8 @@ fn poll_client(
     end
 }
 
-/// Before the next request: waits until most of a long answer is acknowledged where memory is tight. `None` = the
-/// connection cannot go on.
+/// Before the next request: waits, where memory is tight, until most of a long answer is acknowledged. `None` = the
+/// connection is over.
 async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
     if is_unread(worker, &mut codec.io) {
         Box::pin(settle(worker, &mut codec.io, slot, NARROW))
@@ -378,8 +383,8 @@ async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Optio
     Some(())
 }
 
-/// Behind the last answer of a connection: what the client still sends is read on, or what it has not acknowledged is
-/// waited for.
+/// After the last answer of a connection: reads what the client still sends, or waits until the client has acknowledged
+/// the answer.
 async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
     codec.io.say_goodbye().await;
     if codec.is_amid_message() {
@@ -408,30 +413,10 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
         place,
     } = tunnel;
     metrics::inc(&worker.metrics.tunnels);
-    let exchange_context = ExchangeContext {
-        slot,
-        waited: Cell::new(waited),
-        subject: &subject,
-        config: &config,
-        counters: &counters,
-        route: Cell::new(route),
-        place: RefCell::default(),
-        record: RefCell::new(record),
-        begun: None,
-        status: Cell::new(101),
-        received: Cell::new(0),
-        sent: Cell::new(0),
-        head: RefCell::default(),
-        budget: &worker.budget,
-        rest: Cell::new(0),
-        complete: Cell::new(false),
-        outcome: Cell::new(None),
-        cause: OnceCell::new(),
-        told: Cell::new(false),
-        is_tunnel: true,
-        metrics: &worker.metrics,
-        repeats: &worker.repeats,
-    };
+    let exchange_context = ExchangeContext::of_tunnel(worker, slot, &subject, &config, &counters);
+    exchange_context.waited.set(waited);
+    exchange_context.route.set(route);
+    exchange_context.record.replace(record);
     let (mut client, first) = codec.into_parts();
     let _records = client.secured().map(|_| worker.budget.force_records());
     let (first, unread) = (Vec::from(first), upstream.unread().to_vec());

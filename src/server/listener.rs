@@ -1,4 +1,6 @@
-//! Listeners: addresses bound, connections accepted and given a slot.
+//! Listeners: binds addresses, accepts connections and gives each a slot in the connection table.
+//!
+//! A connection is paid for before it is served; while there is no slot, further ones wait in the kernel's backlog.
 
 use std::{
     cell::{Cell, RefCell},
@@ -44,28 +46,29 @@ use crate::{
     sys::socket::unlock_receive_buffer,
 };
 
-/// Connections that the kernel holds for us until there is room.
+/// Most connections in the kernel's backlog, which `net.core.somaxconn` may bound further.
 const BACKLOG: i32 = 4096;
 
 /// Idle time before the kernel asks whether a client is still there: a tunnel or a stream may be silent for hours.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
-/// How often others are asked to leave while a connection waits for its slot, at most; in milliseconds.
+/// Milliseconds between two evictions while a connection waits for its slot; fewer where the grace of lingering
+/// connections is less.
 const STEP: u32 = 20;
 
-/// When requests that wait for memory, and streams, are asked to leave for it; in milliseconds.
+/// Milliseconds after which requests that wait for memory are evicted for it, and after which streams are.
 const WAITERS_LEAVE: u32 = 100;
 const STREAMS_LEAVE: u32 = 250;
 
 /// How long accepting pauses when descriptors have run out and no connection ends.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// So long must accepting go well before a shortage counts as over: at the edge every other accept fails.
+/// How long after the last failure an accepted connection ends a shortage: near the limit every other accept fails.
 const RECOVERED: Duration = Duration::from_secs(1);
 
-/// What all listeners that are opened at a time have in common.
+/// What the listeners of one configuration have in common.
 pub struct Frame<'a> {
-    /// What the sockets' buffers may cost.
+    /// The plan, which says whether socket buffers are small.
     pub plan: &'a Plan,
     /// The sockets that systemd handed over, by name.
     pub inherited: &'a [(String, OwnedFd)],
@@ -75,7 +78,7 @@ pub struct Frame<'a> {
 
 /// One bound address: a socket for each worker. Dropping it closes them, and removes the file of a unix socket.
 pub struct Listener {
-    /// What the configuration says.
+    /// The address in the configuration.
     pub listen: Listen,
     /// The address as the log shows it, with the port that the kernel chose.
     pub name: String,
@@ -84,10 +87,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds an address for so many workers.
+    /// Binds an address for `workers` workers.
     ///
     /// # Errors
-    /// What cannot be bound, with the address.
+    /// The address cannot be bound; the error names it.
     pub fn open(listen: &Listen, workers: usize, frame: &Frame<'_>) -> Result<Listener> {
         let plan = frame.plan;
         let mut listener = Listener {
@@ -100,7 +103,7 @@ impl Listener {
             Listen::Everywhere(port) => {
                 let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
                 if listener.bind(everywhere, workers, plan).is_err() {
-                    // IPv6 is off, or this is what is taken: the second try tells
+                    // IPv6 is off, or the port is taken: the second attempt shows which
                     listener.sockets.clear();
                     listener.bind(
                         SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
@@ -116,7 +119,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// A worker's own handle.
+    /// A handle of the socket for one worker.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -128,10 +131,10 @@ impl Listener {
         socket.try_clone().context("duplicating a listener")
     }
 
-    /// Gives the file of a unix socket other permissions; where there is none nothing happens.
+    /// Changes the permissions of a unix socket's file; does nothing for other listeners.
     ///
     /// # Errors
-    /// The file is gone, or another user's by now.
+    /// The file is gone, or belongs to another user.
     pub fn set_mode(&self, mode: u32) -> Result<()> {
         let Some(file) = &self.file else {
             return Ok(());
@@ -154,7 +157,8 @@ impl Listener {
         Ok(())
     }
 
-    /// A file that is left from a process that died is removed; one that a process listens on is not.
+    /// Binds a unix socket. The file of a process that has ended is removed; one on which a process listens is an
+    /// error.
     fn bind_unix(&mut self, path: &Path, workers: usize, mode: u32) -> Result<()> {
         self.name = format!("unix:{}", path.display());
         if path
@@ -162,7 +166,7 @@ impl Listener {
             .is_ok_and(|file| file.file_type().is_socket())
         {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                bail!("listening on {}: somebody listens there already", self.name);
+                bail!("listening on {}: the address is in use", self.name);
             }
             std::fs::remove_file(path)
                 .with_context(|| format!("removing the stale {}", self.name))?;
@@ -170,7 +174,7 @@ impl Listener {
         let bind = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            // before it listens, so that no client comes in by what the umask had left
+            // before it listens, so that no client connects with the permissions of the umask
             std::fs::set_permissions(path, Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             Ok(socket)
@@ -199,7 +203,7 @@ impl Listener {
             .as_ref()
             .is_some_and(|address| address.as_socket().is_some())
         {
-            // the program that made the socket may not know them: what cannot be set is left as it is
+            // best effort: the program that made the socket may have left options that cannot be changed
             drop(set_options(&SockRef::from(socket), frame.plan));
         }
         let address = address
@@ -226,7 +230,7 @@ impl Drop for Listener {
     }
 }
 
-/// A listening socket whose options every accepted connection inherits, so that accepting costs one system call.
+/// A listening TCP socket. Accepted connections inherit its options, so that accepting costs one system call.
 fn tcp(address: SocketAddr, shared: bool, plan: &Plan) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -250,7 +254,7 @@ fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
         unlock_receive_buffer(socket);
     }
     socket.set_tcp_nodelay(true)?;
-    // kernels and sandboxes that lack these serve without them
+    // not essential: some kernels and sandboxes lack these
     drop(socket.set_tcp_notsent_lowat(UNSENT_IN_KERNEL));
     drop(
         socket.set_tcp_keepalive(
@@ -262,23 +266,23 @@ fn set_options(socket: &SockRef<'_>, plan: &Plan) -> io::Result<()> {
     Ok(())
 }
 
-/// A listening socket of either family, ready to be awaited.
+/// A listening socket, registered with the runtime.
 pub enum ListeningSocket {
-    /// A port.
+    /// TCP.
     Tcp(TcpListener),
-    /// A file.
+    /// A unix socket.
     Unix(UnixListener),
 }
 
 impl ListeningSocket {
-    /// Takes a socket that listens.
+    /// Registers a listening socket.
     ///
     /// # Errors
-    /// A socket that is none, or does not listen.
+    /// Not a socket, or one that does not listen.
     pub fn new(socket: OwnedFd) -> Result<ListeningSocket> {
         let domain = SockRef::from(&socket)
             .domain()
-            .context("asking a listener for its kind")?;
+            .context("reading the address family of a listener")?;
         SockRef::from(&socket)
             .set_nonblocking(true)
             .context("preparing a listener")?;
@@ -314,18 +318,18 @@ pub struct Acceptor {
     state: Rc<AcceptState>,
 }
 
-/// What an acceptor works on.
+/// The state of an acceptor.
 struct AcceptState {
-    /// Where, as the configuration says it.
+    /// The address in the configuration.
     address: Listen,
-    /// What it accepts on; `None` once that is over.
+    /// The socket; `None` after [`Acceptor::end`].
     listener: RefCell<Option<Rc<ListeningSocket>>>,
-    /// What rustls is told; `None` = plain HTTP.
+    /// The TLS configuration; `None` = plain HTTP.
     tls: RefCell<Option<Arc<ServerConfig>>>,
     /// A connection was accepted and has no slot yet.
     is_admitting: Cell<bool>,
-    /// Since when connections have waited for a slot without a break, by the table's clock; `None` = there was a slot for
-    /// each that came.
+    /// Since when connections have waited for a slot without a break, by the table's clock; `None` = none waits in the
+    /// backlog.
     crowded_since: Cell<Option<u32>>,
 }
 
@@ -333,7 +337,7 @@ impl Acceptor {
     /// Accepts on a socket until [`end`](Self::end).
     ///
     /// # Errors
-    /// A socket that is none, or does not listen.
+    /// Not a socket, or one that does not listen.
     pub fn new(
         worker: &Rc<Worker>,
         address: &Listen,
@@ -358,7 +362,7 @@ impl Acceptor {
         *self.state.tls.borrow_mut() = tls;
     }
 
-    /// Accepts no more; a connection that was accepted and waits for a slot still gets one.
+    /// Stops accepting; a connection that was accepted and waits for a slot still gets one.
     pub fn end(self) {
         drop(self.state.listener.take());
         if !self.state.is_admitting.get() {
@@ -373,8 +377,8 @@ impl AcceptState {
     }
 }
 
-/// Finds a slot for a connection, or waits for one: while it waits the others stay in the kernel's backlog. Where there is
-/// none, those that are silent longest give way.
+/// Serves a connection as soon as it has a slot. While it waits for one, further connections stay in the kernel's
+/// backlog, and served ones that have been silent longest are evicted.
 async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Option<SocketAddr>) {
     metrics::inc(&worker.metrics.connections_accepted);
     if matches!(io, Stream::Unix(_)) && worker.budget.is_stuffed_by(&io.socket()) {
@@ -397,7 +401,7 @@ async fn admit(worker: &Rc<Worker>, state: &AcceptState, io: Stream, address: Op
     tokio::task::spawn_local(Connection::new(Rc::clone(worker), io, tls, slot, permit));
 }
 
-/// A client on a unix socket is closed because its process has left too much unread.
+/// Logs that a client of a unix socket is closed because its process has left too many bytes unread.
 #[cold]
 fn tell_stuffed(worker: &Worker) {
     metrics::inc(&worker.metrics.connections_evicted);
@@ -408,7 +412,7 @@ fn tell_stuffed(worker: &Worker) {
     }
 }
 
-/// Waits for a slot, and asks others to leave until there is one.
+/// Waits for a slot, and evicts other connections until there is one.
 async fn await_slot(
     worker: &Worker,
     state: &AcceptState,
@@ -435,9 +439,9 @@ async fn await_slot(
     }
 }
 
-/// Asks some to leave for a connection that has waited for so many milliseconds: first those that are silent longest, then
-/// requests that wait for memory, then the stream that makes least progress. A share of all at a time, so that a crowd of
-/// newcomers has its turn within a second, and among them one that only asks for our health.
+/// Evicts connections for one that has waited for `waited` milliseconds: first those that have been silent longest,
+/// then requests that wait for memory, then the stream with the least progress. An eighth of the allowed connections at
+/// a time, so that a full backlog is served within a second, and among it a health check.
 fn make_room(worker: &Worker, waited: u32, grace: Grace) {
     let many = (worker.budget.plan().connections / 8).clamp(EVICTED_AT_ONCE, 1024);
     if worker.evict_idle(many, grace) > 0 || waited < WAITERS_LEAVE {
@@ -449,7 +453,7 @@ fn make_room(worker: &Worker, waited: u32, grace: Grace) {
     }
 }
 
-/// The next connection. When none waits in the kernel's backlog the crowd is over, if there was one.
+/// The next connection. When none waits in the kernel's backlog, the crowd is over.
 async fn next_connection(
     listener: &ListeningSocket,
     budget: &Rc<Budget>,
@@ -458,7 +462,7 @@ async fn next_connection(
     let mut accept = pin!(listener.accept(budget));
     poll_fn(|context| {
         let accepted = accept.as_mut().poll(context);
-        // without a budget the runtime says pending whatever there is
+        // without a budget the runtime reports pending in any case
         if accepted.is_pending() && has_budget_remaining() {
             state.crowded_since.set(None);
         }
@@ -470,7 +474,7 @@ async fn next_connection(
 /// Accepts until [`Acceptor::end`].
 ///
 /// # Errors
-/// A listener that is none any more.
+/// The listener is broken.
 async fn accept(worker: &Rc<Worker>, state: &AcceptState) -> Result<()> {
     let mut shortage = None;
     while let Some(listener) = state.listener() {
@@ -506,16 +510,16 @@ async fn accept(worker: &Rc<Worker>, state: &AcceptState) -> Result<()> {
 /// What a failed accept means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// The connection that was to be accepted is gone, or was refused by a firewall: the next may be fine.
+    /// The connection is gone, or was refused by a firewall; the next one may be accepted.
     Client,
-    /// Descriptors or memory have run out, and come back.
+    /// Descriptors or memory have run out for now.
     Shortage,
-    /// The listener itself is broken, and stays so.
+    /// The listener itself is broken for good.
     ListeningSocket,
 }
 
 impl Trouble {
-    /// By the error's number, as accept(2) explains them; what is not known may pass.
+    /// The meaning of an error's number, as in accept(2); an unknown one counts as a shortage.
     pub fn of(error: &io::Error) -> Trouble {
         match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => {
@@ -538,8 +542,7 @@ impl Trouble {
     }
 }
 
-/// Descriptors or memory have run out, and trying at once again would spin: connections that do nothing are closed, and
-/// accepting pauses.
+/// After a shortage: closes connections that do nothing, and pauses, because accepting again at once would spin.
 async fn pause(worker: &Worker) {
     worker.evict_idle(EVICTED_AT_ONCE, Grace::USUAL);
     worker.pool.clear();

@@ -471,7 +471,7 @@ fn a_client_certificate_is_required_and_its_subject_told() {
 }
 
 #[test]
-fn nobody_sets_the_subject_of_a_certificate_on_a_plain_listener() {
+fn a_plain_listener_removes_the_certificate_subject_of_a_request() {
     let upstream = Upstream::echo_head();
     let proxy = Proxy::before(&upstream, ALL);
     let forged = with(

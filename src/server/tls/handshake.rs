@@ -5,7 +5,13 @@
 //! for one, handshakes without progress are ended. A step of a handshake occupies the thread for a third of a
 //! millisecond and more, so one step is done at a time, and the runtime polls everything else between two.
 
-use std::{future::poll_fn, io, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use rustls::ServerConfig;
 use tokio::{io::AsyncWrite as _, task::yield_now};
@@ -14,7 +20,7 @@ use crate::{
     config::x509,
     connection_table::{Directive, SlotRef, phase::Phase},
     exchange::worker::Worker,
-    memory::queue::Claim,
+    memory::{budget::Budget, queue::Claim},
     net::{Stream, secured::Secured},
     observe::{log, metrics},
     outcome::Outcome,
@@ -113,6 +119,7 @@ async fn hello(slot: &SlotRef, io: &mut Stream) -> Result<(), Failure> {
     }
 }
 
+/// Does the handshake of a client whose hello has arrived, one step at a time.
 async fn shake_hands(
     worker: &Rc<Worker>,
     slot: &SlotRef,
@@ -132,28 +139,10 @@ async fn shake_hands(
         return Err(Failure::Gone);
     }
     slot.enter_on_time(Phase::Handshake);
-    let has_room = config.alpn_protocols.len() < 2 || budget.has_room_for_http2();
-    let config = if has_room {
-        config
-    } else {
-        without_http2(&config)
-    };
-    let refused = |error: rustls::Error| Failure::Refused(io::Error::other(error));
-    let mut secured = Secured::new(io, config, budget).map_err(refused)?;
+    let mut secured = begin(io, config, budget)?;
     let turns = &worker.handshake_turns;
     while secured.session().is_handshaking() {
-        // send what is pending, then read
-        poll_fn(|context| {
-            let ready = match secured.poll_send(context) {
-                Poll::Ready(Ok(())) => secured.poll_read_ready(context),
-                other => other,
-            };
-            match ready {
-                Poll::Ready(result) => Poll::Ready(result.map_err(|_| Failure::Gone)),
-                Poll::Pending => give_up(slot),
-            }
-        })
-        .await?;
+        poll_fn(|context| poll_ready(context, &mut secured, slot)).await?;
         let turn = waiting(slot, turns.queue.until(claim(), || turns.take())).await?;
         let step = poll_fn(|context| Poll::Ready(secured.poll_step(context))).await;
         // the runtime polls everything else
@@ -177,6 +166,33 @@ async fn shake_hands(
     note_subject(&mut secured)?;
     secured.set_paid(false);
     Ok(secured)
+}
+
+/// A session that has read nothing yet. It offers HTTP/2 only where the budget has room for such a connection.
+fn begin(io: Stream, config: Arc<ServerConfig>, budget: &Rc<Budget>) -> Result<Secured, Failure> {
+    let has_room = config.alpn_protocols.len() < 2 || budget.has_room_for_http2();
+    let config = if has_room {
+        config
+    } else {
+        without_http2(&config)
+    };
+    Secured::new(io, config, budget).map_err(|error| Failure::Refused(io::Error::other(error)))
+}
+
+/// Sends what is pending, then waits for bytes to read.
+fn poll_ready(
+    context: &mut Context<'_>,
+    secured: &mut Secured,
+    slot: &SlotRef,
+) -> Poll<Result<(), Failure>> {
+    let ready = match secured.poll_send(context) {
+        Poll::Ready(Ok(())) => secured.poll_read_ready(context),
+        other => other,
+    };
+    match ready {
+        Poll::Ready(result) => Poll::Ready(result.map_err(|_| Failure::Gone)),
+        Poll::Pending => give_up(slot),
+    }
 }
 
 /// Keeps the subject of the client's certificate, which was verified.
