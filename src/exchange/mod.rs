@@ -143,25 +143,7 @@ impl<'a> Exchange<'a> {
         parts: Box<RequestHead>,
     ) -> impl Future<Output = Result<Answer<'a>, Failure>> {
         async move {
-            if self.is_full {
-                return Err(Failure::NoMemory);
-            }
-            let present = Present::of(&parts.headers);
-            if let Some(limit) = route.max_body_size
-                && present.content_length
-                && content_length(&parts.headers).is_some_and(|length| length > limit)
-            {
-                return Err(Failure::BodyTooLarge);
-            }
-            // before any wait, so that only the text for the upstream is held meanwhile, and not the client's fields as
-            // well
-            let mut upload = self.upload(route, target, &parts, &present);
-            self.is_https.set(self.is_sent_by_https(&parts, &present));
-            drop(parts);
-            if self.wants_websocket.get() {
-                let place = self.worker.tunnels.take().ok_or(Failure::NoTunnel)?;
-                self.tunnel.set(Some(place));
-            }
+            let mut upload = self.prepare(route, target, parts)?;
             self.take_place().await?;
             let host = self.state.host(self.client.exchange_context.route.get());
             let checkout = self.checkout(host).await?;
@@ -210,6 +192,34 @@ impl<'a> Exchange<'a> {
                 link = Box::pin(self.dial(unused)).await?;
             }
         }
+    }
+
+    /// The request as the upstream gets it. Made before any wait, so that only this text is held meanwhile, and not the
+    /// client's fields as well.
+    fn prepare(
+        &self,
+        route: &Route,
+        target: &Target,
+        parts: Box<RequestHead>,
+    ) -> Result<Upload, Failure> {
+        if self.is_full {
+            return Err(Failure::NoMemory);
+        }
+        let present = Present::of(&parts.headers);
+        if let Some(limit) = route.max_body_size
+            && present.content_length
+            && content_length(&parts.headers).is_some_and(|length| length > limit)
+        {
+            return Err(Failure::BodyTooLarge);
+        }
+        let upload = self.upload(route, target, &parts, &present);
+        self.is_https.set(self.is_sent_by_https(&parts, &present));
+        drop(parts);
+        if self.wants_websocket.get() {
+            let place = self.worker.tunnels.take().ok_or(Failure::NoTunnel)?;
+            self.tunnel.set(Some(place));
+        }
+        Ok(upload)
     }
 
     /// Takes a place of `max_concurrent_requests`, after a wait of at most `queue_timeout`.
@@ -365,7 +375,7 @@ impl<'a> Exchange<'a> {
         slot.streams();
         let (body, tunnel) = if status == StatusCode::SWITCHING_PROTOCOLS {
             if !(head.websocket && self.wants_websocket.get()) {
-                return Err(Failure::UpstreamGarbled("a 101 that nobody asked for"));
+                return Err(Failure::UpstreamGarbled("an unrequested 101"));
             }
             upstream.lease.detach();
             *self.client.exchange_context.place.borrow_mut() = None;
