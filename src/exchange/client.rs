@@ -157,6 +157,11 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Whether more bytes of interim responses wait for the client than an exchange pays for.
+    pub fn has_large_interim(&self) -> bool {
+        self.interim_len() > MAX_INTERIM
+    }
+
     /// Whether no interim response waits for the client, or none can be written any more.
     pub fn has_told(&self, context: &mut Context<'_>) -> bool {
         match self.engine {

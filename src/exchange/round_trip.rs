@@ -253,6 +253,10 @@ impl InFlight<'_> {
                 // the next head is a new one
                 exchange_context.free_head();
             }
+            // the permit pays for one large head: what follows is read when the client has it
+            if self.attempt.client.has_large_interim() && !self.attempt.client.has_told(context) {
+                return Poll::Pending;
+            }
             if !self.unread {
                 ready!(self.poll_fill(context, upload, upstream))?;
             }
