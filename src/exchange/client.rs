@@ -233,6 +233,5 @@ fn poll_http2(
     context: &mut Context<'_>,
 ) -> Poll<Option<io::Result<Frame<BodyChunk>>>> {
     let frame = ready!(Pin::new(body).poll_frame(context));
-    let frame = frame.map(|frame| frame.map(|frame| frame.map_data(BodyChunk::shared)));
-    Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+    Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(BodyChunk::shared))))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,6 +19,7 @@ use crate::{
         upload::{Upload, UploadError},
     },
     http1::headers,
+    http2::body::poll_incoming,
     memory::chunk::BodyChunk,
     outcome::Outcome,
     upstream::pool::StreamLease,
@@ -93,12 +93,12 @@ impl<'a> StreamDownload<'a> {
             return Poll::Ready(None);
         }
         let frame = loop {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(context)) {
+            match ready!(poll_incoming(&mut self.incoming, context)) {
                 None => {
                     self.lease = None;
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 // an empty DATA frame says no more than that the stream has ended
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
                 Some(Ok(frame)) => break frame,

@@ -1,7 +1,8 @@
-//! The body of a request as hyper delivers it; reports to [`Frames`] what was read.
+//! Bodies as hyper delivers them: a request's, of which [`Frames`] hears what was read, and where a body ends.
 
 use std::{
     cell::RefCell,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -54,15 +55,30 @@ impl RequestBody {
     }
 }
 
+/// The next frame of a body; `None` only where the other side has ended it (`END_STREAM`, RFC 9113 §5.1).
+///
+/// hyper also gives `None` where the stream was reset or the connection ended with the code `NO_ERROR`. Such a body is cut
+/// short, and must not be passed on as a whole one.
+pub fn poll_incoming(
+    incoming: &mut Incoming,
+    context: &mut Context<'_>,
+) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(context)) {
+        Some(frame) => Some(frame.map_err(io::Error::other)),
+        None if incoming.is_end_stream() => None,
+        None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+    })
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let frame = ready!(poll_incoming(&mut self.incoming, context));
         if let (Some(Ok(frame)), Some(stream)) = (&frame, self.stream) {
             self.frames.borrow_mut().took(stream, frame.is_data());
         }

@@ -24,6 +24,7 @@ const ALL: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes: [{path
 /// Error codes (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
+const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 fn proxy(upstream: &Upstream, more: &str) -> Proxy {
@@ -296,6 +297,26 @@ fn a_client_that_resets_a_stream_whose_answer_waits_for_it_keeps_its_connection(
     proxy.await_log("access line", |line| line.contains("outcome=client-gone"));
     raw.write(&frame(PING, 0, 0, &[7; 8]));
     raw.until("pong", |it| it.0 == PING && it.3 == [7; 8]);
+}
+
+#[test]
+fn an_upload_that_breaks_off_is_never_whole_whatever_the_reason_says() {
+    for reason in [NO_ERROR, CANCEL] {
+        for length in [Vec::new(), field("content-length", "1000")] {
+            let upstream = Upstream::start(|peer| peer.request().map(drop));
+            let proxy = proxy(&upstream, "");
+            let mut raw = Raw::connect(proxy.address(), b"");
+            let stream = raw.open(&[head("POST", "/"), length].concat(), false);
+            raw.write(&frame(DATA, 0, stream, b"half"));
+            eventually("half of it has arrived", || {
+                upstream.connections() > 0
+                    && upstream.received(0).trim_ascii_end().ends_with(b"half")
+            });
+            raw.write(&frame(RST_STREAM, 0, stream, &reason.to_be_bytes()));
+            upstream.await_open(0);
+            assert_eq!(upstream.requests(), 0, "cut, and not ended");
+        }
+    }
 }
 
 #[test]

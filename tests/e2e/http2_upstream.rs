@@ -44,6 +44,7 @@ use crate::{
     tls_listener::{authority, write_files},
 };
 
+const NO_ERROR: u32 = 0;
 const REFUSED_STREAM: u32 = 7;
 const INTERNAL_ERROR: u32 = 2;
 const CANCEL: u32 = 8;
@@ -523,6 +524,37 @@ fn a_reset_stream_is_a_failure_of_its_own_request_alone() {
     proxy.await_log("the cut", |line| line.contains("outcome=upstream-cut"));
     assert_eq!(proxy.get("/").text(), "ok");
     assert_eq!(metric(&proxy, DIALS), 1);
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_never_whole_whatever_the_reason_says() {
+    let half: [fn(&mut Script, u32); 3] = [
+        |script, stream| script.reset(stream, NO_ERROR),
+        |script, stream| script.reset(stream, CANCEL),
+        |script, _| script.go_away(0),
+    ];
+    for end in half {
+        for length in [Vec::new(), field("content-length", "1000")] {
+            let upstream = scripted(move |_, mut script| {
+                while let Some((_, _, stream, _)) = script.until(HEADERS) {
+                    let head = [field(":status", "200"), length.clone()].concat();
+                    script.write(HEADERS, END_HEADERS, stream, &head);
+                    script.write(DATA, 0, stream, b"half");
+                    end(&mut script, stream);
+                }
+            });
+            let proxy = proxy(upstream, "");
+            let mut client = proxy.client();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(client.try_receive().is_err(), "cut, and not ended");
+            run(async {
+                let mut sender = connect(proxy.address()).await;
+                let response = sender.send_request(get("/", &[])).await.unwrap();
+                assert!(Answer::read(response).await.is_err(), "in HTTP/2, too");
+            });
+            proxy.await_log("the cut", |line| line.contains("outcome=upstream-cut"));
+        }
+    }
 }
 
 #[test]

@@ -147,6 +147,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
     };
     if let Some(excess) = io.excess() {
         let word = last_word(&worker, &io, &slot, excess);
+        slot.enter(Phase::Lingering, Some(LINGER));
         say(&mut stream, &slot, &word).await;
     }
     leave(&worker, &stream);
