@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::{
     config::Server,
     connection_table::{SlotRef, TimerKind},
+    failure::Failure,
     net::Stream,
     sys::socket,
 };
@@ -63,9 +64,7 @@ impl Limits {
             answer: millis(answer),
         }
     }
-}
 
-impl Limits {
     /// `read_timeout`; `None` = no limit.
     pub fn read(&self) -> Option<Duration> {
         (self.read != NONE).then(|| Duration::from_millis(self.read.into()))
@@ -84,6 +83,15 @@ impl Default for Limits {
 }
 
 impl Wait {
+    /// What a wait that took too long is called: who did not go on.
+    pub fn failure(self) -> Failure {
+        match self {
+            Wait::Client(_) => Failure::BodyTimedOut,
+            Wait::Upstream(_) => Failure::RequestStalled,
+            Wait::Continue | Wait::Answer => Failure::ResponseTimedOut,
+        }
+    }
+
     fn limit(self, limits: &Limits) -> Option<Duration> {
         let millis = match self {
             Wait::Client(_) => limits.read,

@@ -155,7 +155,7 @@ impl<'a> Download<'a> {
                     Wait::Upstream(upload.sent.wrapping_add(client.exchange_context.sent.get()))
                 };
                 if self.deadline.is_past(slot, wait, &self.limits, Some(io)) {
-                    client.exchange_context.note(Outcome::BodyTimedOut);
+                    client.exchange_context.note(wait.failure().outcome());
                     return Err(self.abandon(io::ErrorKind::TimedOut.into()));
                 }
                 return Ok(());

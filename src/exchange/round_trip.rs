@@ -168,9 +168,7 @@ impl InFlight<'_> {
                 self.release(upload);
                 Poll::Pending
             }
-            Wait::Client(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::BodyTimedOut))),
-            Wait::Upstream(_) => Poll::Ready(Err(RoundTripError::Failed(Failure::RequestStalled))),
-            Wait::Answer => Poll::Ready(Err(RoundTripError::Failed(Failure::ResponseTimedOut))),
+            _ => Poll::Ready(Err(RoundTripError::Failed(wait.failure()))),
         }
     }
 

@@ -132,7 +132,7 @@ impl<'a> StreamDownload<'a> {
                 if !self.deadline.is_past(slot, wait, &self.limits, None) {
                     return Ok(());
                 }
-                Some(Outcome::BodyTimedOut)
+                Some(wait.failure().outcome())
             }
             Poll::Ready(Err(UploadError::TooLarge)) => Some(Outcome::BodyTooLarge),
             Poll::Ready(Err(_)) => Some(Outcome::BodyBroken),

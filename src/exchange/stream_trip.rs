@@ -190,10 +190,6 @@ impl StreamTrip<'_, '_> {
         if !self.deadline.is_past(slot, wait, &self.limits, None) {
             return Poll::Pending;
         }
-        fail(match wait {
-            Wait::Client(_) => Failure::BodyTimedOut,
-            Wait::Upstream(_) => Failure::RequestStalled,
-            Wait::Answer | Wait::Continue => Failure::ResponseTimedOut,
-        })
+        fail(wait.failure())
     }
 }

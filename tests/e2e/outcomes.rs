@@ -48,6 +48,11 @@ fn unreliable() -> Upstream {
                 assert_eq!(peer.reader().exact(4)?, b"ping");
                 peer.cut()
             }
+            "/deaf" => {
+                peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")?;
+                peer.stand_still();
+                Ok(())
+            }
             "/silent" => peer.await_close(),
             _ => peer.write(OK),
         }
@@ -159,6 +164,19 @@ fn a_client_that_leaves_is_distinguished_from_one_that_is_cut_off() {
         .head();
     let line = told(&proxy, &upstream, "/early", "body-timed-out", DEBUG);
     assert_eq!(number(&line, "received"), 3);
+}
+
+#[test]
+fn an_upstream_that_stops_reading_after_an_early_answer_is_to_blame() {
+    let upstream = unreliable();
+    let proxy = telling(&upstream, "server: {write_timeout: 0.4}\n");
+    let mut sender = proxy.client();
+    sender
+        .send(with("POST /deaf", &["Content-Length: 999999999"]))
+        .head();
+    // until its connection is closed
+    while sender.try_send(pattern(0, 65_536)).is_ok() {}
+    told(&proxy, &upstream, "/deaf", "request-stalled", WARN);
 }
 
 #[test]
