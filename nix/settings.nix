@@ -55,7 +55,7 @@ let
     };
 
   cors = {
-  allowed_origins = key (types.listOf origin) "Origins whose pages may read responses. Empty: CORS is off.";
+    allowed_origins = key (types.listOf origin) "Origins whose pages may read responses. Empty: CORS is off.";
     allowed_methods = key names ''Methods that a preflight allows; `["*"]`: the one asked for.'';
     allowed_headers = key names ''Request headers that a preflight allows; `["*"]`: those asked for.'';
     exposed_headers = key names "Response headers that a page may read. Empty: the upstream decides.";

@@ -11,7 +11,7 @@ use std::{
 
 /// What `--help` prints.
 pub const HELP: &str = "\
-lean-proxy: an HTTP/1.1 reverse proxy that stays inside a few megabytes
+lean-proxy: an HTTP/1.1 and HTTP/2 reverse proxy that stays inside a few megabytes
 
 usage:
   lean-proxy [CONFIG]              serve

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::{config::address::Network, fields::Fields};
 
 /// Bounds the addresses that are read: a header field may hold thousands, and real chains have a few.
-const MOST: usize = 32;
+pub const MOST: usize = 32;
 
 /// The client's address for the log. `peer` is the other side of the connection (`None` on a unix socket, which counts as
 /// trusted), `trusted` is `server.trusted_proxies`. Returns the peer where it is not trusted or the field is absent, and the
@@ -32,7 +32,7 @@ pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) 
 
 /// Parses an address, with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
 /// `[2001:db8::1]:80`.
-fn parse(hop: &str) -> Option<IpAddr> {
+pub fn parse(hop: &str) -> Option<IpAddr> {
     let bare = hop
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::address::Network;
+use crate::{client_address, config::address::Network};
 
 /// Whom a client counts as.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +59,10 @@ impl Group {
             return None;
         }
         let mut last = None;
-        for value in fields.rev().flat_map(|field| field.rsplit(|b| *b == b',')) {
-            let Some(address) = parse(value.trim_ascii()) else {
+        let hops = fields.rev().flat_map(|field| field.rsplit(|b| *b == b','));
+        for hop in hops.take(client_address::MOST) {
+            let hop = str::from_utf8(hop.trim_ascii()).ok();
+            let Some(address) = hop.and_then(client_address::parse) else {
                 break;
             };
             last = Some(address);
@@ -70,18 +72,6 @@ impl Group {
         }
         last.map(|address| Group::of(Some(address)))
     }
-}
-
-/// Parses an address of `X-Forwarded-For`; some senders add a port, or brackets.
-fn parse(value: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(value).ok()?;
-    if let Ok(address) = text.parse() {
-        return Some(address);
-    }
-    if let Some(rest) = text.strip_prefix('[') {
-        return rest.split(']').next()?.parse().ok();
-    }
-    text.rsplit_once(':')?.0.parse().ok()
 }
 
 /// The values of a field in a raw request head that was validated before.

@@ -1,6 +1,6 @@
 //! A stream of bytes: a TCP connection or a unix socket, with or without TLS, and its kernel buffers.
 //!
-//! Where memory is limited, its send queue never holds more than is paid for.
+//! Below a limit of 512 MiB its send queue never holds more than is paid for.
 
 pub mod secured;
 pub mod session;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::config::Level;
+
 /// Whose fault an outcome is. It decides the level of the log line: `debug` for the client's, `warn` for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
@@ -14,6 +16,16 @@ pub enum Blame {
     Upstream,
     /// The proxy's: a limit was reached, memory was short, or the program was stopping.
     Proxy,
+}
+
+impl Blame {
+    /// The level of the log line.
+    pub fn level(self) -> Level {
+        match self {
+            Blame::Client => Level::Debug,
+            Blame::Upstream | Blame::Proxy => Level::Warn,
+        }
+    }
 }
 
 /// Declares [`Outcome`], its words and its list together, so that they cannot differ.

@@ -69,18 +69,13 @@ impl ConnectionTable {
     pub fn evict_heads(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut holders: Vec<(u32, &SlotState)> = entries
+        let holders: Vec<(u32, &SlotState)> = entries
             .iter()
             .filter(|entry| entry.has(flag::HOLDS_HEAD) && entry.order.get() != Directive::Leave)
             .map(|entry| (now.wrapping_sub(entry.moved_at.get()), entry))
             .filter(|(still, _)| *still >= BLOCKED)
             .collect();
-        holders.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
-        holders.truncate(many);
-        for (_, entry) in &holders {
-            entry.tell(Directive::Leave);
-        }
-        holders.len()
+        dismiss(holders, many)
     }
 
     /// Tells up to `many` connections to leave whose client has not acknowledged the end of its last answer for a
@@ -88,7 +83,7 @@ impl ConnectionTable {
     pub fn evict_unsent(&self, many: usize) -> usize {
         let now = self.now();
         let entries = self.entries.borrow();
-        let mut owing: Vec<(u32, &SlotState)> = entries
+        let owing: Vec<(u32, &SlotState)> = entries
             .iter()
             .filter(|entry| {
                 matches!(entry.phase.get(), Phase::Idle | Phase::Lingering)
@@ -98,12 +93,7 @@ impl ConnectionTable {
             .map(|entry| (now.wrapping_sub(entry.since.get()), entry))
             .filter(|(age, _)| *age >= BLOCKED)
             .collect();
-        owing.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
-        owing.truncate(many);
-        for (_, entry) in &owing {
-            entry.tell(Directive::Leave);
-        }
-        owing.len()
+        dismiss(owing, many)
     }
 
     /// Tells up to `many` connections to leave whose TLS handshake has made no progress for longer than their `grace`,
@@ -116,19 +106,14 @@ impl ConnectionTable {
             entry.phase.get() == Phase::Handshake && entry.order.get() != Directive::Leave
         });
         let most = majority(handshakes.clone().map(|entry| entry.group.get()));
-        let mut slow: Vec<(u32, &SlotState)> = handshakes
+        let slow: Vec<(u32, &SlotState)> = handshakes
             .filter_map(|entry| {
                 let is_other = most.is_some_and(|most| most.group != entry.group.get());
                 let still = now.wrapping_sub(entry.since.get());
                 (still >= grace.of_handshake(is_other)).then_some((still, entry))
             })
             .collect();
-        slow.sort_by_key(|(still, _)| std::cmp::Reverse(*still));
-        slow.truncate(many);
-        for (_, entry) in &slow {
-            entry.tell(Directive::Leave);
-        }
-        slow.len()
+        dismiss(slow, many)
     }
 
     /// Tells up to `many` requests that wait for memory to take their 503 now, the longest waits first; `only` those of
@@ -178,6 +163,16 @@ impl ConnectionTable {
             }
         }
     }
+}
+
+/// Tells up to `many` of these to leave, those first whose figure is the largest. Says how many were told.
+fn dismiss(mut found: Vec<(u32, &SlotState)>, many: usize) -> usize {
+    found.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+    found.truncate(many);
+    for (_, entry) in &found {
+        entry.tell(Directive::Leave);
+    }
+    found.len()
 }
 
 #[cfg(test)]

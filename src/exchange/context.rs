@@ -122,7 +122,7 @@ impl<'a> ExchangeContext<'a> {
         }
     }
 
-    /// A tunnel after a 101, whose request was counted before; without an access log entry, a route or a wait.
+    /// A tunnel after a 101, whose request was counted before; the caller hands over its access log entry, route and wait.
     pub fn of_tunnel(
         worker: &'a Worker,
         slot: &'a SlotRef,

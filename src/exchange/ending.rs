@@ -11,7 +11,7 @@ use crate::{
     connection_table::Directive,
     exchange::context::ExchangeContext,
     observe::{log::Field, metrics, repeats::Kind},
-    outcome::{Blame, Outcome},
+    outcome::Outcome,
     route::Route,
 };
 
@@ -93,11 +93,7 @@ impl ExchangeContext<'_> {
         if self.told.get() {
             return;
         }
-        let level = if outcome.blame() == Blame::Client {
-            Level::Debug
-        } else {
-            Level::Warn
-        };
+        let level = outcome.blame().level();
         let message = if self.is_tunnel {
             "tunnel ended"
         } else {

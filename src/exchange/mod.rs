@@ -1,8 +1,8 @@
 //! The life of a request, in order: judge, probe, route, admit, connect, forward, stream.
 //!
 //! An exchange is one function, [`Exchange::respond`], from a request's head and body to a response's head and body;
-//! bodies are [`http_body::Body`]. It knows no protocol of the client's: [`http1`] is the adapter that reads the one and
-//! writes the other. It never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and
+//! bodies are [`http_body::Body`]. It knows no protocol of the client's: [`http1`] and `http2::server` are the adapters
+//! that read the one and write the other. It never fails; [`Exchange::answer`] does, and its failures become statuses and log lines here and
 //! nowhere else. What an exchange holds is given back when the client's kernel has the last byte of its answer, or when
 //! all is dropped.
 

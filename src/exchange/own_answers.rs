@@ -98,11 +98,7 @@ impl<'a> Exchange<'a> {
         {
             return;
         }
-        let level = if failure.blame() == Blame::Client {
-            Level::Debug
-        } else {
-            Level::Warn
-        };
+        let level = failure.blame().level();
         let status = failure.status().as_u16();
         let mut fields: Vec<log::Field<'_>> = vec![("status", &status), ("reason", failure)];
         let bound = self.bound(failure);

@@ -1,4 +1,4 @@
-//! HTTP/2 towards clients: hyper's implementation, and the adapter between it and an exchange.
+//! HTTP/2 on both sides: hyper's implementation, and the adapters between it and an exchange.
 //!
 //! [`server`] serves a client's connection, [`frames`] bounds what hyper reads there, [`client`] shares a connection to an
 //! upstream between requests, [`head`] maps heads.

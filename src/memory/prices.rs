@@ -64,7 +64,7 @@ pub const RECORD_IN: u64 = 20_000;
 /// What a unix socket costs that is over but not read: itself and its queue's own.
 pub const UNREAD: u64 = 2_000;
 
-/// Bounds the requests that may wait for memory although there is none for waiting: 200 kB where sockets are narrow.
+/// Bounds the requests that may wait for memory although there is none for waiting: 200 kB below a limit of 512 MiB.
 pub const SPARED: usize = 16;
 
 /// The price of an idle upstream connection.
@@ -79,10 +79,10 @@ pub const HTTP2_CONNECTION: u64 = 1_000_000;
 pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
 
 /// The price of an HTTP/2 connection to an upstream where memory is small, and where it is not: 50 kB that hyper holds at
-/// rest, the windows of all its streams twice, because what comes pins the buffers that it was read into, and the rest for
-/// heads and for what small frames cost besides. Its streams pay for themselves.
-pub const HTTP2_UPSTREAM: u64 = 600_000;
-pub const HTTP2_UPSTREAM_WIDE: u64 = 2_000_000;
+/// rest, the windows of all its streams twice, because DATA keeps the buffers that it was read into, and a head for each
+/// stream, which in hyper has up to six times its size. Its streams pay for themselves. See docs/memory.md for its limits.
+pub const HTTP2_UPSTREAM: u64 = 1_100_000;
+pub const HTTP2_UPSTREAM_WIDE: u64 = 2_600_000;
 
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.

@@ -96,7 +96,7 @@ metrics! {
     counter dials,
     /// Attempts to open an upstream connection that failed.
     counter dial_failures,
-    /// Requests sent again because an idle upstream connection had been closed.
+    /// Requests sent once more on a fresh upstream connection.
     counter retries,
     /// Body bytes received from clients.
     counter client_bytes_in,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    client_group::{self, Group},
+    client_group::Group,
     connection_table::{SlotRef, phase::Phase},
     exchange::worker::{State, Worker},
     http1::{
@@ -47,7 +47,6 @@ pub struct Ask {
 /// it. The third part is the wait in milliseconds.
 ///
 /// `poll_gone` is ready when the client has left.
-/// `poll_gone` is ready where the client has left.
 pub async fn admit(
     worker: &Worker,
     slot: &SlotRef,
@@ -161,15 +160,17 @@ fn spared(budget: &Budget, slot: &SlotRef, ask: Ask) -> usize {
     }
 }
 
-/// Counts a request that comes through a trusted proxy towards its client's group.
-pub fn count_by_client(worker: &Worker, codec: &ServerCodec, head: &Head, slot: &SlotRef) {
-    let state = worker.state();
+/// Counts a request that comes through a trusted proxy towards its client's group. `fields` gives the values of its
+/// X-Forwarded-For.
+pub fn count_by_client<'f, F>(state: &State, slot: &SlotRef, fields: impl FnOnce() -> F)
+where
+    F: DoubleEndedIterator<Item = &'f [u8]>,
+{
     let trusted = &state.config.server.trusted_proxies;
     if trusted.is_empty() {
         return;
     }
-    let fields = client_group::field_values(codec.head_text(head), b"x-forwarded-for");
-    let group = Group::forwarded(slot.client(), trusted, fields);
+    let group = Group::forwarded(slot.client(), trusted, fields());
     slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
 

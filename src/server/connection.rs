@@ -16,6 +16,7 @@ use std::{
 use rustls::ServerConfig;
 
 use crate::{
+    client_group,
     connection_table::{Directive, Slot, SlotRef, TimerKind, phase::Phase},
     exchange::{
         context::ExchangeContext,
@@ -294,7 +295,9 @@ fn serve(
 ) -> impl Future<Output = Option<ServerCodec>> {
     async move {
         let (worker, slot) = (&*worker, &slot);
-        count_by_client(worker, codec.get_mut(), &head, slot);
+        count_by_client(&worker.state(), slot, || {
+            client_group::field_values(codec.get_mut().head_text(&head), b"x-forwarded-for")
+        });
         let ask = Ask {
             size: codec.get_mut().head_size(&head),
             has_body: head.has_body(),

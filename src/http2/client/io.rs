@@ -41,7 +41,12 @@ impl Read for Io {
         let mut bytes = [0; READ];
         let len = buffer.remaining().min(READ);
         let mut space = ReadBuf::new(bytes.get_mut(..len).unwrap_or_default());
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut space))?;
+        let read = Pin::new(&mut self.stream).poll_read(context, &mut space);
+        if read.is_pending() {
+            // what was paid for bytes that the upstream has taken meanwhile
+            self.stream.give_back();
+        }
+        ready!(read)?;
         buffer.put_slice(space.filled());
         Poll::Ready(Ok(()))
     }

@@ -83,12 +83,12 @@ impl Limits {
         if is_small {
             Limits {
                 stream_window: 16 * 1024,
-                head: 32 * 1024,
+                head: 16 * 1024,
             }
         } else {
             Limits {
                 stream_window: 64 * 1024,
-                head: 64 * 1024,
+                head: 32 * 1024,
             }
         }
     }
@@ -100,10 +100,13 @@ impl Connection {
     /// # Errors
     /// The connection broke.
     pub async fn begin(
-        stream: Stream,
+        mut stream: Stream,
         place: Box<dyn Any>,
         limits: Limits,
     ) -> hyper::Result<Rc<Connection>> {
+        if limits.stream_window > FRAME {
+            stream.widen(limits.stream_window as usize);
+        }
         let shared: Rc<Shared> = Rc::default();
         let tasks = Tasks(Rc::clone(&shared));
         let streams = u32::try_from(STREAMS).unwrap_or(1);

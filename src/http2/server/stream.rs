@@ -19,7 +19,6 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
 use crate::{
-    client_group::Group,
     connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
     exchange::{
         answer::Answer,
@@ -127,7 +126,7 @@ async fn serve(
         Ok(head) => head,
         Err(failure) => return refuse(worker, slot, &failure, outlet).await,
     };
-    count_by_client(&state, &head, slot);
+    admission::count_by_client(&state, slot, || head.headers.get_all("x-forwarded-for"));
     let ask = Ask {
         size: head::size(&head),
         has_body: !body.borrow().is_end_stream(),
@@ -261,17 +260,6 @@ async fn refuse(worker: &Worker, slot: &SlotRef, failure: &Failure, outlet: &Rc<
         }
     })
     .await
-}
-
-/// Counts a request that comes through a trusted proxy towards its client's group.
-fn count_by_client(state: &State, head: &RequestHead, slot: &SlotRef) {
-    let trusted = &state.config.server.trusted_proxies;
-    if trusted.is_empty() {
-        return;
-    }
-    let fields = head.headers.get_all("x-forwarded-for");
-    let group = Group::forwarded(slot.client(), trusted, fields);
-    slot.set_group(group.unwrap_or_else(|| Group::of(slot.client())));
 }
 
 /// Whether an answer needs neither an upstream nor a wait.
