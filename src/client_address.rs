@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{config::address::Network, fields::Fields};
+use crate::{config::address::Network, fields::Fields, http1::authority::ipv6_literal};
 
 /// Bounds the addresses that are read: a header field may hold thousands, and real chains have a few.
 pub const MOST: usize = 32;
@@ -33,11 +33,9 @@ pub fn real_client(peer: Option<IpAddr>, trusted: &[Network], headers: &Fields) 
 /// Parses an address, with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
 /// `[2001:db8::1]:80`.
 pub fn parse(hop: &str) -> Option<IpAddr> {
-    let bare = hop
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(hop);
-    bare.parse::<IpAddr>()
+    ipv6_literal(hop)
+        .unwrap_or(hop)
+        .parse::<IpAddr>()
         .ok()
         .or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
-use crate::http1::authority::bare_host;
+use crate::http1::authority::{bare_host, ipv6_literal};
 
 /// `redirect:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,10 +90,7 @@ impl Destination {
 
 /// Whether a host is a name, an IPv4 address, or an IPv6 address in brackets.
 fn is_plain(host: &str) -> bool {
-    let inner = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    if let Some(inner) = inner {
+    if let Some(inner) = ipv6_literal(host) {
         return inner.parse::<std::net::Ipv6Addr>().is_ok();
     }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');

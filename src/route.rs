@@ -41,6 +41,8 @@ struct Candidate {
 /// A path prefix, for some hosts or for any, and what is done with its requests.
 #[derive(Debug)]
 pub struct Route {
+    /// Its position in the file, from 0; [`Routes::new`] sets it.
+    pub index: u32,
     /// Starts with `/`.
     pub path: String,
     /// The hosts that it is for; empty = any.
@@ -207,7 +209,10 @@ pub enum Found<'a> {
 impl Routes {
     /// Sorts the routes into the order in which they are tried: exact hosts, then wildcards (the longer suffix first), then any
     /// host; among equal hosts the longer path first.
-    pub fn new(routes: Vec<Route>) -> Routes {
+    pub fn new(mut routes: Vec<Route>) -> Routes {
+        for (index, route) in (0..).zip(&mut routes) {
+            route.index = index;
+        }
         let mut order = Vec::with_capacity(routes.len());
         for (route, Route { hosts, .. }) in routes.iter().enumerate() {
             let named = hosts.iter().cloned().map(Some);

@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "http1/cursor",
     "http1/framing",
     "http1/refusal",
+    "http1/request",
     "http1/request_head",
     "http1/response_head",
     "http1/chunked",

@@ -108,6 +108,7 @@ fn route(line: &[u8]) -> Option<Route> {
     let base = base.trim_start_matches('+');
     let Target { base, origin, .. } = parse_target(&format!("http://h{base}")).ok()?;
     Some(Route {
+        index: 0,
         path: path.to_owned(),
         hosts: parse_host_pattern(host).ok()?.into_iter().collect(),
         scheme: None,

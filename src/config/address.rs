@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use crate::{
     config::wording::quote,
     direct::{Destination, DestinationHost},
+    http1::authority::{ipv6_literal, split_port},
     route::{Address, HostPattern, Origin, Target, Tls, holds_dot_segment},
 };
 
@@ -87,11 +88,9 @@ pub fn parse_listen(text: &str) -> Result<Listen, String> {
             quote(text)
         )
     };
-    let (host, number) = text.rsplit_once(':').ok_or_else(shape)?;
-    let address = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
+    let (host, number) = split_port(text);
+    let number = number.strip_prefix(':').ok_or_else(shape)?;
+    let address = match ipv6_literal(host) {
         Some(inner) => inner
             .parse::<Ipv6Addr>()
             .map(IpAddr::V6)
@@ -283,11 +282,8 @@ fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), Str
     if authority.contains('@') {
         return Err("must not have a user name or password".to_owned());
     }
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    let port = match port {
+    let (host, port) = split_port(authority);
+    let port = match port.strip_prefix(':') {
         None => None,
         Some(port) => match digits(port) {
             None | Some(0) => return Err(format!("has the bad port {}", quote(port))),
@@ -297,10 +293,7 @@ fn parse_authority(authority: &str) -> Result<(String, String, Option<u16>), Str
     if host.is_empty() {
         return Err("must have a host".to_owned());
     }
-    if let Some(inner) = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
+    if let Some(inner) = ipv6_literal(host) {
         let address: Ipv6Addr = inner
             .parse()
             .map_err(|_| format!("has the bad IPv6 address {}", quote(inner)))?;
@@ -711,7 +704,7 @@ mod tests {
             ("http://h:", "port"),
             ("http://h:65536", "port"),
             ("http://h:http", "port"),
-            ("http://h:80:80", "host"),
+            ("http://h:80:80", "bad port"),
             ("http://user:secret@h/", "user name"),
             ("http://h/?q=secret", "query"),
             ("http://h?q", "query"),

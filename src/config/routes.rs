@@ -105,6 +105,7 @@ fn route(s: &Section<'_>, common: &Common<'_>) -> Option<Route> {
         None => common.cors.cors.clone(),
     };
     Some(Route {
+        index: 0,
         path: path?,
         hosts,
         scheme,

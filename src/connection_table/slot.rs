@@ -17,6 +17,7 @@ use crate::{
         slot_state::{Directive, SlotState, TimerKind, UNKNOWN, flag},
         table::ConnectionTable,
     },
+    memory::queue::Claim,
     outcome::Outcome,
 };
 
@@ -323,6 +324,15 @@ impl SlotRef {
     /// The group of clients that it counts for.
     pub fn group(&self) -> Group {
         self.with(|entry| entry.group.get())
+    }
+
+    /// Its claim in a queue, from now on; `is_whole`: the request has been received completely.
+    pub fn claim(&self, is_whole: bool) -> Claim {
+        Claim {
+            group: self.group(),
+            since: self.now(),
+            is_whole,
+        }
     }
 
     /// It counts for another group from now on: a proxy brings the requests of many clients.

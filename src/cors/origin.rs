@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 
 use http::HeaderValue;
 
-use crate::http1::authority::split_port;
+use crate::http1::authority::{ipv6_literal, split_port};
 
 #[derive(Debug, Clone)]
 pub enum Pattern {
@@ -145,10 +145,7 @@ fn normal_port(scheme: &str, written: &str) -> Result<Option<String>, &'static s
 
 fn parse_host(written: &str) -> Result<WildHost, &'static str> {
     let lower = written.to_ascii_lowercase();
-    if let Some(literal) = lower
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
+    if let Some(literal) = ipv6_literal(&lower) {
         let address: Ipv6Addr = literal.parse().map_err(|_| "has a bad IPv6 address")?;
         return Ok(WildHost::Exact(format!("[{address}]")));
     }

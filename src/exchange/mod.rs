@@ -59,7 +59,7 @@ use crate::{
         response_head::Head,
     },
     location::{self, Asked},
-    memory::queue::{Claim, Queue},
+    memory::queue::Queue,
     observe::{
         log,
         metrics::{self, GaugeGuard},
@@ -99,8 +99,7 @@ impl<'a> Exchange<'a> {
             Found::Nothing => config.cors.as_ref(),
         };
         if let Found::Route(route) | Found::AddSlash(route) = &found {
-            let index = self.state.index(route);
-            self.client.exchange_context.route.set(index);
+            self.client.exchange_context.route.set(Some(route.index));
         }
         let grant = match policy.map(|policy| policy.judge(method, &parts.headers)) {
             Some(Verdict::Answer(status, headers)) => return empty(status, headers),
@@ -243,11 +242,8 @@ impl<'a> Exchange<'a> {
         let limit = Some(self.state.config.proxy.queue_timeout);
         let exchange_context = self.client.exchange_context;
         let slot = exchange_context.slot;
-        let claim = Claim {
-            group: slot.group(),
-            since: slot.now().wrapping_sub(exchange_context.waited.get()),
-            is_whole: self.client.is_end_stream(),
-        };
+        let mut claim = slot.claim(self.client.is_end_stream());
+        claim.since = claim.since.wrapping_sub(exchange_context.waited.get());
         slot.queues(true);
         let since = Instant::now();
         let line = queue.until(claim, take);

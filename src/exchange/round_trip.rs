@@ -24,7 +24,7 @@ use crate::{
         client::Upstream,
         response_head::{Head, MAX_HEAD},
     },
-    memory::{prices::LARGE_HEAD, queue::Claim},
+    memory::prices::LARGE_HEAD,
     observe::metrics,
     route::Route,
 };
@@ -108,11 +108,7 @@ impl RoundTrip<'_> {
         let (exchange_context, budget) = (self.client.exchange_context, upstream.lease.budget());
         let fund = &budget.large_heads;
         let _waiting = metrics::GaugeGuard::new(&exchange_context.metrics.waiting);
-        let claim = Claim {
-            group: exchange_context.slot.group(),
-            since: exchange_context.slot.now(),
-            is_whole: true,
-        };
+        let claim = exchange_context.slot.claim(true);
         let line = fund.queue.until(claim, || budget.large_head());
         let permit = exchange_context
             .slot

@@ -85,14 +85,14 @@ impl<'a> Exchange<'a> {
                 let rest = (!stream.outgoing().is_done()).then_some((stream, upload));
                 Ok(self.stream_answer(route, response, rest, lease, limits)?)
             }
-            Err(Miss::Failed(failure)) => {
+            Err(TripError::Failed(failure)) => {
                 if matches!(failure, Failure::ResponseTimedOut) {
                     // perhaps it is the connection that is dead
                     lease.retire();
                 }
                 Err(failure.into())
             }
-            Err(Miss::Unanswered(why)) => {
+            Err(TripError::Unanswered(why)) => {
                 let method = &self.client.exchange_context.subject.method;
                 let is_stale = why.is_broken && is_proven && is_idempotent(method);
                 if why.is_unprocessed || why.is_broken {
@@ -146,7 +146,7 @@ fn text_len(map: &HeaderMap) -> usize {
 }
 
 /// Why there is no head.
-enum Miss {
+enum TripError {
     Failed(Failure),
     Unanswered(Unanswered),
 }
@@ -166,10 +166,10 @@ impl StreamTrip<'_, '_> {
         &mut self,
         context: &mut Context<'_>,
         upload: &mut Upload,
-    ) -> Poll<Result<Response<Incoming>, Miss>> {
+    ) -> Poll<Result<Response<Incoming>, TripError>> {
         let client = self.exchange.client;
         let slot = client.exchange_context.slot;
-        let fail = |failure| Poll::Ready(Err(Miss::Failed(failure)));
+        let fail = |failure| Poll::Ready(Err(TripError::Failed(failure)));
         match self.stream.poll(context, upload, client) {
             Poll::Ready(Err(UploadError::TooLarge)) => return fail(Failure::BodyTooLarge),
             Poll::Ready(Err(_)) => return fail(Failure::BodyBroken),
@@ -179,7 +179,7 @@ impl StreamTrip<'_, '_> {
             Poll::Ready(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return fail(Failure::UpstreamGarbled("a 101 in HTTP/2"));
             }
-            Poll::Ready(response) => return Poll::Ready(response.map_err(Miss::Unanswered)),
+            Poll::Ready(response) => return Poll::Ready(response.map_err(TripError::Unanswered)),
             Poll::Pending => {}
         }
         if slot.order() == Directive::Leave {

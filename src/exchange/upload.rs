@@ -14,7 +14,6 @@ use tokio::io::AsyncWrite as _;
 
 use crate::{
     exchange::client::Client,
-    fields::line,
     http1::{headers, write_buffer::WriteBuffer},
     memory::chunk::BodyChunk,
     net::Stream,
@@ -227,14 +226,8 @@ impl Upload {
 
     /// Adds the last chunk with the trailers that are passed on; nothing where the body has a length.
     fn end(&mut self, trailers: &HeaderMap) {
-        if !self.chunked {
-            return;
+        if self.chunked {
+            self.write_buffer.last_chunk(trailers);
         }
-        let mut text = b"0\r\n".to_vec();
-        for (name, value) in trailers {
-            line(&mut text, name.as_str().as_bytes(), value.as_bytes());
-        }
-        text.extend_from_slice(b"\r\n");
-        self.write_buffer.frame(&text);
     }
 }

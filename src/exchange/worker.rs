@@ -25,7 +25,7 @@ use crate::{
         metrics::{self, Metrics, RouteCounters},
         repeats::Repeats,
     },
-    route::{Found, Route, Scheme},
+    route::{Found, Scheme},
     upstream::{
         dial::{Dialer, SocketOptions},
         pool::{Host, Pool},
@@ -230,13 +230,6 @@ impl State {
             counters: counters.into(),
             dialer,
         }
-    }
-
-    /// The index of a route in this configuration.
-    pub fn index(&self, route: &Route) -> Option<u32> {
-        let mut routes = self.config.routes.iter();
-        let index = routes.position(|other| std::ptr::eq(other, route))?;
-        u32::try_from(index).ok()
     }
 
     /// Whether a route answers a request for this Host and path by itself.

@@ -20,6 +20,11 @@ pub fn port_at(authority: &[u8]) -> usize {
     behind + colon.unwrap_or(rest.len())
 }
 
+/// What an IPv6 literal has between its brackets; `None` for any other host.
+pub fn ipv6_literal(host: &str) -> Option<&str> {
+    host.strip_prefix('[')?.strip_suffix(']')
+}
+
 /// An authority without its port and the trailing dot of its name; an IPv6 literal keeps its brackets.
 pub fn bare_host(authority: &str) -> &str {
     let (host, _) = split_port(authority);

@@ -2,7 +2,9 @@
 
 use std::io::IoSlice;
 
-use crate::memory::chunk::BodyChunk;
+use http::HeaderMap;
+
+use crate::{fields::line, memory::chunk::BodyChunk};
 
 /// The bytes that wait to be written to a socket, in one call where possible: text (head or framing), a piece of a
 /// body, and the text that ends a chunk.
@@ -80,6 +82,16 @@ impl WriteBuffer {
     /// Makes the piece that was added the last chunk, without trailers after it.
     pub fn end_chunks(&mut self) {
         self.tail = b"\r\n0\r\n\r\n";
+    }
+
+    /// Adds the last chunk, with the trailers after it (RFC 9112 §7.1.2).
+    pub fn last_chunk(&mut self, trailers: &HeaderMap) {
+        let mut text = b"0\r\n".to_vec();
+        for (name, value) in trailers {
+            line(&mut text, name.as_str().as_bytes(), value.as_bytes());
+        }
+        text.extend_from_slice(b"\r\n");
+        self.frame(&text);
     }
 
     /// Drops the head, which will not be sent again.

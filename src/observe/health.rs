@@ -23,6 +23,7 @@ use socket2::{Domain, SockAddr, Type};
 use crate::{
     any_certificate::AnyCertificate,
     config::{Config, Listen},
+    http1::authority::split_port,
     observe::{date::Date, log_line::push_json},
 };
 
@@ -130,13 +131,9 @@ pub fn ask_url(url: &str) -> Result<String> {
     let (authority, path) = rest
         .find('/')
         .map_or((rest, "/health"), |slash| rest.split_at(slash));
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| !port.ends_with(']'));
-    let place = if has_port {
-        authority.to_owned()
-    } else {
-        format!("{authority}:80")
+    let place = match split_port(authority) {
+        (host, "") => format!("{host}:80"),
+        _ => authority.to_owned(),
     };
     let addresses = look_up(place, end).with_context(|| format!("looking up {authority}"))?;
     let mut last = anyhow!("{authority} has no address");

@@ -9,6 +9,7 @@ fn pattern(host: &str) -> HostPattern {
 
 fn route(host: &str, path: &str, base: &str) -> Route {
     Route {
+        index: 0,
         path: path.to_owned(),
         hosts: host.split_whitespace().map(pattern).collect(),
         scheme: None,

@@ -20,7 +20,6 @@ use crate::{
         budget::{Budget, Permit},
         concurrency::ConcurrencyPermit,
         prices::SPARED,
-        queue::Claim,
     },
     net::Stream,
     observe::metrics::GaugeGuard,
@@ -74,12 +73,10 @@ pub async fn admit(
             return Some((Some(permit), None, waited()));
         }
         slot.enter(Phase::Busy, None);
-        let claim = Claim {
-            group: slot.group(),
-            since: slot.now(),
-            is_whole: true,
-        };
-        let line = worker.reserve.queue.until(claim, || worker.reserve.take());
+        let line = worker
+            .reserve
+            .queue
+            .until(slot.claim(true), || worker.reserve.take());
         let place = slot.within(Some(2 * BRIEF), line).await.ok()?;
         Some((None, Some(place), waited()))
     })
@@ -94,13 +91,8 @@ async fn let_others_go_first(worker: &Worker, slot: &SlotRef, ask: Ask) {
         return;
     };
     slot.enter(Phase::Waiting, None);
-    let claim = Claim {
-        group: slot.group(),
-        since: slot.now(),
-        is_whole: !ask.has_body,
-    };
     let take = || (!budget.is_crowded()).then_some(());
-    budget.turns.wait(claim, take).await;
+    budget.turns.wait(slot.claim(!ask.has_body), take).await;
 }
 
 /// What TLS with the client adds to the price of an exchange, in bytes.
@@ -126,13 +118,8 @@ async fn wait_for_memory(
     slot.enter(Phase::Waiting, None);
     let _waiting = GaugeGuard::new(&worker.metrics.waiting);
     let limit = Some(worker.state().config.proxy.queue_timeout);
-    let claim = Claim {
-        group: slot.group(),
-        since: slot.now(),
-        is_whole: !ask.has_body,
-    };
     let take = || budget.exchange(ask.size, ask.records);
-    let line = budget.queue.until(claim, take);
+    let line = budget.queue.until(slot.claim(!ask.has_body), take);
     let mut waits = pin!(slot.within(limit, line));
     let permit = poll_fn(|context| {
         let polled = waits.as_mut().poll(context);

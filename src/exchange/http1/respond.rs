@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame};
 
 use crate::{
@@ -239,12 +239,8 @@ impl ResponseWriter<'_> {
             }
             Some(Ok(Err(frame))) => {
                 if is_chunked {
-                    let mut text = b"0\r\n".to_vec();
-                    for (name, value) in &frame.into_trailers().unwrap_or_default() {
-                        line(&mut text, name.as_str().as_bytes(), value.as_bytes());
-                    }
-                    text.extend_from_slice(b"\r\n");
-                    self.write_buffer.frame(&text);
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    self.write_buffer.last_chunk(&trailers);
                 }
                 self.ended = Some(Ok(()));
             }
@@ -254,7 +250,7 @@ impl ResponseWriter<'_> {
             }
             None => {
                 if is_chunked {
-                    self.write_buffer.frame(b"0\r\n\r\n");
+                    self.write_buffer.last_chunk(&HeaderMap::new());
                 }
                 self.ended = Some(Ok(()));
             }

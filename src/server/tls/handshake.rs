@@ -20,7 +20,7 @@ use crate::{
     config::x509,
     connection_table::{Directive, SlotRef, phase::Phase},
     exchange::worker::Worker,
-    memory::{budget::Budget, queue::Claim},
+    memory::budget::Budget,
     net::{Stream, secured::Secured},
     observe::{log, metrics},
     outcome::Outcome,
@@ -126,14 +126,13 @@ async fn shake_hands(
     io: Stream,
     config: Arc<ServerConfig>,
 ) -> Result<Secured, Failure> {
-    let claim = || Claim {
-        group: slot.group(),
-        since: slot.now(),
-        is_whole: true,
-    };
     let budget = &worker.budget;
     let fund = &budget.client_handshakes.queue;
-    let _permit = waiting(slot, fund.until(claim(), || budget.client_handshake())).await?;
+    let _permit = waiting(
+        slot,
+        fund.until(slot.claim(true), || budget.client_handshake()),
+    )
+    .await?;
     if socket::has_hung_up(&io.socket()) {
         // it left while it waited: a step would be wasted
         return Err(Failure::Gone);
@@ -143,7 +142,7 @@ async fn shake_hands(
     let turns = &worker.handshake_turns;
     while secured.session().is_handshaking() {
         poll_fn(|context| poll_ready(context, &mut secured, slot)).await?;
-        let turn = waiting(slot, turns.queue.until(claim(), || turns.take())).await?;
+        let turn = waiting(slot, turns.queue.until(slot.claim(true), || turns.take())).await?;
         let step = poll_fn(|context| Poll::Ready(secured.poll_step(context))).await;
         // the runtime polls everything else
         yield_now().await;
