@@ -115,7 +115,7 @@ impl Worker {
             tunnels: ConcurrencyLimit::new(state.config.proxy.max_tunnels, workers),
             reserve: ConcurrencyLimit::new(Some(2), 1),
             handshake_turns: ConcurrencyLimit::new(Some(1), 1),
-            buffers: Rc::new(Buffers::within(budget.plan().pool)),
+            buffers: Rc::new(Buffers::within(&budget)),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())),
             repeats: Repeats::default(),
             draining: Cell::new(false),

@@ -164,6 +164,11 @@ impl ServerCodec {
         (self.io, self.behind)
     }
 
+    /// The connection alone. What was read and not used is freed now, and not when the caller's statement ends, which may wait.
+    pub fn into_stream(self) -> Stream {
+        self.io
+    }
+
     /// The connection, and the bytes that were read and are not an HTTP/1.1 head.
     pub fn into_unread(self) -> (Stream, Bytes) {
         (self.io, self.held.into())

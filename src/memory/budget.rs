@@ -57,6 +57,8 @@ pub struct Budget {
     refused: Cell<bool>,
     /// Memory in use was near the limit: no new exchange is admitted until it is lower.
     pressed: Cell<bool>,
+    /// Memory in use was more than three quarters of the limit at the last measurement: no buffer gets wider.
+    full: Cell<bool>,
     /// Measures whether memory in use is near the limit; called between two ticks where much is spent.
     gauge: RefCell<Option<Gauge>>,
     /// Closed unix sockets whose bytes the other side has not read, each with its permit.
@@ -98,6 +100,7 @@ impl Budget {
             spared: Cell::new(0),
             refused: Cell::new(false),
             pressed: Cell::new(false),
+            full: Cell::new(false),
             gauge: RefCell::default(),
             unread: RefCell::default(),
             queue: Queue::default(),
@@ -282,12 +285,12 @@ impl Budget {
     }
 
     /// Bytes that sockets may still share beyond their usual buffers, for so many eighths of the budget; nothing while
-    /// memory is wanted.
+    /// memory is wanted, or three quarters of the limit are in use.
     fn left_for_width(&self, eighths: u64) -> u64 {
         let Some(pool) = self.plan.pool else {
             return u64::MAX;
         };
-        if self.is_wanted() {
+        if self.is_wanted() || self.full.get() {
             return 0;
         }
         (pool / 8 * eighths).saturating_sub(self.spent.get())
@@ -480,6 +483,12 @@ impl Budget {
         if !pressed {
             self.queue.wake();
         }
+    }
+
+    /// Sets whether memory in use, as measured at a tick, is so much that no buffer may get wider: what one of them costs the
+    /// kernel is an estimate.
+    pub fn fill(&self, full: bool) {
+        self.full.set(full);
     }
 
     /// Whether memory in use was near the limit at the last measurement.

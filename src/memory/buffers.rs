@@ -9,6 +9,8 @@ use std::{
     rc::Rc,
 };
 
+use crate::memory::budget::{Budget, Permit};
+
 /// The read buffers of one worker.
 #[derive(Debug, Default)]
 pub struct Buffers {
@@ -17,8 +19,21 @@ pub struct Buffers {
     pub kept: Cell<usize>,
     /// Bytes of the lent buffers.
     pub lent: Cell<usize>,
-    /// Lent bytes up to which buffers are large, and up to which they have [`USUAL`] bytes; `None` = [`PLENTY`].
-    plenty: Option<(usize, usize)>,
+    /// Lent bytes beyond [`PAID`] of each buffer, which the price of its exchange covers.
+    wide: Cell<usize>,
+    /// Where memory is limited.
+    bounds: Option<Bounds>,
+}
+
+/// What the budget allows.
+#[derive(Debug)]
+struct Bounds {
+    /// Lent bytes up to which buffers are large, and up to which they have [`USUAL`] bytes.
+    plenty: (usize, usize),
+    /// Most bytes of free buffers.
+    kept: usize,
+    /// Pays for free buffers and for what is lent beyond [`PAID`].
+    permit: RefCell<Permit>,
 }
 
 /// A lent buffer; its initial content has no meaning.
@@ -46,6 +61,12 @@ const PLENTY: (usize, usize) = (128 * 1024, 512 * 1024);
 
 /// Bounds the bytes of free buffers that are kept for reuse.
 pub const KEPT: usize = 1 << 20;
+
+/// Bytes of a lent buffer that the price of an exchange covers.
+const PAID: usize = 4 * 1024;
+
+/// The permit follows in steps, so that a small request does not change it.
+const STEP: usize = 16 * 1024;
 
 /// Buffers below this size are freed instead of kept.
 pub const LEAST_KEPT: usize = 4 * 1024;
@@ -79,6 +100,7 @@ impl Buffer {
         let before = self.bytes.len();
         if let Some(home) = self.home.take() {
             home.lent.set(home.lent.get() - before);
+            home.wide.set(home.wide.get() - before.saturating_sub(PAID));
         }
         self.bytes.reserve_exact(len.saturating_sub(before));
         self.bytes.resize(len.max(before), 0);
@@ -121,22 +143,26 @@ impl Drop for Buffer {
 }
 
 impl Buffers {
-    /// The buffers of a worker with a budget of `pool` bytes; `None` = no limit. What is lent beyond the price of the
-    /// exchanges is a small part of it.
-    pub fn within(pool: Option<u64>) -> Buffers {
-        let part = |share: u64, most: usize| {
-            let bytes = pool.map_or(u64::MAX, |pool| pool / share);
-            usize::try_from(bytes).unwrap_or(usize::MAX).min(most)
-        };
+    /// The buffers of a worker with this budget, which pays for what is kept, and for what is lent beyond the price of the
+    /// exchanges: a small part of it.
+    pub fn within(budget: &Rc<Budget>) -> Buffers {
+        let bounds = budget.plan().pool.map(|pool| {
+            let pool = usize::try_from(pool).unwrap_or(usize::MAX);
+            Bounds {
+                plenty: (PLENTY.0.min(pool / 64), PLENTY.1.min(pool / 16)),
+                kept: KEPT.min(pool / 16),
+                permit: RefCell::new(budget.force(0)),
+            }
+        });
         Buffers {
-            plenty: Some((part(64, PLENTY.0), part(16, PLENTY.1))),
+            bounds,
             ..Buffers::default()
         }
     }
 
-    /// A buffer as large as `room` and the lent bytes allow.
+    /// A buffer as large as `room`, the lent bytes and the budget allow.
     pub fn take(self: &Rc<Buffers>, room: ReadSize) -> Buffer {
-        let plenty = self.plenty.unwrap_or(PLENTY);
+        let plenty = self.bounds.as_ref().map_or(PLENTY, |it| it.plenty);
         let size = match self.lent.get() {
             lent if lent < plenty.0 => room.most,
             lent if lent < plenty.1 => room.most.min(room.least.max(USUAL)),
@@ -150,20 +176,50 @@ impl Buffers {
                 self.kept.set(self.kept.get() - bytes.len());
                 bytes
             }
-            None => vec![0; size],
+            None if self.pay(size.saturating_sub(PAID)) => vec![0; size],
+            None => vec![0; size.min(room.least)],
         };
         self.lent.set(self.lent.get() + bytes.len());
+        self.wide
+            .set(self.wide.get() + bytes.len().saturating_sub(PAID));
         Buffer {
             bytes,
             home: Some(Rc::clone(self)),
         }
     }
 
+    /// Takes a buffer back, which is freed where memory is wanted.
     fn keep(&self, bytes: Vec<u8>) {
+        self.wide
+            .set(self.wide.get() - bytes.len().saturating_sub(PAID));
+        let most = self.bounds.as_ref().map_or(KEPT, |it| it.kept);
         let kept = self.kept.get() + bytes.len();
-        if bytes.len() >= LEAST_KEPT && kept <= KEPT {
+        if bytes.len() >= LEAST_KEPT && kept <= most && self.pay(bytes.len()) {
             self.kept.set(kept);
             self.free.borrow_mut().push(bytes);
+        } else {
+            self.settle();
+        }
+    }
+
+    /// Pays for so many bytes more; says whether the budget has them. Memory that is wanted is not taken.
+    fn pay(&self, more: usize) -> bool {
+        let Some(bounds) = self.bounds.as_ref().filter(|_| more > 0) else {
+            return true;
+        };
+        let mut permit = bounds.permit.borrow_mut();
+        let needed = (self.kept.get() + self.wide.get() + more) as u64;
+        needed <= permit.bytes() && !permit.budget().is_wanted()
+            || permit.widen(needed.next_multiple_of(STEP as u64))
+    }
+
+    /// Gives back what is paid and not used.
+    fn settle(&self) {
+        let Some(bounds) = &self.bounds else { return };
+        let needed = (self.kept.get() + self.wide.get()).next_multiple_of(STEP) as u64;
+        let mut permit = bounds.permit.borrow_mut();
+        if needed < permit.bytes() {
+            permit.resize(needed);
         }
     }
 
@@ -177,6 +233,7 @@ impl Buffers {
         if keep == 0 {
             free.shrink_to_fit();
         }
+        self.settle();
         keep > 0
     }
 }

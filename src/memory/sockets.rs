@@ -386,6 +386,10 @@ mod tests {
             "an eighth of the rest is too little"
         );
         drop(most);
+        pair.budget.fill(true);
+        pair.expect(Some(1 << 20), 0);
+        assert_eq!(pair.received(), NARROW, "three quarters are in use");
+        pair.budget.fill(false);
         pair.expect(Some(1 << 20), 0);
         assert!(pair.received() > NARROW);
     }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
     exchange::worker::Worker,
+    http1::server::ServerCodec,
     memory::prices::{NARROW, UNSENT},
     net::Stream,
     observe::log,
@@ -20,6 +21,18 @@ use crate::{
     sys::socket,
     yield_budget::YieldBudget,
 };
+
+/// What becomes of a connection after an exchange or a refusal, whose memory is freed first.
+pub enum Next {
+    /// It stays open.
+    Stays(ServerCodec),
+    /// It is read for a short time, and at most so many bytes: [`linger`].
+    Lingers(Stream, usize),
+    /// It is kept until the client has acknowledged its answer: [`depart`].
+    Departs(Stream),
+    /// It is over.
+    Over,
+}
 
 /// How long a final answer may take to be written, and how long the connection is read after it (RFC 9112 §9.6).
 pub const LINGER: Duration = Duration::from_secs(5);
@@ -137,13 +150,13 @@ fn tell_unread(worker: &Worker, slot: &SlotRef, unsent: usize, is_stalled: bool)
 
 /// Ends the sending half after the last answer of a connection, and keeps the socket and its permit until the client
 /// has acknowledged all of it. Such connections are among the first to be evicted.
-pub async fn depart(worker: &Worker, io: &mut Stream, slot: &SlotRef) {
+pub async fn depart(worker: &Worker, mut io: Stream, slot: &SlotRef) {
     let _permit = worker.budget.force(UNSENT);
     slot.enter(Phase::Lingering, None);
-    let told = poll_fn(|context| Pin::new(&mut *io).poll_shutdown(context)).await;
+    let told = poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await;
     if told.is_ok() {
-        drop(settle(worker, io, slot, 0).await);
+        drop(settle(worker, &mut io, slot, 0).await);
     } else {
-        leave(worker, io);
+        leave(worker, &io);
     }
 }

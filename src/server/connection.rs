@@ -38,7 +38,7 @@ use crate::{
     observe::metrics,
     server::{
         admission::{Ask, BRIEF, admit, count_by_client, is_brief_head, records},
-        closing::{depart, is_unread, leave, linger, settle},
+        closing::{Next, depart, is_unread, leave, linger, settle},
         refusal::{REFUSED_REST, refuse, tell_unanswered},
         tls::handshake,
     },
@@ -65,8 +65,8 @@ enum State {
     Resting(Stream),
     /// Part of a head was read.
     Amid(Box<ServerCodec>),
-    /// In an exchange; the future returns the connection where it stays open.
-    Busy(Pin<Box<dyn Future<Output = Option<ServerCodec>>>>),
+    /// In an exchange, or ending.
+    Busy(Pin<Box<dyn Future<Output = Next>>>),
     Over,
 }
 
@@ -109,7 +109,7 @@ impl Connection {
                 let (io, first) = codec.into_unread();
                 return Poll::Ready(State::Busy(Box::pin(async move {
                     http2::server::serve(worker, io, first, slot).await;
-                    None
+                    Next::Over
                 })));
             }
             Poll::Ready(Ok(Arrival::Refused(failure))) => {
@@ -144,7 +144,7 @@ impl Connection {
         self.state = if is_amid {
             State::Amid(Box::new(codec))
         } else {
-            State::Resting(codec.into_parts().0)
+            State::Resting(codec.into_stream())
         };
         Poll::Pending
     }
@@ -200,19 +200,32 @@ impl Connection {
             socket::reset_unsent(&codec.io.socket());
             return State::Over;
         }
-        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
-        State::Busy(Box::pin(async move {
-            depart(&worker, &mut codec.into_parts().0, &slot).await;
-            None
-        }))
+        self.departing(codec.into_stream())
     }
 
     /// Answers a head that is refused, and ends the connection.
     fn refused(&self, codec: ServerCodec, failure: Failure) -> State {
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         State::Busy(Box::pin(async move {
-            refuse(&worker, codec, &slot, &failure).await;
-            None
+            refuse(&worker, codec, &slot, &failure).await
+        }))
+    }
+
+    /// Reads for a short time what the client still sends: a small future, which takes the place of the exchange's.
+    fn lingering(&self, io: Stream, rest: usize) -> State {
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
+        State::Busy(Box::pin(async move {
+            linger(&worker, io, &slot, rest).await;
+            Next::Over
+        }))
+    }
+
+    /// Waits until the client has acknowledged its answer.
+    fn departing(&self, io: Stream) -> State {
+        let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
+        State::Busy(Box::pin(async move {
+            depart(&worker, io, &slot).await;
+            Next::Over
         }))
     }
 }
@@ -260,11 +273,18 @@ impl Future for Connection {
                 State::Resting(io) => ready!(this.poll_rest(context, ServerCodec::new(io))),
                 State::Amid(codec) => ready!(this.poll_rest(context, *codec)),
                 State::Busy(mut work) => match work.as_mut().poll(context) {
-                    Poll::Ready(Some(codec)) => {
-                        this.owe();
-                        ready!(this.poll_rest(context, codec))
+                    Poll::Ready(next) => {
+                        drop(work);
+                        match next {
+                            Next::Stays(codec) => {
+                                this.owe();
+                                ready!(this.poll_rest(context, codec))
+                            }
+                            Next::Lingers(io, rest) => this.lingering(io, rest),
+                            Next::Departs(io) => this.departing(io),
+                            Next::Over => State::Over,
+                        }
                     }
-                    Poll::Ready(None) => State::Over,
                     Poll::Pending => {
                         this.state = State::Busy(work);
                         return Poll::Pending;
@@ -282,7 +302,7 @@ impl Drop for Connection {
     }
 }
 
-/// Serves one request; returns the connection where it stays open.
+/// Serves one request.
 #[expect(
     clippy::manual_async_fn,
     reason = "an `async fn` stores its arguments twice"
@@ -292,7 +312,7 @@ fn serve(
     mut codec: RefCell<ServerCodec>,
     slot: SlotRef,
     head: Head,
-) -> impl Future<Output = Option<ServerCodec>> {
+) -> impl Future<Output = Next> {
     async move {
         let (worker, slot) = (&*worker, &slot);
         count_by_client(&worker.state(), slot, || {
@@ -309,16 +329,15 @@ fn serve(
                 .get_mut()
                 .poll_gone_before(context, slot, ask.has_body)
         };
-        let Some((permit, full, waited)) = admit(worker, slot, ask, gone).await else {
+        let Some((_permit, full, waited)) = admit(worker, slot, ask, gone).await else {
             tell_unanswered(worker, slot);
-            return None;
+            return Next::Over;
         };
         let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,
             Err(failure) => {
                 // rare and large: boxed, so that it does not enlarge this future
-                Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
-                return None;
+                return Box::pin(refuse(worker, codec.into_inner(), slot, &failure)).await;
             }
         };
         let is_full = full.is_some();
@@ -333,20 +352,18 @@ fn serve(
         };
         match end {
             End::Stays => {
-                stay(worker, codec.get_mut(), slot).await?;
-                return Some(codec.into_inner());
+                if stay(worker, codec.get_mut(), slot).await.is_some() {
+                    return Next::Stays(codec.into_inner());
+                }
             }
             End::Tunnel(tunnel) => {
                 drop(full);
                 Box::pin(join(worker, codec.into_inner(), slot, *tunnel)).await;
             }
-            End::Closes => {
-                drop((permit, full));
-                Box::pin(finish(worker, codec.into_inner(), slot)).await;
-            }
+            End::Closes => return finish(worker, codec.into_inner()).await,
             End::Broken => leave(worker, &codec.get_mut().io),
         }
-        None
+        Next::Over
     }
 }
 
@@ -386,9 +403,8 @@ async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Optio
     Some(())
 }
 
-/// After the last answer of a connection: reads what the client still sends, or waits until the client has acknowledged
-/// the answer.
-async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
+/// What follows the last answer of a connection.
+async fn finish(worker: &Worker, mut codec: ServerCodec) -> Next {
     codec.io.say_goodbye().await;
     if codec.is_amid_message() {
         let rest = if codec.is_broken() {
@@ -396,9 +412,11 @@ async fn finish(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef) {
         } else {
             usize::MAX
         };
-        linger(worker, codec.into_parts().0, slot, rest).await;
+        Next::Lingers(codec.into_stream(), rest)
     } else if worker.budget.plan().tight && socket::unsent(&codec.io.socket()) > 0 {
-        depart(worker, &mut codec.io, slot).await;
+        Next::Departs(codec.into_stream())
+    } else {
+        Next::Over
     }
 }
 

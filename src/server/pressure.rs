@@ -257,13 +257,17 @@ impl Pressure {
         let Some(used) = usage.read() else {
             return false;
         };
-        let excess = if used > near {
+        if used > near {
             code_pages::forget_file();
+        }
+        let full = limit / 4 * 3;
+        let needed = if used > full {
             used.saturating_sub(usage.reclaimable())
-                .saturating_sub(near)
         } else {
-            0
+            used
         };
+        let excess = needed.saturating_sub(near);
+        self.worker.budget.fill(needed > full);
         let pressed = excess > 0;
         if pressed {
             let worker = &self.worker;

@@ -18,8 +18,7 @@ use crate::{
         repeats::Kind,
     },
     outcome::Outcome,
-    server::closing::{LINGER, linger},
-    sys::socket,
+    server::closing::{LINGER, Next, leave},
 };
 
 /// Most bytes that are read after a refusal: a client that sends more does not read it.
@@ -36,8 +35,13 @@ fn refusal_level(failure: &Failure) -> Level {
     level
 }
 
-/// Sends the response to a request that is refused, and closes the connection.
-pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, failure: &Failure) {
+/// Sends the response to a request that is refused; the connection ends.
+pub async fn refuse(
+    worker: &Worker,
+    mut codec: ServerCodec,
+    slot: &SlotRef,
+    failure: &Failure,
+) -> Next {
     tell_refused(worker, slot, failure);
     slot.enter(Phase::Lingering, Some(LINGER));
     let answer = response(failure, &grant(worker, &codec));
@@ -62,10 +66,10 @@ pub async fn refuse(worker: &Worker, mut codec: ServerCodec, slot: &SlotRef, fai
         Failure::NoMemory | Failure::HeadTooLarge | Failure::TargetTooLong
     );
     if written && !(is_flood && worker.budget.plan().tight) {
-        linger(worker, codec.into_parts().0, slot, REFUSED_REST).await;
-    } else if worker.budget.plan().tight {
-        socket::reset_unsent(&codec.io.socket());
+        return Next::Lingers(codec.into_stream(), REFUSED_REST);
     }
+    leave(worker, &codec.io);
+    Next::Over
 }
 
 /// The CORS headers of the global policy for a head that is refused, so that a browser shows the refusal to the page.

@@ -257,6 +257,32 @@ fn buffers_are_smaller_the_more_are_lent() {
 }
 
 #[test]
+fn wide_and_free_buffers_are_paid_for_and_none_is_kept_where_memory_is_wanted() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let buffers = Rc::new(Buffers::within(&budget));
+    let room = ReadSize::new(4096, false);
+    let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
+    let wide: usize = held.iter().map(|it| it.len() - 4096).sum();
+    assert!(wide > 100_000, "{wide}");
+    assert!(budget.spent() >= wide as u64, "{}", budget.spent());
+    drop(held);
+    let kept = buffers.kept.get();
+    assert!(kept > 100_000 && budget.spent() >= kept as u64, "{kept}");
+    assert!(kept as u64 <= budget.plan().pool.unwrap() / 16, "{kept}");
+    let held: Vec<Buffer> = (0..100).map(|_| buffers.take(room)).collect();
+    budget.press(true);
+    drop(held);
+    assert_eq!(buffers.take(room).len(), 4096, "little where it is wanted");
+    while buffers.trim() {}
+    assert_eq!((buffers.kept.get(), budget.spent()), (0, 0));
+    // and where everything else is spent
+    budget.press(false);
+    let _all = budget.force(budget.plan().pool.unwrap());
+    assert_eq!(buffers.take(room).len(), 4096);
+    assert_eq!(buffers.kept.get(), 0);
+}
+
+#[test]
 fn read_sizes_follow_memory_and_the_configured_size() {
     let sizes = |least| [true, false].map(|wanted| ReadSize::new(least, wanted).most);
     assert_eq!(sizes(512), [512, BULK]);

@@ -151,8 +151,7 @@ async fn most_unpaid(upstream: SocketAddr, request: String) -> i64 {
     while sampled < 150 || !clients.is_finished() {
         sleep(Duration::from_millis(1)).await;
         sampled += 1;
-        let (kept, kernels) = (worker.buffers.kept.get() as u64, kernels_share(&worker));
-        let paid = i64::try_from(budget.spent() + kept - kernels).unwrap();
+        let paid = i64::try_from(budget.spent() - kernels_share(&worker)).unwrap();
         most.set(most.get().max(alloc::live_bytes() - before - paid));
     }
     drop(clients.join());
