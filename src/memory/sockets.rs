@@ -466,7 +466,7 @@ mod tests {
             pair.send(64 * 1024);
         }
         let queued = socket::queued(&SockRef::from(&pair.ours));
-        assert!(queued < 32 * 1024, "{queued}");
+        assert!(queued < 96 * 1024, "{queued} bytes of 64 MB");
         drop(all);
     }
 }
