@@ -22,6 +22,7 @@ mod support;
 mod connections;
 mod fields;
 mod forward;
+mod grpc;
 mod http2;
 mod http2_upstream;
 mod https;
