@@ -59,11 +59,12 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
             *name,
             header::HOST | header::CONTENT_LENGTH | header::COOKIE
         ) {
-            headers.append(name, value);
+            headers.append(name, trimmed(value));
         }
     }
     // the parts of a Cookie become one field again (RFC 9113 §8.2.3)
-    let cookies: Vec<&[u8]> = values(map, &header::COOKIE).collect();
+    let cookies = map.get_all(header::COOKIE).iter().map(trimmed);
+    let cookies: Vec<&[u8]> = cookies.collect();
     if !cookies.is_empty() {
         headers.append(header::COOKIE, cookies.join(&b"; "[..]));
     }
@@ -148,7 +149,7 @@ pub fn response_fields(status: StatusCode, map: &HeaderMap) -> Result<Fields, &'
     for (name, value) in map {
         let name = name.as_str().as_bytes();
         if name != b"content-length" && (name == b"trailer" || !headers::is_hop_by_hop(name)) {
-            fields.append(name, value);
+            fields.append(name, trimmed(value));
         }
     }
     // no such answer may have a length (RFC 9110 §8.6)
@@ -164,6 +165,12 @@ fn append(map: &mut HeaderMap, name: &[u8], value: &[u8]) {
     if let (Ok(name), Ok(value)) = (name, value) {
         map.append(name, value);
     }
+}
+
+/// A value as HTTP/1.1 would have brought it. White space around it must not be forwarded (RFC 9113 §8.2.1), and gRPC allows
+/// that it is removed.
+fn trimmed(value: &HeaderValue) -> &[u8] {
+    value.as_bytes().trim_ascii()
 }
 
 fn values<'a>(map: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
@@ -236,8 +243,8 @@ mod tests {
     fn a_head_becomes_what_http_1_would_have_brought() {
         let fields = [
             ("cookie", "a=1"),
-            ("x", "y"),
-            ("cookie", "b=2"),
+            ("x", "\t y "),
+            ("cookie", "b=2 "),
             ("content-length", "007"),
         ];
         let head = read("POST", "https://a.example:81/x/y?z", &fields).unwrap();
@@ -430,7 +437,7 @@ mod tests {
             ("content-length", "05"),
             ("keep-alive", "x"),
             ("trailer", "t"),
-            ("x", "y"),
+            ("x", " y "),
         ];
         let mut text = Vec::new();
         read(200, &fields).unwrap().write(&mut text);

@@ -47,7 +47,7 @@ use crate::{
 const NO_ERROR: u32 = 0;
 const REFUSED_STREAM: u32 = 7;
 const INTERNAL_ERROR: u32 = 2;
-const CANCEL: u32 = 8;
+pub const CANCEL: u32 = 8;
 
 /// Flags of HEADERS and DATA.
 const END_STREAM: u8 = 1;
@@ -58,13 +58,13 @@ const RETRIES: &str = "lean_proxy_retries_total";
 const DIALS: &str = "lean_proxy_dials_total";
 const IN_FLIGHT: &str = "lean_proxy_exchanges";
 
-type Reply = Response<Pin<Box<dyn Body<Data = Bytes, Error = hyper::Error>>>>;
+pub type Reply = Response<Pin<Box<dyn Body<Data = Bytes, Error = hyper::Error>>>>;
 
 fn never(it: Infallible) -> hyper::Error {
     match it {}
 }
 
-fn reply(
+pub fn reply(
     status: u16,
     fields: &[(&str, &str)],
     pieces: &[&[u8]],
@@ -78,20 +78,20 @@ fn reply(
     response.body(Box::pin(body) as _).unwrap()
 }
 
-fn echo(request: Request<Incoming>) -> Reply {
+pub fn echo(request: Request<Incoming>) -> Reply {
     Response::new(Box::pin(request.into_body()) as _)
 }
 
 /// A server of HTTP/2, by hyper.
-struct Server {
-    address: SocketAddr,
+pub struct Server {
+    pub address: SocketAddr,
     /// Connections that it has accepted, and those that are open.
     accepted: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start<F: Future<Output = Reply> + 'static>(
+    pub fn start<F: Future<Output = Reply> + 'static>(
         answer: impl Fn(Request<Incoming>) -> F + Send + Clone + 'static,
     ) -> Server {
         Server::behind(None, answer)
@@ -180,7 +180,7 @@ async fn serve<F: Future<Output = Reply> + 'static>(
 }
 
 /// A proxy that speaks both versions, before this upstream.
-fn proxy(upstream: SocketAddr, more: &str) -> Proxy {
+pub fn proxy(upstream: SocketAddr, more: &str) -> Proxy {
     Setup::new(&format!(
         "listen: {{address: '127.0.0.1:0', http2: true}}\nroutes: [{{path: /, target: 'h2c://{upstream}'}}]\nlog: {{access: true, level: debug}}\nmetrics: {{listen: '127.0.0.1:0'}}\n{more}"
     ))
@@ -576,7 +576,7 @@ fn an_idle_connection_that_has_died_costs_no_request() {
 }
 
 /// What an upstream sees that answers nothing: the reason of each reset.
-fn silent() -> (SocketAddr, Receiver<(bool, u32)>) {
+pub fn silent() -> (SocketAddr, Receiver<(bool, u32)>) {
     let (sender, receiver) = channel();
     let upstream = scripted(move |_, mut script| {
         let mut has_data = false;

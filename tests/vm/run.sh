@@ -20,8 +20,8 @@ systemd=${VMTEST_SYSTEMD:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\)
 names=("$@")
 [ $# -gt 0 ] || for file in "$here"/*.toml; do names+=("$(basename "$file" .toml)"); done
 
-# iptables, because NixOS has a firewall
-VM_PKGS=${VM_PKGS:+$VM_PKGS,}iptables "$rig/vm-image.sh" "$base" >&2
+# iptables, because NixOS has a firewall; python3-grpcio for the test of gRPC
+VM_PKGS=${VM_PKGS:+$VM_PKGS,}iptables,python3-grpcio "$rig/vm-image.sh" "$base" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cc -std=c11 -O2 -Wall -Wextra -Werror -static -o "$work/flood" "$here/world/flood.c"

@@ -14,9 +14,10 @@
 
   environment.systemPackages = [
     pkgs.openssl
-    pkgs.python3
+    (pkgs.python3.withPackages (packages: [ packages.grpcio ]))
   ];
   environment.etc."vm/client.py".source = ./client.py;
+  environment.etc."vm/rpc.py".source = ./rpc.py;
   environment.etc."vm/upstream.py".source = ./upstream.py;
   networking.firewall.enable = false;
   documentation.enable = false;
