@@ -8,7 +8,7 @@ ARG RUST_IMAGE=docker.io/library/rust:1-bookworm
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 COPY .ci/musl.sh .ci/dl_find_object.c .ci/
-COPY Cargo.toml Cargo.lock build.rs layout.ld ./
+COPY Cargo.toml Cargo.lock build.rs layout.ld layout_busy.ld ./
 COPY bench/traffic.rs bench/
 COPY tests/e2e tests/e2e
 COPY src src

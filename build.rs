@@ -1,14 +1,15 @@
-//! Passes `layout.ld` to the linker of the static binary, and the commit to the program. `LEAN_PROXY_LINK_MAP` names a
+//! Passes `layout.ld`, which includes `layout_busy.ld`, to the linker of the static binary, and the commit to the program. `LEAN_PROXY_LINK_MAP` names a
 //! file for the linker's map, which `bench/layout.py` reads. Other targets are linked as usual.
 
 use std::{env, path::Path, process::Command};
 
 fn main() {
     println!("cargo::rerun-if-changed=layout.ld");
+    println!("cargo::rerun-if-changed=layout_busy.ld");
     println!("cargo::rerun-if-env-changed=LEAN_PROXY_LINK_MAP");
     let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
-        println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/layout.ld");
+        println!("cargo::rustc-link-arg-bins=-Wl,-L,{folder},-T,{folder}/layout.ld");
         if let Ok(map) = env::var("LEAN_PROXY_LINK_MAP") {
             println!("cargo::rustc-link-arg-bins=-Wl,-Map,{map}");
         }

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Checks `layout.ld`:  python3 bench/layout.py BINARY [LINK_MAP]
+"""Checks `layout.ld` and what it is for:  python3 bench/layout.py BINARY [LINK_MAP]
 
+Fails when the idle process, or one with a hundred busy connections, takes more memory than it should (PSS and the peak of
+the resident set; neither depends on how busy the machine is).
 Counts the instructions of one small request inside and outside `.text_busy` by their addresses (valgrind; no symbols are
 needed), and fails when more than a small part is outside: the code of requests would then be spread over pages with much
-unused code. With the linker's map it also fails when a pattern of `layout.ld` matches nothing. What cannot be counted on
-this machine is reported and skipped.
+unused code. With the linker's map it also fails when a pattern of `layout.ld` matches nothing, or many of `layout_busy.ld`:
+which functions are inlined differs from one compiler to the next. What cannot be counted on this machine is reported and
+skipped.
 """
 
 import os
@@ -18,11 +21,18 @@ from pathlib import Path
 
 from contenders import Contender, lean_proxy
 from machine import PROXY_CPUS, Running, prepare, work_folder
-from measures import Testbed, Trouble, wait_for_answer
+from measures import Testbed, Trouble, busy, idle, wait_for_answer
 from run import build
 
 # The part of a request's instructions that may be outside.
 OUTSIDE = 0.02
+
+# The part of the patterns of `layout_busy.ld` that may match nothing.
+STALE = 0.15
+
+# kB, some 5 % above what was measured: the PSS of an idle process, and the peak with a hundred busy connections.
+IDLE = 450
+BUSY = 2900
 
 PAGE = 4096
 
@@ -128,18 +138,41 @@ def unmatched(script: str, link_map: str) -> list[str]:
     return missing
 
 
+def check_memory(binary: str) -> bool:
+    lab = Testbed(build("--example=traffic")["traffic"], work_folder())
+    good = True
+    try:
+        contender = Contender("lean-proxy", lean_proxy, binary)
+        lab.use_private_copy(contender)
+        for what, now, most in (("idle", idle(lab, contender)["idle"], IDLE), ("busy, peak", busy(lab, contender)["busy"], BUSY)):
+            fits = now <= most * 1024
+            good = good and fits
+            print(f"memory, {what}: {now / 1024:,.0f} kB, {'within' if fits else 'OVER'} the bound of {most:,} kB")
+    finally:
+        lab.close()
+    return good
+
+
+def check_patterns(link_map: str) -> bool:
+    root = Path(__file__).resolve().parent.parent
+    missing = unmatched((root / "layout.ld").read_text(), link_map)
+    for pattern in missing:
+        print(f"layout.ld: {pattern} matches nothing")
+    # a function without a jump table has no constants of its own
+    busy_functions = re.sub(r"^.*\.rodata.*$", "", (root / "layout_busy.ld").read_text(), flags=re.M)
+    part = len(unmatched(busy_functions, link_map)) / busy_functions.count("*(")
+    fits = part <= STALE
+    print(f"layout_busy.ld: {part:.0%} of its functions do not exist" + ("" if fits else ": run bench/order.py"))
+    return not missing and fits
+
+
 def main() -> int:
     if len(sys.argv) not in (2, 3):
         print(__doc__)
         return 2
     prepare()
-    good = True
-    if len(sys.argv) == 3:
-        script = Path(__file__).resolve().parent.parent / "layout.ld"
-        missing = unmatched(script.read_text(), Path(sys.argv[2]).read_text())
-        good = not missing
-        for pattern in missing:
-            print(f"layout.ld: {pattern} matches nothing")
+    good = len(sys.argv) < 3 or check_patterns(Path(sys.argv[2]).read_text())
+    good = check_memory(sys.argv[1]) and good
     if shutil.which("valgrind") is None or shutil.which("readelf") is None:
         print("skipped: the layout of a request's code, because there is no valgrind or no readelf")
     else:

@@ -29,6 +29,7 @@ rustPlatform.buildRustPackage (
         ../build.rs
         ../config.yaml
         ../layout.ld
+        ../layout_busy.ld
         ../src
         ../tests/e2e
       ];

@@ -88,6 +88,7 @@ pub mod fuzzing {
 
 use crate::memory::footprint;
 use crate::server::supervisor;
+use crate::sys::code_pages;
 use std::{
     env,
     ffi::OsString,
@@ -192,6 +193,8 @@ fn serve(argument: ConfigArgument, pid_file: Option<&Path>) -> u8 {
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
     supervisor::report_panics_in_one_line();
+    // the code that reads the configuration, so that the start does not hold all code at once
+    code_pages::forget_code();
     let source = origin.name();
     let called = server::Invocation {
         source: &source,

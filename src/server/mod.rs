@@ -40,7 +40,7 @@ use crate::{
     server::{
         controller::{Controller, PARTING, Reread, addresses, open},
         listener::{Frame, Listener},
-        signals::Signals,
+        signals::{SignalQueue, Signals},
         supervisor::{Pulse, Supervisor, first},
         tls::{
             contexts::{self, TicketKeys},
@@ -48,7 +48,7 @@ use crate::{
         },
         worker::{Command, WorkerInit, run_worker, runtime, sockets, spawn_worker},
     },
-    sys::{self, cgroup, code_pages, systemd},
+    sys::{self, cgroup, code_pages, stack, systemd},
 };
 
 /// The arguments of the command line that serving needs.
@@ -93,6 +93,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         start,
     };
 
+    code_pages::forget_code();
+    let signals = SignalQueue::new()?;
     // the first worker's, before the other threads start: tokio's process-wide state is then created by one thread
     let runtime = runtime()?;
     let (mut words, threads) = spawn_others(&supervisor, &init, &listeners)?;
@@ -116,7 +118,14 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         pid_file: None,
     };
     let own = (own, asked);
-    let work = lead(called, controller, init, own, receiver, &mut supervisor);
+    let work = lead(
+        (called, signals),
+        controller,
+        init,
+        own,
+        receiver,
+        &mut supervisor,
+    );
     runtime.block_on(work)?;
     await_end(&threads);
     log_end(start, &metrics);
@@ -296,15 +305,15 @@ fn bound(limit: Option<usize>) -> String {
 /// Runs the first worker and the controller, and reports READY when all workers accept. Ends when a stop is complete,
 /// or with an error when a vital task has ended.
 async fn lead(
-    called: Invocation<'_>,
+    (called, queue): (Invocation<'_>, SignalQueue),
     mut controller: Controller,
     init: WorkerInit,
     (sockets, exposed): (Vec<(Listen, OwnedFd)>, Option<OwnedFd>),
     words: mpsc::UnboundedReceiver<Command>,
     supervisor: &mut Supervisor,
 ) -> Result<()> {
-    let signals = Signals::hear()?;
-    // from here on SIGHUP is handled: before, it would end the process
+    let signals = Signals::hear(queue)?;
+    // from here on SIGHUP is handled
     controller.pid_file = called.pid_file.map(PidFile::write).transpose()?;
     let memory = memory_plan(&init);
     let (reporter, config) = (init.reporter.clone(), Arc::clone(&init.config));
@@ -325,6 +334,7 @@ async fn lead(
         yield_now().await;
         // most of the code that the start used is not needed again
         code_pages::forget_code();
+        stack::forget_unused();
         systemd::notify("READY=1");
         Err(supervisor.loss().await)
     };

@@ -21,7 +21,7 @@ use crate::{
     sys::{
         alloc,
         cgroup::{self, MemoryUse},
-        code_pages,
+        code_pages, stack,
     },
 };
 
@@ -111,12 +111,17 @@ impl Pressure {
         let tidy = self.tidy(is_near);
         self.tell();
         self.tell_repeats();
-        !worker.repeats.is_empty()
+        let again = !worker.repeats.is_empty()
             || idle
             || unread
             || tidy
             || worker.budget.is_pressed()
-            || worker.table.room.len() > 0
+            || worker.table.room.len() > 0;
+        // the timer may sleep for long now, and needs no code for it, not even that of its ticks
+        if !again && worker.metrics.is_quiet() {
+            code_pages::forget_code();
+        }
+        again
     }
 
     /// Logs repeated warnings of a kind as one line a second.
@@ -313,6 +318,7 @@ impl Pressure {
         // near the limit, where pages of the executable are reclaimed as well and would have to be read from disk
         if worker.metrics.is_quiet() && (self.rested.get() || !is_near) {
             code_pages::forget_code();
+            stack::forget_unused();
         }
         !self.rested.get()
     }

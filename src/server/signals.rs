@@ -1,15 +1,21 @@
 //! The signals that the controller handles.
+//!
+//! They are read from a descriptor. tokio's own signals would keep a channel for each of the 65 numbers: 28 kB.
 
-use std::task::Poll;
+use std::{fs::File, mem::size_of};
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::net::unix::pipe;
 
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
+use crate::sys;
+
+/// Signals that wait to be read. None of them ends the process.
+pub struct SignalQueue(File);
+
+/// Reads the signals of a [`SignalQueue`] on the runtime.
+///
+/// The descriptor is no pipe, but is read like one.
+pub struct Signals(pipe::Receiver);
 
 /// The action that a signal asks for.
 pub enum Call {
@@ -17,29 +23,38 @@ pub enum Call {
     Reload,
 }
 
+impl SignalQueue {
+    /// To be called before other threads start: a thread that does not block the signals would take them.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new() -> Result<SignalQueue> {
+        let file = sys::signal_file(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+        file.map(SignalQueue).context("listening for signals")
+    }
+}
+
 impl Signals {
-    pub fn hear() -> Result<Signals> {
-        let hear = |kind| signal(kind).context("listening for signals");
-        Ok(Signals {
-            terminate: hear(SignalKind::terminate())?,
-            interrupt: hear(SignalKind::interrupt())?,
-            hangup: hear(SignalKind::hangup())?,
-        })
+    /// # Errors
+    /// The runtime cannot wait for the descriptor.
+    pub fn hear(queue: SignalQueue) -> Result<Signals> {
+        let file = pipe::Receiver::from_file_unchecked(queue.0);
+        file.map(Signals).context("listening for signals")
     }
 
     pub async fn next(&mut self) -> Call {
-        std::future::poll_fn(|context| {
-            if self.terminate.poll_recv(context).is_ready()
-                || self.interrupt.poll_recv(context).is_ready()
-            {
-                Poll::Ready(Call::Stop)
-            } else if self.hangup.poll_recv(context).is_ready() {
-                Poll::Ready(Call::Reload)
-            } else {
-                Poll::Pending
+        let mut signal = [0; size_of::<libc::signalfd_siginfo>()];
+        loop {
+            // an error says that there is no signal yet, after all
+            if self.0.readable().await.is_ok() && self.0.try_read(&mut signal).is_ok() {
+                // the first field is the signal's number
+                let number = signal.first_chunk().copied().map(i32::from_ne_bytes);
+                return match number {
+                    Some(libc::SIGHUP) => Call::Reload,
+                    _ => Call::Stop,
+                };
             }
-        })
-        .await
+        }
     }
 
     pub async fn next_stop(&mut self) {

@@ -18,9 +18,22 @@ pub struct Allocator;
 
 #[cfg(not(fuzzing))]
 impl Allocator {
-    /// Whether `mi_malloc` alone honours a layout: it aligns to 16, but blocks under 16 bytes only to 8.
-    const fn aligns_anyway(size: usize, align: usize) -> bool {
-        align <= 8 || (align == 16 && size >= 16)
+    /// The size that is asked of mimalloc. Small sizes become powers of two: each size of blocks in use keeps a page or two of
+    /// its own, and an idle process has few blocks of some twenty sizes.
+    #[inline]
+    const fn rounded(size: usize) -> usize {
+        if size <= 32 {
+            32
+        } else if size <= LARGEST_ROUNDED {
+            size.next_power_of_two()
+        } else {
+            size
+        }
+    }
+
+    /// Whether `mi_malloc` alone honours a layout whose size is rounded: it aligns to 16.
+    const fn aligns_anyway(align: usize) -> bool {
+        align <= 16
     }
 }
 
@@ -32,9 +45,9 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         #[cfg(test)]
         live::count(0, layout.size());
-        if Allocator::aligns_anyway(layout.size(), layout.align()) {
+        if Allocator::aligns_anyway(layout.align()) {
             // SAFETY: no precondition.
-            unsafe { libmimalloc_sys::mi_malloc(layout.size()).cast() }
+            unsafe { libmimalloc_sys::mi_malloc(Allocator::rounded(layout.size())).cast() }
         } else {
             // SAFETY: the caller keeps the contract.
             unsafe { MiMalloc.alloc(layout) }
@@ -45,9 +58,9 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         #[cfg(test)]
         live::count(0, layout.size());
-        if Allocator::aligns_anyway(layout.size(), layout.align()) {
+        if Allocator::aligns_anyway(layout.align()) {
             // SAFETY: no precondition.
-            unsafe { libmimalloc_sys::mi_zalloc(layout.size()).cast() }
+            unsafe { libmimalloc_sys::mi_zalloc(Allocator::rounded(layout.size())).cast() }
         } else {
             // SAFETY: the caller keeps the contract.
             unsafe { MiMalloc.alloc_zeroed(layout) }
@@ -66,15 +79,22 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         #[cfg(test)]
         live::count(layout.size(), size);
-        if Allocator::aligns_anyway(size, layout.align()) {
+        if Allocator::aligns_anyway(layout.align()) {
+            if Allocator::rounded(size) == Allocator::rounded(layout.size()) {
+                return block;
+            }
             // SAFETY: the caller promises that the block came from this allocator.
-            unsafe { libmimalloc_sys::mi_realloc(block.cast(), size).cast() }
+            unsafe { libmimalloc_sys::mi_realloc(block.cast(), Allocator::rounded(size)).cast() }
         } else {
             // SAFETY: the caller keeps the contract.
             unsafe { MiMalloc.realloc(block, layout, size) }
         }
     }
 }
+
+/// Bytes of the largest blocks whose size is rounded up.
+#[cfg(not(fuzzing))]
+const LARGEST_ROUNDED: usize = 1024;
 
 /// Runs before mimalloc's own constructor and thus before the first allocation: entries with a number come first.
 #[used]

@@ -11,10 +11,18 @@ pub mod alloc;
 pub mod cgroup;
 pub mod code_pages;
 pub mod socket;
+pub mod stack;
 pub mod stdout;
 pub mod systemd;
 
-use std::io::{self};
+use std::{
+    ffi::c_int,
+    fs::File,
+    io,
+    mem::MaybeUninit,
+    os::fd::{FromRawFd as _, OwnedFd},
+    ptr,
+};
 
 /// Sends SIGHUP to a process.
 ///
@@ -58,6 +66,30 @@ pub fn ignore_signals() {
     }
 }
 
+/// Blocks these signals for this thread and those that it starts later, and returns a descriptor that they are read from,
+/// one `signalfd_siginfo` each (signalfd(2)); a read does not wait. Blocked signals end no process, and one that arrives
+/// before the first read is kept.
+///
+/// # Errors
+/// There is no descriptor left.
+pub fn signal_file(signals: &[c_int]) -> io::Result<File> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset fills the set, and the others read it; all pointers are to this live set.
+    let file = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+        libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+    };
+    match file {
+        // SAFETY: signalfd has returned a new descriptor, which nothing else owns.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(file) }.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::Path;
@@ -75,11 +107,7 @@ mod tests {
     use crate::sys::systemd::send_notice;
     use std::alloc::Layout;
     use std::fs;
-    use std::fs::File;
-    use std::os::fd::FromRawFd as _;
-    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixDatagram;
-    use std::ptr;
     use std::time::Duration;
     use std::{
         alloc::GlobalAlloc as _,
@@ -101,7 +129,9 @@ mod tests {
     #[test]
     fn the_allocator_honours_every_alignment() {
         for align in (0..13).map(|power| 1_usize << power) {
-            for size in [1, 7, 8, 9, 15, 16, 17, 24, 100, 4096, 70_000] {
+            for size in [
+                1, 7, 8, 9, 15, 16, 17, 24, 100, 900, 1024, 1025, 4096, 70_000,
+            ] {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 // SAFETY: the layout is not empty, and each block is freed once, with its current layout.
                 unsafe {
@@ -175,6 +205,54 @@ mod tests {
         if let Some(line) = status.lines().find(|line| line.starts_with("THP_enabled")) {
             assert!(line.ends_with('0'), "{line}");
         }
+    }
+
+    /// Uses a kilobyte of stack for each call; the address of the deepest.
+    #[inline(never)]
+    fn deep(calls: usize) -> usize {
+        let mut bytes = [0_u8; 1024];
+        let here = std::hint::black_box(&mut bytes).as_ptr().addr();
+        if calls == 0 { here } else { deep(calls - 1) }
+    }
+
+    #[test]
+    fn the_stack_below_is_returned_and_what_is_in_use_is_kept() {
+        let thread = std::thread::spawn(|| {
+            let mut kept = [7_u8; 16_384];
+            let kept = std::hint::black_box(&mut kept);
+            let page = deep(64) & !4095;
+            let is_resident = || {
+                let mut resident = 0_u8;
+                // SAFETY: asks about one page, and writes one byte.
+                let asked = unsafe {
+                    libc::mincore(ptr::without_provenance_mut(page), 4096, &raw mut resident)
+                };
+                asked == 0 && resident & 1 == 1
+            };
+            assert!(is_resident());
+            stack::forget_unused();
+            assert!(!is_resident());
+            assert!(kept.iter().all(|byte| *byte == 7));
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_signal_that_is_queued_ends_nothing_and_is_read_once() {
+        // on a thread of its own: the signal is blocked there alone, and sent to it alone
+        let queued = std::thread::spawn(|| {
+            let mut file = signal_file(&[libc::SIGURG, libc::SIGWINCH]).unwrap();
+            let mut bytes = [0; size_of::<libc::signalfd_siginfo>()];
+            let none = file.read(&mut bytes).unwrap_err().kind();
+            assert_eq!(none, io::ErrorKind::WouldBlock);
+            // SAFETY: raise takes a number; the signal is blocked on this thread.
+            unsafe { libc::raise(libc::SIGWINCH) };
+            assert_eq!(file.read(&mut bytes).unwrap(), bytes.len());
+            let number = bytes.first_chunk().copied().map(u32::from_ne_bytes);
+            assert_eq!(number, Some(libc::SIGWINCH as u32));
+            file.read(&mut bytes).is_err()
+        });
+        assert!(queued.join().unwrap());
     }
 
     #[test]
