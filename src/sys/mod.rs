@@ -13,6 +13,7 @@ pub mod code_pages;
 pub mod socket;
 pub mod stdout;
 pub mod systemd;
+pub mod timer;
 
 use std::io::{self};
 
