@@ -43,6 +43,7 @@ mod route;
 mod sys;
 
 // memory, connections and observation
+mod clock;
 mod connection_table;
 mod memory;
 mod net;

@@ -47,6 +47,7 @@ const FLOORS: &[&[&str]] = &[
     &[
         "cli",
         "memory",
+        "clock",
         "net",
         "process",
         "observe",

@@ -208,9 +208,7 @@ impl SlotRef {
 
     /// The same for the `rest` of a time-out of `limit`.
     fn start(&self, rest: Option<Duration>, limit: Option<Duration>) {
-        if let Some(limit) = limit
-            && limit < 10 * self.table.tick.get()
-        {
+        if let Some(limit) = limit {
             self.table.keep_pace(limit);
         }
         let due = rest.map(|rest| self.table.due(rest));

@@ -7,13 +7,12 @@ use std::{
     pin::pin,
     rc::Rc,
     task::{Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use tokio::time::Instant;
 
 use crate::{
     client_group::{Group, Surplus, above_equal_share},
+    clock::sleep,
     connection_table::{
         eviction::Scope,
         phase::Phase,
@@ -26,6 +25,9 @@ use crate::{
 const SLOWEST: Duration = Duration::from_millis(200);
 
 const FASTEST: Duration = Duration::from_millis(10);
+
+/// The part of a time-out by which it may be late.
+const LATE: u32 = 10;
 
 /// Longer time-outs (in milliseconds; 12 days) are cut to this, so that differences of ticks stay unambiguous.
 const LONGEST: u64 = 1 << 30;
@@ -45,6 +47,8 @@ pub struct ConnectionTable {
     /// The timer runs at every tick, so that `now` is at most one tick old.
     pub(super) ticking: Cell<bool>,
     pub(super) tick: Cell<Duration>,
+    /// The shortest time-out that the tick suits.
+    shortest: Cell<Duration>,
     /// Ticks so far; wraps.
     pub(super) looks: Cell<u32>,
     /// When a sleeping timer will wake.
@@ -67,6 +71,7 @@ impl ConnectionTable {
             now: Cell::new(0),
             ticking: Cell::new(false),
             tick: Cell::new(SLOWEST),
+            shortest: Cell::new(SLOWEST * LATE),
             looks: Cell::new(0),
             next: Cell::new(None),
             sweep: RefCell::default(),
@@ -77,14 +82,19 @@ impl ConnectionTable {
     /// After a reload: the tick follows from the time-outs that are in force now.
     pub fn reset_pace(&self) {
         self.tick.set(SLOWEST);
+        self.shortest.set(SLOWEST * LATE);
     }
 
     /// Shortens the tick so that a time-out of `limit` is late by a tenth of it at most. Every time-out that is started
     /// passes here.
     pub fn keep_pace(&self, limit: Duration) {
-        let tick = (limit / 10).clamp(FASTEST, SLOWEST);
-        if tick < self.tick.get() && !limit.is_zero() {
+        if limit >= self.shortest.get() || limit.is_zero() {
+            return;
+        }
+        let tick = (limit / LATE).clamp(FASTEST, SLOWEST);
+        if tick < self.tick.get() {
             self.tick.set(tick);
+            self.shortest.set(tick * LATE);
             // the timer may be in a longer sleep
             self.ticking.set(false);
             self.rouse_sweep(None);
@@ -235,7 +245,7 @@ impl ConnectionTable {
                 pause
             };
             let pause = pause.into_iter().chain(longest).min();
-            let mut sleep = pin!(pause.map(tokio::time::sleep));
+            let mut sleep = pin!(pause.map(sleep));
             let mut slept = false;
             poll_fn(|context| {
                 if let Some(sleep) = sleep.as_mut().as_pin_mut()

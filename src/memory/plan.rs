@@ -82,8 +82,8 @@ impl Plan {
     /// Also bounds connections by the process's descriptors, because each may need a second one for its upstream. Returns the
     /// maximum of this worker's upstream connections, too.
     pub fn within_descriptors(self, descriptors: u64, workers: usize) -> (Plan, usize) {
-        // for listeners, epoll, the log, look-ups, and files read at a reload
-        let own = 16 + 4 * workers as u64 + (descriptors / 16).min(64);
+        // for listeners, epoll, timers, the log, look-ups, and files read at a reload
+        let own = 16 + 5 * workers as u64 + (descriptors / 16).min(64);
         let share = descriptors.saturating_sub(own) / (2 * workers as u64);
         let share = usize::try_from(share).unwrap_or(usize::MAX).max(2);
         let plan = Plan {

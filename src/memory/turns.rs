@@ -4,9 +4,10 @@
 
 use std::{cell::Cell, pin::pin, time::Duration};
 
-use tokio::time::timeout;
-
-use crate::memory::queue::{Claim, Queue};
+use crate::{
+    clock::timeout,
+    memory::queue::{Claim, Queue},
+};
 
 /// How long a waiter waits while no other gets its turn, and how many times as long while others do.
 const PATIENCE: Duration = Duration::from_millis(100);

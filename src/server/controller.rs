@@ -8,12 +8,10 @@ use std::{
 };
 
 use anyhow::Result;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::sync::mpsc;
 
 use crate::{
+    clock::{sleep, timeout},
     config::{Config, Listen},
     memory::plan::Plan,
     observe::log,

@@ -25,11 +25,11 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
     task::{JoinHandle, coop::has_budget_remaining},
-    time::{sleep, timeout},
 };
 
 use crate::{
     client_group::Group,
+    clock::{sleep, timeout},
     config::Listen,
     connection_table::eviction::{Grace, Reason, Scope},
     exchange::worker::Worker,

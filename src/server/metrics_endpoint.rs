@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinHandle,
-    time::{sleep, timeout},
 };
 
 use crate::{
+    clock::{sleep, timeout},
     exchange::worker::Worker,
     failure::Failure,
     fields::Fields,

@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustls::ServerConfig;
-use tokio::{runtime::LocalRuntime, sync::mpsc, time::sleep};
+use tokio::{runtime::LocalRuntime, sync::mpsc};
 
 use crate::{
+    clock::{self, sleep},
     config::{Config, Listen},
     exchange::worker::Worker,
     memory::{budget::Budget, plan::Plan},
@@ -87,7 +88,7 @@ pub fn runtime() -> Result<LocalRuntime> {
         pair.context("starting the runtime")?;
     }
     tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_io()
         .build_local(tokio::runtime::LocalOptions::default())
         .context("starting the runtime")
 }
@@ -99,6 +100,7 @@ pub async fn run_worker(
     exposed: Option<OwnedFd>,
     mut words: mpsc::UnboundedReceiver<Command>,
 ) -> Result<()> {
+    clock::start().context("starting the timer")?;
     let reporter = init.reporter;
     let worker = Worker::new(
         init.config,

@@ -17,12 +17,10 @@ use std::{
 };
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    net::{TcpSocket, TcpStream, UnixStream},
-    time::sleep,
-};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::{
+    clock::sleep,
     failure::Failure,
     memory::{budget::Budget, queue::Claim},
     net::{Bounded, Stream},

@@ -9,9 +9,11 @@ use std::{
 };
 
 use hyper::rt::Executor;
-use tokio::time::{Sleep, sleep};
 
-use crate::http2::client::outgoing::{Outgoing, Shared};
+use crate::{
+    clock::{Sleep, sleep},
+    http2::client::outgoing::{Outgoing, Shared},
+};
 
 /// How long hyper may take to say goodbye to an upstream.
 pub const LINGER: Duration = Duration::from_secs(1);
