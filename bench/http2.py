@@ -47,6 +47,8 @@ ROUNDS = 5
 ENOUGH = 0.95
 
 FORK = multiprocessing.get_context("fork")
+# Each idle client raises it behind its first answer.
+ANSWERED = FORK.Semaphore(0)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, END_HEADERS = 1, 4
@@ -282,6 +284,7 @@ Work = Callable[[int, threading.Event], None]
 def idle_tls(port: int, over: threading.Event) -> None:
     client = connect(port)
     get(client)
+    ANSWERED.release()
     over.wait()
     client.close()
 
@@ -289,6 +292,7 @@ def idle_tls(port: int, over: threading.Event) -> None:
 def idle_http2(port: int, over: threading.Event) -> None:
     client = Http2(port)
     client.ask()
+    ANSWERED.release()
     over.wait()
     client.socket.close()
 
@@ -451,15 +455,14 @@ def per_client(lab: Testbed, contender: Contender, count: int, work: Work) -> tu
     with serving(lab, contender, 4096) as (running, port):
         time.sleep(3)
         before = running.pss()
+        while ANSWERED.acquire(block=False):
+            pass
         with crowd(port, count, work):
-            settled, now = 0, before
-            while settled < 3:
-                time.sleep(1)
-                last, now = now, running.pss()
-                settled = settled + 1 if now == last else 0
-                if running.cpu() > 60:
-                    break
-            return before / MB, (now - before) / count
+            for _ in range(count):
+                if not ANSWERED.acquire(timeout=10 * PATIENCE):
+                    raise OSError(f"{contender.name} does not answer {count} clients")
+            time.sleep(1)
+            return before / MB, (running.pss() - before) / count
 
 
 def idle(lab: Testbed, contender: Contender) -> float:
