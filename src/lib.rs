@@ -85,6 +85,9 @@ pub mod fuzzing {
     pub mod route {
         pub use crate::route::*;
     }
+    pub mod http2 {
+        pub use crate::http2::head;
+    }
 }
 
 use crate::memory::footprint;

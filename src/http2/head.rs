@@ -64,7 +64,7 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     }
     // the parts of a Cookie become one field again (RFC 9113 §8.2.3)
     let cookies = map.get_all(header::COOKIE).iter().map(trimmed);
-    let cookies: Vec<&[u8]> = cookies.collect();
+    let cookies: Vec<&[u8]> = cookies.filter(|it| !it.is_empty()).collect();
     if !cookies.is_empty() {
         headers.append(header::COOKIE, cookies.join(&b"; "[..]));
     }
@@ -245,6 +245,7 @@ mod tests {
             ("cookie", "a=1"),
             ("x", "\t y "),
             ("cookie", "b=2 "),
+            ("cookie", ""),
             ("content-length", "007"),
         ];
         let head = read("POST", "https://a.example:81/x/y?z", &fields).unwrap();
