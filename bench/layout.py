@@ -32,7 +32,7 @@ STALE = 0.15
 
 # kB, some 5 % above what was measured: the PSS of an idle process, and the peak with a hundred busy connections.
 IDLE = 450
-BUSY = 2900
+BUSY = 2400
 
 PAGE = 4096
 
