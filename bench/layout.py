@@ -30,9 +30,9 @@ OUTSIDE = 0.02
 # The part of the patterns of `layout_busy.ld` that may match nothing.
 STALE = 0.15
 
-# kB, some 5 % above what was measured: the PSS of an idle process, and the peak with a hundred busy connections.
+# kB, some 5 to 10 % above what was measured: the PSS of an idle process, and the peak with a hundred busy connections.
 IDLE = 450
-BUSY = 2900
+BUSY = 2600
 
 PAGE = 4096
 

@@ -192,12 +192,13 @@ fn serve(argument: ConfigArgument, pid_file: Option<&Path>) -> u8 {
     let Some(origin) = ConfigSource::of(argument) else {
         return cli::complain(USAGE, [cli::NO_CONFIG, cli::USAGE]);
     };
+    // the start runs much code once: given back between its steps, so that it is not all in memory at the same time
+    code_pages::forget_code();
     let config = match origin.load_to_serve() {
         Ok(config) => config,
         Err(errors) => return cli::complain(BAD, errors.iter().map(String::as_str)),
     };
     supervisor::report_panics_in_one_line();
-    // the code that reads the configuration, so that the start does not hold all code at once
     code_pages::forget_code();
     let source = origin.name();
     let called = server::Invocation {
