@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+
 /// The fields of a head or of a trailer section, in their order.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
@@ -61,23 +63,25 @@ impl Place {
     }
 }
 
-/// A byte in lower case, looked up and not worked out: names are most of the bytes that are changed.
-fn lower(byte: u8) -> u8 {
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        reason = "in a constant, of 256 bytes"
-    )]
-    const LOWER: [u8; 256] = {
-        let mut table = [0; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            table[byte] = (byte as u8).to_ascii_lowercase();
-            byte += 1;
-        }
-        table
-    };
-    LOWER.get(usize::from(byte)).copied().unwrap_or(byte)
+/// Changes a name to lower case, eight bytes at a time: names are most of the bytes that are changed.
+fn lower(name: &mut [u8]) {
+    let (words, rest) = name.as_chunks_mut();
+    for word in words {
+        let bytes = u64::from_le_bytes(*word);
+        *word = (bytes | upper_case(bytes) >> 2).to_le_bytes();
+    }
+    rest.make_ascii_lowercase();
+}
+
+/// The highest bit of each byte that is a letter in upper case is set, and no other bit.
+fn upper_case(word: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES * 0x80;
+    let ascii = word & !HIGH;
+    // adding carries into the highest bit where a byte is at least that large, and never beyond it
+    let least_a = ascii + ONES * u64::from(0x80 - b'A');
+    let above_z = ascii + ONES * u64::from(0x7f - b'Z');
+    least_a & !above_z & !word & HIGH
 }
 
 fn part(text: &[u8], (start, end): (u32, u32)) -> &[u8] {
@@ -90,15 +94,22 @@ impl Fields {
         Fields::default()
     }
 
+    /// No fields, with room for so many of them and their bytes.
+    pub fn with_capacity(count: usize, bytes: usize) -> Fields {
+        Fields {
+            text: Vec::with_capacity(bytes),
+            places: Vec::with_capacity(count),
+        }
+    }
+
     /// The fields at these positions of a head; their names are changed to lower case.
     pub fn of(mut text: Vec<u8>, places: Vec<Place>) -> Fields {
         for place in &places {
             let (start, end) = place.name;
-            if let Some(name) = text.get_mut(start as usize..end as usize) {
-                for byte in name {
-                    *byte = lower(*byte);
-                }
-            }
+            lower(
+                text.get_mut(start as usize..end as usize)
+                    .unwrap_or_default(),
+            );
         }
         Fields { text, places }
     }
@@ -109,6 +120,20 @@ impl Fields {
         self.places
             .iter()
             .map(move |place| (place.name(text), place.value(text)))
+    }
+
+    /// Calls `take` with every name, and with its value as a slice of one buffer that all values share.
+    pub fn share(self, mut take: impl FnMut(&[u8], Bytes)) {
+        let text = Bytes::from(self.text);
+        for place in self.places {
+            let (start, end) = place.value;
+            take(place.name(&text), text.slice(start as usize..end as usize));
+        }
+    }
+
+    /// How many fields there are.
+    pub fn count(&self) -> usize {
+        self.places.len()
     }
 
     /// The value of the first field of this name.
@@ -284,6 +309,34 @@ mod tests {
             format!("{}={}", name.escape_ascii(), value.escape_ascii())
         };
         fields.iter().map(pair).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn names_are_changed_to_lower_case_byte_by_byte_and_nothing_else() {
+        for len in 0..20 {
+            for byte in 0..=255 {
+                let name = vec![byte; len];
+                let text = [&name[..], b": VALUE\r\n"].concat();
+                let place = Place::new(0..len, len + 2..len + 7);
+                let fields = Fields::of(text, vec![place]);
+                let expected = (&*name.to_ascii_lowercase(), &b"VALUE"[..]);
+                assert_eq!(fields.iter().next(), Some(expected), "{byte:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_values_are_those_of_the_list_in_its_order() {
+        let mut fields = Fields::from_iter([("a", "1"), ("b", ""), ("a", "3")]);
+        fields.set("b", "two");
+        let mut shared = Vec::new();
+        fields.share(|name, value| shared.push((name.to_vec(), value)));
+        let shared: Vec<_> = shared
+            .iter()
+            .map(|(name, value)| (&name[..], &value[..]))
+            .collect();
+        let expected: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"two"), (b"a", b"3")];
+        assert_eq!(shared, expected);
     }
 
     #[test]

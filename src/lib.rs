@@ -23,8 +23,8 @@
 //!
 //! [`exchange`] calls these steps in order. Before it: [`cli`] says what to do, [`config`] reads the file, and [`server`]
 //! starts, reloads and drains. Beside it: [`server::pressure`] measures memory and helps requests that wait too long,
-//! [`connection_table::eviction`] chooses the connections that give way to them, and [`client_group`] groups clients. [`sys`]
-//! has all unsafe code. A module imports from its own floor or from below (`tests/structure.rs`).
+//! [`connection_table::eviction`] chooses the connections that give way to them, and [`client_group`] groups clients.
+//! [`clock`] is what waits for a time. [`sys`] has all unsafe code. A module imports from its own floor or from below (`tests/structure.rs`).
 
 mod cli;
 

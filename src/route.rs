@@ -11,7 +11,7 @@ use crate::{
     cors::Cors,
     direct::{Redirect, Response},
     fields::Fields,
-    http1::authority::bare_host,
+    http1::{authority::bare_host, cursor::find},
 };
 
 /// The table of routes.
@@ -358,7 +358,8 @@ impl Route {
 /// once: `%252e` is the text `%2e` and is allowed.
 pub fn holds_parent_segment(path: &str) -> bool {
     // most paths hold neither
-    path.bytes().any(|byte| matches!(byte, b'.' | b'%')) && holds_segment(path, |dots| dots == 2)
+    let holds = |byte| find(path.as_bytes(), byte).is_some();
+    (holds(b'.') || holds(b'%')) && holds_segment(path, |dots| dots == 2)
 }
 
 /// Whether a path holds a `..` or `.` segment. Paths in the configuration may not, because hardly any client would send

@@ -55,7 +55,10 @@ impl Limits {
     pub fn of(server: &Server, answer: Option<Duration>) -> Limits {
         let millis = |limit: Option<Duration>| {
             limit.map_or(NONE, |limit| {
-                u32::try_from(limit.as_millis()).unwrap_or(NONE - 1)
+                // not `as_millis`, which counts in 128 bits
+                let millis = limit.as_secs().saturating_mul(1_000);
+                let millis = millis.saturating_add(limit.subsec_millis().into());
+                u32::try_from(millis).unwrap_or(NONE - 1)
             })
         };
         Limits {

@@ -29,12 +29,13 @@ pub struct Download<'a> {
     client: &'a Client<'a>,
     /// `None` after the connection was given back or closed.
     upstream: Option<Upstream>,
-    upload: Option<Upload>,
+    /// Boxed, because most requests are sent completely before their answer begins.
+    upload: Option<Box<Upload>>,
     /// The rest of the body.
     state: BodyState,
     persistent: bool,
     /// The trailers of a chunked body, after its end.
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     passes_trailers: bool,
     /// Names that are not passed on in trailers.
     withheld: Vec<HeaderName>,
@@ -53,23 +54,28 @@ impl<'a> Download<'a> {
     pub fn new(
         client: &'a Client<'a>,
         upstream: Upstream,
-        upload: Option<Upload>,
+        upload: Option<Box<Upload>>,
         head: Head,
         passes_trailers: bool,
         limits: Limits,
-    ) -> Download<'a> {
-        let mut download = Download {
-            client,
-            upstream: Some(upstream),
-            upload,
-            state: BodyState::of(head.framing),
-            persistent: head.persistent,
-            trailers: None,
-            passes_trailers,
-            withheld: head.withheld,
-            limits,
-            deadline: Deadline::default(),
-        };
+    ) -> Box<Download<'a>> {
+        // allocated first, so that it is made where it stays, and not copied there
+        let place = Box::new_uninit();
+        let mut download = Box::write(
+            place,
+            Download {
+                client,
+                upstream: Some(upstream),
+                upload,
+                state: BodyState::of(head.framing),
+                persistent: head.persistent,
+                trailers: None,
+                passes_trailers,
+                withheld: head.withheld,
+                limits,
+                deadline: Deadline::default(),
+            },
+        );
         if matches!(download.state, BodyState::Length(0)) {
             download.finish();
         }
@@ -98,7 +104,7 @@ impl<'a> Download<'a> {
         loop {
             let Some(upstream) = &mut self.upstream else {
                 let trailers = self.trailers.take();
-                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(*trailers))));
             };
             if upstream.start == upstream.end {
                 let left = match &self.state {
@@ -210,7 +216,7 @@ impl<'a> Download<'a> {
                 if self.passes_trailers && section.len() > 2 {
                     let trailers = headers::read_trailers(&section, &self.withheld)
                         .ok_or("malformed trailers")?;
-                    self.trailers = (!trailers.is_empty()).then_some(trailers);
+                    self.trailers = (!trailers.is_empty()).then(|| Box::new(trailers));
                 }
                 true
             }
@@ -230,7 +236,7 @@ impl<'a> Download<'a> {
             return;
         };
         if self.persistent
-            && self.upload.as_ref().is_none_or(Upload::is_done)
+            && self.upload.as_ref().is_none_or(|upload| upload.is_done())
             && upstream.start == upstream.end
         {
             upstream

@@ -52,11 +52,7 @@ use crate::{
     failure::Failure,
     fields::Fields,
     http1::{
-        client::Upstream,
-        framing::Framing,
-        headers::{self, Present},
-        request::RequestHead,
-        response_head::Head,
+        client::Upstream, framing::Framing, headers, request::RequestHead, response_head::Head,
     },
     location::{self, Asked},
     memory::queue::Queue,
@@ -158,22 +154,23 @@ impl<'a> Exchange<'a> {
             let room = self
                 .worker
                 .room(self.state.config.transport.read_buffer_size);
-            let mut may_repeat = true;
+            let (mut may_repeat, limits) = (true, self.limits(route));
             loop {
                 match link {
                     Link::Connection(lease, reused) => {
                         let mut upstream = Upstream::new(lease, room);
                         match self
-                            .attempt(route, &mut upload, &mut upstream, reused)
+                            .attempt(route, &mut upload, &mut upstream, reused, limits)
                             .await
                         {
-                            Ok(head) => return self.hand_over(route, head, upload, upstream),
+                            Ok(head) => {
+                                return self.hand_over(route, head, upload, upstream, limits);
+                            }
                             Err(RoundTripError::Failed(failure)) => return Err(failure),
                             Err(RoundTripError::Stale) => {}
                         }
                     }
                     Link::Stream(stream) => {
-                        let limits = self.limits(route);
                         let asked = self.ask(route, upload, stream, may_repeat, limits);
                         match Box::pin(asked).await {
                             Ok(answer) => return Ok(answer),
@@ -204,15 +201,15 @@ impl<'a> Exchange<'a> {
         if self.is_full {
             return Err(Failure::NoMemory);
         }
-        let present = Present::of(&parts.headers);
+        let present = parts.present;
         if let Some(limit) = route.max_body_size
             && present.content_length
             && content_length(&parts.headers).is_some_and(|length| length > limit)
         {
             return Err(Failure::BodyTooLarge);
         }
-        let upload = self.upload(route, target, &parts, &present);
-        self.is_https.set(self.is_sent_by_https(&parts, &present));
+        let upload = self.upload(route, target, &parts);
+        self.is_https.set(self.is_sent_by_https(&parts));
         drop(parts);
         if self.wants_websocket.get() {
             let place = self.worker.tunnels.take().ok_or(Failure::NoTunnel)?;
@@ -322,10 +319,11 @@ impl<'a> Exchange<'a> {
         upload: &mut Upload,
         upstream: &mut Upstream,
         reused: bool,
+        limits: Limits,
     ) -> Result<Head, RoundTripError> {
         let attempt = RoundTrip {
             client: self.client,
-            limits: self.limits(route),
+            limits,
             method: &self.client.exchange_context.subject.method,
             is_http10: self.is_http10,
             route,
@@ -358,6 +356,7 @@ impl<'a> Exchange<'a> {
         mut head: Head,
         upload: Upload,
         mut upstream: Upstream,
+        limits: Limits,
     ) -> Result<Answer<'a>, Failure> {
         let slot = self.client.exchange_context.slot;
         let (status, reason) = (head.status, head.reason.take());
@@ -381,12 +380,12 @@ impl<'a> Exchange<'a> {
             let download = Download::new(
                 self.client,
                 upstream,
-                (!upload.is_done()).then_some(upload),
+                (!upload.is_done()).then(|| Box::new(upload)),
                 head,
                 self.takes_trailers.get(),
-                self.limits(route),
+                limits,
             );
-            (Body::Upstream(Box::new(download)), None)
+            (Body::Upstream(download), None)
         };
         Ok(Answer {
             status,

@@ -12,7 +12,7 @@ use crate::{
     http1::request::RequestHead,
     observe::{
         log::{self, Field},
-        log_line::{MARK, beginning},
+        log_line::{KEPT, beginning},
     },
     route::Route,
 };
@@ -27,6 +27,8 @@ pub struct Subject {
     /// Host and path in one allocation, each cut to what a log line shows.
     text: Box<str>,
     host: u16,
+    /// The host was not cut.
+    is_whole: bool,
 }
 
 impl Subject {
@@ -44,13 +46,18 @@ impl Subject {
 
     /// `path` is without its query; `host` is empty where the request names none.
     pub fn new(client: Option<IpAddr>, method: Method, host: &str, path: &str) -> Subject {
+        let is_whole = host.len() <= KEPT;
         let (host, path) = (beginning(host), beginning(path));
-        let text = [&*host, &*path].concat();
+        // by its exact size, so that the box needs no copy
+        let mut text = String::with_capacity(host.len() + path.len());
+        text.push_str(&host);
+        text.push_str(&path);
         Subject {
             client,
             method,
             text: text.into_boxed_str(),
             host: u16::try_from(host.len()).unwrap_or(0),
+            is_whole,
         }
     }
 
@@ -59,9 +66,9 @@ impl Subject {
         self.text.get(..self.host.into()).unwrap_or_default()
     }
 
-    /// The host that was asked for; `None` where it may have been truncated, and so must not decide anything.
+    /// The host that was asked for; `None` where it was cut, and so must not decide anything.
     pub fn whole_host(&self) -> Option<&str> {
-        Some(self.host()).filter(|host| !host.ends_with(MARK))
+        self.is_whole.then(|| self.host())
     }
 
     /// The path that was asked for.

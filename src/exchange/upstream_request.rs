@@ -11,8 +11,8 @@ use crate::{
     },
     fields::{Fields, line},
     http1::{
-        headers::{self, Present},
-        request::RequestHead,
+        headers,
+        request::{Present, RequestHead},
         request_head,
     },
     memory::prices::in_step,
@@ -22,13 +22,8 @@ use crate::{
 
 impl Exchange<'_> {
     /// Writes the head for the upstream, and gives the framing of the body.
-    pub fn upload(
-        &self,
-        route: &Route,
-        target: &Target,
-        parts: &RequestHead,
-        present: &Present,
-    ) -> Upload {
+    pub fn upload(&self, route: &Route, target: &Target, parts: &RequestHead) -> Upload {
+        let present = &parts.present;
         let has_body = !self.client.is_end_stream();
         // an HTTP/2 body without Content-Length has no known length (RFC 9112 §6.1)
         let chunked = present.transfer_encoding || (has_body && !present.content_length);
@@ -79,9 +74,9 @@ impl Exchange<'_> {
     }
 
     /// Whether the client used https: according to a trusted sender, otherwise by its own connection.
-    pub fn is_sent_by_https(&self, parts: &RequestHead, present: &Present) -> bool {
+    pub fn is_sent_by_https(&self, parts: &RequestHead) -> bool {
         let sender = self.sender(None);
-        if present.forwarded_proto && sender.trusted {
+        if parts.present.forwarded_proto && sender.trusted {
             return headers::says_https(&parts.headers);
         }
         sender.is_secured
@@ -90,8 +85,7 @@ impl Exchange<'_> {
     /// The client's scheme: that of [`is_sent_by_https`](Self::is_sent_by_https), but always https on a connection with
     /// TLS.
     pub fn scheme(&self, parts: &RequestHead) -> Scheme {
-        let is_https =
-            self.client.is_secured() || self.is_sent_by_https(parts, &Present::of(&parts.headers));
+        let is_https = self.client.is_secured() || self.is_sent_by_https(parts);
         if is_https {
             Scheme::Https
         } else {

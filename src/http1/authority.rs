@@ -1,5 +1,7 @@
 //! Host and port, as Host, Origin and `:authority` contain them (RFC 3986 §3.2).
 
+use crate::http1::cursor::find;
+
 /// Splits an authority into host and port. The port keeps its colon and is empty where there is none; an IPv6 literal
 /// keeps its brackets.
 pub fn split_port(authority: &str) -> (&str, &str) {
@@ -16,8 +18,7 @@ pub fn port_at(authority: &[u8]) -> usize {
     };
     let behind = literal.map_or(0, |end| end + 1);
     let rest = authority.get(behind..).unwrap_or_default();
-    let colon = rest.iter().position(|&byte| byte == b':');
-    behind + colon.unwrap_or(rest.len())
+    behind + find(rest, b':').unwrap_or(rest.len())
 }
 
 /// What an IPv6 literal has between its brackets; `None` for any other host.

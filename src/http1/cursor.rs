@@ -57,6 +57,16 @@ impl<'a> Cursor<'a> {
         self.take(len.unwrap_or(rest.len()))
     }
 
+    /// Takes a token, or nothing where there is none.
+    pub fn take_token(&mut self) -> &'a [u8] {
+        self.take(token_len(self.rest()))
+    }
+
+    /// Takes the bytes that are allowed in a target.
+    pub fn take_target(&mut self) -> &'a [u8] {
+        self.take(target_len(self.rest()))
+    }
+
     /// Takes this many bytes.
     pub fn take(&mut self, len: usize) -> &'a [u8] {
         let taken = self.bytes.get(self.at..self.at + len).unwrap_or_default();
@@ -71,23 +81,26 @@ impl<'a> Cursor<'a> {
         fits
     }
 
+    /// Takes these bytes; where not all of them come, it takes those that do.
+    pub fn eat_all(&mut self, bytes: &[u8]) -> bool {
+        if self.rest().starts_with(bytes) {
+            self.at += bytes.len();
+            return true;
+        }
+        bytes.iter().all(|&byte| self.eat(byte))
+    }
+
     /// Takes the end of a line; says whether there was one, `None` where the bytes end before that is known.
     pub fn eat_line_end(&mut self, end: LineEnd) -> Option<bool> {
-        let len = match self.rest() {
-            [b'\r', b'\n', ..] => 2,
-            [b'\n', ..] if end == LineEnd::Lf => 1,
-            [] | [b'\r'] => return None,
-            _ => return Some(false),
-        };
+        let len = line_end_len(self.rest(), end)?;
         self.at += len;
-        Some(true)
+        Some(len > 0)
     }
 
     /// Takes one field line; `None` at the empty line that closes a section.
     pub fn field(&mut self, end: LineEnd) -> Result<Option<Place>, Fault> {
         let (start, line) = (self.at, self.rest());
-        let name = line.iter().position(|&byte| !is_token(byte));
-        let name = name.unwrap_or(line.len());
+        let name = token_len(line);
         let behind = match line.split_at_checked(name) {
             Some((_, [])) => return Err(Fault::Partial),
             Some(([], _)) => {
@@ -101,21 +114,22 @@ impl<'a> Cursor<'a> {
             _ => return Err(Fault::Colon),
         };
         let len = value_len(behind);
-        let (value, _) = behind.split_at_checked(len).unwrap_or_default();
+        let (value, rest) = behind.split_at_checked(len).unwrap_or_default();
         let is_blank = |byte: u8| byte == b' ' || byte == b'\t';
         let first = value.iter().position(|&byte| !is_blank(byte));
         let last = value.iter().rposition(|&byte| !is_blank(byte));
         let (first, last) = (first.unwrap_or(0), last.map_or(0, |last| last + 1));
         let value = start + name + 1;
-        self.at = value + len;
-        match self.eat_line_end(end) {
-            Some(true) => Ok(Some(Place::new(
-                start..start + name,
-                value + first..value + last,
-            ))),
-            Some(false) => Err(Fault::Value),
-            None => Err(Fault::Partial),
-        }
+        let end = match line_end_len(rest, end) {
+            Some(0) => return Err(Fault::Value),
+            Some(end) => end,
+            None => return Err(Fault::Partial),
+        };
+        self.at = value + len + end;
+        Ok(Some(Place::new(
+            start..start + name,
+            value + first..value + last,
+        )))
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -163,6 +177,62 @@ pub fn is_value(byte: u8) -> bool {
     (byte >= b' ' && byte != 0x7f) || byte == b'\t'
 }
 
+/// How long the end of a line is that these bytes begin with: 0 = they begin with something else, `None` = too few bytes.
+fn line_end_len(bytes: &[u8], end: LineEnd) -> Option<usize> {
+    match bytes {
+        [b'\r', b'\n', ..] => Some(2),
+        [b'\n', ..] if end == LineEnd::Lf => Some(1),
+        [] | [b'\r'] => None,
+        _ => Some(0),
+    }
+}
+
+/// How many of the first bytes are allowed in a token. Almost all tokens consist of letters and `-`: these are found eight
+/// at a time.
+fn token_len(bytes: &[u8]) -> usize {
+    let mut usual = 0;
+    let mut rest = bytes;
+    while let Some((word, behind)) = rest.split_first_chunk() {
+        let others = !letters_and_dashes(u64::from_le_bytes(*word)) & HIGH;
+        if others != 0 {
+            let count = others.trailing_zeros() as usize / 8;
+            usual += count;
+            rest = rest.get(count..).unwrap_or_default();
+            break;
+        }
+        usual += 8;
+        rest = behind;
+    }
+    usual + rest.iter().take_while(|&&byte| is_token(byte)).count()
+}
+
+/// The highest bit of each byte that is a letter or `-` is set, and no other bit.
+fn letters_and_dashes(word: u64) -> u64 {
+    let ascii = word & !HIGH;
+    let lower = ascii | (ONES * 0x20);
+    // adding carries into the highest bit where a byte is at least that large, and never beyond it
+    let least_a = lower + ONES * u64::from(0x80 - b'a');
+    let above_z = lower + ONES * u64::from(0x7f - b'z');
+    let no_dash = (ascii ^ (ONES * u64::from(b'-'))) + ONES * 0x7f;
+    ((least_a & !above_z) | !no_dash) & !word & HIGH
+}
+
+/// How many of the first bytes are allowed in a target.
+pub fn target_len(bytes: &[u8]) -> usize {
+    // at most the space, DEL, and the three bytes between others that is_target refuses
+    let marks = |word: u64| {
+        let is = |byte: u8| zeros(word ^ (ONES * u64::from(byte)));
+        (word.wrapping_sub(ONES * 0x21) & !word) | is(0x7f) | is(b'#') | is(b'<') | is(b'>')
+    };
+    first_marked(bytes, marks, |byte| !is_target(byte))
+}
+
+/// Whether a byte is allowed in a target: all that browsers leave unescaped (WHATWG URL), and more than RFC 3986
+/// allows; not `<` and `>`, which end up in pages, nor the fragment's `#`.
+fn is_target(byte: u8) -> bool {
+    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
+}
+
 /// How many of the first bytes are allowed in a field value.
 fn value_len(bytes: &[u8]) -> usize {
     // below the space, or DEL; the tab is among them, and is checked separately
@@ -172,14 +242,17 @@ fn value_len(bytes: &[u8]) -> usize {
     odd + rest.iter().take_while(|&&byte| is_value(byte)).count()
 }
 
-/// The position of the first line feed.
-pub fn find_lf(bytes: &[u8]) -> Option<usize> {
-    let marks = |word: u64| zeros(word ^ (ONES * u64::from(b'\n')));
-    let at = first_marked(bytes, marks, |byte| byte == b'\n');
+/// The position of the first byte that is this one.
+pub fn find(bytes: &[u8], byte: u8) -> Option<usize> {
+    let marks = |word: u64| zeros(word ^ (ONES * u64::from(byte)));
+    let at = first_marked(bytes, marks, |other| other == byte);
     (at < bytes.len()).then_some(at)
 }
 
 const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// The highest bit of each byte.
+const HIGH: u64 = ONES * 0x80;
 
 /// The highest bit of the first zero byte is set, and none before it.
 fn zeros(word: u64) -> u64 {
@@ -191,7 +264,7 @@ fn zeros(word: u64) -> u64 {
 fn first_marked(bytes: &[u8], marks: impl Fn(u64) -> u64, is_marked: impl Fn(u8) -> bool) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
-        let marks = marks(u64::from_le_bytes(*word)) & (ONES * 0x80);
+        let marks = marks(u64::from_le_bytes(*word)) & HIGH;
         if marks != 0 {
             return 8 * index + marks.trailing_zeros() as usize / 8;
         }
@@ -208,13 +281,17 @@ mod tests {
     fn what_is_found_by_words_is_found_by_bytes() {
         for at in 0..24 {
             for byte in 0..=255 {
-                for around in [b' ', b'~', 0x80, 0xff] {
+                for around in [b' ', b'~', b'a', b'Z', b'-', 0x80, 0xff] {
                     let mut bytes = [around; 24];
                     bytes[at] = byte;
                     let slow = bytes.iter().take_while(|&&byte| is_value(byte)).count();
                     assert_eq!(value_len(&bytes), slow, "{byte:#x} at {at}");
                     let slow = bytes.iter().position(|&byte| byte == b'\n');
-                    assert_eq!(find_lf(&bytes), slow, "{byte:#x} at {at}");
+                    assert_eq!(find(&bytes, b'\n'), slow, "{byte:#x} at {at}");
+                    let slow = bytes.iter().take_while(|&&byte| is_token(byte)).count();
+                    assert_eq!(token_len(&bytes), slow, "{byte:#x} at {at}");
+                    let slow = bytes.iter().take_while(|&&byte| is_target(byte)).count();
+                    assert_eq!(target_len(&bytes), slow, "{byte:#x} at {at}");
                 }
             }
         }

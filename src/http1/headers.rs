@@ -11,7 +11,7 @@ use crate::{
     fields::{Fields, line, members},
     http1::{
         cursor::{Cursor, LineEnd, is_token},
-        request::RequestHead,
+        request::{Present, RequestHead},
     },
     route::Edits,
 };
@@ -35,59 +35,6 @@ const HOP_BY_HOP: [&[u8]; 9] = [
 
 /// Most fields of a trailer section; one with more is malformed.
 const MAX_TRAILERS: usize = 64;
-
-/// Which of the fields that matter to a proxy a request has: one pass over the names instead of a look-up for each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is the presence of one field"
-)]
-pub struct Present {
-    /// Connection.
-    pub connection: bool,
-    /// Content-Length.
-    pub content_length: bool,
-    /// Expect.
-    pub expect: bool,
-    /// TE.
-    pub te: bool,
-    /// Trailer.
-    pub trailer: bool,
-    /// Transfer-Encoding.
-    pub transfer_encoding: bool,
-    /// Upgrade.
-    pub upgrade: bool,
-    /// X-Forwarded-For.
-    pub forwarded_for: bool,
-    /// X-Forwarded-Host.
-    pub forwarded_host: bool,
-    /// X-Forwarded-Proto.
-    pub forwarded_proto: bool,
-}
-
-impl Present {
-    /// Examines every name once.
-    pub fn of(headers: &Fields) -> Present {
-        let mut present = Present::default();
-        for (name, _) in headers.iter() {
-            let flag = match name {
-                b"connection" => &mut present.connection,
-                b"content-length" => &mut present.content_length,
-                b"expect" => &mut present.expect,
-                b"te" => &mut present.te,
-                b"trailer" => &mut present.trailer,
-                b"transfer-encoding" => &mut present.transfer_encoding,
-                b"upgrade" => &mut present.upgrade,
-                b"x-forwarded-for" => &mut present.forwarded_for,
-                b"x-forwarded-host" => &mut present.forwarded_host,
-                b"x-forwarded-proto" => &mut present.forwarded_proto,
-                _ => continue,
-            };
-            *flag = true;
-        }
-        present
-    }
-}
 
 /// The Connection fields of a message.
 #[derive(Debug, Clone, Copy)]
@@ -381,7 +328,7 @@ pub fn write_request(
         }
     };
     let is_edited = edits.names().next().is_some();
-    line(out, b"host", host);
+    whole_line(out, b"host: ", host);
     headers.write_where(out, |name, _| {
         let stays =
             name == b"host" || hops.stays_behind(name) || is_twin(name) || is_reserved(name);
@@ -389,21 +336,25 @@ pub fn write_request(
         let is_ours = is_forwarding(name) && (!sender.trusted || name == b"x-forwarded-for");
         !(stays || is_taken || is_ours)
     });
-    if !edits.touches(&FORWARDED_FOR) {
+    let touches = |name: &HeaderName| is_edited && edits.touches(name);
+    if !touches(&FORWARDED_FOR) {
         forwarded_for(out, headers, present, sender);
     }
     if !(authority.is_empty()
         || (sender.trusted && present.forwarded_host)
-        || edits.touches(&FORWARDED_HOST))
+        || touches(&FORWARDED_HOST))
     {
-        line(out, b"x-forwarded-host", authority);
+        whole_line(out, b"x-forwarded-host: ", authority);
     }
-    if !((sender.trusted && present.forwarded_proto) || edits.touches(&FORWARDED_PROTO)) {
-        let proto: &[u8] = if sender.is_secured { b"https" } else { b"http" };
-        line(out, b"x-forwarded-proto", proto);
+    if !((sender.trusted && present.forwarded_proto) || touches(&FORWARDED_PROTO)) {
+        if sender.is_secured {
+            out.extend_from_slice(b"x-forwarded-proto: https\r\n");
+        } else {
+            out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+        }
     }
     if let Some(subject) = sender.subject
-        && !edits.touches(&HeaderName::from_static(CERTIFICATE_SUBJECT))
+        && !touches(&HeaderName::from_static(CERTIFICATE_SUBJECT))
     {
         line(out, CERTIFICATE_SUBJECT.as_bytes(), subject.as_bytes());
     }
@@ -419,6 +370,14 @@ pub fn says_https(headers: &Fields) -> bool {
         .get(FORWARDED_PROTO)
         .and_then(|proto| proto.split(|byte| *byte == b',').next());
     first.is_some_and(|proto| proto.trim_ascii().eq_ignore_ascii_case(b"https"))
+}
+
+/// Appends a line of which the beginning is constant, and so costs no call.
+fn whole_line<const N: usize>(out: &mut Vec<u8>, beginning: &[u8; N], value: &[u8]) {
+    out.reserve(N + value.len() + 2);
+    out.extend_from_slice(beginning);
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 fn forwarded_for(out: &mut Vec<u8>, headers: &Fields, present: &Present, sender: Sender<'_>) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use http::{Method, Version, header};
 
-use crate::fields::Fields;
+use crate::{fields::Fields, http1::cursor::find};
 
 /// The head of a request.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct RequestHead {
     pub version: Version,
     /// Its fields.
     pub headers: Fields,
+    /// Which of them it has.
+    pub present: Present,
 }
 
 impl RequestHead {
@@ -31,6 +33,59 @@ impl RequestHead {
                 .and_then(|host| str::from_utf8(host).ok())
         };
         self.uri.authority().or_else(host).unwrap_or_default()
+    }
+}
+
+/// Which of the fields that matter to a proxy a request has: one pass over the names instead of a look-up for each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is the presence of one field"
+)]
+pub struct Present {
+    /// Connection.
+    pub connection: bool,
+    /// Content-Length.
+    pub content_length: bool,
+    /// Expect.
+    pub expect: bool,
+    /// TE.
+    pub te: bool,
+    /// Trailer.
+    pub trailer: bool,
+    /// Transfer-Encoding.
+    pub transfer_encoding: bool,
+    /// Upgrade.
+    pub upgrade: bool,
+    /// X-Forwarded-For.
+    pub forwarded_for: bool,
+    /// X-Forwarded-Host.
+    pub forwarded_host: bool,
+    /// X-Forwarded-Proto.
+    pub forwarded_proto: bool,
+}
+
+impl Present {
+    /// Examines every name once.
+    pub fn of(headers: &Fields) -> Present {
+        let mut present = Present::default();
+        for (name, _) in headers.iter() {
+            let flag = match name {
+                b"connection" => &mut present.connection,
+                b"content-length" => &mut present.content_length,
+                b"expect" => &mut present.expect,
+                b"te" => &mut present.te,
+                b"trailer" => &mut present.trailer,
+                b"transfer-encoding" => &mut present.transfer_encoding,
+                b"upgrade" => &mut present.upgrade,
+                b"x-forwarded-for" => &mut present.forwarded_for,
+                b"x-forwarded-host" => &mut present.forwarded_host,
+                b"x-forwarded-proto" => &mut present.forwarded_proto,
+                _ => continue,
+            };
+            *flag = true;
+        }
+        present
     }
 }
 
@@ -52,21 +107,18 @@ impl RequestUri {
     /// Finds the parts of a target; `None` where it is not UTF-8, or has none of the three forms.
     pub fn new(target: &[u8]) -> Option<RequestUri> {
         let text: Box<str> = std::str::from_utf8(target).ok()?.into();
-        let ends = |from: usize, marks: &[u8]| {
-            let rest = target.get(from..).unwrap_or_default();
-            let end = rest.iter().position(|byte| marks.contains(byte));
-            from + end.unwrap_or(rest.len())
-        };
         let authority = match target.first() {
             Some(b'/' | b'*') => 0,
             _ => target.windows(3).position(|three| three == b"://")? + 3,
         };
+        let rest = target.get(authority..).unwrap_or_default();
+        let end = find(rest, b'?').unwrap_or(rest.len());
         let start = if authority == 0 {
             0
         } else {
-            ends(authority, b"/?")
+            find(rest.get(..end).unwrap_or_default(), b'/').unwrap_or(end)
         };
-        let path = start..ends(start, b"?");
+        let path = authority + start..authority + end;
         Some(RequestUri {
             text,
             authority,

@@ -16,9 +16,9 @@ use crate::{
     fields::{Fields, Place},
     http1::{
         authority::port_at,
-        cursor::{ByteSet, Cursor, Fault, LineEnd, find_lf, is_token},
+        cursor::{ByteSet, Cursor, Fault, LineEnd, find, is_token, target_len},
         framing::Framing,
-        request::{RequestHead, RequestUri},
+        request::{Present, RequestHead, RequestUri},
     },
 };
 
@@ -126,7 +126,10 @@ pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
     let uri = RequestUri::new(text.get(start..end).unwrap_or_default())
         .ok_or(Failure::Malformed("a malformed target"))?;
     let mut headers = Fields::of(text, head.fields);
-    if let Some(shorter) = headers.get(CONTENT_LENGTH).and_then(without_zeros) {
+    let present = Present::of(&headers);
+    if present.content_length
+        && let Some(shorter) = headers.get(CONTENT_LENGTH).and_then(without_zeros)
+    {
         headers.set(CONTENT_LENGTH, shorter);
     }
     Ok(Box::new(RequestHead {
@@ -138,6 +141,7 @@ pub fn parts(text: Vec<u8>, head: Head) -> Result<Box<RequestHead>, Failure> {
             Version::HTTP_11
         },
         headers,
+        present,
     }))
 }
 
@@ -167,7 +171,7 @@ pub fn ends_somewhere(bytes: &[u8], from: usize) -> bool {
         return true;
     }
     let mut rest = bytes.get(from.saturating_sub(3)..).unwrap_or_default();
-    while let Some(line) = find_lf(rest) {
+    while let Some(line) = find(rest, b'\n') {
         rest = rest.get(line + 1..).unwrap_or_default();
         if matches!(rest, [b'\n', ..] | [b'\r', b'\n', ..]) {
             return true;
@@ -239,12 +243,12 @@ fn malformed(fault: Fault) -> Failure {
 
 /// Takes `METHOD SP target SP HTTP/1.x CRLF`; says whether the version is HTTP/1.1, and gives the target's position.
 fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failure> {
-    let method = cursor.take_while(is_token);
+    let method = cursor.take_token();
     if method.is_empty() || method.len() > MAX_METHOD || !cursor.eat(b' ') {
         return Err(Failure::Malformed("a malformed method"));
     }
     let start = cursor.at();
-    let target = cursor.take_while(is_target);
+    let target = cursor.take_target();
     let end = cursor.at();
     if target.len() > MAX_TARGET {
         return Err(Failure::TargetTooLong);
@@ -321,14 +325,15 @@ pub fn without_zeros(number: &[u8]) -> Option<Vec<u8>> {
 
 /// The path of a valid target, without its query; `/` where an absolute-form has none (RFC 9110 §4.2.3).
 pub fn path(target: &[u8]) -> &[u8] {
-    let from_path = match strip_scheme(target) {
-        Some(rest) => {
+    let from_path = match target {
+        [b'/', ..] => target,
+        _ => strip_scheme(target).map_or(target, |rest| {
             let end = rest.iter().position(|&byte| matches!(byte, b'/' | b'?'));
             rest.get(end.unwrap_or(rest.len())..).unwrap_or_default()
-        }
-        None => target,
+        }),
     };
-    match from_path.split(|&byte| byte == b'?').next() {
+    let end = find(from_path, b'?').unwrap_or(from_path.len());
+    match from_path.get(..end) {
         None | Some([]) => b"/",
         Some(path) => path,
     }
@@ -359,7 +364,7 @@ pub fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     if target.len() > MAX_TARGET {
         return Err(Failure::TargetTooLong);
     }
-    if !target.iter().copied().all(is_target) {
+    if target_len(target) < target.len() {
         return Err(Failure::Malformed(
             "a byte in the target that may not stand there",
         ));
@@ -433,12 +438,6 @@ fn is_port(rest: &[u8]) -> bool {
         [b':', port @ ..] => port.len() <= 5 && decimal(port).is_some_and(|port| port <= 65_535),
         _ => false,
     }
-}
-
-/// Whether a byte is allowed in a target: all that browsers leave unescaped (WHATWG URL), and more than RFC 3986
-/// allows; not `<` and `>`, which end up in pages, nor the fragment's `#`.
-fn is_target(byte: u8) -> bool {
-    matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'~' | 0x80..)
 }
 
 #[cfg(test)]

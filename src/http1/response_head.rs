@@ -113,8 +113,7 @@ fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<
 /// Takes `HTTP/1.x SP status [SP reason]` (RFC 9112 §4); a reason that is not ASCII is dropped.
 fn status_line<'a>(cursor: &mut Cursor<'a>) -> Result<(Version, StatusCode, &'a [u8]), Unreadable> {
     const VERSION: &[u8] = b"HTTP/1.";
-    let is_known = VERSION.iter().all(|byte| cursor.eat(*byte));
-    let version = match is_known {
+    let version = match cursor.eat_all(VERSION) {
         true if cursor.eat(b'1') => Version::HTTP_11,
         true if cursor.eat(b'0') => Version::HTTP_10,
         _ => return Err(unreadable(cursor, "malformed head")),
@@ -245,7 +244,11 @@ impl<'a> FramingFields<'a> {
         let text = bytes.get(..len).unwrap_or_default().to_vec();
         let mut headers = Fields::of(text, places);
         // the upstream's request for proxy credentials is meant for this proxy, not for the client
-        headers.retain(|name, _| !headers::is_hop_by_hop(name) && !self.is_nominated(name));
+        let nominates = !self.connection.is_empty();
+        headers.retain(|name, _| {
+            let stays_behind = nominates && self.is_nominated(name);
+            !(stays_behind || headers::is_hop_by_hop(name))
+        });
         if has_no_length {
             headers.remove(CONTENT_LENGTH);
         } else if let Some(length) = self.length.filter(|_| self.is_unusual_length) {

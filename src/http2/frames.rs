@@ -157,8 +157,12 @@ impl Reader {
             return (count, None, self.left == 0);
         }
         let count = bytes.len().min(self.header.len() - self.have);
-        for (to, from) in self.header.iter_mut().skip(self.have).zip(bytes) {
-            *to = *from;
+        if let (0, Some(header)) = (self.have, bytes.first_chunk()) {
+            self.header = *header;
+        } else {
+            for (to, from) in self.header.iter_mut().skip(self.have).zip(bytes) {
+                *to = *from;
+            }
         }
         self.have += count;
         if self.have < self.header.len() {

@@ -5,7 +5,7 @@
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{self, HeaderName},
+    header::{self, HeaderName, InvalidHeaderValue},
     request::Parts,
     uri::Scheme,
 };
@@ -15,7 +15,7 @@ use crate::{
     fields::Fields,
     http1::{
         headers,
-        request::{RequestHead, RequestUri},
+        request::{Present, RequestHead, RequestUri},
         request_head::{self, MAX_FIELDS},
     },
 };
@@ -42,15 +42,17 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     request_head::check_target(parts.method.as_str().as_bytes(), target.as_bytes())?;
     let uri = RequestUri::new(target.as_bytes()).ok_or(Failure::Malformed("a malformed :path"))?;
     let map = &parts.headers;
-    if map.len() > MAX_FIELDS || text_len(map) + target.len() > max {
+    let text = text_len(map);
+    if map.len() > MAX_FIELDS || text + target.len() > max {
         return Err(Failure::HeadTooLarge);
     }
-    if OF_THE_CONNECTION.iter().any(|name| map.contains_key(name)) {
+    if map.keys().any(|name| OF_THE_CONNECTION.contains(name)) {
         return Err(Failure::Malformed("a field of an HTTP/1.1 connection"));
     }
     let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
-    let mut headers = Fields::new();
-    headers.append(header::HOST, host(map, authority)?);
+    let host = host(map, authority)?;
+    let mut headers = Fields::with_capacity(map.len() + 1, text + host.len() + 4);
+    headers.append(header::HOST, host);
     if let Some(length) = length(map)? {
         headers.append(header::CONTENT_LENGTH, length.to_string());
     }
@@ -72,6 +74,7 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
         method: parts.method,
         uri,
         version: parts.version,
+        present: Present::of(&headers),
         headers,
     }))
 }
@@ -83,15 +86,16 @@ pub fn size(head: &RequestHead) -> usize {
 }
 
 /// The head of a response for hyper, without the fields of an HTTP/1.1 connection.
-pub fn response(status: StatusCode, fields: &Fields) -> Response<()> {
+pub fn response(status: StatusCode, fields: Fields) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
-    for (name, value) in fields.iter() {
-        if name != b"trailer" && headers::is_hop_by_hop(name) {
-            continue;
+    let map = response.headers_mut();
+    map.reserve(fields.count());
+    fields.share(|name, value| {
+        if name == b"trailer" || !headers::is_hop_by_hop(name) {
+            append(map, name, HeaderValue::from_maybe_shared(value));
         }
-        append(response.headers_mut(), name, value);
-    }
+    });
     response
 }
 
@@ -130,7 +134,7 @@ pub fn upstream_request(text: &[u8], is_https: bool) -> Result<Request<()>, Fail
             _ => !headers::is_hop_by_hop(name),
         };
         if passes {
-            append(request.headers_mut(), name, value);
+            append(request.headers_mut(), name, HeaderValue::from_bytes(value));
         }
     }
     Ok(request)
@@ -159,10 +163,9 @@ pub fn response_fields(status: StatusCode, map: &HeaderMap) -> Result<Fields, &'
     Ok(fields)
 }
 
-fn append(map: &mut HeaderMap, name: &[u8], value: &[u8]) {
+fn append(map: &mut HeaderMap, name: &[u8], value: Result<HeaderValue, InvalidHeaderValue>) {
     // both were read strictly before
-    let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
-    if let (Ok(name), Ok(value)) = (name, value) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) {
         map.append(name, value);
     }
 }
@@ -465,7 +468,7 @@ mod tests {
         ] {
             fields.append(name, "y");
         }
-        let response = response(StatusCode::OK, &fields);
+        let response = response(StatusCode::OK, fields);
         let mut left: Vec<&str> = response.headers().keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["trailer", "x"]);

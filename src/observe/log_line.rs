@@ -193,7 +193,7 @@ pub fn beginning(text: &str) -> Cow<'_, str> {
 /// have tens of kilobytes, and must not be held longer than it is needed.
 pub const KEPT: usize = 256;
 /// Marks where a text was cut.
-pub const MARK: char = '…';
+const MARK: char = '…';
 
 /// Bytes that should be text; what is not UTF-8 is shown as U+FFFD.
 pub struct Lossy<'a>(pub &'a [u8]);

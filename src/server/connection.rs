@@ -158,7 +158,10 @@ impl Connection {
         }
         self.slot.clear_deadline();
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
-        State::Busy(Box::pin(serve(worker, RefCell::new(codec), slot, head)))
+        // allocated first, so that the future is made where it stays, and not copied there
+        let place = Box::new_uninit();
+        let work = Box::write(place, serve(worker, RefCell::new(codec), slot, head));
+        State::Busy(Box::into_pin(work))
     }
 
     /// After an answer: the connection pays for its last bytes until the client has acknowledged them.

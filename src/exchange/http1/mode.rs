@@ -20,8 +20,9 @@ impl ConnectionMode {
     pub fn of(parts: &RequestHead) -> ConnectionMode {
         let is_http10 = parts.version == Version::HTTP_10;
         let says = |word: &str| {
-            headers::connection_options(&parts.headers)
-                .any(|option| option.eq_ignore_ascii_case(word.as_bytes()))
+            parts.present.connection
+                && headers::connection_options(&parts.headers)
+                    .any(|option| option.eq_ignore_ascii_case(word.as_bytes()))
         };
         ConnectionMode {
             is_head: parts.method == Method::HEAD,

@@ -129,12 +129,7 @@ fn pay_for(client: &Client<'_>, head: &mut Vec<u8>) {
 
 fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(answer.status.as_str().as_bytes());
-    out.push(b' ');
-    let usual = answer.status.canonical_reason().unwrap_or("");
-    out.extend_from_slice(answer.reason.as_deref().unwrap_or(usual.as_bytes()));
-    out.extend_from_slice(b"\r\n");
+    status_line(&mut out, answer.status, answer.reason.as_deref());
     answer.headers.write_where(&mut out, |name, _| match name {
         b"content-length" | b"transfer-encoding" | b"connection" => false,
         b"trailer" => framing == Framing::Chunked,
@@ -164,6 +159,18 @@ fn head(answer: &Answer<'_>, mode: ConnectionMode, framing: Framing, stays: bool
     }
     out.extend_from_slice(b"\r\n");
     out
+}
+
+fn status_line(out: &mut Vec<u8>, status: StatusCode, reason: Option<&[u8]>) {
+    if status == StatusCode::OK && reason.is_none() {
+        return out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    }
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    let usual = status.canonical_reason().unwrap_or("");
+    out.extend_from_slice(reason.unwrap_or(usual.as_bytes()));
+    out.extend_from_slice(b"\r\n");
 }
 
 fn content_length(out: &mut Vec<u8>, length: u64) {

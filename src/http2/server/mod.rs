@@ -90,7 +90,13 @@ struct Streams(Rc<Shared>);
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, hyper: F) {
         if let Some((request, outlet)) = self.0.accepted.take() {
-            tokio::task::spawn_local(stream::run(Rc::clone(&self.0), request, outlet, hyper));
+            // In an allocation of its own, made first: tokio moves what it is given several times, and this is large.
+            let place = Box::new_uninit();
+            let stream = Box::write(
+                place,
+                stream::run(Rc::clone(&self.0), request, outlet, hyper),
+            );
+            tokio::task::spawn_local(Box::into_pin(stream));
         }
     }
 }

@@ -238,7 +238,7 @@ fn put_head<'a>(answer: Answer<'a>, is_head: bool, outlet: &Rc<Outlet>) -> Body<
         own_length(status, &mut headers, &body);
     }
     let length = body.size_hint().exact();
-    outlet.put_head(head::response(status, &headers), is_empty, length);
+    outlet.put_head(head::response(status, headers), is_empty, length);
     body
 }
 
@@ -246,7 +246,7 @@ fn put_head<'a>(answer: Answer<'a>, is_head: bool, outlet: &Rc<Outlet>) -> Body<
 async fn refuse(worker: &Worker, slot: &SlotRef, failure: &Failure, outlet: &Rc<Outlet>) -> End {
     tell_refused(worker, slot, failure);
     slot.enter(Phase::Busy, Some(BRIEF));
-    let head = head::response(failure.status(), &failure.fields());
+    let head = head::response(failure.status(), failure.fields());
     let sentence = BodyChunk::fixed(failure.sentence().as_bytes());
     outlet.put_head(head, false, Some(sentence.len() as u64));
     outlet.put(Frame::data(sentence), true);
