@@ -57,6 +57,7 @@ mod abort;
 mod attacks;
 mod hardening;
 mod http2_attacks;
+mod http2_upstream_attacks;
 mod memory;
 mod smuggling;
 mod tls_attacks;
