@@ -25,10 +25,7 @@ use crate::{
     failure::Failure,
     http1::headers,
     http2::{
-        client::{
-            Unanswered,
-            asking::{Asking, ResponseBody},
-        },
+        client::asking::{Asking, ResponseBody, Unanswered},
         head,
     },
     memory::prices::LARGE_HEAD,

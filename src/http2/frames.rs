@@ -5,9 +5,13 @@
 //! the number of buffers that small DATA frames keep alive. Pure: bytes and a time in, the number of bytes that may be read
 //! out. The bytes themselves are never changed.
 
+pub mod bounds;
 pub mod unread;
 
-use crate::http2::frames::unread::Unread;
+use crate::http2::frames::{
+    bounds::{Bounds, Excess},
+    unread::Unread,
+};
 
 /// The connection preface of a client (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -40,31 +44,6 @@ const TURNS: u8 = 8;
 
 /// Bytes of a trailer section that is not counted.
 const SMALL_TRAILERS: u32 = 64;
-
-/// What one connection may keep alive in hyper.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Read buffers with DATA that no exchange has read; above it the stream with most DATA frames is reset.
-    pub bodies: usize,
-    /// DATA frames that no exchange has read, each of which costs hyper 256 bytes; above it the stream with most of them is
-    /// reset. h2 counts frames as well, and would end the connection: see [`frames_within`].
-    pub pieces: usize,
-    /// Read buffers with parts of header blocks, over the life of the connection, because entries of the HPACK table may
-    /// keep them; above it the connection takes no further request. The table has at most 110 entries.
-    pub heads: usize,
-    /// Trailer sections that no exchange has read; above it a stream is reset.
-    pub trailers: usize,
-}
-
-/// How many small DATA frames h2 lets wait on a connection with a window of so many bytes: it counts what each lacks of
-/// 256 bytes, up to half of the window.
-pub const fn frames_within(window: u32) -> usize {
-    (window / 2 / 256) as usize
-}
-
-/// Why a connection is ended with `ENHANCE_YOUR_CALM`, for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Excess(pub &'static str);
 
 /// The state of one connection's frames.
 #[derive(Debug)]
@@ -396,11 +375,6 @@ impl Frames {
         }
         Ok(())
     }
-}
-
-/// A quarter more than a bound: where the connection ends, because to reset streams did not help.
-fn above(bound: usize) -> usize {
-    bound + bound / 4
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     connection_table::ConnectionTable,
-    http2::frames::{Excess, Frames},
+    http2::frames::{Frames, bounds::Excess},
     net::Stream,
 };
 

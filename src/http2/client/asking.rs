@@ -21,10 +21,7 @@ use crate::{
     connection_table::SlotRef,
     http2::{
         body::{counts, poll_incoming},
-        client::{
-            Unanswered,
-            outgoing::{Outgoing, Shared},
-        },
+        client::outgoing::{Outgoing, Shared},
     },
 };
 
@@ -36,6 +33,17 @@ pub struct Asking {
     answer: Answer,
     /// Given to the body of the answer.
     stream: Option<Stream>,
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// The upstream has not processed it (RFC 9113 §8.7), or never got it.
+    pub is_unprocessed: bool,
+    /// The connection broke.
+    pub is_broken: bool,
+    /// For the log.
+    pub reason: String,
 }
 
 /// The body of an answer.

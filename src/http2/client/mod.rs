@@ -22,11 +22,14 @@ use crate::{
     connection_table::{ConnectionTable, SlotRef},
     http2::{
         client::{
-            asking::Asking,
+            asking::{Asking, Unanswered},
             outgoing::{Outgoing, RequestBody, Shared},
             tasks::Tasks,
         },
-        frames::{Bounds, Frames, frames_within},
+        frames::{
+            Frames,
+            bounds::{Bounds, frames_within},
+        },
         io::{Handle, Io},
     },
     net::Stream,
@@ -40,7 +43,7 @@ pub const STREAMS: usize = 8;
 const FRAME: u32 = 16 * 1024;
 
 /// How often the windows of all streams fit into that of the connection. Once would do for bytes; but by this window h2
-/// decides how many small frames may wait to be read ([`frames_within`]), which are usual in gRPC.
+/// decides how many small frames may wait to be read (`frames_within`), which are usual in gRPC.
 const SPARE: u32 = 4;
 
 /// What one connection may hold.
@@ -91,17 +94,6 @@ pub struct Connection {
     /// When it was first seen without one, in milliseconds; may wrap.
     idle_since: Cell<Option<u32>>,
     is_worn: Cell<bool>,
-}
-
-/// Why a request has no answer.
-#[derive(Debug)]
-pub struct Unanswered {
-    /// The upstream has not processed it (RFC 9113 §8.7), or never got it.
-    pub is_unprocessed: bool,
-    /// The connection broke.
-    pub is_broken: bool,
-    /// For the log.
-    pub reason: String,
 }
 
 impl Limits {

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::http2::frames::{Bounds, Excess, above};
+use crate::http2::frames::bounds::{Bounds, Excess, above};
 
 /// The bodies of a connection.
 #[derive(Debug)]

@@ -26,7 +26,10 @@ use crate::{
     exchange::worker::Worker,
     http2::{
         body::Sender,
-        frames::{Bounds, Excess, Frames, frames_within},
+        frames::{
+            Frames,
+            bounds::{Bounds, Excess, frames_within},
+        },
         io::{Handle, Io},
         server::{
             outlet::{Answering, ResponseBody},
