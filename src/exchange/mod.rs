@@ -286,7 +286,9 @@ impl<'a> Exchange<'a> {
                 lease.keep(io);
                 return Ok(Link::Connection(lease, false));
             }
-            let stream = lease.share(io).await;
+            let stream = lease
+                .share(io, &self.worker.scratch, &self.worker.table)
+                .await;
             let failed = |error: hyper::Error| Failure::DialFailed(error.to_string());
             stream.map(Link::Stream).map_err(failed)
         };

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -9,7 +10,6 @@ use std::{
 use bytes::Bytes;
 use http::HeaderName;
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 
 use crate::{
     exchange::{
@@ -19,7 +19,7 @@ use crate::{
         upload::{Upload, UploadError},
     },
     http1::headers,
-    http2::body::poll_incoming,
+    http2::client::asking::ResponseBody,
     memory::chunk::BodyChunk,
     outcome::Outcome,
     upstream::pool::StreamLease,
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct StreamDownload<'a> {
     client: &'a Client<'a>,
-    incoming: Incoming,
+    incoming: ResponseBody,
     /// What is left of the request; dropped before `lease`, so that the stream is over when another takes its place.
     upload: Option<(StreamUpload, Upload)>,
     /// `None` once the answer is whole.
@@ -47,7 +47,7 @@ impl<'a> StreamDownload<'a> {
     /// The rest of an answer; `upload` is the request where it is not sent to its end yet.
     pub fn new(
         client: &'a Client<'a>,
-        incoming: Incoming,
+        incoming: ResponseBody,
         upload: Option<(StreamUpload, Upload)>,
         lease: StreamLease,
         passed: (bool, Vec<HeaderName>),
@@ -93,7 +93,7 @@ impl<'a> StreamDownload<'a> {
             return Poll::Ready(None);
         }
         let frame = loop {
-            match ready!(poll_incoming(&mut self.incoming, context)) {
+            match ready!(Pin::new(&mut self.incoming).poll_frame(context)) {
                 None => {
                     self.lease = None;
                     return Poll::Ready(None);

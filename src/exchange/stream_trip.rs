@@ -3,12 +3,12 @@
 //! What `round_trip.rs` is for HTTP/1.1. Interim answers do not reach an exchange: hyper drops them.
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
+    pin::Pin,
     task::{Context, Poll},
 };
 
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
-use hyper::body::Incoming;
 
 use crate::{
     connection_table::Directive,
@@ -25,7 +25,7 @@ use crate::{
     failure::Failure,
     http1::headers,
     http2::{
-        client::{Asked, Unanswered},
+        client::asking::{Asking, ResponseBody, Unanswered},
         head,
     },
     memory::prices::LARGE_HEAD,
@@ -71,7 +71,7 @@ impl<'a> Exchange<'a> {
         let mut trip = StreamTrip {
             exchange: self,
             limits,
-            asked: lease.connection.ask(request, stream.outgoing()),
+            asked: lease.connection.ask(request, stream.outgoing(), slot),
             stream,
             deadline: Deadline::default(),
         };
@@ -110,7 +110,7 @@ impl<'a> Exchange<'a> {
     fn stream_answer(
         &self,
         route: &Route,
-        response: Response<Incoming>,
+        response: Response<ResponseBody>,
         rest: Option<(StreamUpload, Upload)>,
         lease: StreamLease,
         limits: Limits,
@@ -155,7 +155,7 @@ enum TripError {
 struct StreamTrip<'e, 'a> {
     exchange: &'e Exchange<'a>,
     limits: Limits,
-    asked: Asked,
+    asked: Asking,
     stream: StreamUpload,
     deadline: Deadline,
 }
@@ -166,7 +166,7 @@ impl StreamTrip<'_, '_> {
         &mut self,
         context: &mut Context<'_>,
         upload: &mut Upload,
-    ) -> Poll<Result<Response<Incoming>, TripError>> {
+    ) -> Poll<Result<Response<ResponseBody>, TripError>> {
         let client = self.exchange.client;
         let slot = client.exchange_context.slot;
         let fail = |failure| Poll::Ready(Err(TripError::Failed(failure)));
@@ -175,7 +175,7 @@ impl StreamTrip<'_, '_> {
             Poll::Ready(Err(_)) => return fail(Failure::BodyBroken),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        match self.asked.as_mut().poll(context) {
+        match Pin::new(&mut self.asked).poll(context) {
             Poll::Ready(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return fail(Failure::UpstreamGarbled("a 101 in HTTP/2"));
             }

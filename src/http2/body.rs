@@ -70,6 +70,11 @@ pub fn poll_incoming(
     })
 }
 
+/// Whether [`Frames`] has counted a frame: it does not count empty DATA.
+pub fn counts(frame: &Frame<Bytes>) -> bool {
+    !frame.data_ref().is_some_and(Bytes::is_empty)
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = io::Error;
@@ -79,7 +84,9 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let frame = ready!(poll_incoming(&mut self.incoming, context));
-        if let (Some(Ok(frame)), Some(stream)) = (&frame, self.stream) {
+        if let (Some(Ok(frame)), Some(stream)) = (&frame, self.stream)
+            && counts(frame)
+        {
             self.frames.borrow_mut().took(stream, frame.is_data());
         }
         if let Some(data) = frame.as_ref().and_then(|it| it.as_ref().ok()?.data_ref()) {

@@ -1,11 +1,17 @@
-//! Reads the headers of a client's frames before hyper does (RFC 9113 §4.1), and bounds what one connection can make
-//! hyper hold.
+//! Reads the headers of frames before hyper does (RFC 9113 §4.1), those of a client or of an upstream, and bounds what one
+//! connection can make hyper hold.
 //!
 //! hyper takes frames out of read buffers of 8 kB without copying them. It bounds neither the number of control frames nor
 //! the number of buffers that small DATA frames keep alive. Pure: bytes and a time in, the number of bytes that may be read
 //! out. The bytes themselves are never changed.
 
-use std::collections::VecDeque;
+pub mod bounds;
+pub mod unread;
+
+use crate::http2::frames::{
+    bounds::{Bounds, Excess},
+    unread::Unread,
+};
 
 /// The connection preface of a client (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -13,54 +19,38 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes of hyper's read buffer. A DATA frame or an entry of the HPACK table keeps a whole one alive.
 const BUFFER: u64 = 8 * 1024;
 
-/// Control frames that a client may send at once, and how many more each second. Control frames are all but DATA,
+/// Control frames that the other side may send at once, and how many more each second. Control frames are all but DATA,
 /// HEADERS and CONTINUATION, those of unknown types included.
 const BURST: u32 = 1_000;
 const PER_SECOND: u32 = 200;
 
-/// How many more for each DATA or HEADERS frame that was sent to the client: it answers with `WINDOW_UPDATE`, and gRPC with
+/// How many more for each DATA or HEADERS frame that was sent to the other side: it answers with `WINDOW_UPDATE`, and gRPC with
 /// PING.
 const PER_SENT: u32 = 4;
 
 /// Payload bytes of a control frame that count as one frame more.
 const CONTROL: u32 = 256;
 
-/// Bytes of header blocks that hyper may read before their requests are handed to exchanges, which pay for them. One byte
+/// Bytes of header blocks that hyper may read before their messages are handed to exchanges, which pay for them. One byte
 /// can become a field.
 const UNTAKEN_HEADS: u32 = 512;
 
+/// DATA frames that hyper may read before exchanges have had their turn to take them.
+const UNTAKEN_DATA: u32 = 32;
+
+/// Turns that exchanges have to take a frame, before another is read, where half of the frames wait that may wait: one that
+/// passes them on takes one every few turns.
+const TURNS: u8 = 8;
+
 /// Bytes of a trailer section that is not counted.
 const SMALL_TRAILERS: u32 = 64;
-
-/// What one connection may keep alive in hyper.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Read buffers with DATA that no exchange has read; above it the stream with most DATA frames is reset.
-    pub bodies: usize,
-    /// Read buffers with parts of header blocks, over the life of the connection, because entries of the HPACK table may
-    /// keep them; above it the client gets a GOAWAY. The table has at most 107 entries.
-    pub heads: usize,
-    /// Trailer sections that no exchange has read; above it a stream is reset.
-    pub trailers: usize,
-}
-
-/// Why a connection is ended with `ENHANCE_YOUR_CALM`, for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Excess(pub &'static str);
-
-/// The result of [`Frames::pass`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Passed {
-    /// How many of the bytes may be read now.
-    pub count: usize,
-    /// hyper must hand over the requests that it has read before it reads on.
-    pub pauses: bool,
-}
 
 /// The state of one connection's frames.
 #[derive(Debug)]
 pub struct Frames {
     bounds: Bounds,
+    /// A client opens the streams itself, and sends a preface.
+    is_client: bool,
     preface: usize,
     reader: Reader,
     /// Bytes that were read.
@@ -68,30 +58,22 @@ pub struct Frames {
     allowance: Allowance,
     /// The highest stream that a client has opened.
     highest: u32,
+    /// A request with a body to come whose exchange has not begun.
+    opened: Option<u32>,
     /// Bytes of the head, or of the trailers, that are coming in.
     block: u32,
     is_trailers: bool,
     untaken_heads: u32,
+    untaken_data: u32,
+    is_paused: bool,
+    /// Turns since the pause in which exchanges took nothing, and how many frames waited before.
+    turns: u8,
+    waiting: usize,
     /// Buffers with parts of heads in them.
     heads: usize,
     last_head: Option<u64>,
-    /// Requests whose body is still to come.
-    uploads: Vec<Upload>,
-    /// A request with a body to come whose exchange has not begun.
-    opened: Option<Upload>,
-    /// Buffers with DATA that no exchange has read, and how many frames of it.
-    pins: Vec<(u64, u32)>,
-    worst: Option<u32>,
+    unread: Unread,
     sent: Reader,
-}
-
-/// The body of a request as far as it is known here.
-#[derive(Debug)]
-struct Upload {
-    stream: u32,
-    /// The buffers of its DATA frames that the exchange has not read.
-    pieces: VecDeque<u64>,
-    has_trailers: bool,
 }
 
 /// Reads frame headers out of a stream of bytes.
@@ -121,7 +103,7 @@ mod kind {
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// How many control frames the client may send now.
+/// How many control frames the other side may send now.
 #[derive(Debug)]
 struct Allowance {
     left: u32,
@@ -187,10 +169,11 @@ impl Reader {
 }
 
 impl Frames {
-    /// The state of a new connection; `now` is in milliseconds and may wrap.
-    pub fn new(bounds: Bounds, now: u32) -> Frames {
+    /// The state of a client's new connection; `now` is in milliseconds and may wrap.
+    pub fn of_client(bounds: Bounds, now: u32) -> Frames {
         Frames {
             bounds,
+            is_client: true,
             preface: PREFACE.len(),
             reader: Reader::default(),
             position: 0,
@@ -199,24 +182,34 @@ impl Frames {
                 at: now,
             },
             highest: 0,
+            opened: None,
             block: 0,
             is_trailers: false,
             untaken_heads: 0,
+            untaken_data: 0,
+            is_paused: false,
+            turns: 0,
+            waiting: 0,
             heads: 0,
             last_head: None,
-            uploads: Vec::new(),
-            opened: None,
-            pins: Vec::new(),
-            worst: None,
+            unread: Unread::new(bounds),
             sent: Reader::default(),
         }
     }
 
-    /// Takes bytes from the client; says how many of them hyper may read now.
+    /// The same of a connection to an upstream. What is sent there begins with the preface.
+    pub fn of_upstream(bounds: Bounds, now: u32) -> Frames {
+        let mut frames = Frames::of_client(bounds, now);
+        frames.is_client = false;
+        frames.preface = 0;
+        frames
+    }
+
+    /// Takes bytes from the other side; says how many of them hyper may read now.
     ///
     /// # Errors
     /// The connection is over a bound and must be closed.
-    pub fn pass(&mut self, bytes: &[u8], now: u32) -> Result<Passed, Excess> {
+    pub fn pass(&mut self, bytes: &[u8], now: u32) -> Result<usize, Excess> {
         let mut at = self.preface.min(bytes.len());
         self.preface -= at;
         self.position += at as u64;
@@ -228,24 +221,33 @@ impl Frames {
                 self.begin(header, now)?;
             }
             if ends && self.end() {
-                return Ok(Passed {
-                    count: at,
-                    pauses: true,
-                });
+                self.is_paused = true;
+                self.turns = 0;
+                self.waiting = self.unread.pieces;
+                break;
             }
         }
-        Ok(Passed {
-            count: at,
-            pauses: false,
-        })
+        Ok(at)
     }
 
-    /// hyper has handed over the requests that it has read.
+    /// Whether hyper must hand over what it has read before it reads on.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// hyper has handed over what it has read, and exchanges have had a turn to take it.
     pub fn resume(&mut self) {
+        self.turns += 1;
+        if self.is_crowded() && self.unread.pieces >= self.waiting && self.turns < TURNS {
+            return;
+        }
+        self.turns = 0;
+        self.is_paused = false;
         self.untaken_heads = 0;
+        self.untaken_data = 0;
     }
 
-    /// Takes bytes that were sent to the client.
+    /// Takes bytes that were sent to the other side.
     pub fn sent(&mut self, bytes: &[u8]) {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
@@ -267,80 +269,52 @@ impl Frames {
         self.highest
     }
 
-    /// Whether the HPACK table may keep so many buffers that the client should open another connection.
+    /// Whether the HPACK table may keep so many buffers that further requests need another connection.
     pub fn is_worn(&self) -> bool {
         self.heads > self.bounds.heads
     }
 
-    /// The stream of the request that was opened last, if it has a body: its exchange begins.
+    /// The stream of the request that was opened last by the client, if it has a body: its exchange begins.
     pub fn claim(&mut self) -> Option<u32> {
-        let upload = self.opened.take()?;
-        let stream = upload.stream;
-        self.uploads.push(upload);
-        Some(stream)
+        self.opened.take()
+    }
+
+    /// A request to the upstream is sent on this stream.
+    pub fn open(&mut self, stream: u32) {
+        self.unread.open(stream);
     }
 
     /// The exchange has read a DATA frame of this stream, or its trailers.
     pub fn took(&mut self, stream: u32, is_data: bool) {
-        let upload = self
-            .uploads
-            .iter_mut()
-            .find(|upload| upload.stream == stream);
-        let Some(upload) = upload else { return };
-        if !is_data {
-            upload.has_trailers = false;
-        } else if let Some(pin) = upload.pieces.pop_front() {
-            self.unpin(pin);
-        }
+        self.unread.took(stream, is_data);
     }
 
     /// The body of this stream is not read any more.
     pub fn forget(&mut self, stream: u32) {
-        let Some(at) = self
-            .uploads
-            .iter()
-            .position(|upload| upload.stream == stream)
-        else {
-            return;
-        };
-        let upload = self.uploads.swap_remove(at);
-        for pin in upload.pieces {
-            self.unpin(pin);
-        }
+        self.unread.forget(stream);
     }
 
-    /// The stream to reset because its body keeps too many buffers; given once.
+    /// The stream to reset because its body keeps too much; given once.
     pub fn worst(&mut self) -> Option<u32> {
-        self.worst.take()
-    }
-
-    fn unpin(&mut self, pin: u64) {
-        if let Some(at) = self.pins.iter().position(|(buffer, _)| *buffer == pin)
-            && let Some((_, pieces)) = self.pins.get_mut(at)
-        {
-            *pieces -= 1;
-            if *pieces == 0 {
-                self.pins.swap_remove(at);
-            }
-        }
+        self.unread.worst.take()
     }
 
     /// A frame begins.
     fn begin(&mut self, header: Header, now: u32) -> Result<(), Excess> {
         match header.kind {
-            kind::DATA => self.data(header),
+            kind::DATA => {
+                self.untaken_data += 1;
+                let buffer = self.buffer();
+                self.unread.data(header.stream, header.len, buffer)
+            }
             kind::HEADERS => {
                 self.block = 0;
-                self.is_trailers = header.stream <= self.highest;
-                if !self.is_trailers {
-                    self.highest = header.stream;
-                    let has_body = header.flags & END_STREAM == 0;
-                    self.opened = has_body.then(|| Upload {
-                        stream: header.stream,
-                        pieces: VecDeque::new(),
-                        has_trailers: false,
-                    });
-                }
+                self.is_trailers = if self.is_client {
+                    !self.opens(header)
+                } else {
+                    // an interim head does not end the stream
+                    self.unread.begins(header.stream) && header.flags & END_STREAM != 0
+                };
                 self.head(header)
             }
             kind::CONTINUATION => self.head(header),
@@ -348,14 +322,42 @@ impl Frames {
         }
     }
 
-    /// A frame has ended; says whether a request is to be taken over before more is read.
-    fn end(&mut self) -> bool {
-        let [_, _, _, kind, flags, ..] = self.reader.header;
-        if !matches!(kind, kind::HEADERS | kind::CONTINUATION) || flags & END_HEADERS == 0 {
+    /// Whether these HEADERS of a client open a stream.
+    fn opens(&mut self, header: Header) -> bool {
+        if header.stream <= self.highest {
             return false;
         }
-        self.untaken_heads += self.block;
-        self.opened.is_some() || self.untaken_heads > UNTAKEN_HEADS
+        self.highest = header.stream;
+        // one that has no exchange was refused by h2
+        if let Some(refused) = self.opened.take() {
+            self.unread.forget(refused);
+        }
+        if header.flags & END_STREAM == 0 {
+            self.unread.open(header.stream);
+            self.opened = Some(header.stream);
+        }
+        true
+    }
+
+    /// A frame has ended; says whether what was read is to be taken over before more is read.
+    fn end(&mut self) -> bool {
+        let [_, _, _, kind, flags, ..] = self.reader.header;
+        match kind {
+            kind::DATA => {
+                let is_full = self.untaken_data >= UNTAKEN_DATA || self.is_crowded();
+                is_full || self.unread.worst.is_some()
+            }
+            kind::HEADERS | kind::CONTINUATION if flags & END_HEADERS != 0 => {
+                self.untaken_heads += self.block;
+                self.opened.is_some() || self.untaken_heads > UNTAKEN_HEADS
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether half of the frames wait that may.
+    fn is_crowded(&self) -> bool {
+        2 * self.unread.pieces > self.bounds.pieces
     }
 
     fn buffer(&self) -> u64 {
@@ -368,51 +370,12 @@ impl Frames {
         if self.last_head.replace(buffer) != Some(buffer) {
             self.heads += 1;
         }
-        // the client goes on after its GOAWAY
-        if self.heads > self.bounds.heads + self.bounds.heads / 4 {
-            return Err(Excess("requests after the connection was ended"));
+        // half as many more for the messages that are under way; the other side goes on behind them
+        if self.heads > self.bounds.heads.saturating_add(self.bounds.heads / 2) {
+            return Err(Excess("heads in too many buffers"));
         }
         if self.is_trailers && self.block > SMALL_TRAILERS {
-            return self.trailers(header.stream);
-        }
-        Ok(())
-    }
-
-    fn data(&mut self, header: Header) -> Result<(), Excess> {
-        let buffer = self.buffer();
-        let all = self.uploads.iter_mut().chain(&mut self.opened);
-        let Some(upload) = all.into_iter().find(|it| it.stream == header.stream) else {
-            return Ok(());
-        };
-        if header.len == 0 {
-            return Ok(());
-        }
-        upload.pieces.push_back(buffer);
-        match self.pins.iter_mut().find(|(pin, _)| *pin == buffer) {
-            Some((_, pieces)) => *pieces += 1,
-            None => self.pins.push((buffer, 1)),
-        }
-        if self.pins.len() > self.bounds.bodies + self.bounds.bodies / 4 {
-            return Err(Excess("small pieces of bodies far apart"));
-        }
-        if self.pins.len() > self.bounds.bodies {
-            let most = self.uploads.iter().max_by_key(|it| it.pieces.len());
-            self.worst = most.map(|it| it.stream);
-        }
-        Ok(())
-    }
-
-    fn trailers(&mut self, stream: u32) -> Result<(), Excess> {
-        let Some(upload) = self.uploads.iter_mut().find(|it| it.stream == stream) else {
-            return Ok(());
-        };
-        upload.has_trailers = true;
-        let waiting = self.uploads.iter().filter(|it| it.has_trailers).count();
-        if waiting > 2 * self.bounds.trailers {
-            return Err(Excess("too many trailers"));
-        }
-        if waiting > self.bounds.trailers {
-            self.worst = Some(stream);
+            return self.unread.trailers(header.stream);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! The stream that hyper reads and writes: a client's connection, whose frames [`Frames`] bounds.
+//! The stream that hyper reads and writes: a connection of a client or to an upstream, whose frames [`Frames`] bounds.
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
     io::{self, IoSlice},
     pin::Pin,
@@ -14,14 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     connection_table::ConnectionTable,
-    http2::frames::{Excess, Frames},
+    http2::frames::{Frames, bounds::Excess},
     net::Stream,
 };
 
 /// Bytes that one read may bring where memory is small.
 const NARROW_READ: usize = 4 * 1024;
 
-/// A client's connection.
+/// A connection.
 pub struct Io {
     /// The connection itself; `None` once hyper is done with it.
     stream: RefCell<Option<Stream>>,
@@ -29,18 +30,18 @@ pub struct Io {
     pub frames: Rc<RefCell<Frames>>,
     /// Bytes that were read and that hyper may not have yet.
     unread: RefCell<Bytes>,
-    /// The next read is pending, so that hyper hands over its requests first.
-    is_paused: Cell<bool>,
-    /// The bound that the client has exceeded.
+    /// The bound that was exceeded.
     excess: Cell<Option<Excess>>,
     scratch: Rc<RefCell<Box<[u8]>>>,
     table: Rc<ConnectionTable>,
     is_small: bool,
+    /// What a connection to an upstream holds as long as it is open; dropped behind it.
+    place: Option<Box<dyn Any>>,
 }
 
 impl Io {
-    /// A connection of which `first` was read already. `scratch` is the worker's, for one read.
-    pub fn new(
+    /// A client's connection of which `first` was read already. `scratch` is the worker's, for one read.
+    pub fn of_client(
         stream: Stream,
         first: Bytes,
         frames: Frames,
@@ -48,16 +49,41 @@ impl Io {
         table: &Rc<ConnectionTable>,
         is_small: bool,
     ) -> Rc<Io> {
-        Rc::new(Io {
+        let mut io = Io::new(stream, Rc::new(RefCell::new(frames)), scratch, table);
+        io.unread = RefCell::new(first);
+        io.is_small = is_small;
+        Rc::new(io)
+    }
+
+    /// A connection to an upstream, and what it holds as long as it is open.
+    pub fn of_upstream(
+        stream: Stream,
+        frames: &Rc<RefCell<Frames>>,
+        scratch: &Rc<RefCell<Box<[u8]>>>,
+        table: &Rc<ConnectionTable>,
+        place: Box<dyn Any>,
+    ) -> Rc<Io> {
+        let mut io = Io::new(stream, Rc::clone(frames), scratch, table);
+        io.place = Some(place);
+        Rc::new(io)
+    }
+
+    fn new(
+        stream: Stream,
+        frames: Rc<RefCell<Frames>>,
+        scratch: &Rc<RefCell<Box<[u8]>>>,
+        table: &Rc<ConnectionTable>,
+    ) -> Io {
+        Io {
             stream: RefCell::new(Some(stream)),
-            frames: Rc::new(RefCell::new(frames)),
-            unread: RefCell::new(first),
-            is_paused: Cell::new(false),
+            frames,
+            unread: RefCell::default(),
             excess: Cell::new(None),
             scratch: Rc::clone(scratch),
             table: Rc::clone(table),
-            is_small,
-        })
+            is_small: false,
+            place: None,
+        }
     }
 
     /// The bound that the client has exceeded, if any.
@@ -65,7 +91,7 @@ impl Io {
         self.excess.get()
     }
 
-    /// Gives back what was paid for bytes that the client has acknowledged; returns whether some are left that are paid for.
+    /// Gives back what was paid for bytes that the other side has acknowledged; returns whether some are left that are paid for.
     pub fn give_back(&self) -> bool {
         let mut stream = self.stream.borrow_mut();
         stream.as_mut().is_some_and(Stream::give_back)
@@ -89,16 +115,11 @@ impl Io {
 
     /// How many of these bytes hyper may read now.
     fn pass(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self.frames.borrow_mut().pass(bytes, self.table.now()) {
-            Ok(passed) => {
-                self.is_paused.set(passed.pauses);
-                Ok(passed.count)
-            }
-            Err(excess) => {
-                self.excess.set(Some(excess));
-                Err(io::Error::other(excess.0))
-            }
-        }
+        let passed = self.frames.borrow_mut().pass(bytes, self.table.now());
+        passed.map_err(|excess| {
+            self.excess.set(Some(excess));
+            io::Error::other(excess.0)
+        })
     }
 }
 
@@ -112,9 +133,8 @@ impl Read for Handle {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let io = &*self.0;
-        if io.is_paused.take() {
-            // hyper takes over what it has read, and asks again
-            io.frames.borrow_mut().resume();
+        if io.frames.borrow().is_paused() {
+            // hyper's task has its next turn behind those of the exchanges, and begins it with `Frames::resume`
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -124,7 +144,12 @@ impl Read for Handle {
             let most = if io.is_small { NARROW_READ } else { usize::MAX };
             let len = scratch.len().min(buffer.remaining()).min(most);
             let mut space = ReadBuf::new(scratch.get_mut(..len).unwrap_or_default());
-            ready!(io.with(|stream| stream.poll_read(context, &mut space)))?;
+            let read = io.with(|stream| stream.poll_read(context, &mut space));
+            if read.is_pending() && io.place.is_some() {
+                // what was paid for bytes that the upstream has taken meanwhile
+                io.give_back();
+            }
+            ready!(read)?;
             let bytes = space.filled();
             let count = io.pass(bytes)?;
             let (now, later) = bytes.split_at(count.min(bytes.len()));

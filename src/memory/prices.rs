@@ -74,15 +74,14 @@ pub const IDLE_UPSTREAM: u64 = 4_400;
 pub const TLS_SESSION: u64 = 24_000;
 
 /// What a hostile HTTP/2 connection can make the process hold beside its streams, which pay for themselves, where memory is
-/// small; and where it is not. Measured: see docs/memory.md.
-pub const HTTP2_CONNECTION: u64 = 1_000_000;
-pub const HTTP2_CONNECTION_WIDE: u64 = 2_500_000;
+/// small; and where it is not: the sum of the bounds in docs/memory.md.
+pub const HTTP2_CONNECTION: u64 = 1_200_000;
+pub const HTTP2_CONNECTION_WIDE: u64 = 3_400_000;
 
-/// The price of an HTTP/2 connection to an upstream where memory is small, and where it is not: 50 kB that hyper holds at
-/// rest, the windows of all its streams twice, because DATA keeps the buffers that it was read into, and a head for each
-/// stream, which in hyper has up to six times its size. Its streams pay for themselves. See docs/memory.md for its limits.
-pub const HTTP2_UPSTREAM: u64 = 1_100_000;
-pub const HTTP2_UPSTREAM_WIDE: u64 = 2_600_000;
+/// What a hostile upstream can make the process hold on an HTTP/2 connection beside its streams, which pay for themselves,
+/// where memory is small, and where it is not: the sum of the bounds in docs/memory.md.
+pub const HTTP2_UPSTREAM: u64 = 1_500_000;
+pub const HTTP2_UPSTREAM_WIDE: u64 = 4_200_000;
 
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.

@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     config::Transport,
+    connection_table::ConnectionTable,
     http2::client::{self, Connection},
     memory::{
         budget::{Budget, Permit},
@@ -474,11 +475,16 @@ impl Drop for Place {
 }
 
 impl Lease {
-    /// Begins HTTP/2 on the connection that was dialled, and takes its first stream.
+    /// Begins HTTP/2 on the connection that was dialled, and takes its first stream; `scratch` is the worker's.
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn share(mut self, io: Stream) -> hyper::Result<StreamLease> {
+    pub async fn share(
+        mut self,
+        io: Stream,
+        scratch: &Rc<RefCell<Box<[u8]>>>,
+        table: &Rc<ConnectionTable>,
+    ) -> hyper::Result<StreamLease> {
         let host = Rc::clone(&self.host);
         let place = Place {
             host: Rc::downgrade(&host),
@@ -488,7 +494,7 @@ impl Lease {
         // what counts it from here on is its place
         self.kept = true;
         let limits = client::Limits::new(host.pool.budget.plan().small);
-        let connection = Connection::begin(io, Box::new(place), limits).await?;
+        let connection = Connection::begin(io, Box::new(place), limits, scratch, table).await?;
         host.shared.add(Rc::clone(&connection));
         let stream = host.stream_of(connection);
         self.ends_dial(false);

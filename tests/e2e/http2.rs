@@ -638,3 +638,48 @@ fn a_stream_that_is_not_read_gives_way_and_its_connection_stays() {
     let stream = raw.open(&head("GET", "/ok"), true);
     raw.until("an answer", |it| it.0 == HEADERS && it.2 == stream);
 }
+
+/// Answers without a body, whose heads have so many kilobytes.
+fn heads_alone(kilobytes: usize) -> Upstream {
+    Upstream::answering(move |request, peer| {
+        let fields = format!("X-A: {}\r\n", "x".repeat(1_017)).repeat(kilobytes);
+        let code = request.target.trim_start_matches('/');
+        let length = if code == "204" {
+            ""
+        } else {
+            "Content-Length: 5\r\n"
+        };
+        peer.write(format!("HTTP/1.1 {code} A\r\n{length}{fields}\r\n"))
+    })
+}
+
+#[test]
+fn a_large_head_without_a_body_is_an_answer_like_a_small_one() {
+    for kilobytes in [0, 8] {
+        let upstream = heads_alone(kilobytes);
+        let proxy = proxy(&upstream, "");
+        for (method, path) in [("GET", "/204"), ("GET", "/304"), ("HEAD", "/200")] {
+            let answer = ask(proxy.address(), send(method, path, &[], Frames::default()));
+            assert_eq!(answer.status.to_string(), path[1..]);
+            assert_eq!(answer.fields.get_all("x-a").iter().count(), kilobytes);
+            assert!(answer.body.is_empty());
+            let length = answer.fields.get("content-length");
+            let has_length = method == "HEAD" || (path == "/304" && kilobytes == 0);
+            assert_eq!(length.is_some(), has_length, "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn a_large_head_that_its_client_does_not_read_is_paid_for_and_gives_way() {
+    let upstream = heads_alone(50);
+    let proxy = proxy(&upstream, "limits: {memory: 10MiB}\n");
+    let mut raw = Raw::connect(proxy.address(), b"");
+    for _ in 0..32 {
+        raw.open(&head("GET", "/204"), true);
+    }
+    eventually("its exchanges end where memory is short", || {
+        let is_told = |line: &String| line.contains("outcome=evicted");
+        proxy.get("/204").status == 204 && proxy.logs().iter().any(is_told)
+    });
+}

@@ -29,6 +29,14 @@ fn upstream() -> Upstream {
                     peer.write("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")?;
                     peer.write(pattern(0, 100_000))?;
                 }
+                "/204" | "/304" | "/head" => {
+                    let code = request.target.get(1..).filter(|it| *it != "head");
+                    let fields = format!("X-A: {}\r\n", "x".repeat(75)).repeat(200);
+                    peer.write(format!(
+                        "HTTP/1.1 {} A\r\n{fields}\r\n",
+                        code.unwrap_or("200")
+                    ))?;
+                }
                 _ => {
                     peer.stand_still();
                     return Ok(());
@@ -41,7 +49,7 @@ fn upstream() -> Upstream {
 }
 
 /// A field with a long value (RFC 7541 §6.2.2).
-fn long_field(name: &str, len: usize) -> Vec<u8> {
+pub fn long_field(name: &str, len: usize) -> Vec<u8> {
     let mut bytes = vec![0, u8::try_from(name.len()).unwrap()];
     bytes.extend(name.as_bytes());
     let mut left = len - 127;
@@ -69,7 +77,7 @@ fn indexed(path: &str, len: usize) -> Vec<u8> {
     .concat()
 }
 
-fn tiny_fields(count: usize) -> Vec<u8> {
+pub fn tiny_fields(count: usize) -> Vec<u8> {
     let name = |number: usize| char::from(b'a' + u8::try_from(number % 26).unwrap()).to_string();
     (0..count)
         .flat_map(|number| field(&name(number), ""))
@@ -194,6 +202,15 @@ fn attacks() -> Vec<(&'static str, Attack)> {
             raw.write(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
             for _ in 0..STREAMS {
                 raw.open(&head("GET", "/large"), true);
+            }
+        }),
+        ("large heads without a body that no client reads", |raw| {
+            for _ in 0..10 {
+                for (method, path) in [("GET", "/204"), ("GET", "/304"), ("HEAD", "/head")] {
+                    for _ in 0..10 {
+                        raw.open(&head(method, path), true);
+                    }
+                }
             }
         }),
         ("answers that no client reads", |raw| {

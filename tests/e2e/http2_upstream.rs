@@ -13,6 +13,7 @@ use std::{
     },
     task::{Context, Poll},
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,8 +37,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     h2::{
-        Answer, DATA, Frames, GOAWAY, HEADERS, Local, PREFACE, RST_STREAM, RawFrame, SETTINGS, ask,
-        connect, field, frame, get, run, send,
+        Answer, DATA, Frames, GOAWAY, HEADERS, Local, PING, PREFACE, RST_STREAM, RawFrame,
+        SETTINGS, ask, connect, field, frame, get, run, send,
     },
     metrics::metric,
     support::{Client, Proxy, Setup, eventually, pattern},
@@ -50,8 +51,8 @@ const INTERNAL_ERROR: u32 = 2;
 pub const CANCEL: u32 = 8;
 
 /// Flags of HEADERS and DATA.
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
 /// Lines of the metrics page.
 const RETRIES: &str = "lean_proxy_retries_total";
@@ -188,13 +189,13 @@ pub fn proxy(upstream: SocketAddr, more: &str) -> Proxy {
 }
 
 /// One connection of an upstream that writes frames by hand.
-struct Script {
+pub struct Script {
     socket: TcpStream,
 }
 
 impl Script {
     /// The next frame; `None` at the end.
-    fn read(&mut self) -> Option<RawFrame> {
+    pub fn read(&mut self) -> Option<RawFrame> {
         let mut head = [0; 9];
         self.socket.read_exact(&mut head).ok()?;
         let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -205,7 +206,7 @@ impl Script {
     }
 
     /// Reads until a frame of this kind comes.
-    fn until(&mut self, kind: u8) -> Option<RawFrame> {
+    pub fn until(&mut self, kind: u8) -> Option<RawFrame> {
         loop {
             let found = self.read()?;
             if found.0 == kind {
@@ -214,28 +215,38 @@ impl Script {
         }
     }
 
-    fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let _ = self.socket.write_all(&frame(kind, flags, stream, payload));
+    pub fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        self.send(&frame(kind, flags, stream, payload));
     }
 
-    fn answer(&mut self, stream: u32) {
+    /// Sends as far as the proxy takes it; says whether it took all.
+    pub fn send(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).is_ok()
+    }
+
+    /// How long the proxy may take nothing.
+    pub fn set_write_timeout(&mut self, time: Duration) {
+        self.socket.set_write_timeout(Some(time)).unwrap();
+    }
+
+    pub fn answer(&mut self, stream: u32) {
         let head = field(":status", "200");
         self.write(HEADERS, END_HEADERS, stream, &head);
         self.write(DATA, END_STREAM, stream, b"ok");
     }
 
-    fn reset(&mut self, stream: u32, reason: u32) {
+    pub fn reset(&mut self, stream: u32, reason: u32) {
         self.write(RST_STREAM, 0, stream, &reason.to_be_bytes());
     }
 
-    fn go_away(&mut self, last: u32) {
+    pub fn go_away(&mut self, last: u32) {
         let payload = [last.to_be_bytes(), 0_u32.to_be_bytes()].concat();
         self.write(GOAWAY, 0, 0, &payload);
     }
 }
 
 /// An upstream that calls this for each connection, with its number.
-fn scripted(script: impl Fn(usize, Script) + Send + Sync + 'static) -> SocketAddr {
+pub fn scripted(script: impl Fn(usize, Script) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let script = Arc::new(script);
@@ -437,6 +448,72 @@ fn clients_that_read_nothing_do_not_stop_the_others() {
 #[test]
 fn small_frames_that_are_not_read_do_not_end_the_connection() {
     beside_stalled(2, &[b'x'; 30]);
+}
+
+/// A hundred calls at the same time, each of many small messages both ways at once, as in gRPC.
+fn bursts(memory: &str, count: usize) {
+    let server = Server::start(|request| async { echo(request) });
+    let proxy = proxy(server.address, &format!("limits: {{memory: {memory}}}\n"));
+    let messages: Vec<Vec<u8>> = (0..count).map(|at| pattern(at, 15)).collect();
+    let pieces: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+    run(async {
+        let mut sender = connect(proxy.address()).await;
+        // it learns how many streams it may open
+        sender.send_request(get("/", &[])).await.unwrap();
+        let asked: Vec<_> = (0..100)
+            .map(|_| send("POST", "/", &[], Frames::new(&pieces, &[])))
+            .map(|request| sender.send_request(request))
+            .map(|asked| spawn_local(async { Answer::read(asked.await.unwrap()).await.unwrap() }))
+            .collect();
+        for answer in asked {
+            let answer = answer.await.unwrap();
+            assert_eq!((answer.status, answer.body), (200, messages.concat()));
+        }
+    });
+}
+
+#[test]
+fn bursts_of_small_messages_pass_in_ten_megabytes() {
+    // where no upstream takes them, those of all calls of the connection (32 at a time, or 100) may wait
+    bursts("10MiB", 6);
+}
+
+#[test]
+fn bursts_of_small_messages_pass_in_sixty_four_megabytes() {
+    bursts("64MiB", 10);
+}
+
+#[test]
+fn an_upstream_whose_heads_fill_many_buffers_is_asked_on_another_connection() {
+    let server = Server::start(|_| async { reply(200, &[], &[&[b'x'; 8 * 1024]], &[]) });
+    let proxy = proxy(server.address, "limits: {memory: 10MiB}\n");
+    for _ in 0..100 {
+        assert_eq!(proxy.get("/").body.len(), 8 * 1024);
+    }
+    let accepted = server.accepted();
+    assert!((2..=5).contains(&accepted), "{accepted}");
+    assert_eq!(metric(&proxy, RETRIES), 0);
+}
+
+#[test]
+fn an_upstream_that_floods_loses_its_connection() {
+    let upstream = scripted(|number, mut script| {
+        let (_, _, stream, _) = script.until(HEADERS).unwrap();
+        if number == 0 {
+            script.set_write_timeout(Duration::from_secs(1));
+            for _ in 0..100 {
+                script.send(&frame(PING, 0, 0, &[0; 8]).repeat(100));
+            }
+            assert_eq!(script.until(DATA), None, "closed");
+        } else {
+            script.answer(stream);
+            while script.read().is_some() {}
+        }
+    });
+    let proxy = proxy(upstream, "");
+    assert_eq!(proxy.get("/").status, 502);
+    proxy.await_log("the bound", |line| line.contains("too many frames"));
+    assert_eq!(proxy.get("/").text(), "ok");
 }
 
 #[test]

@@ -59,6 +59,7 @@ mod attacks;
 mod hardening;
 mod http2_attacks;
 mod http2_conformance;
+mod http2_upstream_attacks;
 mod memory;
 mod smuggling;
 mod tls_attacks;

@@ -1,32 +1,36 @@
 //! An HTTP/2 connection to an upstream, driven by hyper on the worker's own thread, and shared by a few requests at a time.
 //!
 //! Its window is wider than those of all its streams together, so that a client that reads nothing stops its own stream and no other.
+//! What a hostile upstream can make hyper hold is bounded by [`Frames`].
 //! hyper's tasks end when the last handle is dropped: at once, or a second later where the upstream takes no bytes.
 
-pub mod io;
+pub mod asking;
 pub mod outgoing;
 pub mod tasks;
 
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    error::Error as _,
-    future::Future,
-    pin::Pin,
+    error::Error,
     rc::Rc,
 };
 
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::http2::{Builder, SendRequest},
-};
+use http::Request;
+use hyper::client::conn::http2::{Builder, SendRequest};
 
 use crate::{
-    http2::client::{
-        io::Io,
-        outgoing::{Outgoing, RequestBody, Shared},
-        tasks::Tasks,
+    connection_table::{ConnectionTable, SlotRef},
+    http2::{
+        client::{
+            asking::{Asking, Unanswered},
+            outgoing::{Outgoing, RequestBody, Shared},
+            tasks::Tasks,
+        },
+        frames::{
+            Frames,
+            bounds::{Bounds, frames_within},
+        },
+        io::{Handle, Io},
     },
     net::Stream,
 };
@@ -38,16 +42,45 @@ pub const STREAMS: usize = 8;
 /// The least that hyper takes, and the largest frame that is received.
 const FRAME: u32 = 16 * 1024;
 
-/// How often the windows of all streams fit into that of the connection. Once would do for bytes; but h2 closes a connection
-/// where many small frames wait to be read, by a measure that is half of this window, and small frames are usual in gRPC.
-const SPARE: u32 = 8;
+/// How often the windows of all streams fit into that of the connection. Once would do for bytes; but by this window h2
+/// decides how many small frames may wait to be read (`frames_within`), which are usual in gRPC.
+const SPARE: u32 = 4;
 
 /// What one connection may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     stream_window: u32,
     head: u32,
+    bounds: Bounds,
 }
+
+const SMALL: Limits = Limits {
+    stream_window: 16 * 1024,
+    head: 16 * 1024,
+    bounds: Bounds {
+        bodies: 32,
+        pieces: 800,
+        heads: 32,
+        trailers: 1,
+    },
+};
+
+const WIDE: Limits = Limits {
+    stream_window: 64 * 1024,
+    head: 32 * 1024,
+    bounds: Bounds {
+        bodies: 96,
+        pieces: 2_000,
+        // more than the HPACK table can keep
+        heads: usize::MAX,
+        trailers: 2,
+    },
+};
+
+const _: () = {
+    assert!(SMALL.bounds.pieces <= frames_within(SMALL.window()));
+    assert!(WIDE.bounds.pieces <= frames_within(WIDE.window()));
+};
 
 /// A connection.
 #[derive(Debug)]
@@ -63,39 +96,23 @@ pub struct Connection {
     is_worn: Cell<bool>,
 }
 
-/// An answer's head with its body, or why there is none.
-pub type Asked = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Unanswered>>>>;
-
-/// Why a request has no answer.
-#[derive(Debug)]
-pub struct Unanswered {
-    /// The upstream has not processed it (RFC 9113 §8.7), or never got it.
-    pub is_unprocessed: bool,
-    /// The connection broke.
-    pub is_broken: bool,
-    /// For the log.
-    pub reason: String,
-}
-
 impl Limits {
     /// Those where memory is small, or where it is not.
     pub fn new(is_small: bool) -> Limits {
-        if is_small {
-            Limits {
-                stream_window: 16 * 1024,
-                head: 16 * 1024,
-            }
-        } else {
-            Limits {
-                stream_window: 64 * 1024,
-                head: 32 * 1024,
-            }
-        }
+        if is_small { SMALL } else { WIDE }
+    }
+
+    /// That of the connection.
+    const fn window(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "it is eight")]
+        let streams = STREAMS as u32;
+        SPARE * streams * self.stream_window
     }
 }
 
 impl Connection {
-    /// Begins HTTP/2 on a connection to an upstream. `place` is dropped when hyper has let go of it.
+    /// Begins HTTP/2 on a connection to an upstream. `place` is dropped when hyper has let go of it; `scratch` is the
+    /// worker's, for one read.
     ///
     /// # Errors
     /// The connection broke.
@@ -103,22 +120,25 @@ impl Connection {
         mut stream: Stream,
         place: Box<dyn Any>,
         limits: Limits,
+        scratch: &Rc<RefCell<Box<[u8]>>>,
+        table: &Rc<ConnectionTable>,
     ) -> hyper::Result<Rc<Connection>> {
         if limits.stream_window > FRAME {
             stream.widen(limits.stream_window as usize);
         }
-        let shared: Rc<Shared> = Rc::default();
+        let frames = Frames::of_upstream(limits.bounds, table.now());
+        let shared = Shared::new(frames);
         let tasks = Tasks(Rc::clone(&shared));
-        let streams = u32::try_from(STREAMS).unwrap_or(1);
         let mut builder = Builder::new(tasks.clone());
         builder
             .initial_stream_window_size(limits.stream_window)
-            .initial_connection_window_size(SPARE * streams * limits.stream_window)
+            .initial_connection_window_size(limits.window())
             .initial_max_send_streams(STREAMS)
             .max_frame_size(FRAME)
             .max_header_list_size(limits.head)
             .max_send_buf_size(FRAME as usize);
-        let (sender, connection) = builder.handshake(Io::new(stream, place)).await?;
+        let io = Io::of_upstream(stream, &shared.frames, scratch, table, place);
+        let (sender, connection) = builder.handshake(Handle(io)).await?;
         tasks.run(async {
             // its error reaches every request that it had
             drop(connection.await);
@@ -166,29 +186,30 @@ impl Connection {
         self.is_worn.set(true);
     }
 
-    /// Whether it was told to take no further requests.
+    /// Whether it takes no further requests: it was told so, or has brought many heads.
     pub fn is_worn(&self) -> bool {
-        self.is_worn.get()
+        self.is_worn.get() || self.shared.frames.borrow().is_worn()
     }
 
     /// Whether no further request will be sent.
     pub fn is_over(&self) -> bool {
-        self.is_worn.get() || self.sender.borrow().is_closed()
+        self.is_worn() || self.sender.borrow().is_closed()
     }
 
-    /// Sends a request whose body is put into `outgoing`.
-    pub fn ask(&self, request: Request<()>, outgoing: &Rc<Outgoing>) -> Asked {
+    /// Sends a request whose body is put into `outgoing`, for the exchange with this slot.
+    pub fn ask(&self, request: Request<()>, outgoing: &Rc<Outgoing>, slot: &SlotRef) -> Asking {
         let body = RequestBody::new(outgoing, &self.shared);
         let asked = self
             .sender
             .borrow_mut()
             .try_send_request(request.map(|()| body));
-        Box::pin(async {
+        let answer = Box::pin(async {
             asked.await.map_err(|mut failed| {
                 let is_unsent = failed.take_message().is_some();
                 unanswered(failed.error(), is_unsent)
             })
-        })
+        });
+        Asking::new(answer, outgoing, slot, &self.shared)
     }
 }
 
@@ -210,6 +231,13 @@ fn unanswered(error: &hyper::Error, is_unsent: bool) -> Unanswered {
     Unanswered {
         is_unprocessed: is_unsent || is_refused,
         is_broken: cause.is_none_or(h2::Error::is_io),
-        reason: cause.map_or_else(|| error.to_string(), ToString::to_string),
+        reason: innermost(error).to_string(),
     }
+}
+
+fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error
 }

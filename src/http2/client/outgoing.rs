@@ -12,6 +12,8 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
+use crate::{connection_table::SlotRef, http2::frames::Frames};
+
 /// The frame that is next, and what is known of those before.
 #[derive(Debug, Default)]
 pub struct Outgoing {
@@ -20,8 +22,8 @@ pub struct Outgoing {
     has_ended: Cell<bool>,
     /// The request was given up.
     is_dropped: Cell<bool>,
-    /// hyper knows of it.
-    is_known: Cell<bool>,
+    /// The stream that hyper sends it on; zero before that.
+    stream: Cell<u32>,
     /// Frames that hyper has taken.
     taken: Cell<u64>,
     /// Wakes the exchange.
@@ -30,11 +32,17 @@ pub struct Outgoing {
     hyper: RefCell<Option<Waker>>,
 }
 
-/// What the tasks of a connection have in common.
-#[derive(Debug, Default)]
+/// What the tasks and the requests of a connection have in common.
+#[derive(Debug)]
 pub struct Shared {
     /// The request that hyper has just taken over: the next task is its.
     pub taken: RefCell<Option<Rc<Outgoing>>>,
+    /// The state of the frames that come.
+    pub frames: Rc<RefCell<Frames>>,
+    /// The next stream that hyper opens.
+    next: Cell<u32>,
+    /// Requests, and the slots of their exchanges.
+    exchanges: RefCell<Vec<(Rc<Outgoing>, SlotRef)>>,
     is_over: Cell<bool>,
     /// Of the tasks that belong to no request.
     wakers: RefCell<Vec<Waker>>,
@@ -53,6 +61,11 @@ impl Outgoing {
         let outgoing: Rc<Outgoing> = Rc::default();
         outgoing.has_ended.set(is_empty);
         outgoing
+    }
+
+    /// The stream that hyper sends it on, once it has begun.
+    pub fn stream(&self) -> Option<u32> {
+        Some(self.stream.get()).filter(|stream| *stream != 0)
     }
 
     /// Whether a frame may be put in; the task is woken when one may.
@@ -116,6 +129,60 @@ impl Outgoing {
 }
 
 impl Shared {
+    /// A connection without requests.
+    pub fn new(frames: Frames) -> Rc<Shared> {
+        Rc::new(Shared {
+            taken: RefCell::default(),
+            frames: Rc::new(RefCell::new(frames)),
+            next: Cell::new(1),
+            exchanges: RefCell::default(),
+            is_over: Cell::new(false),
+            wakers: RefCell::default(),
+        })
+    }
+
+    /// An exchange has a request on the connection.
+    pub fn enter(&self, outgoing: &Rc<Outgoing>, slot: &SlotRef) {
+        let mut exchanges = self.exchanges.borrow_mut();
+        exchanges.push((Rc::clone(outgoing), slot.clone()));
+    }
+
+    /// The exchange has read a DATA frame of the answer, or its trailers.
+    pub fn took(&self, outgoing: &Outgoing, is_data: bool) {
+        if let Some(stream) = outgoing.stream() {
+            self.frames.borrow_mut().took(stream, is_data);
+        }
+    }
+
+    /// The exchange reads nothing more.
+    pub fn leave(&self, outgoing: &Rc<Outgoing>) {
+        let mut exchanges = self.exchanges.borrow_mut();
+        exchanges.retain(|(other, _)| !Rc::ptr_eq(other, outgoing));
+        if let Some(stream) = outgoing.stream() {
+            self.frames.borrow_mut().forget(stream);
+        }
+    }
+
+    /// Ends the exchange of which too much waits to be read, if there is one.
+    pub fn relieve(&self) {
+        let worst = self.frames.borrow_mut().worst();
+        let exchanges = self.exchanges.borrow();
+        let mut exchanges = exchanges.iter();
+        if worst.is_some()
+            && let Some((_, slot)) = exchanges.find(|(outgoing, _)| outgoing.stream() == worst)
+        {
+            slot.evict();
+        }
+    }
+
+    /// hyper opens a stream: they are numbered in the order of their requests.
+    fn opens(&self, outgoing: &Rc<Outgoing>) {
+        let stream = self.next.replace(self.next.get() + 2);
+        outgoing.stream.set(stream);
+        self.frames.borrow_mut().open(stream);
+        *self.taken.borrow_mut() = Some(Rc::clone(outgoing));
+    }
+
     /// The connection is not used any more.
     pub fn end(&self) {
         self.is_over.set(true);
@@ -177,8 +244,8 @@ impl Body for RequestBody {
 
     /// hyper asks this first when it takes the request over, before it starts the request's tasks.
     fn is_end_stream(&self) -> bool {
-        if !self.outgoing.is_known.replace(true) {
-            *self.shared.taken.borrow_mut() = Some(Rc::clone(&self.outgoing));
+        if self.outgoing.stream().is_none() {
+            self.shared.opens(&self.outgoing);
         }
         self.outgoing.is_done()
     }

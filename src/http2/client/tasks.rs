@@ -65,9 +65,11 @@ impl<F: Future<Output = ()>> Future for Task<F> {
             }
             return task.future.as_mut().poll(context);
         }
+        task.shared.frames.borrow_mut().resume();
         if task.future.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
+        task.shared.relieve();
         if task.shared.is_over() {
             let goodbye = task.goodbye.get_or_insert_with(|| Box::pin(sleep(LINGER)));
             return goodbye.as_mut().poll(context);

@@ -2,6 +2,7 @@ use super::*;
 
 const BOUNDS: Bounds = Bounds {
     bodies: 4,
+    pieces: 100,
     heads: 8,
     trailers: 1,
 };
@@ -24,8 +25,8 @@ fn upload(stream: u32) -> Vec<u8> {
 
 /// Connections behind their preface.
 fn begun() -> Frames {
-    let mut frames = Frames::new(BOUNDS, 0);
-    assert_eq!(frames.pass(PREFACE, 0).unwrap().count, PREFACE.len());
+    let mut frames = Frames::of_client(BOUNDS, 0);
+    assert_eq!(frames.pass(PREFACE, 0).unwrap(), PREFACE.len());
     frames
 }
 
@@ -33,10 +34,9 @@ fn begun() -> Frames {
 fn pass(frames: &mut Frames, bytes: &[u8], now: u32) -> Result<usize, Excess> {
     let (mut at, mut pauses) = (0, 0);
     while at < bytes.len() {
-        let passed = frames.pass(&bytes[at..], now)?;
-        at += passed.count;
-        if passed.pauses {
-            pauses += 1;
+        at += frames.pass(&bytes[at..], now)?;
+        pauses += usize::from(frames.is_paused());
+        while frames.is_paused() {
             frames.resume();
         }
     }
@@ -53,7 +53,7 @@ fn the_bytes_are_the_same_however_they_are_cut() {
     ]
     .concat();
     for size in 1..stream.len() {
-        let mut frames = Frames::new(BOUNDS, 0);
+        let mut frames = Frames::of_client(BOUNDS, 0);
         for piece in stream.chunks(size) {
             pass(&mut frames, piece, 0).unwrap();
         }
@@ -68,7 +68,8 @@ fn a_request_with_a_body_is_taken_over_before_more_is_read() {
     let first = upload(1);
     let bytes = [first.clone(), frame(kind::DATA, 0, 1, 10)].concat();
     let passed = frames.pass(&bytes, 0).unwrap();
-    assert_eq!((passed.count, passed.pauses), (first.len(), true));
+    assert_eq!((passed, frames.is_paused()), (first.len(), true));
+    frames.resume();
     assert_eq!(frames.claim(), Some(1));
     assert_eq!(frames.claim(), None, "once");
     // small ones without are read together, large ones each for itself
@@ -115,7 +116,7 @@ fn pieces_of_a_body_that_stand_far_apart_cost_their_stream() {
     assert_eq!(frames.worst(), Some(1));
     assert_eq!(frames.worst(), None, "said once");
     frames.forget(1);
-    assert_eq!(frames.pins, []);
+    assert_eq!(frames.unread.pieces, 0);
     // one that takes what comes is not disturbed
     pass(&mut frames, &upload(3), 0).unwrap();
     assert_eq!(frames.claim(), Some(3));
@@ -140,9 +141,11 @@ fn heads_in_many_buffers_wear_a_connection_out() {
     }
     pass(&mut frames, &far(17), 0).unwrap();
     assert!(frames.is_worn());
-    pass(&mut frames, &far(19), 0).unwrap();
+    for stream in [19, 21, 23] {
+        pass(&mut frames, &far(stream), 0).unwrap();
+    }
     assert!(
-        pass(&mut frames, &far(21), 0).is_err(),
+        pass(&mut frames, &far(25), 0).is_err(),
         "the client got a GOAWAY"
     );
     let mut frames = begun();
@@ -180,7 +183,7 @@ fn trailers_that_are_not_taken_are_few() {
         .unwrap();
         let rest = frame(kind::CONTINUATION, END_HEADERS, stream, 600);
         pass(&mut frames, &rest, 0).unwrap();
-        assert!(frames.uploads.iter().any(|it| it.has_trailers));
+        assert_eq!(frames.unread.trailers_waiting(), 1);
         frames.took(stream, false);
     }
     assert_eq!(frames.worst(), None, "they are taken");
@@ -197,4 +200,73 @@ fn another_frame_may_follow_only_behind_a_whole_one() {
         frames.sent(&data[cut..]);
         assert!(frames.is_sent_whole(), "{cut}");
     }
+}
+
+#[test]
+fn many_small_frames_wait_for_their_exchanges_and_cost_the_worst_stream() {
+    let mut frames = begun();
+    for stream in [1, 3] {
+        pass(&mut frames, &upload(stream), 0).unwrap();
+        assert_eq!(frames.claim(), Some(stream));
+    }
+    let small = |stream| frame(kind::DATA, 0, stream, 1);
+    let turn = UNTAKEN_DATA as usize * small(1).len();
+    assert_eq!(frames.pass(&small(1).repeat(50), 0), Ok(turn));
+    assert!(frames.is_paused());
+    frames.resume();
+    // an empty frame is no piece
+    pass(&mut frames, &frame(kind::DATA, 0, 3, 0).repeat(40), 0).unwrap();
+    pass(&mut frames, &small(3).repeat(18), 0).unwrap();
+    assert!(!frames.is_paused(), "50 wait, of 100");
+    // from here on one for each that is taken, or for each few turns in which none is
+    for _ in 0..5 {
+        assert_eq!(frames.pass(&small(3).repeat(9), 0), Ok(small(3).len()));
+        frames.took(3, true);
+        frames.resume();
+        assert!(!frames.is_paused());
+    }
+    for _ in 0..50 {
+        assert_eq!(frames.pass(&small(3).repeat(9), 0), Ok(small(3).len()));
+        assert_eq!(frames.worst(), None);
+        for _ in 0..TURNS {
+            assert!(frames.is_paused());
+            frames.resume();
+        }
+    }
+    frames.pass(&small(3), 0).unwrap();
+    assert_eq!(frames.worst(), Some(3), "69 of 101");
+    frames.forget(3);
+    assert_eq!(frames.unread.pieces, 32);
+}
+
+#[test]
+fn answers_of_an_upstream_are_bounded_like_requests() {
+    let mut frames = Frames::of_upstream(BOUNDS, 0);
+    for stream in [1, 3, 5, 7] {
+        frames.open(stream);
+    }
+    // an interim head, the head, and trailers
+    let head = |stream, flags, len| frame(kind::HEADERS, flags | END_HEADERS, stream, len);
+    pass(&mut frames, &head(1, 0, 100), 0).unwrap();
+    pass(&mut frames, &head(1, 0, 100), 0).unwrap();
+    pass(&mut frames, &head(3, END_STREAM, 100), 0).unwrap();
+    assert_eq!(frames.worst(), None);
+    pass(&mut frames, &head(1, END_STREAM, 100), 0).unwrap();
+    assert_eq!(frames.worst(), None, "one may wait");
+    pass(&mut frames, &head(5, 0, 100), 0).unwrap();
+    pass(&mut frames, &head(5, END_STREAM, 100), 0).unwrap();
+    assert_eq!(frames.worst(), Some(5));
+    // pieces far apart
+    let far = [frame(kind::DATA, 0, 7, 256), frame(0x20, 0, 0, 8_000)].concat();
+    pass(&mut frames, &far.repeat(5), 0).unwrap();
+    assert_eq!(frames.worst(), Some(7));
+    frames.forget(7);
+    assert_eq!(
+        pass(&mut frames, &far.repeat(5), 0),
+        Ok(0),
+        "not waited for"
+    );
+    // control frames
+    let ping = frame(6, 0, 0, 8);
+    assert!(pass(&mut frames, &ping.repeat(BURST as usize), 0).is_err());
 }

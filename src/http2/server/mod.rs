@@ -26,7 +26,10 @@ use crate::{
     exchange::worker::Worker,
     http2::{
         body::Sender,
-        frames::{Bounds, Excess, Frames},
+        frames::{
+            Frames,
+            bounds::{Bounds, Excess, frames_within},
+        },
         io::{Handle, Io},
         server::{
             outlet::{Answering, ResponseBody},
@@ -55,10 +58,11 @@ struct Limits {
 const SMALL: Limits = Limits {
     streams: 32,
     stream_window: 16 * 1024,
-    window: 65_535,
+    window: 128 * 1024,
     head: 16 * 1024,
     bounds: Bounds {
-        bodies: 24,
+        bodies: 32,
+        pieces: 240,
         heads: 32,
         trailers: 1,
     },
@@ -67,13 +71,19 @@ const SMALL: Limits = Limits {
 const WIDE: Limits = Limits {
     streams: 100,
     stream_window: 65_535,
-    window: 256 * 1024,
+    window: 512 * 1024,
     head: 32 * 1024,
     bounds: Bounds {
-        bodies: 64,
+        bodies: 96,
+        pieces: 1_000,
         heads: 128,
         trailers: 2,
     },
+};
+
+const _: () = {
+    assert!(SMALL.bounds.pieces <= frames_within(SMALL.window));
+    assert!(WIDE.bounds.pieces <= frames_within(WIDE.window));
 };
 
 /// The smallest value that hyper accepts, and the largest frame that it sends and receives.
@@ -119,7 +129,7 @@ impl Service<Request<Incoming>> for Streams {
 pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: SlotRef) {
     let is_small = worker.budget.plan().small;
     let limits = if is_small { &SMALL } else { &WIDE };
-    let frames = Frames::new(limits.bounds, worker.table.now());
+    let frames = Frames::of_client(limits.bounds, worker.table.now());
     let records = records(&worker.budget, &stream, true);
     let permit = worker.budget.http2(records).or_else(|| {
         // idle upstream connections and their wide buffers give way
@@ -138,7 +148,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
     if !is_small {
         stream.widen(limits.stream_window as usize);
     }
-    let io = Io::new(
+    let io = Io::of_client(
         stream,
         first,
         frames,
@@ -210,6 +220,7 @@ async fn drive(shared: &Rc<Shared>, limits: &Limits) {
             is_told = true;
             connection.as_mut().graceful_shutdown();
         }
+        shared.io.frames.borrow_mut().resume();
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
@@ -238,8 +238,27 @@ fn put_head<'a>(answer: Answer<'a>, is_head: bool, outlet: &Rc<Outlet>) -> Body<
         own_length(status, &mut headers, &body);
     }
     let length = body.size_hint().exact();
-    outlet.put_head(head::response(status, headers), is_empty, length);
+    let mut head = head::response(status, headers);
+    let waits = is_empty && is_large(head.headers());
+    if waits && status == StatusCode::NOT_MODIFIED {
+        // some clients expect no DATA behind it, not even an empty frame
+        head.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    // hyper would add a length that a 204 must not have
+    let length = length.filter(|_| !waits);
+    outlet.put_head(head, is_empty && !waits, length);
+    if waits {
+        outlet.put(Frame::data(BodyChunk::fixed(b"")), true);
+    }
     body
+}
+
+/// Whether a head costs so much in hyper that its exchange, which pays for it, must not end before it is sent. Such a head
+/// is followed by an empty DATA frame where it has no body: hyper says when that is sent, and of a head it does not.
+fn is_large(head: &HeaderMap) -> bool {
+    const FIELDS: usize = 32;
+    const BYTES: usize = 2 * 1024;
+    head.len() > FIELDS || head.values().map(HeaderValue::len).sum::<usize>() > BYTES
 }
 
 /// Answers a request that HTTP/1.1 would refuse as well.
