@@ -100,7 +100,8 @@ impl Sleepers {
             // read like a pipe
             let timer = Rc::new(pipe::Receiver::from_owned_fd_unchecked(timer()?)?);
             self.timer = Some(Rc::clone(&timer));
-            tokio::task::spawn_local(watch(timer));
+            tokio::task::spawn_local(watch(timer, Watch));
+            self.set();
         }
         Ok(())
     }
@@ -145,8 +146,7 @@ impl Sleepers {
 }
 
 /// Wakes sleepers whenever the timer runs out.
-async fn watch(timer: Rc<pipe::Receiver>) {
-    let _watch = Watch;
+async fn watch(timer: Rc<pipe::Receiver>, _watch: Watch) {
     while timer.readable().await.is_ok() {
         // the count of how often it has run out
         if timer.try_read(&mut [0; 8]).is_err() {
@@ -161,7 +161,12 @@ async fn watch(timer: Rc<pipe::Receiver>) {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        SLEEPERS.with_borrow_mut(|sleepers| sleepers.timer = None);
+        // the list is borrowed where a runtime that ends drops the task at once
+        SLEEPERS.with(|sleepers| {
+            if let Ok(mut sleepers) = sleepers.try_borrow_mut() {
+                sleepers.timer = None;
+            }
+        });
     }
 }
 

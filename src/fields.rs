@@ -7,8 +7,6 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
-
 /// The fields of a head or of a trailer section, in their order.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
@@ -120,15 +118,6 @@ impl Fields {
         self.places
             .iter()
             .map(move |place| (place.name(text), place.value(text)))
-    }
-
-    /// Calls `take` with every name, and with its value as a slice of one buffer that all values share.
-    pub fn share(self, mut take: impl FnMut(&[u8], Bytes)) {
-        let text = Bytes::from(self.text);
-        for place in self.places {
-            let (start, end) = place.value;
-            take(place.name(&text), text.slice(start as usize..end as usize));
-        }
     }
 
     /// How many fields there are.
@@ -323,20 +312,6 @@ mod tests {
                 assert_eq!(fields.iter().next(), Some(expected), "{byte:#x}");
             }
         }
-    }
-
-    #[test]
-    fn shared_values_are_those_of_the_list_in_its_order() {
-        let mut fields = Fields::from_iter([("a", "1"), ("b", ""), ("a", "3")]);
-        fields.set("b", "two");
-        let mut shared = Vec::new();
-        fields.share(|name, value| shared.push((name.to_vec(), value)));
-        let shared: Vec<_> = shared
-            .iter()
-            .map(|(name, value)| (&name[..], &value[..]))
-            .collect();
-        let expected: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"two"), (b"a", b"3")];
-        assert_eq!(shared, expected);
     }
 
     #[test]

@@ -28,6 +28,9 @@ const PER_SECOND: u32 = 200;
 /// PING.
 const PER_SENT: u32 = 4;
 
+/// And one more for so many bytes of it: some receivers report every 4 kB, for the stream and for the connection.
+const PER_BYTES: u32 = 2 * 1024;
+
 /// Payload bytes of a control frame that count as one frame more.
 const CONTROL: u32 = 256;
 
@@ -73,6 +76,8 @@ pub struct Frames {
     heads: usize,
     last_head: Option<u64>,
     unread: Unread,
+    /// Bytes of our own preface that are still to be sent.
+    sent_preface: usize,
     sent: Reader,
 }
 
@@ -193,6 +198,7 @@ impl Frames {
             heads: 0,
             last_head: None,
             unread: Unread::new(bounds),
+            sent_preface: 0,
             sent: Reader::default(),
         }
     }
@@ -202,6 +208,7 @@ impl Frames {
         let mut frames = Frames::of_client(bounds, now);
         frames.is_client = false;
         frames.preface = 0;
+        frames.sent_preface = PREFACE.len();
         frames
     }
 
@@ -223,7 +230,7 @@ impl Frames {
             if ends && self.end() {
                 self.is_paused = true;
                 self.turns = 0;
-                self.waiting = self.unread.pieces;
+                self.waiting = self.unread.held();
                 break;
             }
         }
@@ -238,7 +245,8 @@ impl Frames {
     /// hyper has handed over what it has read, and exchanges have had a turn to take it.
     pub fn resume(&mut self) {
         self.turns += 1;
-        if self.is_crowded() && self.unread.pieces >= self.waiting && self.turns < TURNS {
+        let is_full = self.is_crowded() || self.unread.trailers_waiting() >= self.bounds.trailers;
+        if is_full && self.unread.held() >= self.waiting && self.turns < TURNS {
             return;
         }
         self.turns = 0;
@@ -249,12 +257,15 @@ impl Frames {
 
     /// Takes bytes that were sent to the other side.
     pub fn sent(&mut self, bytes: &[u8]) {
-        let mut at = 0;
+        let mut at = self.sent_preface.min(bytes.len());
+        self.sent_preface -= at;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             let (count, header, _) = self.sent.step(rest);
             at += count;
-            if header.is_some_and(|header| matches!(header.kind, kind::DATA | kind::HEADERS)) {
-                self.allowance.add(PER_SENT);
+            if let Some(header) = header
+                && matches!(header.kind, kind::DATA | kind::HEADERS)
+            {
+                self.allowance.add(PER_SENT + header.len / PER_BYTES);
             }
         }
     }
@@ -349,7 +360,8 @@ impl Frames {
             }
             kind::HEADERS | kind::CONTINUATION if flags & END_HEADERS != 0 => {
                 self.untaken_heads += self.block;
-                self.opened.is_some() || self.untaken_heads > UNTAKEN_HEADS
+                let are_large = self.is_trailers && self.block > SMALL_TRAILERS;
+                are_large || self.opened.is_some() || self.untaken_heads > UNTAKEN_HEADS
             }
             _ => false,
         }

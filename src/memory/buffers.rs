@@ -101,6 +101,7 @@ impl Buffer {
         if let Some(home) = self.home.take() {
             home.lent.set(home.lent.get() - before);
             home.wide.set(home.wide.get() - before.saturating_sub(PAID));
+            home.settle();
         }
         self.bytes.reserve_exact(len.saturating_sub(before));
         self.bytes.resize(len.max(before), 0);
@@ -177,7 +178,11 @@ impl Buffers {
                 bytes
             }
             None if self.pay(size.saturating_sub(PAID)) => vec![0; size],
-            None => vec![0; size.min(room.least)],
+            None => {
+                let size = size.min(room.least);
+                self.owe(size.saturating_sub(PAID));
+                vec![0; size]
+            }
         };
         self.lent.set(self.lent.get() + bytes.len());
         self.wide
@@ -211,6 +216,19 @@ impl Buffers {
         let needed = (self.kept.get() + self.wide.get() + more) as u64;
         needed <= permit.bytes() && !permit.budget().is_wanted()
             || permit.widen(needed.next_multiple_of(STEP as u64))
+    }
+
+    /// Pays for so many bytes more even where the budget does not have them: a configured size is lent in any case.
+    fn owe(&self, more: usize) {
+        let Some(bounds) = self.bounds.as_ref().filter(|_| more > 0) else {
+            return;
+        };
+        let needed = self.kept.get() + self.wide.get() + more;
+        let needed = needed.next_multiple_of(STEP) as u64;
+        let mut permit = bounds.permit.borrow_mut();
+        if needed > permit.bytes() {
+            permit.resize(needed);
+        }
     }
 
     /// Gives back what is paid and not used.

@@ -31,6 +31,16 @@ impl Allocator {
         }
     }
 
+    /// The bytes that a block of `size` bytes takes.
+    #[cfg(test)]
+    const fn charged(layout: Layout, size: usize) -> usize {
+        if Allocator::aligns_anyway(layout.align()) {
+            Allocator::rounded(size)
+        } else {
+            size
+        }
+    }
+
     /// Whether `mi_malloc` alone honours a layout whose size is rounded: it aligns to 16.
     const fn aligns_anyway(align: usize) -> bool {
         align <= 16
@@ -44,7 +54,7 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         #[cfg(test)]
-        live::count(0, layout.size());
+        live::count(0, Allocator::charged(layout, layout.size()));
         if Allocator::aligns_anyway(layout.align()) {
             // SAFETY: no precondition.
             unsafe { libmimalloc_sys::mi_malloc(Allocator::rounded(layout.size())).cast() }
@@ -57,7 +67,7 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         #[cfg(test)]
-        live::count(0, layout.size());
+        live::count(0, Allocator::charged(layout, layout.size()));
         if Allocator::aligns_anyway(layout.align()) {
             // SAFETY: no precondition.
             unsafe { libmimalloc_sys::mi_zalloc(Allocator::rounded(layout.size())).cast() }
@@ -70,7 +80,7 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         #[cfg(test)]
-        live::count(layout.size(), 0);
+        live::count(Allocator::charged(layout, layout.size()), 0);
         // SAFETY: the caller keeps the contract.
         unsafe { MiMalloc.dealloc(block, layout) }
     }
@@ -78,7 +88,10 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         #[cfg(test)]
-        live::count(layout.size(), size);
+        live::count(
+            Allocator::charged(layout, layout.size()),
+            Allocator::charged(layout, size),
+        );
         if Allocator::aligns_anyway(layout.align()) {
             if Allocator::rounded(size) == Allocator::rounded(layout.size()) {
                 return block;

@@ -39,6 +39,8 @@ pub struct Shared {
     pub taken: RefCell<Option<Rc<Outgoing>>>,
     /// The state of the frames that come.
     pub frames: Rc<RefCell<Frames>>,
+    /// The task that reads the connection was started.
+    pub is_driven: Cell<bool>,
     /// The next stream that hyper opens.
     next: Cell<u32>,
     /// Requests, and the slots of their exchanges.
@@ -134,6 +136,7 @@ impl Shared {
         Rc::new(Shared {
             taken: RefCell::default(),
             frames: Rc::new(RefCell::new(frames)),
+            is_driven: Cell::new(false),
             next: Cell::new(1),
             exchanges: RefCell::default(),
             is_over: Cell::new(false),

@@ -26,6 +26,8 @@ struct Task<F> {
     future: Pin<Box<F>>,
     /// The request that it is for.
     outgoing: Option<Rc<Outgoing>>,
+    /// It reads the connection.
+    drives: bool,
     shared: Rc<Shared>,
     goodbye: Option<Pin<Box<Sleep>>>,
 }
@@ -33,13 +35,19 @@ struct Task<F> {
 impl Tasks {
     /// Runs a future of the connection's own.
     pub fn run(&self, future: impl Future<Output = ()> + 'static) {
-        self.start(future, None);
+        self.start(future, None, false);
     }
 
-    fn start<F: Future<Output = ()> + 'static>(&self, future: F, outgoing: Option<Rc<Outgoing>>) {
+    fn start<F: Future<Output = ()> + 'static>(
+        &self,
+        future: F,
+        outgoing: Option<Rc<Outgoing>>,
+        drives: bool,
+    ) {
         tokio::task::spawn_local(Task {
             future: Box::pin(future),
             outgoing,
+            drives,
             shared: Rc::clone(&self.0),
             goodbye: None,
         });
@@ -49,7 +57,9 @@ impl Tasks {
 impl<F: Future<Output = ()> + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
         let outgoing = self.0.taken.take();
-        self.start(future, outgoing);
+        // the first one, which hyper hands over in the handshake, reads the connection
+        let drives = !self.0.is_driven.replace(true);
+        self.start(future, outgoing, drives);
     }
 }
 
@@ -65,7 +75,9 @@ impl<F: Future<Output = ()>> Future for Task<F> {
             }
             return task.future.as_mut().poll(context);
         }
-        task.shared.frames.borrow_mut().resume();
+        if task.drives {
+            task.shared.frames.borrow_mut().resume();
+        }
         if task.future.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }

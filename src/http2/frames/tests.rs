@@ -104,6 +104,56 @@ fn control_is_bounded_by_the_second_and_by_what_was_sent() {
 }
 
 #[test]
+fn what_is_sent_to_an_upstream_allows_answers_behind_the_preface_however_it_is_cut() {
+    let ping = frame(6, 0, 0, 8);
+    let data = frame(kind::DATA, 0, 1, 100);
+    for cut in 0..=PREFACE.len() {
+        let mut frames = Frames::of_upstream(BOUNDS, 0);
+        pass(&mut frames, &ping.repeat(BURST as usize), 0).unwrap();
+        frames.sent(&PREFACE[..cut]);
+        frames.sent(&[&PREFACE[cut..], &data].concat());
+        assert!(pass(&mut frames, &ping.repeat(PER_SENT as usize), 0).is_ok());
+        assert!(pass(&mut frames, &ping, 0).is_err(), "{cut}");
+    }
+}
+
+#[test]
+fn an_other_side_may_report_every_four_kilobytes_that_it_has_read() {
+    let update = frame(8, 0, 1, 4);
+    let mut frames = begun();
+    for _ in 0..10_000 {
+        frames.sent(&frame(kind::DATA, 0, 1, 16 * 1024));
+        assert!(pass(&mut frames, &update.repeat(8), 0).is_ok());
+    }
+}
+
+#[test]
+fn trailers_are_taken_before_more_is_read() {
+    let mut frames = Frames::of_upstream(BOUNDS, 0);
+    for stream in [1, 3, 5, 7] {
+        frames.open(stream);
+        pass(
+            &mut frames,
+            &frame(kind::HEADERS, END_HEADERS, stream, 20),
+            0,
+        )
+        .unwrap();
+    }
+    let ends =
+        [1, 3, 5, 7].map(|stream| frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, 100));
+    let bytes = ends.concat();
+    let mut at = 0;
+    for stream in [1, 3, 5, 7] {
+        at += frames.pass(&bytes[at..], 0).unwrap();
+        assert!(frames.is_paused(), "{stream}");
+        frames.took(stream, false);
+        frames.resume();
+        assert!(!frames.is_paused(), "{stream}");
+    }
+    assert_eq!((at, frames.worst()), (bytes.len(), None));
+}
+
+#[test]
 fn pieces_of_a_body_that_stand_far_apart_cost_their_stream() {
     let mut frames = begun();
     pass(&mut frames, &upload(1), 0).unwrap();

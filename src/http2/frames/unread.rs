@@ -121,6 +121,11 @@ impl Unread {
         Ok(())
     }
 
+    /// DATA frames and trailers that no exchange has read.
+    pub fn held(&self) -> usize {
+        self.pieces + self.trailers_waiting()
+    }
+
     /// Trailers that no exchange has read.
     pub fn trailers_waiting(&self) -> usize {
         self.streams.iter().filter(|it| it.has_trailers).count()

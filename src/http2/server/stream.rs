@@ -238,7 +238,7 @@ fn put_head<'a>(answer: Answer<'a>, is_head: bool, outlet: &Rc<Outlet>) -> Body<
         own_length(status, &mut headers, &body);
     }
     let length = body.size_hint().exact();
-    let mut head = head::response(status, headers);
+    let mut head = head::response(status, &headers);
     let waits = is_empty && is_large(head.headers());
     if waits && status == StatusCode::NOT_MODIFIED {
         // some clients expect no DATA behind it, not even an empty frame
@@ -265,7 +265,7 @@ fn is_large(head: &HeaderMap) -> bool {
 async fn refuse(worker: &Worker, slot: &SlotRef, failure: &Failure, outlet: &Rc<Outlet>) -> End {
     tell_refused(worker, slot, failure);
     slot.enter(Phase::Busy, Some(BRIEF));
-    let head = head::response(failure.status(), failure.fields());
+    let head = head::response(failure.status(), &failure.fields());
     let sentence = BodyChunk::fixed(failure.sentence().as_bytes());
     outlet.put_head(head, false, Some(sentence.len() as u64));
     outlet.put(Frame::data(sentence), true);
