@@ -3,7 +3,12 @@
 //!
 //! Needs the right to make a memory cgroup (version 1) and a release build; otherwise it says so and is skipped.
 
-use std::{io, process::Stdio, time::Duration};
+use std::{
+    io,
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use crate::{
     attacks::{Cage, stays_well},
@@ -221,7 +226,11 @@ fn attacks() -> Vec<(&'static str, Attack)> {
     ]
 }
 
+/// One walk at a time: the upstreams that stand still keep thousands of descriptors of the tests' process.
+static WALK: Mutex<()> = Mutex::new(());
+
 fn walk(limit: usize) {
+    let _turn = WALK.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(cage) = Cage::of(limit) else { return };
     let upstream = upstream();
     let mut proxy = Setup::new(YAML)
