@@ -215,7 +215,7 @@ impl Buffers {
         let mut permit = bounds.permit.borrow_mut();
         let needed = (self.kept.get() + self.wide.get() + more) as u64;
         needed <= permit.bytes() && !permit.budget().is_wanted()
-            || permit.widen(needed.next_multiple_of(STEP as u64))
+            || permit.extend(needed.next_multiple_of(STEP as u64))
     }
 
     /// Pays for so many bytes more even where the budget does not have them: a configured size is lent in any case.

@@ -40,6 +40,10 @@ pub const LARGEST_HEAD: usize = 96 * 1024;
 /// up to twice their size, and keeps the socket of a closed connection until then.
 pub const UNSENT: u64 = 12_000;
 
+/// The price of what a client sends into the socket of a connection that is only read to be discarded: a narrow buffer, which
+/// the kernel doubles, and one packet more.
+pub const INPUT: u64 = 12_000;
+
 /// `TCP_NOTSENT_LOWAT`: bytes that may wait in the kernel without having been sent.
 pub const UNSENT_IN_KERNEL: u32 = 128 * 1024;
 

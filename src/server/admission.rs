@@ -72,6 +72,11 @@ pub async fn admit(
         {
             return Some((Some(permit), None, waited()));
         }
+        // what has come of a body stands in the socket and behind the head, and no permit pays for it here
+        let holds_much = ask.has_body && !ask.is_brief && worker.budget.plan().tight;
+        if holds_much && worker.reserve.queue.len() >= SPARED {
+            return None;
+        }
         slot.enter(Phase::Busy, None);
         let line = worker
             .reserve

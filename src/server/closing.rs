@@ -14,7 +14,7 @@ use crate::{
     connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
     exchange::worker::Worker,
     http1::server::ServerCodec,
-    memory::prices::{NARROW, UNSENT},
+    memory::prices::{INPUT, NARROW, UNSENT},
     net::Stream,
     observe::log,
     outcome::Outcome,
@@ -38,10 +38,15 @@ pub enum Next {
 pub const LINGER: Duration = Duration::from_secs(5);
 
 /// Closes the sending half and reads on for a short time, so that the client can read the last answer before a reset
-/// discards it (RFC 9112 §9.6). At most `rest` bytes are read, for at most [`LINGER`].
+/// discards it (RFC 9112 §9.6). At most `rest` bytes are read, for at most [`LINGER`]. Where memory is tight and the budget has
+/// nothing left for what the client sends meanwhile, the connection is closed at once.
 pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: usize) {
     slot.enter(Phase::Lingering, Some(LINGER));
     let is_tight = worker.budget.plan().tight;
+    let permit = worker.budget.take_inside(INPUT);
+    if is_tight && permit.is_none() {
+        return leave(worker, &io);
+    }
     poll_fn(|context| {
         if ready!(Pin::new(&mut io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());

@@ -127,11 +127,16 @@ pub const ARENA_RESERVE: c_int = 23;
 
 pub const ALLOW_THP: c_int = 43;
 
-pub const OPTIONS: [(c_int, c_long); 2] = [
+pub const PURGE_DELAY: c_int = 15;
+
+pub const OPTIONS: [(c_int, c_long); 3] = [
     // KiB. The default arena of 1 GiB costs 150 kB of bitmaps before anything is stored in it.
     (ARENA_RESERVE, 1024),
     // With 0 mimalloc calls prctl(PR_SET_THP_DISABLE): with huge pages an idle process takes 8 MB instead of 2.
     (ALLOW_THP, 0),
+    // Milliseconds until a free page is given back, 1,000 by default: a burst of large buffers that were freed would hold 1.3 MB
+    // for a second, which no permit knows.
+    (PURGE_DELAY, 10),
 ];
 
 /// Returns the calling thread's free memory to the system. Worth calling after a burst, because mimalloc does so itself

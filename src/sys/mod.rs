@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::sys::{
-        alloc::{ALLOCATOR, ALLOW_THP, ARENA_RESERVE},
+        alloc::{ALLOCATOR, ALLOW_THP, ARENA_RESERVE, PURGE_DELAY},
         cgroup::{limit_files, parse_limit},
     };
 
@@ -175,6 +175,7 @@ mod tests {
             .collect();
         assert_eq!(names[ARENA_RESERVE as usize], "arena_reserve");
         assert_eq!(names[ALLOW_THP as usize], "allow_thp");
+        assert_eq!(names[PURGE_DELAY as usize], "purge_delay");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use super::Budget;
+use crate::memory::prices::ACCEPT_RESERVE;
 
 /// Bytes taken from a [`Budget`]; given back on drop.
 #[derive(Debug)]
@@ -49,6 +50,18 @@ impl Permit {
             6
         };
         let may = bytes <= self.budget.left_for_width(eighths) / 8;
+        if may {
+            self.resize(bytes);
+        }
+        may
+    }
+
+    /// Changes the permit to `bytes`, which are more than now, where memory is not wanted and something is left for new
+    /// connections.
+    pub fn extend(&mut self, bytes: u64) -> bool {
+        let budget = &self.budget;
+        let spent = budget.spent.get() - self.bytes + bytes + ACCEPT_RESERVE;
+        let may = !budget.is_wanted() && budget.plan.pool.is_none_or(|pool| spent <= pool);
         if may {
             self.resize(bytes);
         }
