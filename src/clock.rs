@@ -128,6 +128,15 @@ impl Sleepers {
         number
     }
 
+    /// Gives a sleeper another waker; says whether it still waits.
+    fn replace(&mut self, number: u64, waker: &mut Waker) -> bool {
+        let mut waiting = self.waiting.iter_mut();
+        let found = waiting.find(|waiting| waiting.number == number);
+        found
+            .map(|waiting| std::mem::swap(&mut waiting.waker, waker))
+            .is_some()
+    }
+
     /// Removes a sleeper, if it still waits. The timer may now run out too early, which wakes nothing.
     fn remove(&mut self, number: u64) -> Option<Waiting> {
         let mut waiting = self.waiting.iter();
@@ -174,12 +183,20 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.stop();
         if self.end <= Instant::now() {
+            self.stop();
             return Poll::Ready(());
         }
-        let (end, waker) = (self.end, context.waker().clone());
-        self.number = Some(SLEEPERS.with_borrow_mut(|sleepers| sleepers.add(end, waker)));
+        // cloned before, and the old one dropped after, the list is borrowed
+        let (end, mut waker) = (self.end, context.waker().clone());
+        let number = self.number;
+        let waits = SLEEPERS.with_borrow_mut(|sleepers| match number {
+            Some(number) => sleepers.replace(number, &mut waker),
+            None => false,
+        });
+        if !waits {
+            self.number = Some(SLEEPERS.with_borrow_mut(|sleepers| sleepers.add(end, waker)));
+        }
         Poll::Pending
     }
 }
@@ -249,6 +266,20 @@ mod tests {
             gone.abort();
             other.await.unwrap();
             assert!(SLEEPERS.with_borrow(|sleepers| sleepers.waiting.is_empty()));
+        });
+    }
+
+    #[test]
+    fn a_sleeper_that_is_polled_again_keeps_its_place_and_wakes_its_last_task() {
+        run(async {
+            let mut sleeper = Box::pin(sleep(SHORT));
+            let next = SLEEPERS.with_borrow(|sleepers| sleepers.next) + 1;
+            for _ in 0..3 {
+                let mut context = Context::from_waker(Waker::noop());
+                assert!(sleeper.as_mut().poll(&mut context).is_pending());
+                assert_eq!(SLEEPERS.with_borrow(|sleepers| sleepers.next), next);
+            }
+            sleeper.await;
         });
     }
 

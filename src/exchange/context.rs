@@ -96,34 +96,29 @@ impl<'a> ExchangeContext<'a> {
             let (method, host) = (subject.method.as_str(), subject.host());
             Record::begin(subject.client, method, host, subject.path(), begun)
         });
-        ExchangeContext {
-            slot,
-            waited: Cell::new(waited),
-            subject,
-            config: &state.config,
-            counters: &state.counters,
-            route: Cell::new(None),
-            place: RefCell::default(),
-            record: RefCell::new(record),
-            begun,
-            status: Cell::new(0),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            head: RefCell::default(),
-            budget: &worker.budget,
-            rest: Cell::new(0),
-            complete: Cell::new(false),
-            outcome: Cell::new(None),
-            cause: OnceCell::new(),
-            told: Cell::new(false),
-            is_tunnel: false,
-            metrics: &worker.metrics,
-            repeats: &worker.repeats,
-        }
+        let mut exchange = Self::new(worker, slot, subject, &state.config, &state.counters);
+        exchange.waited = Cell::new(waited);
+        exchange.record = RefCell::new(record);
+        exchange.begun = begun;
+        exchange
     }
 
     /// A tunnel after a 101, whose request was counted before; the caller hands over its access log entry, route and wait.
     pub fn of_tunnel(
+        worker: &'a Worker,
+        slot: &'a SlotRef,
+        subject: &'a Subject,
+        config: &'a Config,
+        counters: &'a Rc<[Arc<RouteCounters>]>,
+    ) -> ExchangeContext<'a> {
+        let mut tunnel = Self::new(worker, slot, subject, config, counters);
+        tunnel.status = Cell::new(101);
+        tunnel.is_tunnel = true;
+        tunnel
+    }
+
+    #[inline]
+    fn new(
         worker: &'a Worker,
         slot: &'a SlotRef,
         subject: &'a Subject,
@@ -140,7 +135,7 @@ impl<'a> ExchangeContext<'a> {
             place: RefCell::default(),
             record: RefCell::default(),
             begun: None,
-            status: Cell::new(101),
+            status: Cell::new(0),
             received: Cell::new(0),
             sent: Cell::new(0),
             head: RefCell::default(),
@@ -150,7 +145,7 @@ impl<'a> ExchangeContext<'a> {
             outcome: Cell::new(None),
             cause: OnceCell::new(),
             told: Cell::new(false),
-            is_tunnel: true,
+            is_tunnel: false,
             metrics: &worker.metrics,
             repeats: &worker.repeats,
         }

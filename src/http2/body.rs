@@ -58,21 +58,24 @@ impl RequestBody {
 /// The next frame of a body; `None` only where the other side has ended it (`END_STREAM`, RFC 9113 §5.1).
 ///
 /// hyper also gives `None` where the stream was reset or the connection ended with the code `NO_ERROR`. Such a body is cut
-/// short, and must not be passed on as a whole one.
+/// short, and must not be passed on as a whole one. `took` is called for a frame that [`Frames`] has counted, and says whether
+/// it is DATA; empty DATA is not counted.
 pub fn poll_incoming(
     incoming: &mut Incoming,
     context: &mut Context<'_>,
+    took: impl FnOnce(bool),
 ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
     Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(context)) {
-        Some(frame) => Some(frame.map_err(io::Error::other)),
+        Some(Ok(frame)) => {
+            if !frame.data_ref().is_some_and(Bytes::is_empty) {
+                took(frame.is_data());
+            }
+            Some(Ok(frame))
+        }
+        Some(Err(error)) => Some(Err(io::Error::other(error))),
         None if incoming.is_end_stream() => None,
         None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
     })
-}
-
-/// Whether [`Frames`] has counted a frame: it does not count empty DATA.
-pub fn counts(frame: &Frame<Bytes>) -> bool {
-    !frame.data_ref().is_some_and(Bytes::is_empty)
 }
 
 impl Body for RequestBody {
@@ -83,12 +86,12 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let frame = ready!(poll_incoming(&mut self.incoming, context));
-        if let (Some(Ok(frame)), Some(stream)) = (&frame, self.stream)
-            && counts(frame)
-        {
-            self.frames.borrow_mut().took(stream, frame.is_data());
-        }
+        let body = &mut *self;
+        let frame = ready!(poll_incoming(&mut body.incoming, context, |is_data| {
+            if let Some(stream) = body.stream {
+                body.frames.borrow_mut().took(stream, is_data);
+            }
+        }));
         if let Some(data) = frame.as_ref().and_then(|it| it.as_ref().ok()?.data_ref()) {
             self.read += data.len() as u64;
         }

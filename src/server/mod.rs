@@ -67,11 +67,9 @@ pub struct Invocation<'a> {
 pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Result<()> {
     log::init(config.log);
     sys::ignore_signals();
-    let descriptors = sys::raise_descriptor_limit();
     let inherited = systemd::inherited_sockets();
     let limit = memory_limit(config.memory);
-    let plan = plan(&config, limit.map(|limit| limit.0))?;
-    let (plan, upstreams) = plan.within_descriptors(descriptors, config.threads);
+    let (plan, upstreams) = plan(&config, limit, sys::raise_descriptor_limit())?;
     log::bound(plan.log_queue());
     let (listeners, exposed) = bind(&config, &inherited, &plan)?;
     let mut tickets = TicketKeys::default();
@@ -79,11 +77,11 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     let tls = contexts::build(&config.listen, &mut tickets)?;
     let start = SystemTime::now();
     let mut supervisor = Supervisor::new();
-    let pulse = systemd::watchdog_interval().map(|interval| Pulse::new(config.threads, interval));
+    let pulse = systemd::watchdog_interval().map(|it| Arc::new(Pulse::new(config.threads, it)));
     let metrics = Arc::new(Metrics::new(start).exposed(config.metrics.is_some()));
     let init = WorkerInit {
         reporter: supervisor.reporter(0),
-        pulse: pulse.map(Arc::new),
+        pulse,
         config: Arc::clone(&config),
         tls,
         plan,
@@ -92,7 +90,6 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         metrics: Arc::clone(&metrics),
         start,
     };
-
     code_pages::forget_code();
     let signals = SignalQueue::new()?;
     // the first worker's, before the other threads start: tokio's process-wide state is then created by one thread
@@ -100,11 +97,8 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     let (mut words, threads) = spawn_others(&supervisor, &init, &listeners)?;
     let (sender, receiver) = mpsc::unbounded_channel();
     words.push(sender);
-    let own = sockets(&listeners, 0)?;
-    let asked = exposed
-        .as_ref()
-        .map(|listener| listener.socket(0))
-        .transpose()?;
+    let asked = exposed.as_ref().map(|listener| listener.socket(0));
+    let own = (sockets(&listeners, 0)?, asked.transpose()?);
     let controller = Controller {
         words,
         listeners,
@@ -117,16 +111,15 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
         renewal,
         pid_file: None,
     };
-    let own = (own, asked);
-    let work = lead(
-        (called, signals),
+    let called = (called, signals);
+    runtime.block_on(lead(
+        called,
         controller,
         init,
         own,
         receiver,
         &mut supervisor,
-    );
-    runtime.block_on(work)?;
+    ))?;
     await_end(&threads);
     log_end(start, &metrics);
     Ok(())
@@ -199,18 +192,21 @@ fn await_end(threads: &[JoinHandle<()>]) {
     }
 }
 
-/// Divides the memory that is left beside the configuration.
-fn plan(config: &Config, limit: Option<u64>) -> Result<Plan> {
+/// Divides the memory that is left beside the configuration, and the descriptors; gives the maximum of a worker's upstream
+/// connections, too.
+fn plan(config: &Config, limit: Option<(u64, bool)>, descriptors: u64) -> Result<(Plan, usize)> {
+    let limit = limit.map(|limit| limit.0);
     let held = limit.map_or(0, |_| footprint::held(config.routes.len(), config.threads));
     let most = config.server.max_connections;
     let plan = Plan::beside(held, limit, config.threads, most);
-    plan.ok_or_else(|| {
+    let plan = plan.ok_or_else(|| {
         anyhow!(
             "the configuration holds {} of the memory limit of {}, and leaves nothing to serve with",
             footprint::mebibytes(held),
             footprint::mebibytes(limit.unwrap_or(0)),
         )
-    })
+    })?;
+    Ok(plan.within_descriptors(descriptors, config.threads))
 }
 
 /// The effective memory limit, and whether a cgroup sets it.

@@ -122,8 +122,7 @@ pub async fn run_worker(
         "timer",
         sweep(&worker, &pressure, init.pulse, reporter.worker()),
     );
-    if let Some(socket) = exposed {
-        let listener = ListeningSocket::new(socket)?;
+    if let Some(listener) = exposed.map(ListeningSocket::new).transpose()? {
         let answer = metrics_endpoint::answer(Rc::clone(&worker), listener);
         reporter.spawn("metrics listener", answer);
     }

@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use crate::{
     connection_table::SlotRef,
     http2::{
-        body::{counts, poll_incoming},
+        body::poll_incoming,
         client::outgoing::{Outgoing, Shared},
     },
 };
@@ -98,15 +98,10 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let frame = ready!(poll_incoming(&mut self.incoming, context));
-        if let Some(Ok(frame)) = &frame
-            && counts(frame)
-        {
-            self.stream
-                .shared
-                .took(&self.stream.outgoing, frame.is_data());
-        }
-        Poll::Ready(frame)
+        let ResponseBody { incoming, stream } = &mut *self;
+        poll_incoming(incoming, context, |is_data| {
+            stream.shared.took(&stream.outgoing, is_data);
+        })
     }
 
     fn is_end_stream(&self) -> bool {

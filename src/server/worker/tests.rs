@@ -10,8 +10,11 @@ use std::{
 use super::*;
 use crate::{
     config::address::Listen,
-    memory::prices::{CONNECTION, EXCHANGE},
-    server::supervisor::Supervisor,
+    memory::prices::{CONNECTION, EXCHANGE, INPUT, SPARED},
+    server::{
+        admission::{Ask, admit},
+        supervisor::Supervisor,
+    },
     sys::alloc,
 };
 
@@ -161,6 +164,81 @@ async fn most_unpaid(upstream: SocketAddr, request: String) -> i64 {
     }
     drop(pressure);
     most.get()
+}
+
+/// A worker in ten megabytes that sends everything to this address.
+fn worker_for(upstream: SocketAddr) -> Rc<Worker> {
+    let yaml = format!("routes: [{{path: /, target: 'http://{upstream}'}}]\n");
+    let config = crate::config::tests::good(&yaml);
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let metrics = Arc::new(Metrics::default());
+    Worker::new(config, budget, 400, metrics, SystemTime::now())
+}
+
+#[test]
+fn a_connection_that_ends_is_read_only_while_its_input_is_paid_for() {
+    let end = async |is_short: bool| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let worker = worker_for(address);
+        let stream = listener.accept().unwrap().0;
+        stream.set_nonblocking(true).unwrap();
+        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+        let pool = worker.budget.plan().pool.unwrap();
+        let _all = is_short.then(|| worker.budget.force(pool));
+        let slot = worker.table.slot(None);
+        let stream = crate::net::Stream::client(stream, &worker.budget);
+        let before = worker.budget.spent();
+        let lingers = crate::server::closing::linger(&worker, stream, &slot, 1_000);
+        let mut lingers = std::pin::pin!(lingers);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let polled = lingers.as_mut().poll(&mut context);
+        let paid = worker.budget.spent() - before;
+        if polled.is_pending() {
+            client.write_all(b"rest").unwrap();
+            drop(client);
+            lingers.await;
+            assert_eq!(worker.budget.spent(), before);
+        }
+        (polled.is_ready(), paid)
+    };
+    let runtime = runtime().unwrap();
+    assert_eq!(runtime.block_on(end(false)), (false, INPUT));
+    assert_eq!(runtime.block_on(end(true)), (true, 0));
+}
+
+#[test]
+fn uploads_without_memory_for_their_wait_are_few_in_the_line_of_the_reserve() {
+    let runtime = runtime().unwrap();
+    runtime.block_on(async {
+        let worker = worker_for("127.0.0.1:9".parse().unwrap());
+        let pool = worker.budget.plan().pool.unwrap();
+        let _all = worker.budget.force(pool);
+        // a large head may not even wait for memory; both places of the reserve are in use
+        let ask = |has_body| Ask {
+            size: 60_000,
+            has_body,
+            records: 0,
+            is_brief: false,
+        };
+        let _places = [
+            worker.reserve.take().unwrap(),
+            worker.reserve.take().unwrap(),
+        ];
+        let slots: Vec<_> = (0..=SPARED + 1).map(|_| worker.table.slot(None)).collect();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut line = Vec::new();
+        for (number, slot) in slots.iter().enumerate() {
+            let is_last = number > SPARED;
+            let gone = |_: &mut std::task::Context<'_>| std::task::Poll::Pending;
+            let mut admitted = Box::pin(admit(&worker, slot, ask(!is_last), gone));
+            let polled = admitted.as_mut().poll(&mut context);
+            // one upload too many; a request without a body may stand there
+            assert_eq!(polled.is_ready(), number == SPARED, "{number}");
+            line.push(admitted);
+        }
+    });
 }
 
 #[test]
