@@ -195,6 +195,17 @@ fn walk(yaml: &str, upstream: &Upstream, connect: &dyn Fn(&Proxy) -> Client) {
 /// allocator has not returned yet.
 const UNPAID: u64 = 1_400_000;
 
+/// Checks for a while that the process holds no more beyond `before` bytes than its permits say.
+pub fn is_paid_for(what: &str, proxy: &Proxy, before: u64) {
+    for _ in 0..4 {
+        // gauges are updated at ticks
+        let_pass(Duration::from_millis(200));
+        let paid = metric(proxy, "lean_proxy_memory_used_bytes");
+        let own = (proxy.own_kb() * 1024).saturating_sub(before);
+        assert!(own < paid + UNPAID, "{what}: {own} bytes, {paid} paid");
+    }
+}
+
 #[test]
 fn memory_that_clients_and_upstreams_cause_is_in_the_budget() {
     if !is_release() {
@@ -216,13 +227,7 @@ fn memory_that_clients_and_upstreams_cause_is_in_the_budget() {
             let _ = client.try_send(&request);
             crowd.push(client);
         }
-        for _ in 0..4 {
-            // gauges are updated at ticks
-            let_pass(Duration::from_millis(200));
-            let paid = metric(&proxy, "lean_proxy_memory_used_bytes");
-            let own = (proxy.own_kb() * 1024).saturating_sub(before);
-            assert!(own < paid + UNPAID, "{what}: {own} bytes, {paid} paid");
-        }
+        is_paid_for(what, &proxy, before);
         drop(crowd);
         upstream.forgive();
     }
