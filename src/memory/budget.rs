@@ -210,13 +210,20 @@ impl Budget {
         Some(permit)
     }
 
-    /// Takes the price of a request that waits for an exchange's permit: its head, and what may follow into the socket. A few
-    /// may wait even if there is no memory for waiting, because relief only begins when a request waits: this one may if fewer
-    /// than `spared` do ([`SPARED`] at most).
+    /// Takes the price of a request that waits: its head, and what may follow into the socket.
+    pub fn wait(self: &Rc<Budget>, head: usize) -> Option<Permit> {
+        self.head(self.wait_price(head))
+    }
+
+    fn wait_price(&self, head: usize) -> u64 {
+        let queue = if self.plan.tight { 2 * NARROW } else { 0 };
+        (head + queue) as u64
+    }
+
+    /// The same for a request that waits for an exchange's permit. A few may wait even if there is no memory for waiting,
+    /// because relief only begins when a request waits: this one may if fewer than `spared` do ([`SPARED`] at most).
     pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
-        let queue = if self.plan.tight { NARROW } else { 0 };
-        let price = (head + 2 * queue) as u64;
-        if let Some(permit) = self.head(price) {
+        if let Some(permit) = self.wait(head) {
             return Some(permit);
         }
         if head > LARGE_HEAD || self.spared.get() >= spared {
@@ -224,7 +231,7 @@ impl Budget {
             return None;
         }
         self.spared.set(self.spared.get() + 1);
-        let mut permit = self.force(price);
+        let mut permit = self.force(self.wait_price(head));
         permit.purpose = Purpose::Spared;
         Some(permit)
     }

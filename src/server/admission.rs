@@ -89,10 +89,11 @@ pub async fn admit(
 }
 
 /// Waits a moment while many requests are in progress: a few at a time have wide buffers and are soon done, all at once would
-/// be narrow and slow. A request that gets no turn in time goes on all the same.
+/// be narrow and slow. A request that gets no turn in time goes on all the same, and so does one for whose wait there is no
+/// memory.
 async fn let_others_go_first(worker: &Worker, slot: &SlotRef, ask: Ask) {
     let budget = &worker.budget;
-    let Some(_head) = budget.head(ask.size as u64) else {
+    let Some(_waits) = budget.wait(ask.size) else {
         return;
     };
     slot.enter(Phase::Waiting, None);
@@ -190,12 +191,53 @@ pub fn is_brief_head(worker: &Worker, codec: &ServerCodec, head: &Head) -> bool 
 
 #[cfg(test)]
 mod tests {
-    use std::{rc::Rc, sync::Arc, time::SystemTime};
+    use std::{future::Future as _, rc::Rc, sync::Arc, task::Waker, time::SystemTime};
 
     use super::*;
     use crate::{
-        http1::request_head::Arrival, memory::plan::Plan, net::Stream, observe::metrics::Metrics,
+        http1::request_head::Arrival,
+        memory::{plan::Plan, prices::NARROW},
+        net::Stream,
+        observe::metrics::Metrics,
     };
+
+    #[test]
+    fn requests_that_wait_for_their_turn_have_paid_for_what_they_hold() {
+        let config = crate::config::tests::good("routes: [{path: /, target: \"http://h\"}]");
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let pool = budget.plan().pool.unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let start = SystemTime::now();
+        let worker = Worker::new(config, Rc::clone(&budget), usize::MAX, metrics, start);
+        let _much = budget.take(pool / 4);
+        let _others: Vec<_> = (0..16).map(|_| budget.exchange(300, 0)).collect();
+        budget.was_narrowed();
+        let ask = Ask {
+            size: 300,
+            has_body: true,
+            records: 0,
+            is_brief: false,
+        };
+        let before = budget.spent();
+        let mut context = Context::from_waker(Waker::noop());
+        let slots: Vec<_> = (0..400).map(|_| worker.table.slot(None)).collect();
+        let mut asking: Vec<_> = slots
+            .iter()
+            .map(|slot| Box::pin(admit(&worker, slot, ask, |_| Poll::Pending)))
+            .collect();
+        crate::server::worker::runtime().unwrap().block_on(async {
+            for (index, one) in asking.iter_mut().enumerate() {
+                let _admitted = one.as_mut().poll(&mut context);
+                if index == 49 {
+                    // a socket's receive queue has twice the size that was asked for
+                    assert_eq!(budget.spent() - before, 50 * (300 + 2 * NARROW as u64));
+                }
+            }
+        });
+        let waiting = budget.turns.queue.len() as u64;
+        assert!(waiting >= 100, "{waiting}");
+        assert!(waiting * (300 + 2 * NARROW as u64) <= pool / 5, "{waiting}");
+    }
 
     #[test]
     fn what_a_route_answers_by_itself_waits_for_no_memory() {
