@@ -53,6 +53,10 @@ pub struct Piece {
     outlet: Rc<Outlet>,
 }
 
+/// Empties the outlet when its stream is over. A part that hyper has not taken refers to the outlet that it is in, and
+/// both would never be freed.
+pub struct Emptied<'a>(pub &'a Outlet);
+
 /// The head that hyper waits for.
 pub struct Answering(pub Rc<Outlet>);
 
@@ -96,6 +100,14 @@ impl Outlet {
             && self.held.get() == 0
             && self.frame.borrow().is_none()
             && self.head.borrow().is_none()
+    }
+}
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        self.0.head.take();
+        let frame = self.0.frame.take();
+        drop(frame);
     }
 }
 
@@ -171,5 +183,26 @@ impl Drop for Piece {
         if let Some(waker) = &*outlet.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use http::Response;
+
+    use super::*;
+
+    #[test]
+    fn what_hyper_does_not_take_is_freed_with_its_stream() {
+        let outlet: Rc<Outlet> = Rc::default();
+        let left = Rc::downgrade(&outlet);
+        outlet.put_head(Response::new(()), false, None);
+        outlet.put(Frame::data(BodyChunk::fixed(b"hi")), true);
+        drop(Emptied(&outlet));
+        assert_eq!(outlet.held.get(), 0);
+        drop(outlet);
+        assert!(left.upgrade().is_none());
     }
 }

@@ -35,7 +35,10 @@ use crate::{
     http2::{
         body::RequestBody,
         head,
-        server::{outlet::Outlet, shared::Shared},
+        server::{
+            outlet::{Emptied, Outlet},
+            shared::Shared,
+        },
     },
     memory::chunk::BodyChunk,
     outcome::Outcome,
@@ -62,6 +65,7 @@ pub async fn run(
     hyper: impl Future<Output = ()>,
 ) {
     let _active = shared.begin();
+    let _emptied = Emptied(&outlet);
     let slot = shared.worker.table.stream(shared.slot.client());
     let mut hyper = pin!(hyper);
     let mut exchange = pin!(serve(&shared, &slot, request, &outlet));
