@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::{Future, pending},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -20,7 +21,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, server::conn::http2::Builder, service::service_fn};
+use hyper::{
+    body::Incoming, client::conn::http2::SendRequest, server::conn::http2::Builder,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ServerConfig,
@@ -450,21 +454,41 @@ fn small_frames_that_are_not_read_do_not_end_the_connection() {
     beside_stalled(2, &[b'x'; 30]);
 }
 
+/// Sends a request, again where the proxy says that it has not processed it, as gRPC does.
+async fn insist(
+    mut sender: SendRequest<Frames>,
+    request: impl Fn() -> Request<Frames>,
+) -> Response<Incoming> {
+    loop {
+        match sender.send_request(request()).await {
+            Ok(response) => return response,
+            Err(error) => {
+                let cause = error.source().and_then(<dyn Error>::downcast_ref);
+                let reason = cause.and_then(h2::Error::reason);
+                assert_eq!(reason, Some(h2::Reason::REFUSED_STREAM), "{error:?}");
+            }
+        }
+    }
+}
+
 /// A hundred calls at the same time, each of many small messages both ways at once, as in gRPC.
 fn bursts(memory: &str, count: usize) {
     let server = Server::start(|request| async { echo(request) });
     let proxy = proxy(server.address, &format!("limits: {{memory: {memory}}}\n"));
     let messages: Vec<Vec<u8>> = (0..count).map(|at| pattern(at, 15)).collect();
-    let pieces: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
     run(async {
         let mut sender = connect(proxy.address()).await;
         // it learns how many streams it may open
         sender.send_request(get("/", &[])).await.unwrap();
-        let asked: Vec<_> = (0..100)
-            .map(|_| send("POST", "/", &[], Frames::new(&pieces, &[])))
-            .map(|request| sender.send_request(request))
-            .map(|asked| spawn_local(async { Answer::read(asked.await.unwrap()).await.unwrap() }))
-            .collect();
+        let call = || {
+            let (sender, messages) = (sender.clone(), messages.clone());
+            spawn_local(async move {
+                let pieces: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+                let request = || send("POST", "/", &[], Frames::new(&pieces, &[]));
+                Answer::read(insist(sender, request).await).await.unwrap()
+            })
+        };
+        let asked: Vec<_> = (0..100).map(|_| call()).collect();
         for answer in asked {
             let answer = answer.await.unwrap();
             assert_eq!((answer.status, answer.body), (200, messages.concat()));

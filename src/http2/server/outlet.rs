@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Buf;
+use h2::Reason;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
@@ -25,6 +26,8 @@ pub struct Outlet {
     pub head: RefCell<Option<Response<ResponseBody>>>,
     /// The frame that is next.
     pub frame: RefCell<Option<Frame<Piece>>>,
+    /// The request was not processed, and may be sent again (RFC 9113 §8.7).
+    pub is_refused: Cell<bool>,
     /// No more parts follow.
     pub has_ended: Cell<bool>,
     /// Something was put in or taken out since the task last checked.
@@ -112,7 +115,7 @@ impl Drop for Emptied<'_> {
 }
 
 impl Future for Answering {
-    type Output = Result<Response<ResponseBody>, Infallible>;
+    type Output = Result<Response<ResponseBody>, h2::Error>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         match self.0.head.take() {
@@ -120,6 +123,7 @@ impl Future for Answering {
                 self.0.has_moved.set(true);
                 Poll::Ready(Ok(head))
             }
+            None if self.0.is_refused.get() => Poll::Ready(Err(Reason::REFUSED_STREAM.into())),
             None => Poll::Pending,
         }
     }
