@@ -393,7 +393,7 @@ fn a_hundred_requests_at_a_time_share_a_few_connections() {
             assert_eq!(answer.await.unwrap().text(), "ok");
         }
     });
-    assert_eq!(server.accepted(), 13, "eight requests on each");
+    assert_eq!(server.accepted(), 10, "ten requests on each");
 }
 
 /// A body without an end, which counts what was taken of it.
@@ -445,8 +445,8 @@ fn beside_stalled(count: usize, piece: &'static [u8]) {
 
 #[test]
 fn clients_that_read_nothing_do_not_stop_the_others() {
-    // seven of the eight streams of the connection
-    beside_stalled(7, &[b'x'; 1024]);
+    // nine of the ten streams of the connection
+    beside_stalled(9, &[b'x'; 1024]);
 }
 
 #[test]
@@ -744,11 +744,11 @@ fn connections_are_limited_and_an_idle_one_is_closed() {
         server.address,
         "transport: {max_conns_per_host: 1, idle_conn_timeout: 300ms}\nproxy: {queue_timeout: 200ms}\n",
     );
-    let mut held: Vec<Client> = (0..8).map(|_| proxy.client()).collect();
+    let mut held: Vec<Client> = (0..10).map(|_| proxy.client()).collect();
     for client in &mut held {
         client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n");
     }
-    eventually("all are in work", || metric(&proxy, IN_FLIGHT) >= 8);
+    eventually("all are in work", || metric(&proxy, IN_FLIGHT) >= 10);
     assert_eq!(proxy.get("/").status, 503, "no stream is left");
     drop(held);
     eventually("streams are free again", || proxy.get("/").status == 200);
