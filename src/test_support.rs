@@ -186,6 +186,7 @@ impl Stage {
             complete: Cell::new(false),
             outcome: Cell::new(None),
             cause: OnceCell::new(),
+            asked: Cell::new(false),
             told: Cell::new(false),
             is_tunnel: false,
             metrics: &self.metrics,

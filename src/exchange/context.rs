@@ -66,6 +66,8 @@ pub struct ExchangeContext<'a> {
     pub outcome: Cell<Option<Outcome>>,
     /// The cause, for the log.
     pub cause: OnceCell<Box<str>>,
+    /// An upstream may have been asked.
+    pub asked: Cell<bool>,
     /// The failure was logged already.
     pub told: Cell<bool>,
     /// Whether it is a tunnel after a 101, and no longer an exchange.
@@ -144,6 +146,7 @@ impl<'a> ExchangeContext<'a> {
             complete: Cell::new(false),
             outcome: Cell::new(None),
             cause: OnceCell::new(),
+            asked: Cell::new(false),
             told: Cell::new(false),
             is_tunnel: false,
             metrics: &worker.metrics,

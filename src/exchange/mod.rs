@@ -143,6 +143,7 @@ impl<'a> Exchange<'a> {
             let host = self.state.host(self.client.exchange_context.route.get());
             let checkout = self.checkout(host).await?;
             self.client.exchange_context.slot.asks(host.id);
+            self.client.exchange_context.asked.set(true);
             // a wait or a connect is rare, and its future large: boxed, it does not enlarge the future of other
             // requests
             let mut link = match checkout {

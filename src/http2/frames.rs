@@ -8,6 +8,8 @@
 pub mod bounds;
 pub mod unread;
 
+use std::task::Waker;
+
 use crate::http2::frames::{
     bounds::{Bounds, Excess},
     unread::Unread,
@@ -45,6 +47,9 @@ const UNTAKEN_DATA: u32 = 32;
 /// passes them on takes one every few turns.
 const TURNS: u8 = 8;
 
+/// Stands for all turns and a rest behind them.
+const RESTED: u8 = u8::MAX;
+
 /// Bytes of a trailer section that is not counted.
 const SMALL_TRAILERS: u32 = 64;
 
@@ -72,6 +77,8 @@ pub struct Frames {
     /// Turns since the pause in which exchanges took nothing, and how many frames waited before.
     turns: u8,
     waiting: usize,
+    /// Woken when frames are taken or given up in the rest.
+    resting: Option<Waker>,
     /// Buffers with parts of heads in them.
     heads: usize,
     last_head: Option<u64>,
@@ -195,6 +202,7 @@ impl Frames {
             is_paused: false,
             turns: 0,
             waiting: 0,
+            resting: None,
             heads: 0,
             last_head: None,
             unread: Unread::new(bounds),
@@ -242,11 +250,29 @@ impl Frames {
         self.is_paused
     }
 
+    /// Whether a client's stream is to be reset that is still there after some turns: the connection is read on when its
+    /// frames are given up, or after a rest ([`Frames::rested`]). Other clients wait for none of this.
+    pub fn rests(&self) -> bool {
+        self.is_paused && self.is_client && self.turns == TURNS && self.unread.is_over()
+    }
+
+    /// Names whom to wake when frames are taken or given up in the rest.
+    pub fn wakes(&mut self, waker: &Waker) {
+        self.resting = Some(waker.clone());
+    }
+
+    /// The rest is over.
+    pub fn rested(&mut self) {
+        self.turns = RESTED;
+    }
+
     /// hyper has handed over what it has read, and exchanges have had a turn to take it.
     pub fn resume(&mut self) {
-        self.turns += 1;
+        if self.turns != RESTED {
+            self.turns = (self.turns + 1).min(TURNS);
+        }
         let is_full = self.is_crowded() || self.unread.trailers_waiting() >= self.bounds.trailers;
-        if is_full && self.unread.held() >= self.waiting && self.turns < TURNS {
+        if is_full && self.unread.held() >= self.waiting && (self.turns < TURNS || self.rests()) {
             return;
         }
         self.turns = 0;
@@ -298,11 +324,19 @@ impl Frames {
     /// The exchange has read a DATA frame of this stream, or its trailers.
     pub fn took(&mut self, stream: u32, is_data: bool) {
         self.unread.took(stream, is_data);
+        self.wake();
     }
 
     /// The body of this stream is not read any more.
     pub fn forget(&mut self, stream: u32) {
         self.unread.forget(stream);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.resting.take() {
+            waker.wake();
+        }
     }
 
     /// The stream to reset because its body keeps too much; given once.

@@ -3,10 +3,12 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
+    future::Future as _,
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
@@ -14,13 +16,19 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
+    clock::{Sleep, sleep},
     connection_table::ConnectionTable,
     http2::frames::{Frames, bounds::Excess},
     net::Stream,
+    sys::socket,
 };
 
 /// Bytes that one read may bring where memory is small.
 const NARROW_READ: usize = 4 * 1024;
+
+/// How long a client's connection is not read while the stream with the most unread frames is reset. Frames that came
+/// meanwhile could end the connection, and with it requests that did nothing wrong.
+const REST: Duration = Duration::from_millis(100);
 
 /// A connection.
 pub struct Io {
@@ -32,6 +40,8 @@ pub struct Io {
     unread: RefCell<Bytes>,
     /// The bound that was exceeded.
     excess: Cell<Option<Excess>>,
+    /// The connection is not read until then, or until frames are taken or given up.
+    rest: RefCell<Option<Pin<Box<Sleep>>>>,
     scratch: Rc<RefCell<Box<[u8]>>>,
     table: Rc<ConnectionTable>,
     is_small: bool,
@@ -79,6 +89,7 @@ impl Io {
             frames,
             unread: RefCell::default(),
             excess: Cell::new(None),
+            rest: RefCell::default(),
             scratch: Rc::clone(scratch),
             table: Rc::clone(table),
             is_small: false,
@@ -113,6 +124,29 @@ impl Io {
         }
     }
 
+    /// hyper may not read now: its task is woken when it is to look again.
+    fn pause(&self, context: &mut Context<'_>) {
+        let mut frames = self.frames.borrow_mut();
+        if frames.rests() {
+            let mut rest = self.rest.borrow_mut();
+            let sleep = rest.get_or_insert_with(|| Box::pin(sleep(REST)));
+            if sleep.as_mut().poll(context).is_pending() && !self.has_hung_up() {
+                return frames.wakes(context.waker());
+            }
+            *rest = None;
+            frames.rested();
+        }
+        // its next turn is behind those of the exchanges, and begins with `Frames::resume`
+        context.waker().wake_by_ref();
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let stream = self.stream.borrow();
+        stream
+            .as_ref()
+            .is_none_or(|stream| socket::has_hung_up(&stream.socket()))
+    }
+
     /// How many of these bytes hyper may read now.
     fn pass(&self, bytes: &[u8]) -> io::Result<usize> {
         let passed = self.frames.borrow_mut().pass(bytes, self.table.now());
@@ -133,11 +167,12 @@ impl Read for Handle {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let io = &*self.0;
-        if io.frames.borrow().is_paused() {
-            // hyper's task has its next turn behind those of the exchanges, and begins it with `Frames::resume`
-            context.waker().wake_by_ref();
+        let is_paused = io.frames.borrow().is_paused();
+        if is_paused {
+            io.pause(context);
             return Poll::Pending;
         }
+        io.rest.take();
         let mut unread = io.unread.borrow_mut();
         if unread.is_empty() {
             let mut scratch = io.scratch.borrow_mut();

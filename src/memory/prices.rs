@@ -84,8 +84,8 @@ pub const HTTP2_CONNECTION_WIDE: u64 = 3_400_000;
 
 /// What a hostile upstream can make the process hold on an HTTP/2 connection beside its streams, which pay for themselves,
 /// where memory is small, and where it is not: the sum of the bounds in docs/memory.md.
-pub const HTTP2_UPSTREAM: u64 = 1_500_000;
-pub const HTTP2_UPSTREAM_WIDE: u64 = 4_200_000;
+pub const HTTP2_UPSTREAM: u64 = 1_540_000;
+pub const HTTP2_UPSTREAM_WIDE: u64 = 4_330_000;
 
 /// What the program needs for itself: the code that serves requests (1.5 MB of page cache, or it is read again and
 /// again), the allocator, the runtime.

@@ -24,6 +24,7 @@ const ALL: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes: [{path
 /// Error codes (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -491,6 +492,31 @@ fn rapid_resets_are_ended() {
 }
 
 #[test]
+fn a_request_that_waits_with_too_many_small_frames_is_refused_and_may_be_sent_again() {
+    let (upstream, release) = Upstream::held();
+    let more =
+        "transport: {max_conns_per_host: 1}\nproxy: {queue_timeout: 30}\nlimits: {memory: 10MiB}\n";
+    let proxy = proxy(&upstream, more);
+    let mut raw = Raw::connect(proxy.address(), b"");
+    let first = raw.open(&head("GET", "/first"), true);
+    upstream.await_requests(1);
+    let waits = raw.open(&head("POST", "/waits"), false);
+    raw.write(&frame(DATA, 0, waits, b"x").repeat(242));
+    let reset = raw.until("reset", |it| it.0 == RST_STREAM);
+    assert_eq!(
+        (reset.2, reset.3),
+        (waits, REFUSED_STREAM.to_be_bytes().to_vec())
+    );
+    // the others go on
+    release.raise_many(2);
+    raw.until("an answer", |it| it.0 == HEADERS && it.2 == first);
+    let again = raw.open(&head("POST", "/waits"), false);
+    raw.write(&frame(DATA, 1, again, b"x"));
+    raw.until("an answer", |it| it.0 == HEADERS && it.2 == again);
+    assert_eq!(upstream.requests(), 2);
+}
+
+#[test]
 fn a_connection_that_does_not_fit_is_told_to_go_and_http_1_goes_on() {
     let upstream = Upstream::fixed(OK);
     let proxy = Setup::new(ALL)
@@ -554,14 +580,14 @@ fn a_client_is_told_to_connect_anew_before_its_table_of_fields_holds_much() {
 }
 
 /// A client's TLS configuration that prefers HTTP/2.
-fn offering_both(by: &Authority) -> Arc<ClientConfig> {
+pub fn offering_both(by: &Authority) -> Arc<ClientConfig> {
     static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
     let mut config = ClientConfig::clone(&trust(by, &NEWEST, None));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Arc::new(config)
 }
 
-fn tls_proxy(upstream: &Upstream, by: &Authority, memory: &str) -> Proxy {
+pub fn tls_proxy(upstream: &Upstream, by: &Authority, memory: &str) -> Proxy {
     let yaml = format!("{LISTEN}routes: [{{path: /, target: 'http://UP'}}]\n");
     let setup = Setup::new(&yaml)
         .upstream("UP", upstream)

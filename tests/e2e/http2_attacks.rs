@@ -280,3 +280,34 @@ fn no_attack_by_http_2_kills_ten_megabytes() {
 fn no_attack_by_http_2_kills_sixty_four_megabytes() {
     walk(64 << 20);
 }
+
+#[test]
+fn answers_that_no_client_took_are_freed_with_their_connection() {
+    let upstream = upstream();
+    let proxy = Setup::new(YAML)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "64MiB")
+        .start();
+    let window = [0, 4, 0, 0, 0, 0];
+    let leave = || {
+        let mut raw = Raw::connect(proxy.address(), &window);
+        let streams: Vec<u32> = (0..30)
+            .map(|_| raw.open(&head("GET", "/large"), true))
+            .collect();
+        for _ in streams {
+            raw.until("a head", |it| it.0 == HEADERS);
+        }
+    };
+    for _ in 0..20 {
+        leave();
+    }
+    let before = proxy.own_kb();
+    for _ in 0..100 {
+        leave();
+    }
+    // 3,000 answers, of which 4 kB each had been read
+    eventually("it holds no more than before", || {
+        proxy.own_kb() < before + 3_000
+    });
+    upstream.forgive();
+}

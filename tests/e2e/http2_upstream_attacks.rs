@@ -242,7 +242,7 @@ fn memory_that_an_http_2_upstream_causes_is_in_the_budget() {
             assert_eq!(proxy.get("/good").status, 200);
             let before = proxy.own_kb() * 1024;
             // the streams of one connection
-            let crowd = crowd(proxy.address(), 0, 8);
+            let crowd = crowd(proxy.address(), 0, 10);
             is_paid_for(what, &proxy, before);
             drop(crowd);
         }

@@ -17,6 +17,7 @@ mod h2;
 mod json;
 mod strict;
 mod support;
+mod tls_records;
 
 // an exchange
 mod connections;
@@ -59,6 +60,7 @@ mod attacks;
 mod hardening;
 mod http2_attacks;
 mod http2_conformance;
+mod http2_half_records;
 mod http2_upstream_attacks;
 mod memory;
 mod smuggling;

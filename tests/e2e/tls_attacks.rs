@@ -1,5 +1,5 @@
-//! Attacks by TLS clients on a proxy in ten megabytes, in the handshake and in records: the process lives, and answers
-//! health on a plain listener and on the one that is attacked.
+//! Attacks by TLS clients on proxies in cgroups of 10 and 64 MiB, in the handshake and in records: the process lives,
+//! answers health on a plain listener and on the one that is attacked, and serves others.
 //!
 //! Has the requirements of `attacks.rs`.
 
@@ -17,19 +17,20 @@ use std::{
 
 use socket2::{Domain, Type};
 
-use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
+use rustls::{ClientConfig, ClientConnection, ContentType, pki_types::ServerName};
 
 use crate::{
     attacks::{Cage, nasty},
     support::{ALL, Client, Proxy, Setup, Upstream, eventually, get, let_pass},
-    tls_listener::{Authority, Secure, authority, trust, write_files},
+    tls_listener::{Authority, LISTEN, Secure, authority, trust, write_files},
+    tls_records::{self, HELLO, Records},
 };
 
 /// Clients of each attack: more than are admitted at a time.
 const CROWD: usize = 200;
 
 /// A plain listener, and one with TLS.
-const LISTEN: &str = "listen:\n  - '127.0.0.1:0'\n  - {address: '127.0.0.2:0', tls: {certificates: [{cert_file: DIR/cert.pem, key_file: DIR/key.pem}]}}\n";
+const LISTENERS: &str = "listen:\n  - '127.0.0.1:0'\n  - {address: '127.0.0.2:0', tls: {certificates: [{cert_file: DIR/cert.pem, key_file: DIR/key.pem}]}}\n";
 
 /// Keeps the clients of an attack connected.
 type Crowd = Vec<Box<dyn std::any::Any>>;
@@ -37,6 +38,8 @@ type Crowd = Vec<Box<dyn std::any::Any>>;
 struct Target<'a> {
     address: SocketAddr,
     config: &'a Arc<ClientConfig>,
+    /// For clients that write records by hand.
+    by_hand: Arc<ClientConfig>,
 }
 
 impl Target<'_> {
@@ -80,6 +83,23 @@ impl Target<'_> {
             })
             .collect()
     }
+
+    /// The same, whose clients write these records by hand, again and again, as far as the proxy takes them.
+    fn recorded(&self, kind: ContentType, content: &[u8]) -> Crowd {
+        (0..CROWD)
+            .filter_map(|_| {
+                let mut client = Records::connect(self.address, &self.by_hand)?;
+                client.set_write_timeout(Duration::from_millis(50));
+                let _ = (0..20).all(|_| {
+                    let records: Vec<u8> = (0..100)
+                        .flat_map(|_| client.encrypt(kind, content))
+                        .collect();
+                    client.write(&records)
+                });
+                Some(Box::new(client) as Box<dyn std::any::Any>)
+            })
+            .collect()
+    }
 }
 
 /// The start of a record of application data with `length` bytes, and most of it.
@@ -106,7 +126,7 @@ fn unfinished_hello(size: usize, total: usize) -> Vec<u8> {
 /// Starts the clients of an attack.
 type Attack = fn(&Target<'_>) -> Crowd;
 
-const ATTACKS: [(&str, Attack); 9] = [
+const ATTACKS: [(&str, Attack); 13] = [
     ("half a hello", |target| {
         let hello = target.hello();
         target.senders(&hello[..hello.len() / 2])
@@ -122,6 +142,19 @@ const ATTACKS: [(&str, Attack); 9] = [
     }),
     ("garbage", |target| {
         target.senders(&[22, 3, 1, 0, 5, 9, 9, 9, 9, 9])
+    }),
+    ("renegotiation", |target| {
+        target.recorded(ContentType::Handshake, HELLO)
+    }),
+    ("a message of the handshake that stops", |target| {
+        let most = [&[1, 0, 0xea, 0x60][..], &[0; 16_000]].concat();
+        target.recorded(ContentType::Handshake, &most)
+    }),
+    ("warnings", |target| {
+        target.recorded(ContentType::Alert, &[1, 100])
+    }),
+    ("records without data", |target| {
+        target.recorded(ContentType::ApplicationData, b"")
     }),
     ("records that stop between two requests", |target| {
         target.secured(|client| client.send_raw(&most_of_a_record(16_000)))
@@ -149,23 +182,27 @@ fn stays_well(what: &str, proxy: &mut Proxy, cage: &Cage, config: &Arc<ClientCon
     while begun.elapsed() < Duration::from_millis(800) {
         assert!(proxy.is_running() && !cage.has_killed(), "{what}: killed");
         assert_eq!(Client::connect(plain).get("/health").status, 200, "{what}");
-        // a client that is slower than the attackers may have to try again
-        eventually(what, || {
-            let mut client = Secure::connect(secured, config, "a.test");
-            let answer = client.try_ask(get("/health"));
-            answer.is_ok_and(|answer| answer.status == 200)
-        });
+        answers(what, secured, config, "/health");
         let_pass(Duration::from_millis(100));
     }
+}
+
+/// Asks over TLS until a 200 comes: a client that is slower than the attackers may have to try again.
+fn answers(what: &str, secured: SocketAddr, config: &Arc<ClientConfig>, target: &str) {
+    eventually(what, || {
+        let mut client = Secure::connect(secured, config, "a.test");
+        let answer = client.try_ask(get(target));
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
 }
 
 fn addresses(proxy: &Proxy) -> [SocketAddr; 2] {
     [0, 1].map(|at: usize| proxy.addresses()[at].parse().unwrap())
 }
 
-/// A proxy in ten megabytes, with the default configuration.
+/// A proxy in a cage, with the default configuration.
 fn start(cage: &Cage, upstream: &Upstream, by: &Authority) -> Proxy {
-    let setup = Setup::new(&format!("{LISTEN}{ALL}"))
+    let setup = Setup::new(&format!("{LISTENERS}{ALL}"))
         .upstream("UP", upstream)
         .listeners(2)
         .shell(&cage.script(), Stdio::null());
@@ -173,27 +210,87 @@ fn start(cage: &Cage, upstream: &Upstream, by: &Authority) -> Proxy {
     setup.start()
 }
 
-#[test]
-fn no_attack_on_tls_kills_ten_megabytes() {
-    let Some(cage) = Cage::new() else { return };
+fn walk(limit: usize) {
+    let Some(cage) = Cage::of(limit) else { return };
     let (by, upstream) = (authority(), Upstream::start(nasty));
     let config = trust(&by, rustls::ALL_VERSIONS, None);
     let mut proxy = start(&cage, &upstream, &by);
-    let [_, address] = addresses(&proxy);
+    let [plain, address] = addresses(&proxy);
     let target = Target {
         address,
         config: &config,
+        by_hand: tls_records::config(&by),
     };
     let mut left: Crowd = Vec::new();
     for (what, attack) in ATTACKS {
         let mut crowd = attack(&target);
         stays_well(what, &mut proxy, &cage, &config);
+        eventually(what, || Client::connect(plain).get("/short").status == 200);
+        answers(what, address, &config, "/short");
         crowd.truncate(20);
         left.append(&mut crowd);
     }
     drop(left);
     stays_well("afterwards", &mut proxy, &cage, &config);
     upstream.forgive();
+}
+
+#[test]
+fn no_attack_on_tls_kills_ten_megabytes() {
+    walk(10 << 20);
+}
+
+#[test]
+fn no_attack_on_tls_kills_sixty_four_megabytes() {
+    walk(64 << 20);
+}
+
+#[test]
+fn a_client_that_asks_for_renegotiation_again_loses_its_connection() {
+    let (by, upstream) = (authority(), Upstream::start(nasty));
+    let setup = Setup::new(&format!("{LISTEN}{ALL}")).upstream("UP", &upstream);
+    write_files(&setup.dir(), &by);
+    let proxy = setup.start();
+    let config = tls_records::config(&by);
+    let mut client = Records::connect(proxy.address(), &config).unwrap();
+    let first = client.encrypt(ContentType::Handshake, HELLO);
+    client.write(&first);
+    // the first is refused by a warning, and the connection goes on
+    let request = client.encrypt(ContentType::ApplicationData, get("/health").as_bytes());
+    client.write(&request);
+    let alert = client.record().unwrap();
+    assert_eq!(alert[0], 21, "an alert");
+    let answer = client.record().unwrap();
+    assert_eq!(answer[0], 23, "application data");
+    let second = client.encrypt(ContentType::Handshake, HELLO);
+    client.write(&second);
+    let last = client.until_end();
+    assert!(last.is_empty() || last[0] == 21, "{last:?}");
+    let answer = Secure::connect(
+        proxy.address(),
+        &trust(&by, rustls::ALL_VERSIONS, None),
+        "a.test",
+    )
+    .get("/health");
+    assert_eq!(answer.status, 200);
+}
+
+#[test]
+fn records_without_data_do_not_keep_an_idle_connection_open() {
+    let (by, upstream) = (authority(), Upstream::start(nasty));
+    let yaml = format!("{LISTEN}{ALL}server: {{idle_timeout: 1s, header_timeout: 1s}}\n");
+    let setup = Setup::new(&yaml).upstream("UP", &upstream);
+    write_files(&setup.dir(), &by);
+    let proxy = setup.start();
+    let config = tls_records::config(&by);
+    let mut client = Records::connect(proxy.address(), &config).unwrap();
+    let request = client.encrypt(ContentType::ApplicationData, get("/health").as_bytes());
+    client.write(&request);
+    client.record().unwrap();
+    eventually("the connection ends", || {
+        let empty = client.encrypt(ContentType::ApplicationData, b"");
+        !client.write(&empty)
+    });
 }
 
 /// Connects from this address, which counts as another client.
@@ -204,37 +301,85 @@ fn connect_from(source: [u8; 4], address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-#[test]
-fn a_flood_of_handshakes_leaves_room_for_health() {
-    let Some(cage) = Cage::new() else { return };
+/// One thread of a flood: connects from these addresses in turn, sends a hello, and leaves the connections open for a
+/// while; every twentieth client does its handshake, if it is served soon. Returns how many it has begun.
+fn connects(target: &Target<'_>, sources: &[[u8; 4]], most: usize, is_over: &AtomicBool) -> usize {
+    let hello = target.hello();
+    let (mut begun, mut open) = (0, Vec::new());
+    while begun < most && !is_over.load(Ordering::Relaxed) {
+        let source = sources[begun % sources.len()];
+        if let Ok(mut stream) = connect_from(source, target.address) {
+            begun += 1;
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(100)));
+            if begun % 20 == 0 {
+                open.extend(whole(target, stream));
+            } else if stream.write_all(&hello).is_ok() {
+                open.push(stream);
+            }
+        }
+        if open.len() > 300 {
+            open.clear();
+        }
+    }
+    begun
+}
+
+/// Does a handshake, within the stream's read time-out.
+fn whole(target: &Target<'_>, mut stream: TcpStream) -> Option<TcpStream> {
+    let name = ServerName::try_from("a.test").unwrap();
+    let mut client = ClientConnection::new(Arc::clone(target.config), name).unwrap();
+    while client.is_handshaking() {
+        client.complete_io(&mut stream).ok()?;
+    }
+    Some(stream)
+}
+
+/// Floods a proxy with handshakes from these addresses, at most so many for each of two threads.
+fn handshakes(limit: usize, sources: &[[u8; 4]], most: usize) {
+    let Some(cage) = Cage::of(limit) else { return };
     let (by, upstream) = (authority(), Upstream::start(nasty));
     let config = trust(&by, rustls::ALL_VERSIONS, None);
     let mut proxy = start(&cage, &upstream, &by);
-    let [_, address] = addresses(&proxy);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let hello = Target {
+    let [plain, address] = addresses(&proxy);
+    let target = Target {
         address,
         config: &config,
-    }
-    .hello();
-    let flood = {
-        let is_over = Arc::clone(&is_over);
-        thread::spawn(move || {
-            let mut open = Vec::new();
-            while !is_over.load(Ordering::Relaxed) {
-                if let Ok(mut stream) = connect_from([127, 0, 0, 3], address) {
-                    let _ = stream.write_all(&hello);
-                    open.push(stream);
-                }
-                if open.len() > 300 {
-                    open.clear();
-                }
-            }
-        })
+        by_hand: tls_records::config(&by),
     };
-    stays_well("a flood of handshakes", &mut proxy, &cage, &config);
-    is_over.store(true, Ordering::Relaxed);
-    flood.join().unwrap();
+    let is_over = AtomicBool::new(false);
+    let what = "a flood of handshakes";
+    thread::scope(|scope| {
+        let flood: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| connects(&target, sources, most, &is_over)))
+            .collect();
+        loop {
+            stays_well(what, &mut proxy, &cage, &config);
+            eventually(what, || Client::connect(plain).get("/short").status == 200);
+            answers(what, address, &config, "/short");
+            if most == usize::MAX || flood.iter().all(thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        for one in flood {
+            one.join().unwrap();
+        }
+    });
     stays_well("afterwards", &mut proxy, &cage, &config);
+    assert!(!cage.has_killed());
     upstream.forgive();
+}
+
+#[test]
+fn a_flood_of_handshakes_leaves_room_for_health() {
+    handshakes(10 << 20, &[[127, 0, 0, 3]], usize::MAX);
+}
+
+/// 4,000 connects, from many addresses.
+#[test]
+fn thousands_of_handshakes_of_many_clients_leave_room_for_others() {
+    let sources: Vec<[u8; 4]> = (1..=200).map(|last| [127, 0, 7, last]).collect();
+    for limit in [10 << 20, 64 << 20] {
+        handshakes(limit, &sources, 2_000);
+    }
 }

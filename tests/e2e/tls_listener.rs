@@ -88,18 +88,23 @@ fn before(upstream: &Upstream, by: &Authority) -> Proxy {
 
 type Versions = &'static [&'static SupportedProtocolVersion];
 
+/// The authority alone.
+pub fn roots(by: &Authority) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(by.der().clone()).unwrap();
+    roots
+}
+
 /// The configuration of a client: the authority that it trusts, and the certificate that it presents.
 pub fn trust(
     by: &Authority,
     versions: Versions,
     own: Option<(&str, &Authority)>,
 ) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(by.der().clone()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(versions)
         .unwrap()
-        .with_root_certificates(roots);
+        .with_root_certificates(roots(by));
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((name, by)) => {

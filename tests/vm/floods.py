@@ -1,4 +1,4 @@
-# Clients and upstreams that try to exhaust ten megabytes, one flood in each row. In each row the process must not be killed
+# Clients and upstreams that try to exhaust ten megabytes, and with TLS and HTTP/2 also sixty-four, one flood in each row. In each row the process must not be killed
 # or restarted, memory must stay below its limit, /health must always answer within a second, other requests must be
 # answered, and the memory must be freed. All rows run even after a failure; the failures are reported at the end.
 import json
@@ -14,9 +14,11 @@ upstream.wait_for_unit("upstream.service")
 FLOOD = "/etc/vm/flood"
 UNIT = "lean-proxy.service"
 GROUP = f"/sys/fs/cgroup/system.slice/{UNIT}"
-LIMIT = 10 << 20
+LIMIT = 10 << 20  # unless the row has a "limit"
+WIDE_LIMIT = 64 << 20
 SECONDS = 8  # how long a flood lasts
 PATIENCE = 20  # seconds in which the memory must be freed
+TLS_WITHIN = 2  # seconds for health over TLS, which a Python program asks for on the machine that is attacked
 SLACK = 1 << 20  # bytes that may remain in use: what the allocator and the kernel keep
 
 ROUTES = """
@@ -27,12 +29,15 @@ routes:
 WIDE = "transport: {max_conns_per_host: 0}\nproxy: {max_concurrent_requests: 0}\n"
 LISTEN = 'listen: ":8080"\n'
 CERTIFICATES = "".join(f'  - {{path: /tls/{i}, target: "https://upstream:{9100 + i}"}}\n' for i in range(300))
+PAIR = "/run/floods/cert.pem", "/run/floods/key.pem"
+SECURED = 'listen:\n  - {{address: ":8080", http2: true}}\n  - {{address: ":8443", http2: true, tls: {{certificates: [{{cert_file: {}, key_file: {}}}]}}}}\n'.format(*PAIR)
 CONFIGS = {
     "default": LISTEN + ROUTES,
     "wide": LISTEN + WIDE + ROUTES,
     "access": LISTEN + "log: {access: true}\n" + ROUTES,
     "access, wide": LISTEN + "log: {access: true}\n" + WIDE + ROUTES,
     "300 https targets": LISTEN + ROUTES + CERTIFICATES,
+    "secured": SECURED + ROUTES,
     "unix": 'listen: [":8080", "unix:/run/lean-proxy/socket"]\n' + WIDE + ROUTES.replace("http://upstream:9000", "unix:/run/floods/upstream"),
 }
 
@@ -43,7 +48,8 @@ LONG = "--clients 100 --path /silent/ --path-bytes 60000 --total 0"
 # A well-behaved client that uploads at a steady rate during the flood.
 STEADY = "--clients 3 --path /other/drain --body 300000 --pace 60000 --finish"
 
-# "attacks" run on the other machine; with "local" on the proxy's machine, against its unix socket. "good" is the path of the
+# "attacks" run on the other machine; with "local" on the proxy's machine, against its unix socket, with "tls" against the
+# listener with TLS. "good" is the path of the
 # other requests (default: one of another target), "share" the part of them that must be served (default: half; the others
 # get 503), "within" the seconds that they may take (default: `queue_timeout` and one). "kernel": bytes of kernel memory,
 # without sockets, that are allowed. "stays": the memory need not be freed at once, because clients that vanish without
@@ -106,11 +112,33 @@ ROWS: list[dict[str, Any]] = [
     },
 ]
 
+FRAMES = "/run/frames"  # what world/frames.py writes: the attacks of HTTP/2 and TLS by their names there
+
+
+def framed(name: str) -> str:
+    """A client that sends what is in this file, and leaves after a second."""
+    return f"--send {FRAMES}/{name} --clients 20 --stay 1000 --total 0"
+
+
+ENDLESS = ("settings", "pings", "priorities", "window-updates", "unknown", "empty-continuation", "empty-data", "small-data")
+SENT = ("resets-in-batches", "resets", "continuation", "far-pieces", "table", "unread", "heads", "large-heads", "trailers", "half-head", "half-body", "half-open")
+HTTP2 = [(name, framed(name)) for name in SENT]
+HTTP2 += [(name, f"{framed(name)} --repeat {FRAMES}/{name}.again") for name in ENDLESS]
+HTTP2 += [("window-0", f"--send {FRAMES}/window-0 --clients 10")]
+TLS = [(name, f"tls --send {FRAMES}/{name} --clients 300 --total 0") for name in ("half-hello", "bytewise-hello", "long-hello", "garbage")]
+TLS += [("slow hellos", f"tls --send {FRAMES}/hello --pace 50 --clients 300 --total 0")]
+TLS += [("2,000 connects a second", f"tls --send {FRAMES}/hello --rate 2000 --clients 4000 --stay 500 --total 0")]
+ROWS += [
+    {"name": f"{name}, {limit >> 20} MiB", "config": "secured", "limit": limit, "attacks": [options], "seconds": 3}
+    for limit in (LIMIT, WIDE_LIMIT)
+    for name, options in HTTP2 + TLS
+]
+
 MACHINES = {"proxy": proxy, "upstream": upstream}
 address = upstream.succeed("getent ahostsv4 proxy | awk '{print $1; exit}'").strip()
 me = proxy.succeed("getent ahostsv4 upstream | awk '{print $1; exit}'").strip()
 program = proxy.succeed(f"readlink /proc/{proxy.get_unit_property(UNIT, 'MainPID')}/exe").strip()
-running = ""  # the proxy's configuration; empty: it must be started again
+running: tuple[str, int] | None = None  # the proxy's configuration and its limit; None: it must be started again
 failures: list[str] = []
 
 
@@ -126,17 +154,26 @@ def ended(machine: str, unit: str) -> dict[str, Any]:
     return dict(json.loads(said)) if said.startswith("{") else {}
 
 
-def start(config: str) -> None:
+def start(config: str, limit: int) -> None:
     """Starts the proxy with this configuration, as a new process in a new cgroup."""
     global running
     proxy.succeed(
         f"mkdir -p /run/floods /run/systemd/system/{UNIT}.d; chmod 755 /run/floods; cat > /run/floods/config.yaml <<'END'\n{CONFIGS[config]}END\n"
-        f"printf '[Service]\\nRuntimeDirectory=lean-proxy\\nExecStart=\\nExecStart={program} /run/floods/config.yaml\\n' > /run/systemd/system/{UNIT}.d/floods.conf; "
+        f"printf '[Service]\\nRuntimeDirectory=lean-proxy\\nMemoryMax={limit}\\nExecStart=\\nExecStart={program} /run/floods/config.yaml\\n' > /run/systemd/system/{UNIT}.d/floods.conf; "
         f"systemctl daemon-reload; systemctl stop {UNIT}; systemctl reset-failed {UNIT} || true; systemctl start {UNIT}"
     )
     proxy.wait_until_succeeds("curl -sf --max-time 2 http://127.0.0.1:8080/health", timeout=60)
     proxy.wait_until_succeeds("curl -sf --max-time 2 http://127.0.0.1:8080/other/x", timeout=60)
-    running = config
+    running = config, limit
+
+
+def install_certificate() -> None:
+    """For the listener with TLS."""
+    upstream.succeed("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=flood -keyout /tmp/key.pem -out /tmp/cert.pem 2>&1")
+    for source, file in zip(("/tmp/cert.pem", "/tmp/key.pem"), PAIR):
+        text = upstream.succeed(f"cat {source}")
+        # the service's user has no name
+        proxy.succeed(f"cat > {file} <<'PEM'\n{text}PEM\nchmod 644 {file}")
 
 
 def held() -> int:
@@ -176,16 +213,28 @@ def journal(state: str) -> None:
 
 def attack(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     """Runs a row's attackers; returns the results of `watch`, of the attackers, and of the steady uploads."""
+    seconds = row.get("seconds", SECONDS)
     journal(row.get("journal", "runs"))
+    if row["config"] == "secured":
+        proxy.succeed("rm -f /tmp/enough")
+        run("proxy", "secured", "python3 /etc/vm/client.py probe 127.0.0.1 8443 /health --tls --until /tmp/enough")
+        proxy.wait_until_succeeds("test -s /tmp/secured", timeout=60)
     if "steady" in row:
         run("upstream", "steady", f"{FLOOD} attack {address}:8080 {row['steady']} --seconds {SECONDS + 12}")
     attackers = []
     for index, options in enumerate(row["attacks"]):
-        machine, to = ("proxy", "unix:/run/lean-proxy/socket") if options.startswith("local ") else ("upstream", f"{address}:8080")
-        command = vanish() if options == "vanish" else f"{FLOOD} attack {to} {options.removeprefix('local ')} --seconds {SECONDS}"
+        word, _, rest = options.partition(" ")
+        machine, to, rest = {
+            "local": ("proxy", "unix:/run/lean-proxy/socket", rest),
+            "tls": ("upstream", f"{address}:8443", rest),
+        }.get(word, ("upstream", f"{address}:8080", options))
+        command = vanish() if options == "vanish" else f"{FLOOD} attack {to} {rest} --seconds {seconds}"
         run(machine, f"attack-{index}", command)
         attackers.append((machine, f"attack-{index}"))
-    seen = watch(SECONDS, row.get("good", "/other/x"))
+    seen = watch(seconds, row.get("good", "/other/x"))
+    if row["config"] == "secured":
+        proxy.succeed("touch /tmp/enough")
+        seen["secured"] = ended("proxy", "secured")
     became = [ended(*one) for one in attackers]
     steady = ended("upstream", "steady") if "steady" in row else {}
     journal("runs")
@@ -206,19 +255,23 @@ def judge(row: dict[str, Any], seen: dict[str, Any], became: list[dict[str, Any]
     wrong = []
     health, good, peak = seen["health"], seen["good"], seen["peak"]
     answered = health["answers"].get("200", 0)
-    if answered < health["asked"] or health["asked"] < SECONDS:
+    if answered < health["asked"] or health["asked"] < row.get("seconds", SECONDS):
         wrong.append(f"health: {answered} of {health['asked']}")
     if health["worst"] > 1:
         wrong.append(f"health after {health['worst']} s")
+    secured = seen.get("secured", {"answers": {"200": 1}, "slowest": 0})
+    if list(secured["answers"]) != ["200"] or secured["slowest"] > TLS_WITHIN:
+        wrong.append(f"health over TLS: {secured}")
     if good["failed"] or set(good["answers"]) - {"200", "503"}:
         wrong.append(f"requests without an answer: {good['failed']}, answers {good['answers']}")
     if good["worst"] > row.get("within", 11):
         wrong.append(f"an answer after {good['worst']} s")
     if good["answers"].get("200", 0) < row.get("share", 0.5) * good["asked"]:
         wrong.append(f"requests served: {good['answers'].get('200', 0)} of {good['asked']}")
-    if peak["current"] > LIMIT:
+    limit = row.get("limit", LIMIT)
+    if peak["current"] > limit:
         wrong.append(f"memory {peak['current']} over the limit")
-    if peak["kernel"] > row.get("kernel", LIMIT):
+    if peak["kernel"] > row.get("kernel", limit):
         wrong.append(f"kernel memory {peak['kernel']}")
     if steady and (steady["complete"] < 3 or set(steady["answers"]) - {"200", "503"}):
         wrong.append(f"steady uploads: {steady}")
@@ -230,8 +283,9 @@ def judge(row: dict[str, Any], seen: dict[str, Any], became: list[dict[str, Any]
 
 def flood(row: dict[str, Any]) -> None:
     global running
-    if running != row["config"]:
-        start(row["config"])
+    wanted = row["config"], row.get("limit", LIMIT)
+    if running != wanted:
+        start(*wanted)
     title = f"{row['name']} ({row['config']})"
     before, rest = life(), held()
     seen, became, steady = attack(row)
@@ -246,15 +300,16 @@ def flood(row: dict[str, Any]) -> None:
     if any(after[kind]["answers"] != {"200": after[kind]["asked"]} for kind in ("health", "good")):
         wrong.append(f"afterwards: {after['health']}, {after['good']}")
     peak, good = {k: f"{v / 1e6:.1f}" for k, v in seen["peak"].items()}, seen["good"]
+    secured = f"over TLS {seen['secured']['slowest']} s | " if "secured" in seen else ""
     proxy.log(
-        f"flood: {title} | {'FAILED' if wrong else 'ok'} | health {seen['health']['worst']} s | good {good['answers'].get('200', 0)}/{good['asked']} worst {good['worst']} s | "
+        f"flood: {title} | {'FAILED' if wrong else 'ok'} | health {seen['health']['worst']} s | {secured}good {good['answers'].get('200', 0)}/{good['asked']} worst {good['worst']} s | "
         f"peak {peak['current']} sock {peak['sock']} kernel {peak['kernel']} anon {peak['anon']} MB | back {seconds} s | {'; '.join(wrong)}"
     )
     proxy.log(f"  attackers: {became} {steady}")
     if wrong:
         failures.append(f"{title}: {'; '.join(wrong)}")
     if wrong or row.get("stays"):
-        running = ""
+        running = None
 
 
 with subtest("the machines"):
@@ -267,7 +322,9 @@ with subtest("the machines"):
     proxy.succeed("mkdir -p /run/floods; chmod 755 /run/floods")
     run("proxy", "hostile", f"{FLOOD} serve unix:/run/floods/upstream --seconds 3600")
     upstream.wait_for_open_port(9001)
-    start("default")
+    upstream.succeed(f"python3 /etc/vm/frames.py {FRAMES}")
+    install_certificate()
+    start("default", LIMIT)
     check.assertEqual(proxy.succeed(f"cat {GROUP}/memory.max").strip(), str(LIMIT))
 
 with subtest("floods"):

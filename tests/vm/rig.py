@@ -144,7 +144,7 @@ def upstream() -> dict[str, Any]:
     text = section("Unit", {"After": "network.target"})
     text += section("Service", {"ExecStart": "/usr/bin/python3 /etc/vm/upstream.py 8080", "LimitNOFILE": 65536})
     text += section("Install", {"WantedBy": "multi-user.target"})
-    programs = {f"/etc/vm/{p}.py": {"from": str(HERE / f"world/{p}.py")} for p in ("client", "upstream", "rpc")}
+    programs = {f"/etc/vm/{p}.py": {"from": str(HERE / f"world/{p}.py")} for p in ("client", "upstream", "rpc", "frames")}
     return {"files": NETWORK | SEARCH | programs | {"/etc/vm/flood": FLOOD}, "units": {"upstream.service": text}}
 
 

@@ -37,6 +37,7 @@ fn pass(frames: &mut Frames, bytes: &[u8], now: u32) -> Result<usize, Excess> {
         at += frames.pass(&bytes[at..], now)?;
         pauses += usize::from(frames.is_paused());
         while frames.is_paused() {
+            frames.rested();
             frames.resume();
         }
     }
@@ -279,13 +280,20 @@ fn many_small_frames_wait_for_their_exchanges_and_cost_the_worst_stream() {
         assert_eq!(frames.pass(&small(3).repeat(9), 0), Ok(small(3).len()));
         assert_eq!(frames.worst(), None);
         for _ in 0..TURNS {
-            assert!(frames.is_paused());
+            assert!(frames.is_paused() && !frames.rests());
             frames.resume();
         }
     }
     frames.pass(&small(3), 0).unwrap();
     assert_eq!(frames.worst(), Some(3), "69 of 101");
+    for _ in 0..2 * TURNS {
+        frames.resume();
+        assert!(frames.is_paused(), "its exchange has time to end");
+    }
+    assert!(frames.rests());
     frames.forget(3);
+    frames.resume();
+    assert!(!frames.is_paused());
     assert_eq!(frames.unread.pieces, 32);
 }
 

@@ -114,11 +114,16 @@ impl Unread {
         if self.pins.len() > above(bounds.bodies) || self.pieces > above(bounds.pieces) {
             return Err(Excess("too many small pieces of bodies"));
         }
-        if self.pins.len() > bounds.bodies || self.pieces > bounds.pieces {
+        if self.is_over() {
             let most = self.streams.iter().max_by_key(|it| it.pieces.len());
             self.worst = most.map(|it| it.number);
         }
         Ok(())
+    }
+
+    /// Whether so much waits that a stream is to be reset.
+    pub fn is_over(&self) -> bool {
+        self.pins.len() > self.bounds.bodies || self.pieces > self.bounds.pieces
     }
 
     /// DATA frames and trailers that no exchange has read.

@@ -9,7 +9,6 @@ pub mod shared;
 pub mod stream;
 
 use std::{
-    convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
@@ -36,7 +35,7 @@ use crate::{
             shared::Shared,
         },
     },
-    net::Stream,
+    net::{Stream, secured::Secured},
     observe::{log, repeats::Kind},
     outcome::Outcome,
     server::{
@@ -113,7 +112,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
 
 impl Service<Request<Incoming>> for Streams {
     type Response = Response<ResponseBody>;
-    type Error = Infallible;
+    type Error = h2::Error;
     type Future = Answering;
 
     /// hyper calls this, and then [`Executor::execute`] with what sends the response.
@@ -162,7 +161,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
         return;
     };
     if let Some(excess) = io.excess() {
-        let word = last_word(&worker, &io, &slot, excess);
+        let word = last_word(&worker, &io, &stream, &slot, excess);
         slot.enter(Phase::Lingering, Some(LINGER));
         say(&mut stream, &slot, &word).await;
     }
@@ -170,8 +169,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, first: Bytes, slot: S
 }
 
 /// Counts and logs a connection that is over a bound; gives its GOAWAY, which is empty where hyper has written half a
-/// frame.
-fn last_word(worker: &Worker, io: &Io, slot: &SlotRef, excess: Excess) -> Vec<u8> {
+/// frame, or where a record is under way of whose frames nothing is known yet.
+fn last_word(worker: &Worker, io: &Io, stream: &Stream, slot: &SlotRef, excess: Excess) -> Vec<u8> {
     worker.metrics.failed(Outcome::Flooded);
     let client = log::client(slot.client());
     log::debug(
@@ -179,7 +178,8 @@ fn last_word(worker: &Worker, io: &Io, slot: &SlotRef, excess: Excess) -> Vec<u8
         &[("client", &client), ("reason", &excess.0)],
     );
     let frames = io.frames.borrow();
-    if frames.is_sent_whole() {
+    let is_amid_record = |it: &Secured| it.session().is_claimed();
+    if frames.is_sent_whole() && !stream.secured().is_some_and(is_amid_record) {
         go_away(frames.highest(), ENHANCE_YOUR_CALM, excess.0)
     } else {
         Vec::new()

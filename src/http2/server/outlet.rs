@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Buf;
+use h2::Reason;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
@@ -25,6 +26,8 @@ pub struct Outlet {
     pub head: RefCell<Option<Response<ResponseBody>>>,
     /// The frame that is next.
     pub frame: RefCell<Option<Frame<Piece>>>,
+    /// The request was not processed, and may be sent again (RFC 9113 §8.7).
+    pub is_refused: Cell<bool>,
     /// No more parts follow.
     pub has_ended: Cell<bool>,
     /// Something was put in or taken out since the task last checked.
@@ -52,6 +55,10 @@ pub struct Piece {
     chunk: BodyChunk,
     outlet: Rc<Outlet>,
 }
+
+/// Empties the outlet when its stream is over. A part that hyper has not taken refers to the outlet that it is in, and
+/// both would never be freed.
+pub struct Emptied<'a>(pub &'a Outlet);
 
 /// The head that hyper waits for.
 pub struct Answering(pub Rc<Outlet>);
@@ -99,8 +106,16 @@ impl Outlet {
     }
 }
 
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        self.0.head.take();
+        let frame = self.0.frame.take();
+        drop(frame);
+    }
+}
+
 impl Future for Answering {
-    type Output = Result<Response<ResponseBody>, Infallible>;
+    type Output = Result<Response<ResponseBody>, h2::Error>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         match self.0.head.take() {
@@ -108,6 +123,7 @@ impl Future for Answering {
                 self.0.has_moved.set(true);
                 Poll::Ready(Ok(head))
             }
+            None if self.0.is_refused.get() => Poll::Ready(Err(Reason::REFUSED_STREAM.into())),
             None => Poll::Pending,
         }
     }
@@ -171,5 +187,26 @@ impl Drop for Piece {
         if let Some(waker) = &*outlet.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use http::Response;
+
+    use super::*;
+
+    #[test]
+    fn what_hyper_does_not_take_is_freed_with_its_stream() {
+        let outlet: Rc<Outlet> = Rc::default();
+        let left = Rc::downgrade(&outlet);
+        outlet.put_head(Response::new(()), false, None);
+        outlet.put(Frame::data(BodyChunk::fixed(b"hi")), true);
+        drop(Emptied(&outlet));
+        assert_eq!(outlet.held.get(), 0);
+        drop(outlet);
+        assert!(left.upgrade().is_none());
     }
 }

@@ -35,7 +35,10 @@ use crate::{
     http2::{
         body::RequestBody,
         head,
-        server::{outlet::Outlet, shared::Shared},
+        server::{
+            outlet::{Emptied, Outlet},
+            shared::Shared,
+        },
     },
     memory::chunk::BodyChunk,
     outcome::Outcome,
@@ -52,6 +55,8 @@ enum End {
     Done,
     /// The stream is to be reset.
     Reset,
+    /// It is to be refused: nothing of the request was processed.
+    Refused,
 }
 
 /// Serves one stream; `hyper` sends what its exchange puts into `outlet`.
@@ -62,6 +67,7 @@ pub async fn run(
     hyper: impl Future<Output = ()>,
 ) {
     let _active = shared.begin();
+    let _emptied = Emptied(&outlet);
     let slot = shared.worker.table.stream(shared.slot.client());
     let mut hyper = pin!(hyper);
     let mut exchange = pin!(serve(&shared, &slot, request, &outlet));
@@ -88,6 +94,11 @@ pub async fn run(
             }
             match end {
                 Some(End::Done) if is_sent => return Poll::Ready(()),
+                Some(End::Refused) => {
+                    outlet.is_refused.set(true);
+                    let _ = hyper.as_mut().poll(context);
+                    return Poll::Ready(());
+                }
                 Some(End::Reset) => {
                     if is_sent && outlet.held.get() > 0 {
                         // the last piece waits for the client, and hyper has no hold on the stream any more
@@ -137,7 +148,7 @@ async fn serve(
     let gone = |_: &mut Context<'_>| Poll::Pending;
     let Some((_permit, full, waited)) = admit(worker, slot, ask, gone).await else {
         tell_unanswered(worker, slot);
-        return End::Reset;
+        return End::Refused;
     };
     let is_full = full.is_some();
     slot.enter(Phase::Busy, is_full.then_some(BRIEF));
@@ -151,7 +162,12 @@ async fn serve(
         Poll::Pending if is_over(slot, is_full) => Poll::Ready(None),
         answer => answer.map(Some),
     });
-    let Some(answer) = answer.await else {
+    let answer = answer.await;
+    if slot.order() == Directive::Leave && !exchange_context.asked.get() && body.borrow().read == 0
+    {
+        return End::Refused;
+    }
+    let Some(answer) = answer else {
         return End::Reset;
     };
     exchange_context.answers(answer.status.as_u16());

@@ -5,7 +5,8 @@ client.py raw HOST PORT                        sends stdin unchanged, prints the
 client.py sse HOST PORT TARGET                 prints when each event arrived, in seconds
 client.py websocket HOST PORT TARGET [HOLD]    sends every second for HOLD seconds; everything must be echoed
 client.py probe HOST PORT TARGET --until FILE  asks on a new connection each 0.2 s until FILE exists; prints a line at the
-                                               first answer, and counts by status and the slowest answer at the end
+                                               first answer, and counts by status and the slowest answer at the end;
+                                               over TLS with --tls, whatever the certificate
 client.py load HOST PORT TARGET CLIENTS EACH   CLIENTS clients with EACH requests each; counts the answers by status
 client.py hold KIND HOST PORT COUNT SECONDS    COUNT clients that keep a connection or a request open:
      idle     a request, and then nothing
@@ -22,6 +23,7 @@ import asyncio
 import collections
 import json
 import os
+import ssl
 import sys
 import time
 
@@ -70,12 +72,13 @@ async def websocket(host: str, port: int, target: str, hold: float) -> None:
     print("all of it came back")
 
 
-async def probe(host: str, port: int, target: str, until: str) -> None:
+async def probe(host: str, port: int, target: str, until: str, tls: bool) -> None:
+    context = ssl._create_unverified_context() if tls else None
     answers: collections.Counter[str] = collections.Counter()
     slowest = 0.0
     while not os.path.exists(until):
         start = time.monotonic()
-        answers[await status_of(host, port, target)] += 1
+        answers[await status_of(host, port, target, context)] += 1
         slowest = max(slowest, time.monotonic() - start)
         if answers.total() == 1:
             print("begun", flush=True)
@@ -83,11 +86,11 @@ async def probe(host: str, port: int, target: str, until: str) -> None:
     print(json.dumps({"answers": answers, "slowest": round(slowest, 2)}))
 
 
-async def status_of(host: str, port: int, target: str) -> str:
+async def status_of(host: str, port: int, target: str, context: ssl.SSLContext | None) -> str:
     """The status of one request on a new connection, or the error."""
     try:
         async with asyncio.timeout(30):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
             writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()
@@ -185,6 +188,7 @@ def main() -> None:
     p.add_argument("rest", nargs="*")
     p.add_argument("--ready", default="")
     p.add_argument("--until", default="")
+    p.add_argument("--tls", action="store_true")
     a = p.parse_args()
     r = a.rest
     if a.what == "raw":
@@ -194,7 +198,7 @@ def main() -> None:
     elif a.what == "websocket":
         asyncio.run(websocket(r[0], int(r[1]), r[2], float(r[3]) if len(r) > 3 else 0))
     elif a.what == "probe":
-        asyncio.run(probe(r[0], int(r[1]), r[2], a.until))
+        asyncio.run(probe(r[0], int(r[1]), r[2], a.until, a.tls))
     elif a.what == "load":
         asyncio.run(load(r[0], int(r[1]), r[2], int(r[3]), int(r[4])))
     else:

@@ -25,6 +25,8 @@
  *   --fields          sends endless header fields
  *   --body BYTES      a POST with this Content-Length
  *   --pace BYTES      bytes a second after the head (default: as many as are accepted)
+ *   --send FILE       sends these bytes in place of a request; what is answered is not understood
+ *   --repeat FILE     with --send: sends these bytes without end behind them
  *   --finish          ends when every connection has its complete answer
  *   --again           sends the request again after each complete answer
  * attack, the answer:
@@ -313,6 +315,7 @@ static struct {
     const char *path, *from, *leave;
     bool mute, close, upgrade, fields, frames, again, finish, has_total;
     uint64_t body, pace, read, take;
+    struct { char *bytes; size_t length; } send, repeat;
 } plan = {.clients = 1, .paths = 1, .path = "/good", .pace = UINT64_MAX, .read = UINT64_MAX, .take = UINT64_MAX};
 
 static struct {
@@ -322,6 +325,27 @@ static struct {
 } seen;
 
 static char *requests[MOST_PATHS];
+
+/* Reads a file; the program ends where it cannot. */
+static char *contents(const char *path, size_t *length)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat file;
+    if (fd < 0 || fstat(fd, &file) < 0)
+        die(path);
+    *length = (size_t)file.st_size;
+    char *bytes = malloc(*length + 1);
+    if (!bytes)
+        die("malloc");
+    for (size_t at = 0; at < *length;) {
+        ssize_t n = read(fd, bytes + at, *length - at);
+        if (n <= 0)
+            die(path);
+        at += (size_t)n;
+    }
+    close(fd);
+    return bytes;
+}
 
 static void write_request(long number)
 {
@@ -354,6 +378,13 @@ static void ask(struct connection *c)
     c->received = 0;
     if (plan.mute)
         return;
+    if (plan.send.bytes) {
+        /* --pace slows down what is in `out` */
+        output_add(plan.pace == UINT64_MAX ? &c->head_out : &c->out, plan.send.bytes, plan.send.length, plan.send.length);
+        if (plan.repeat.length)
+            output_add(&c->out, plan.repeat.bytes, plan.repeat.length, ENDLESS);
+        return;
+    }
     output_text(&c->head_out, requests[c->number % plan.paths]);
     if (plan.fields) {
         int n = snprintf(field, sizeof field, "X-More: %0200d\r\n", 0);
@@ -474,7 +505,7 @@ static bool read_answer(struct connection *c, uint32_t events)
         }
         c->received += (uint64_t)n;
         seen.received += (uint64_t)n;
-        if (take_answer(c, scrap, (size_t)n)) {
+        if (!plan.send.bytes && take_answer(c, scrap, (size_t)n)) {
             seen.complete++;
             seen.sent += c->head_out.sent + c->out.sent;
             ask(c);
@@ -911,6 +942,8 @@ static void take_option(char option, const char *value)
     case 'w': plan.frames = true; break;
     case 'B': plan.body = number; break;
     case 'a': plan.pace = number; break;
+    case 'S': plan.send.bytes = contents(value, &plan.send.length); break;
+    case 'Q': plan.repeat.bytes = contents(value, &plan.repeat.length); break;
     case 'E': plan.finish = true; break;
     case 'A': plan.again = true; break;
     case 'R': plan.read = number; break;
@@ -929,7 +962,7 @@ int main(int argc, char **argv)
         {"seconds", 1, 0, 's'}, {"clients", 1, 0, 'c'}, {"total", 1, 0, 't'}, {"rate", 1, 0, 'r'}, {"rcvbuf", 1, 0, 'b'},
         {"from", 1, 0, 'f'}, {"stay", 1, 0, 'y'}, {"mute", 0, 0, 'm'}, {"path", 1, 0, 'p'}, {"path-bytes", 1, 0, 'P'},
         {"host-bytes", 1, 0, 'H'}, {"paths", 1, 0, 'n'}, {"close", 0, 0, 'x'}, {"upgrade", 0, 0, 'u'}, {"fields", 0, 0, 'F'}, {"frames", 0, 0, 'w'},
-        {"body", 1, 0, 'B'}, {"pace", 1, 0, 'a'}, {"again", 0, 0, 'A'}, {"finish", 0, 0, 'E'}, {"read", 1, 0, 'R'}, {"take", 1, 0, 'T'},
+        {"body", 1, 0, 'B'}, {"pace", 1, 0, 'a'}, {"send", 1, 0, 'S'}, {"repeat", 1, 0, 'Q'}, {"again", 0, 0, 'A'}, {"finish", 0, 0, 'E'}, {"read", 1, 0, 'R'}, {"take", 1, 0, 'T'},
         {"leave", 1, 0, 'L'}, {"tls", 1, 0, 'C'}, {"good", 1, 0, 'G'}, {"cgroup", 1, 0, 'D'}, {0, 0, 0, 0},
     };
     if (argc < 3)

@@ -17,6 +17,7 @@
     (pkgs.python3.withPackages (packages: [ packages.grpcio ]))
   ];
   environment.etc."vm/client.py".source = ./client.py;
+  environment.etc."vm/frames.py".source = ./frames.py;
   environment.etc."vm/rpc.py".source = ./rpc.py;
   environment.etc."vm/upstream.py".source = ./upstream.py;
   networking.firewall.enable = false;
