@@ -5,11 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     pin::pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll, Wake, Waker},
+    sync::Arc,
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -20,25 +17,11 @@ use super::{
     slot_state::{LOOKS, flag},
     *,
 };
-use crate::{client_group::Group, memory::queue::Claim, outcome::Outcome};
+use crate::{
+    client_group::Group, memory::queue::Claim, outcome::Outcome, yield_budget::tests::Count,
+};
 
 const SECOND: Option<Duration> = Some(Duration::from_secs(1));
-
-/// How often it was woken.
-#[derive(Default)]
-struct Count(AtomicUsize);
-
-impl Wake for Count {
-    fn wake(self: Arc<Count>) {
-        self.0.fetch_add(1, Relaxed);
-    }
-}
-
-impl Count {
-    fn take(&self) -> usize {
-        self.0.swap(0, Relaxed)
-    }
-}
 
 fn table() -> Rc<ConnectionTable> {
     ConnectionTable::new(Rc::default())
