@@ -541,7 +541,7 @@ mod tests {
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::memory::plan::Plan;
+    use crate::memory::{plan::Plan, prices::TLS_CLIENT};
 
     /// Writes as much as the socket takes; returns how much.
     fn fill(mut socket: &Peer) -> usize {
@@ -605,14 +605,20 @@ mod tests {
         let _inside = runtime.enter();
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let (io, _theirs) = client(&budget);
+        assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * NARROW);
         let mut io = Stream::Secured(Box::new(
             Secured::new(io, session::tests::config(), &budget).unwrap(),
         ));
         let session = budget.spent();
+        assert_eq!(session, TLS_CLIENT);
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(io.poll_expect(&mut context, Some(30_000), 0).is_ready());
         assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * 64 * 1024);
         assert!(io.receives_wide() && budget.spent() == session + 2 * 60 * 1024);
+        let mut others = budget.receiving(true);
+        others.resize(budget.plan().pool.unwrap() / 4);
+        assert!(!budget.may_rest_wide(), "it rests wide as well");
+        drop(others);
         drop(io);
         assert_eq!(budget.spent(), 0);
     }
@@ -635,5 +641,32 @@ mod tests {
             }
         });
         assert_eq!(budget.spent(), 0);
+    }
+
+    #[test]
+    fn an_upstream_that_reads_nothing_is_sent_what_is_paid_for() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let _all = budget.force(budget.plan().pool.unwrap());
+        let unread = |mut io: Stream| {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let mut sent = 0;
+            while let Poll::Ready(Ok(count)) =
+                Pin::new(&mut io).poll_write(&mut context, &[b'x'; 16_384])
+            {
+                sent += count;
+                assert!(sent < 1 << 20, "it takes everything");
+            }
+            io.unsent()
+        };
+        runtime.block_on(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            assert!(unread(Stream::unix(ours, Some(&budget))) > 0);
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let ours = TcpStream::connect(address).await.unwrap();
+            let io = Stream::upstream(ours, Some(&budget));
+            assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * NARROW);
+        });
     }
 }

@@ -30,36 +30,45 @@ impl YieldBudget {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::{
         sync::{
             Arc,
-            atomic::{AtomicU32, Ordering},
+            atomic::{AtomicUsize, Ordering::Relaxed},
         },
         task::Wake,
     };
 
     use super::*;
 
-    struct Count(AtomicU32);
+    /// A waker that counts.
+    #[derive(Default)]
+    pub struct Count(AtomicUsize);
 
     impl Wake for Count {
         fn wake(self: Arc<Count>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    impl Count {
+        /// How often it was woken since this was asked last.
+        pub fn take(&self) -> usize {
+            self.0.swap(0, Relaxed)
         }
     }
 
     #[test]
     fn a_spent_budget_yields_and_wakes_the_task() {
-        let count = Arc::new(Count(AtomicU32::new(0)));
+        let count = Arc::new(Count::default());
         let waker = Arc::clone(&count).into();
         let mut context = Context::from_waker(&waker);
         let mut yield_budget = YieldBudget::new();
         for _ in 1..PIECES {
             assert!(yield_budget.poll_next(&mut context).is_ready());
-            assert_eq!(count.0.load(Ordering::Relaxed), 0);
+            assert_eq!(count.take(), 0);
         }
         assert!(yield_budget.poll_next(&mut context).is_pending());
-        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert_eq!(count.take(), 1);
     }
 }

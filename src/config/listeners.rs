@@ -475,6 +475,12 @@ mod tests {
         );
         assert_eq!(config.invalid_certificates(at(1_000_000_000)), [""; 0]);
         assert_eq!(config.invalid_certificates(at(0)).len(), 1, "not valid yet");
+        let tls = config.listen[0].tls.as_ref().unwrap();
+        let (first, last) = tls.certificates[0].validity;
+        for (second, invalid) in [(first - 1, 1), (first, 0), (last, 0), (last + 1, 1)] {
+            let second = at(u64::try_from(second).unwrap());
+            assert_eq!(config.invalid_certificates(second).len(), invalid);
+        }
     }
 
     #[test]

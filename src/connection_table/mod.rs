@@ -11,6 +11,8 @@ pub mod phase;
 mod slot;
 mod slot_state;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use slot::{Slot, SlotRef};
 pub use slot_state::{Directive, TimerKind};

@@ -257,7 +257,6 @@ impl SlotRef {
                 timer.runs.set(true);
                 timer.due.set(due);
             });
-            self.table.rouse_sweep(Some(due));
         }
         self.table.rouse_sweep(None);
         is_past
@@ -469,9 +468,6 @@ impl Drop for Slot {
                 entry.phase.set(Phase::Empty);
                 entry.flags.set(0);
                 entry.host.set(0);
-                for timer in &entry.timers {
-                    timer.set(None);
-                }
                 entry.waker.take()
             });
         drop(waker);

@@ -190,9 +190,7 @@ impl SlotState {
     }
 
     pub(super) fn tell(&self, order: Directive) {
-        if self.order.get() != Directive::Leave {
-            self.order.set(order);
-        }
+        self.order.set(order);
         self.wake();
     }
 }

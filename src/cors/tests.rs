@@ -591,3 +591,25 @@ fn replaced_fields_keep_their_position() {
 fn a_grant_stays_small() {
     assert!(size_of::<Grant>() <= 40, "{}", size_of::<Grant>());
 }
+
+#[test]
+fn an_origin_is_as_long_as_it_may_be() {
+    let settings = Settings {
+        allowed_origins: vec!["*".to_owned()],
+        allowed_methods: Vec::new(),
+        allowed_headers: Vec::new(),
+        exposed_headers: Vec::new(),
+        allow_credentials: Credentials::No,
+        max_age: 0,
+    };
+    let cors = Cors::new(&settings).unwrap().unwrap();
+    for (len, is_granted) in [
+        (0, false),
+        (1, true),
+        (MAX_ORIGIN, true),
+        (MAX_ORIGIN + 1, false),
+    ] {
+        let headers = Fields::from_iter([("origin", "x".repeat(len).as_str())]);
+        assert_eq!(cors.grant(&headers).is_some(), is_granted, "{len}");
+    }
+}

@@ -479,4 +479,23 @@ mod tests {
         }
         assert!(walk(&trailers, 1000).is_err());
     }
+
+    #[test]
+    fn extensions_are_as_long_as_they_may_be() {
+        for (len, passes) in [(MAX_EXTRAS, true), (MAX_EXTRAS + 1, false)] {
+            // the semicolon counts as well
+            let whole = format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(len - 1));
+            assert_eq!(walk(whole.as_bytes(), 64).is_ok(), passes, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_trailers_where_a_field_stands_behind_it() {
+        for (end, has_some) in [("\r\n", false), ("A: b\r\n\r\n", true)] {
+            let mut body = Body::new();
+            body.take(format!("0\r\n{end}").into_bytes().as_mut_slice())
+                .unwrap();
+            assert_eq!((body.is_end(), body.has_trailers()), (true, has_some));
+        }
+    }
 }

@@ -361,6 +361,54 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_persists_where_the_end_of_its_answer_is_beyond_doubt() {
+        for (head, persists) in [
+            ("1.1 200 OK\r\nContent-Length: 5", true),
+            ("1.0 200 OK\r\nContent-Length: 5", false),
+            (
+                "1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5",
+                true,
+            ),
+            (
+                "1.1 200 OK\r\nConnection: close\r\nContent-Length: 5",
+                false,
+            ),
+            ("1.1 200 OK", false),
+            ("1.1 200 OK\r\nTransfer-Encoding: chunked", true),
+            (
+                "1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+                false,
+            ),
+            ("1.1 204 No Content", true),
+            ("1.1 204 No Content\r\nContent-Length: 0", true),
+            ("1.1 204 No Content\r\nContent-Length: 5", false),
+            ("1.1 204 No Content\r\nTransfer-Encoding: chunked", false),
+        ] {
+            let text = format!("HTTP/{head}\r\n\r\n");
+            let found = read_head(text.as_bytes(), &Method::GET).unwrap().unwrap();
+            assert_eq!(found.persistent, persists, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_kept_where_it_is_not_the_usual_one() {
+        for (line, kept) in [("200 OK", None), ("200 Fine", Some("Fine")), ("200 ", None)] {
+            let text = format!("HTTP/1.1 {line}\r\n\r\n");
+            let found = read_head(text.as_bytes(), &Method::GET).unwrap().unwrap();
+            assert_eq!(found.reason.as_deref(), kept.map(str::as_bytes), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_head_that_fills_its_bound_is_too_large() {
+        let mut text = b"HTTP/1.1 200 OK\r\nA: ".to_vec();
+        text.resize(MAX_HEAD - 1, b'x');
+        assert!(matches!(read_head(&text, &Method::GET), Ok(None)));
+        text.push(b'x');
+        assert_eq!(read_head(&text, &Method::GET).err(), Some("head too large"));
+    }
+
+    #[test]
     fn a_length_is_handed_on_without_leading_zeros() {
         for (given, passed) in [("0005", "5"), ("00", "0"), ("5", "5"), ("50", "50")] {
             let text = format!("HTTP/1.1 200 OK\r\nA: 05\r\nContent-Length: {given}\r\n\r\n");

@@ -52,3 +52,37 @@ impl Drop for ConcurrencyPermit {
         self.0.queue.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::Arc,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+    use crate::{memory::queue::Claim, yield_budget::tests::Count};
+
+    #[test]
+    fn as_many_places_are_taken_as_there_are_and_the_next_waits_for_one() {
+        let limit = ConcurrencyLimit::new(Some(3), 2);
+        let first = limit.take();
+        let _second = limit.take().expect("a worker's share is rounded up");
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        let mut third = pin!(limit.queue.until(Claim::plain(), || limit.take()));
+        assert!(third.as_mut().poll(&mut context).is_pending());
+        drop(first);
+        assert_eq!(count.take(), 1);
+        let Poll::Ready(_third) = third.as_mut().poll(&mut context) else {
+            panic!("a place is free")
+        };
+        let mut fourth = pin!(limit.queue.until(Claim::plain(), || limit.take()));
+        assert!(fourth.as_mut().poll(&mut context).is_pending());
+        limit.set_limit(None, 2);
+        assert_eq!(count.take(), 1, "after a reload");
+        assert!(fourth.as_mut().poll(&mut context).is_ready());
+    }
+}

@@ -96,5 +96,6 @@ mod tests {
     #[test]
     fn a_configuration_of_many_routes_counts() {
         assert!(held(10_000, 2) >= 6_400_000);
+        assert_eq!(growth(10, 4), 10 * HELD_BY_ROUTE / 4);
     }
 }

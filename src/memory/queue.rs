@@ -255,10 +255,12 @@ mod tests {
         net::{IpAddr, Ipv4Addr},
         pin::Pin,
         rc::Rc,
+        sync::Arc,
         task::Context,
     };
 
     use super::*;
+    use crate::yield_budget::tests::Count;
 
     fn claim(address: u8, is_whole: bool) -> Claim {
         Claim {
@@ -335,5 +337,26 @@ mod tests {
         assert_eq!(queue.majority().map(|found| found.group), Some(much.group));
         assert!(first.as_mut().poll(&mut context).is_ready());
         assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn the_next_is_woken_when_the_one_before_leaves_or_goes_behind() {
+        let queue = Queue::default();
+        let waits = |claim: Claim| Box::pin(queue.until(claim, || None::<()>));
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let (much, other) = (claim(1, true), claim(2, true));
+        let mut first = waits(much);
+        let mut second = waits(other);
+        let mut quiet = Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(&mut quiet).is_pending());
+        let mut context = Context::from_waker(&waker);
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        queue.let_others_first(vec![much.group]);
+        assert_eq!(count.take(), 1, "it is its turn now");
+        queue.let_others_first(Vec::new());
+        assert_eq!(count.take(), 0);
+        drop(first);
+        assert_eq!(count.take(), 1);
     }
 }

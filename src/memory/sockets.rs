@@ -288,6 +288,8 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
+    use tokio::runtime::{Builder, LocalOptions};
+
     use super::*;
     use crate::memory::plan::Plan;
 
@@ -468,5 +470,44 @@ mod tests {
         let queued = socket::queued(&SockRef::from(&pair.ours));
         assert!(queued < 96 * 1024, "{queued} bytes of 64 MB");
         drop(all);
+    }
+
+    #[test]
+    fn a_message_waits_for_a_wide_buffer_once() {
+        let mut pair = pair(10 << 20, false);
+        let pool = pair.budget.plan().pool.unwrap();
+        let _much = pair.budget.force(pool / 4 * 3);
+        let busy: Vec<_> = (0..64).map(|_| pair.budget.exchange(300, 0)).collect();
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        assert!(!pair.budget.is_crowded());
+        runtime.block_on(async {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            for _ in 0..2 {
+                let socket = SockRef::from(&pair.ours);
+                let buffers = &mut pair.buffers;
+                let polled = buffers.poll_expect(&mut context, &socket, Some(1 << 20), 0);
+                assert!(polled.is_pending());
+                assert!(pair.budget.is_crowded(), "it got none");
+                // the wait is over
+                buffers.turn = None;
+                let polled = buffers.poll_expect(&mut context, &socket, Some(1 << 20), 0);
+                assert!(polled.is_ready());
+                buffers.end_message();
+            }
+        });
+        drop(busy);
+    }
+
+    #[test]
+    fn a_wide_buffer_is_too_wide_where_memory_is_wanted() {
+        let mut pair = pair(10 << 20, true);
+        assert!(!pair.buffers.is_too_wide());
+        pair.expect(Some(30_000), 0);
+        assert!(pair.buffers.receives_wide() && !pair.buffers.is_too_wide());
+        pair.budget.press(true);
+        assert!(pair.buffers.is_too_wide());
     }
 }

@@ -519,4 +519,23 @@ pub mod tests {
         }
         assert!(record.len() + more <= MAX_INCOMING);
     }
+
+    #[test]
+    fn one_record_is_encrypted_at_a_time_and_nothing_is_held_once_it_is_sent() {
+        let (mut client, mut session) = both();
+        carry(&mut client, &mut session, usize::MAX);
+        let long = [b'x'; 9_000];
+        let (one, three) = ([IoSlice::new(&long)], [IoSlice::new(&long[..3_000]); 3]);
+        for pieces in [&one[..], &three[..]] {
+            session.encrypt(pieces, 4_096).unwrap();
+            assert!(session.pending().len() <= 4_096 + OVERHEAD);
+            assert_eq!(session.written(), 4_096);
+            carry(&mut client, &mut session, usize::MAX);
+            assert_eq!(session.outgoing.capacity(), 0);
+        }
+        session.close();
+        let alert = session.pending().len();
+        session.close();
+        assert_eq!(session.pending().len(), alert, "once");
+    }
 }

@@ -409,4 +409,16 @@ mod tests {
         assert!(enabled(Level::Info) && enabled(Level::Error) && !enabled(Level::Debug));
         assert!(!access_enabled());
     }
+
+    #[test]
+    fn a_client_is_written_as_people_write_its_address() {
+        for (address, written) in [
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("2001:db8::1", "2001:db8::1"),
+        ] {
+            assert_eq!(client(address.parse().ok()), written);
+        }
+        assert_eq!(client(None), "unix");
+    }
 }

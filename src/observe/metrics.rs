@@ -607,4 +607,12 @@ mod tests {
             (24, 1 + 20 + 5 + (Outcome::ALL.len() - 1) + BOUNDS.len() + 3)
         );
     }
+
+    #[test]
+    fn it_is_quiet_without_an_exchange() {
+        let metrics = Metrics::default();
+        assert!(metrics.is_quiet());
+        inc(&metrics.exchanges);
+        assert!(!metrics.is_quiet());
+    }
 }

@@ -77,6 +77,8 @@ mod tests {
             assert!(!repeats.is_first(A, start));
         }
         assert!(repeats.is_first(B, start), "kinds are independent");
+        let other = Kind(B.0, Outcome::ClientGone);
+        assert!(repeats.is_first(other, start), "and so are outcomes");
         assert_eq!(repeats.is_due(start.wrapping_add(SPAN - 1)), None);
         let later = start.wrapping_add(SPAN);
         assert_eq!(repeats.is_due(later), Some((A, 1000)));

@@ -494,6 +494,7 @@ mod tests {
         assert_eq!(parse_inherited("7", "2", "", 7), named(["", ""]));
         assert_eq!(parse_inherited("8", "2", "", 7), []);
         assert_eq!(parse_inherited("7", "-4", "", 7), []);
+        assert_eq!(parse_inherited("7", "5000", "", 7).len(), 1024);
         assert_eq!(parse_inherited("", "", "", 7), []);
     }
 
@@ -611,5 +612,51 @@ mod tests {
             lines.lines().all(|line| line.len() == 999),
             "a line was torn"
         );
+    }
+
+    #[test]
+    fn a_socket_is_reset_where_its_other_side_has_not_read_all() {
+        use std::io::{Read as _, Write as _};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let pair = || {
+            let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (listener.accept().unwrap().0, theirs)
+        };
+        let (ours, mut theirs) = pair();
+        let socket = socket2::SockRef::from(&ours);
+        assert!(!socket::has_hung_up(&socket) && !socket::is_dead(&socket));
+        theirs.write_all(b"hello").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let since = std::time::Instant::now();
+        while !socket::has_hung_up(&socket) {
+            assert!(since.elapsed().as_secs() < 20);
+            std::thread::yield_now();
+        }
+        assert!(!socket::is_dead(&socket), "it can still be answered");
+        for _ in 0..2 {
+            assert_eq!(socket::peek(&socket, 9), b"hello");
+        }
+        (&ours).read_exact(&mut [0; 5]).unwrap();
+        socket::reset_unsent(&socket);
+        drop(ours);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "an end, not a reset");
+        let (mut ours, theirs) = pair();
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 16_384]).is_ok() {}
+        socket::reset_unsent(&socket2::SockRef::from(&ours));
+        drop(ours);
+        let socket = socket2::SockRef::from(&theirs);
+        while !socket::is_dead(&socket) {
+            assert!(since.elapsed().as_secs() < 20);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_process_at_the_other_end_of_a_unix_socket_is_known() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let process = socket::peer_process(&socket2::SockRef::from(&ours));
+        assert_eq!(u32::try_from(process), Ok(std::process::id()));
     }
 }

@@ -30,3 +30,18 @@ impl Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_a_limit_and_each_has_one_at_least() {
+        let config = crate::config::tests::good(
+            "routes: [{path: /, target: \"http://h\"}]\ntransport: {max_conns_per_host: 3, max_idle_conns: 1}\n",
+        );
+        let limits = Limits::of(&config.transport, 2);
+        assert_eq!((limits.per_host, limits.idle), (2, 1));
+        assert_eq!(limits.idle_per_host, usize::MAX);
+    }
+}

@@ -595,6 +595,7 @@ mod tests {
         client_group::Group,
         memory::{plan::Plan, queue::Claim},
         route::{Address, Tls},
+        yield_budget::tests::Count,
     };
 
     const CLAIM: Claim = Claim {
@@ -836,5 +837,67 @@ mod tests {
         assert!(places.take().is_some(), "one more, and it is free again");
         drop(taken);
         assert_eq!(std::iter::from_fn(|| places.take()).take(9).count(), 9);
+    }
+
+    #[test]
+    fn gauges_say_how_many_connections_are_open_and_idle() {
+        with_sockets(|| {
+            let pool = pool(WIDE);
+            let host = pool.host(&origin("a"));
+            let gauges = || {
+                let gauges = [&pool.metrics.upstream_open, &pool.metrics.upstream_idle];
+                gauges.map(|gauge| gauge.load(std::sync::atomic::Ordering::Relaxed))
+            };
+            let ((first, _one), (second, _two)) = (dialled(&host), dialled(&host));
+            assert_eq!(gauges(), [2, 0]);
+            first.give_back(0);
+            assert_eq!(gauges(), [2, 1]);
+            let again = host.checkout();
+            assert_eq!(gauges(), [2, 0]);
+            drop(again);
+            assert_eq!(gauges(), [1, 0]);
+            second.give_back(0);
+            pool.clear();
+            assert_eq!(gauges(), [0, 0]);
+        });
+    }
+
+    #[test]
+    fn an_idle_connection_of_another_host_gives_its_descriptor() {
+        with_sockets(|| {
+            let mut pool = pool(WIDE);
+            Rc::get_mut(&mut pool).unwrap().most = 1;
+            let (one, other) = (pool.host(&origin("a")), pool.host(&origin("b")));
+            let (lease, _theirs) = dialled(&one);
+            lease.give_back(0);
+            let _lease = other.room().expect("a descriptor is free");
+            assert_eq!((pool.open.get(), pool.idle.get()), (1, 0));
+        });
+    }
+
+    #[test]
+    fn a_request_that_waits_is_woken_when_a_connection_or_its_place_is_free() {
+        with_sockets(|| {
+            let pool = pool(Limits {
+                per_host: 1,
+                ..WIDE
+            });
+            let host = pool.host(&origin("a"));
+            for is_given_back in [true, false] {
+                let (mut lease, _theirs) = dialled(&host);
+                let count = Arc::new(Count::default());
+                let waker = Waker::from(Arc::clone(&count));
+                let mut wait = pin!(host.queue.until(CLAIM, || host.checkout()));
+                let mut context = Context::from_waker(&waker);
+                assert!(wait.as_mut().poll(&mut context).is_pending());
+                if is_given_back {
+                    lease.give_back(0);
+                } else {
+                    lease.detach();
+                }
+                assert_eq!(count.take(), 1);
+                assert!(wait.as_mut().poll(&mut context).is_ready());
+            }
+        });
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     future::Future,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     pin::Pin,
     sync::Arc,
@@ -251,14 +251,17 @@ impl Raw {
         stream
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// The next frame; `None` at the end of the connection, which must come in time.
     pub fn read(&mut self) -> Option<RawFrame> {
         loop {
             if let Some(found) = self.take() {
                 return Some(found);
             }
             let mut buffer = [0; 16_384];
-            let count = self.socket.read(&mut buffer).ok()?;
+            let count = match self.socket.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("it stays open"),
+                result => result.ok()?,
+            };
             if count == 0 {
                 return None;
             }

@@ -13,6 +13,7 @@ use crate::{
         Answer, DATA, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS, ask, begin,
         connect, connect_tls, field, frame, get, head, run, send,
     },
+    http2_attacks::long_field,
     metrics::metric,
     support::{Client, OK, Proxy, Setup, Signal, Upstream, eventually, pattern},
     tls_listener::{Authority, LISTEN, authority, trust, write_files},
@@ -577,6 +578,77 @@ fn a_client_is_told_to_connect_anew_before_its_table_of_fields_holds_much() {
         }
         assert!((20..200).contains(&answered), "{answered}");
     });
+}
+
+#[test]
+fn a_client_whose_heads_fill_many_buffers_is_told_to_go_without_an_error() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = Setup::new(ALL)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start();
+    let mut raw = Raw::connect(proxy.address(), b"");
+    let large = [head("GET", "/health"), long_field("x-large", 8_000)].concat();
+    let gone = loop {
+        raw.open(&large, true);
+        let found = raw.until("an answer or a GOAWAY", |it| {
+            matches!(it.0, HEADERS | GOAWAY)
+        });
+        if found.0 == GOAWAY {
+            break found.3;
+        }
+    };
+    assert_eq!(gone[4..8], NO_ERROR.to_be_bytes());
+}
+
+#[test]
+fn in_ten_megabytes_a_client_is_told_how_little_it_may_send() {
+    let proxy = Setup::new(
+        "listen: {address: '127.0.0.1:0', http2: true}\nroutes: [{path: /, respond: {}}]\n",
+    )
+    .env("LEAN_PROXY_MEMORY", "10MiB")
+    .start();
+    let mut raw = Raw::connect(proxy.address(), b"");
+    let settings = raw.until("SETTINGS", |it| it.0 == SETTINGS).3;
+    let value = |id: u16| {
+        let mut all = settings.chunks_exact(6);
+        let found = all.find(|it| it[..2] == id.to_be_bytes())?;
+        Some(u32::from_be_bytes(found[2..].try_into().unwrap()))
+    };
+    // streams, the window of each, a frame, and a head (RFC 9113 §6.5.2)
+    let told = [3, 4, 5, 6].map(value);
+    assert_eq!(told[..2], [Some(32), Some(16 * 1024)]);
+    assert_eq!(told[2].unwrap_or(16 * 1024), 16 * 1024);
+    assert_eq!(told[3], Some(16 * 1024));
+    let window = raw.until("WINDOW_UPDATE", |it| it.0 == 8 && it.2 == 0).3;
+    let more = u32::from_be_bytes(window.try_into().unwrap());
+    assert_eq!(65_535 + more, 128 * 1024);
+}
+
+#[test]
+fn a_stream_of_many_small_frames_that_nothing_reads_ends_and_its_connection_stays() {
+    let (upstream, release) = Upstream::held();
+    let proxy = Setup::new(&format!(
+        "{ALL}proxy: {{max_concurrent_requests: 1, queue_timeout: 60}}\n"
+    ))
+    .upstream("UP", &upstream)
+    .env("LEAN_PROXY_MEMORY", "10MiB")
+    .start();
+    let mut first = Client::connect(proxy.address());
+    first.send("GET /held HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    upstream.await_requests(1);
+    let mut raw = Raw::connect(proxy.address(), b"");
+    let stream = raw.open(&head("POST", "/waits"), false);
+    for _ in 0..245 {
+        raw.write(&frame(DATA, 0, stream, b"x"));
+    }
+    raw.until("its end", |it| {
+        it.2 == stream && matches!(it.0, HEADERS | RST_STREAM)
+    });
+    let other = raw.open(&head("GET", "/health"), true);
+    raw.until("an answer", |it| it.0 == HEADERS && it.2 == other);
+    release.raise();
+    assert_eq!(first.receive().status, 200);
 }
 
 /// A client's TLS configuration that prefers HTTP/2.

@@ -290,7 +290,10 @@ fn trailers_that_frame_or_route_do_not_trail() {
         let values = announced.iter().map(|value| value.as_bytes());
         joined_trailers(values, &[]).map(|names| String::from_utf8(names).unwrap())
     };
-    let announced = ["X-Sum, Content-Length, host, a b", "grpc-status"];
+    let announced = [
+        "X-Sum, Content-Length, host, a b",
+        "grpc-status, X_Forwarded_For, Content_Length, X-Client-Cert-Subject",
+    ];
     assert_eq!(joined(&announced).as_deref(), Some("X-Sum, grpc-status"));
     assert_eq!(joined(&["host"]), None);
 }
@@ -352,4 +355,40 @@ fn no_stripped_field_ever_survives() {
             );
         }
     }
+}
+
+#[test]
+fn a_websocket_is_asked_for_by_get_and_http_1_1_alone() {
+    let asks = |line: &str| {
+        let text =
+            format!("{line}\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+        let head = crate::http1::request_head::head(text.as_bytes(), &mut 0, 1_000);
+        let head = head.unwrap().unwrap();
+        let parts = crate::http1::request_head::parts(text.into_bytes(), head);
+        wants_websocket(&parts.unwrap())
+    };
+    assert!(asks("GET / HTTP/1.1"));
+    assert!(!asks("POST / HTTP/1.1") && !asks("GET / HTTP/1.0"));
+}
+
+#[test]
+fn no_client_sets_the_subject_of_a_certificate() {
+    let names = ["x-client-cert-subject", "x_client_cert_subject"];
+    for name in names {
+        let text = written(&[(name, "me"), ("x-a", "b")], true);
+        assert!(!text.contains("me") && text.contains("x-a: b"), "{text}");
+    }
+}
+
+#[test]
+fn an_ipv4_client_of_an_ipv6_listener_is_forwarded_as_ipv4() {
+    let sender = Sender {
+        client: Some("::ffff:192.0.2.7".parse().unwrap()),
+        trusted: false,
+        is_secured: false,
+        subject: None,
+    };
+    let (headers, mut out) = (Fields::new(), Vec::new());
+    forwarded_for(&mut out, &headers, &Present::of(&headers), sender);
+    assert_eq!(out, b"x-forwarded-for: 192.0.2.7\r\n");
 }

@@ -352,3 +352,31 @@ fn no_bytes_make_it_panic_and_what_passes_is_what_httparse_reads() {
         is_read_as_by_httparse(&bytes);
     }
 }
+
+#[test]
+fn bounds_are_as_large_as_they_say() {
+    let line = |method: usize, target: usize| {
+        let (method, target) = ("M".repeat(method), "x".repeat(target - 1));
+        format!("{method} /{target} HTTP/1.1\r\nHost: x\r\n\r\n")
+    };
+    let read = |text: &str| head(text.as_bytes(), &mut 0, 100_000);
+    assert!(read(&line(MAX_METHOD, MAX_TARGET)).is_ok());
+    assert!(read(&line(MAX_METHOD + 1, 1)).is_err());
+    let long = read(&line(1, MAX_TARGET + 1));
+    assert_eq!(long, Err(Failure::TargetTooLong));
+    // a head that fills its bound without an end cannot get one
+    let unfinished = b"GET / HTTP/1.1\r\nHost: x";
+    let len = unfinished.len();
+    assert_eq!(head(unfinished, &mut 0, len + 1), Ok(None));
+    assert_eq!(head(unfinished, &mut 0, len), Err(Failure::HeadTooLarge));
+}
+
+#[test]
+fn http_1_0_does_not_wait_for_a_100() {
+    for (version, expects) in [("1.1", true), ("1.0", false)] {
+        let text = format!(
+            "POST / HTTP/{version}\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+        );
+        assert_eq!(read(text.as_bytes()).unwrap().unwrap().expects, expects);
+    }
+}

@@ -1,4 +1,4 @@
-use super::*;
+use super::{bounds::above, *};
 
 const BOUNDS: Bounds = Bounds {
     bodies: 4,
@@ -64,6 +64,22 @@ fn the_bytes_are_the_same_however_they_are_cut() {
 }
 
 #[test]
+fn the_highest_bit_of_a_stream_has_no_meaning() {
+    let mut frames = begun();
+    pass(&mut frames, &upload(3 | 1 << 31), 0).unwrap();
+    assert_eq!((frames.highest(), frames.claim()), (3, Some(3)));
+}
+
+#[test]
+fn a_request_that_no_exchange_takes_over_is_forgotten() {
+    let mut frames = begun();
+    let data = |stream| frame(kind::DATA, 0, stream, 10);
+    let bytes = [upload(1), upload(3), data(1), data(3)].concat();
+    pass(&mut frames, &bytes, 0).unwrap();
+    assert_eq!((frames.claim(), frames.unread.pieces), (Some(3), 1));
+}
+
+#[test]
 fn a_request_with_a_body_is_taken_over_before_more_is_read() {
     let mut frames = begun();
     let first = upload(1);
@@ -91,10 +107,17 @@ fn control_is_bounded_by_the_second_and_by_what_was_sent() {
     let second = PER_SECOND as usize;
     assert!(pass(&mut frames, &ping.repeat(second), 1_000).is_ok());
     assert!(pass(&mut frames, &ping, 1_000).is_err());
+    // an hour of silence allows one burst
+    let mut frames = begun();
+    let hour = 3_600_000;
+    assert!(pass(&mut frames, &ping.repeat(BURST as usize), hour).is_ok());
+    assert!(pass(&mut frames, &ping, hour).is_err());
     let mut frames = begun();
     pass(&mut frames, &ping.repeat(BURST as usize), 0).unwrap();
     frames.sent(&frame(kind::DATA, 0, 1, 100));
     assert!(pass(&mut frames, &ping.repeat(PER_SENT as usize), 0).is_ok());
+    // control that was sent allows none
+    frames.sent(&frame(8, 0, 0, 4));
     assert!(pass(&mut frames, &ping, 0).is_err());
     // large ones count for more
     let mut frames = begun();
@@ -180,6 +203,18 @@ fn pieces_of_a_body_that_stand_far_apart_cost_their_stream() {
     // and one that is not stopped ends the connection
     let far = [frame(kind::DATA, 0, 3, 256), frame(kind::DATA, 0, 5, 8_000)].concat();
     assert!(pass(&mut frames, &far.repeat(9), 0).is_err());
+}
+
+#[test]
+fn nothing_more_is_read_until_a_stream_that_keeps_too_much_is_reset() {
+    let mut frames = begun();
+    pass(&mut frames, &upload(1), 0).unwrap();
+    assert_eq!(frames.claim(), Some(1));
+    let data = frame(kind::DATA, 0, 1, 256);
+    let far = [data.clone(), frame(0x20, 0, 0, 8_000)].concat();
+    let passed = frames.pass(&far.repeat(9), 0).unwrap();
+    assert_eq!(passed, BOUNDS.bodies * far.len() + data.len());
+    assert!(frames.is_paused());
 }
 
 #[test]
@@ -295,6 +330,10 @@ fn many_small_frames_wait_for_their_exchanges_and_cost_the_worst_stream() {
     frames.resume();
     assert!(!frames.is_paused());
     assert_eq!(frames.unread.pieces, 32);
+    // and a stream that is not stopped ends the connection
+    let more = above(BOUNDS.pieces) - 32;
+    pass(&mut frames, &small(1).repeat(more), 0).unwrap();
+    assert!(pass(&mut frames, &small(1), 0).is_err());
 }
 
 #[test]
@@ -305,8 +344,9 @@ fn answers_of_an_upstream_are_bounded_like_requests() {
     }
     // an interim head, the head, and trailers
     let head = |stream, flags, len| frame(kind::HEADERS, flags | END_HEADERS, stream, len);
-    pass(&mut frames, &head(1, 0, 100), 0).unwrap();
-    pass(&mut frames, &head(1, 0, 100), 0).unwrap();
+    for stream in [1, 1, 7, 7] {
+        pass(&mut frames, &head(stream, 0, 100), 0).unwrap();
+    }
     pass(&mut frames, &head(3, END_STREAM, 100), 0).unwrap();
     assert_eq!(frames.worst(), None);
     pass(&mut frames, &head(1, END_STREAM, 100), 0).unwrap();

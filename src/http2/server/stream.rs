@@ -158,8 +158,9 @@ async fn serve(
     let client = Client::http2(&body, &exchange_context, &worker.buffers, room);
     let exchange = Exchange::new(worker, &state, &client, false, is_full);
     let mut responding = pin!(exchange.respond(head));
+    // an answer to a stream that is told to leave could not be sent to its end, and the connection would end with it
     let answer = poll_fn(|context| match responding.as_mut().poll(context) {
-        Poll::Pending if is_over(slot, is_full) => Poll::Ready(None),
+        _ if is_over(slot, is_full) => Poll::Ready(None),
         answer => answer.map(Some),
     });
     let answer = answer.await;

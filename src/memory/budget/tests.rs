@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::memory::buffers::{BULK, Buffer, Buffers, KEPT, ReadSize};
-use crate::memory::prices::{CONNECTION, STEPS, step};
-use crate::{client_group::Group, memory::queue::Claim};
+use crate::memory::prices::{AMPLE, BASE, CONNECTION, SMALL, STEPS, step};
+use crate::{client_group::Group, memory::queue::Claim, yield_budget::tests::Count};
 use std::{
     future::Future,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -383,4 +384,179 @@ fn buffers_of_large_heads_have_few_sizes() {
     sizes.dedup();
     assert_eq!(sizes, STEPS[..4]);
     assert_eq!(step(1 << 20), 1 << 20);
+}
+
+#[test]
+fn a_refusal_is_reported_once() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    assert!(!budget.was_refused());
+    let _all = budget.force(budget.plan().pool.unwrap());
+    assert!(budget.head(300).is_none());
+    assert!(budget.was_refused() && !budget.was_refused());
+    assert!(budget.waiter(LARGE_HEAD + 1, 0).is_none());
+    assert!(budget.was_refused());
+}
+
+#[test]
+fn a_few_small_requests_wait_where_no_memory_is_left() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let _all = budget.force(budget.plan().pool.unwrap());
+    let mut spared: Vec<_> = (0..3).map_while(|_| budget.waiter(300, 2)).collect();
+    assert_eq!(spared.len(), 2);
+    spared.pop();
+    assert!(budget.waiter(LARGE_HEAD + 1, 2).is_none(), "it is large");
+    assert!(budget.waiter(LARGE_HEAD, 2).is_some());
+}
+
+#[test]
+fn http_2_connections_of_clients_get_half_of_the_budget() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let half = budget.plan().pool.unwrap() / 2;
+    let mut all = Vec::new();
+    while budget.has_room_for_http2() {
+        all.push(budget.http2(0).unwrap());
+    }
+    assert_eq!(all.len() as u64, half / HTTP2_CONNECTION);
+    assert!(budget.http2(0).is_none());
+    assert!(budget.take_inside(HTTP2_CONNECTION).is_some());
+    all.pop();
+    let last = budget.http2(0);
+    assert!(last.is_some(), "one has ended");
+    drop((all, last));
+    let _much = budget.take(budget.plan().pool.unwrap() - HTTP2_CONNECTION);
+    assert!(!budget.has_room_for_http2(), "the rest is for connections");
+}
+
+#[test]
+fn what_http_2_and_tls_cost_depends_on_the_limit() {
+    let costs = |limit: u64| {
+        let budget = Budget::new(Plan::new(Some(limit), 1, None));
+        let upstream = budget.http2_upstream().map(|permit| permit.bytes());
+        let client = budget.http2(7).map(|permit| permit.bytes());
+        (upstream.unwrap(), client.unwrap(), budget.records(false))
+    };
+    let small = (HTTP2_UPSTREAM, HTTP2_CONNECTION + 7, RECORD_OUT.0);
+    assert_eq!(costs(SMALL - 1), small);
+    let wide = (HTTP2_UPSTREAM_WIDE, HTTP2_CONNECTION_WIDE + 7, RECORD_OUT.1);
+    assert_eq!(costs(SMALL), wide);
+}
+
+#[test]
+fn a_request_pays_for_its_head_its_body_and_its_tls() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let price = |head, records| budget.exchange(head, records).unwrap().bytes();
+    assert_eq!(price(LARGE_HEAD, 0), EXCHANGE);
+    assert_eq!(price(5_000, 0), EXCHANGE + 15_000);
+    assert_eq!(budget.records(true), budget.records(false) + RECORD_IN);
+    assert_eq!(price(300, 5_000), EXCHANGE + 5_000);
+}
+
+#[test]
+fn memory_is_scarce_where_a_sixteenth_is_left() {
+    let budget = Budget::new(Plan {
+        pool: Some(16_000),
+        ..Plan::new(None, 1, None)
+    });
+    let much = budget.take(15_000);
+    assert!(!budget.is_scarce());
+    let more = budget.take(1);
+    assert!(budget.is_scarce());
+    drop((much, more));
+}
+
+#[test]
+fn who_waits_for_a_turn_is_not_overtaken() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    assert!(!budget.takes_turns());
+    let mut waits = Box::pin(budget.turns.queue.until(CLAIM, || None::<()>));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(waits.as_mut().poll(&mut context).is_pending());
+    assert!(budget.takes_turns());
+    drop(waits);
+    assert!(!budget.takes_turns());
+}
+
+#[test]
+fn memory_that_comes_back_wakes_whoever_waits_for_it() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let queues = [
+        &budget.queue,
+        &budget.turns.queue,
+        &budget.lanes.queue,
+        &*budget.room,
+        &budget.handshakes.queue,
+        &budget.large_heads.queue,
+    ];
+    let counts = queues.map(|_| Arc::new(Count::default()));
+    let mut waits = queues.map(|queue| Box::pin(queue.until(CLAIM, || None::<()>)));
+    for (wait, count) in waits.iter_mut().zip(&counts) {
+        let waker = Waker::from(Arc::clone(count));
+        let mut context = Context::from_waker(&waker);
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+    }
+    let woken = || counts.each_ref().map(|count| count.take());
+    let mut permit = budget.force(100);
+    permit.resize(200);
+    assert_eq!(woken(), [0; 6]);
+    permit.resize(50);
+    assert_eq!(woken(), [1, 1, 1, 1, 0, 0]);
+    drop(permit);
+    assert_eq!(woken(), [1, 1, 1, 1, 0, 0]);
+    let handshake = budget.handshake();
+    let mut head = budget.large_head().unwrap();
+    head.resize(100);
+    assert_eq!(woken(), [1, 1, 1, 1, 0, 1]);
+    drop(head);
+    assert_eq!(woken(), [1, 1, 1, 1, 0, 1]);
+    drop(handshake);
+    assert_eq!(woken(), [1, 1, 1, 1, 1, 0]);
+    budget.press(true);
+    assert_eq!(woken(), [0; 6]);
+    budget.press(false);
+    assert_eq!(woken(), [1, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_configured_size_is_lent_and_paid_for_in_any_case() {
+    let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+    let buffers = Rc::new(Buffers::within(&budget));
+    let pool = budget.plan().pool.unwrap();
+    let all = budget.force(pool);
+    let mut large = buffers.take(ReadSize::new(64 * 1024, true));
+    assert_eq!(large.len(), 64 * 1024);
+    assert!(budget.spent() >= pool + 60 * 1024);
+    drop(all);
+    // one that grows is its owner's, and one that is not kept is not paid for
+    large.grow(65 * 1024);
+    assert_eq!(budget.spent(), 0);
+    let tiny = buffers.take(ReadSize::new(5_000, true));
+    budget.press(true);
+    drop(tiny);
+    assert_eq!(budget.spent(), 0);
+}
+
+#[test]
+fn limits_decide_what_is_tight_and_what_is_small() {
+    let plan = |limit| Plan::new(Some(limit), 1, None);
+    for (limit, tight, small) in [
+        (SMALL - 1, true, true),
+        (SMALL, true, false),
+        (AMPLE - 1, true, false),
+        (AMPLE, false, false),
+    ] {
+        assert_eq!((plan(limit).tight, plan(limit).small), (tight, small));
+    }
+    // a part of the limit and 100 kB of each further worker have no permit
+    let pool = plan(120 << 20).pool.unwrap();
+    assert_eq!(pool, (110 << 20) - BASE);
+    let each = Plan::new(Some(120 << 20), 4, None).pool.unwrap();
+    assert_eq!(each, (pool - 300_000) / 4);
+}
+
+#[test]
+fn a_connection_may_need_two_descriptors() {
+    let plan = Plan::new(None, 2, None);
+    let (plan, upstreams) = plan.within_descriptors(1_024, 2);
+    // 16, five of each worker, and a sixteenth are for the process
+    assert_eq!((plan.connections, upstreams), ((1_024 - 90) / 4, 233));
 }

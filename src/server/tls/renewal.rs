@@ -124,7 +124,7 @@ fn tell(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
     use rcgen::{CertificateParams, KeyPair};
 
@@ -136,6 +136,13 @@ mod tests {
         let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();
         (certificate.pem(), key.serialize_pem())
+    }
+
+    /// As an ACME client does: renames another file onto it.
+    fn replace(path: &Path, text: &str) {
+        let beside = path.with_extension("new");
+        fs::write(&beside, text).unwrap();
+        fs::rename(&beside, path).unwrap();
     }
 
     #[test]
@@ -154,12 +161,6 @@ mod tests {
             renewal.look(&mut tickets).unwrap().is_none(),
             "nothing changed"
         );
-        // as an ACME client does: rename another file onto it
-        let replace = |path: &std::path::Path, text: &str| {
-            let beside = path.with_extension("new");
-            fs::write(&beside, text).unwrap();
-            fs::rename(&beside, path).unwrap();
-        };
         replace(&cert.0, &new.0);
         for _ in 0..2 {
             assert!(renewal.look(&mut tickets).unwrap().is_none(), "half of it");
@@ -169,7 +170,35 @@ mod tests {
         let contexts = renewal.look(&mut tickets).unwrap().unwrap();
         assert_eq!(contexts.len(), 1);
         assert!(renewal.look(&mut tickets).unwrap().is_none(), "once");
-        replace(&key.0, "");
+        replace(&key.0, &new.1);
+        assert!(renewal.look(&mut tickets).unwrap().is_some(), "a key alone");
+        for text in ["", "no key"] {
+            replace(&key.0, text);
+            assert!(renewal.look(&mut tickets).unwrap().is_none());
+            assert_eq!(renewal.told.len(), 1, "the last state of each");
+        }
+    }
+
+    #[test]
+    fn a_changed_authority_of_clients_is_read_again() {
+        let (pair, other) = (pair(), pair());
+        let cert = file("renewal-served", &pair.0);
+        let key = file("renewal-served-key", &pair.1);
+        let authority = file("renewal-authority", &pair.0);
+        let config = good(&format!(
+            "listen: {{address: \":0\", tls: {{client_ca_file: {}, certificates: [{{cert_file: {}, key_file: {}}}]}}}}\nroutes: [{{path: /, respond: {{}}}}]\n",
+            authority.0.display(),
+            cert.0.display(),
+            key.0.display()
+        ));
+        let mut tickets = TicketKeys::default();
+        let mut renewal = Renewal::of(&config);
         assert!(renewal.look(&mut tickets).unwrap().is_none());
+        replace(&authority.0, &other.0);
+        assert!(renewal.look(&mut tickets).unwrap().is_some());
+        assert!(renewal.look(&mut tickets).unwrap().is_none(), "once");
+        replace(&authority.0, "no certificate");
+        assert!(renewal.look(&mut tickets).unwrap().is_none());
+        assert_eq!(renewal.told.len(), 1);
     }
 }
