@@ -233,6 +233,11 @@ impl KernelBuffers {
         self.sent
     }
 
+    /// Most bytes that are in the send queue, as far as is known without a system call.
+    pub fn sent_at_most(&self) -> usize {
+        self.sent
+    }
+
     /// Gives back what is paid for bytes that were acknowledged; returns whether some that are paid for are left. No
     /// system call where nothing is paid.
     pub fn give_back(&mut self, socket: &SockRef<'_>) -> bool {
