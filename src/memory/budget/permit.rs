@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::Budget;
+use super::{Budget, SHARE};
 use crate::memory::prices::ACCEPT_RESERVE;
 
 /// Bytes taken from a [`Budget`]; given back on drop.
@@ -40,7 +40,7 @@ impl Permit {
         &self.budget
     }
 
-    /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: an eighth of what is left
+    /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: a quarter of what is left
     /// for all. So the first sockets have much, many have little each, and something is always left for the next. What is
     /// to be received leaves an eighth of the budget for what is to be sent on.
     pub fn widen(&mut self, bytes: u64) -> bool {
@@ -49,7 +49,7 @@ impl Permit {
         } else {
             6
         };
-        let may = bytes <= self.budget.left_for_width(eighths) / 8;
+        let may = bytes <= self.budget.left_for_width(eighths) / SHARE;
         if may {
             self.resize(bytes);
         }
