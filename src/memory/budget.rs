@@ -284,7 +284,7 @@ impl Budget {
 
     /// Whether a receive buffer may cost so many bytes more than a narrow one.
     pub fn may_receive(&self, bytes: u64) -> bool {
-        bytes <= self.left_for_width(6) / SHARE
+        bytes <= self.left_for_width(6) / self.sharers()
     }
 
     /// Bytes that sockets may still share beyond their usual buffers, for so many eighths of the budget; nothing while
@@ -297,6 +297,11 @@ impl Budget {
             return 0;
         }
         (pool / 8 * eighths).saturating_sub(self.spent.get())
+    }
+
+    /// One socket may have this part of what is left for all: an eighth, and a quarter while little is spent.
+    fn sharers(&self) -> u64 {
+        if self.is_short() { 8 } else { 4 }
     }
 
     /// Whether memory is wanted now: a request waits for it, or it is near its limit.
@@ -516,9 +521,6 @@ impl Deref for Gauge {
         &*self.0
     }
 }
-
-/// One socket may have this part of what is left for all.
-const SHARE: u64 = 4;
 
 /// Ticks for which it is remembered that messages needed wider buffers than they got.
 const NARROWED: u8 = 10;

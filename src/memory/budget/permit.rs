@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{Budget, SHARE};
+use super::Budget;
 use crate::memory::prices::ACCEPT_RESERVE;
 
 /// Bytes taken from a [`Budget`]; given back on drop.
@@ -40,8 +40,8 @@ impl Permit {
         &self.budget
     }
 
-    /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: a quarter of what is left
-    /// for all. So the first sockets have much, many have little each, and something is always left for the next. What is
+    /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: an eighth of what is left
+    /// for all, a quarter while less than a quarter of the budget is spent. So the first sockets have much, many have little each, and something is always left for the next. What is
     /// to be received leaves an eighth of the budget for what is to be sent on.
     pub fn widen(&mut self, bytes: u64) -> bool {
         let eighths = if self.purpose == Purpose::Sending {
@@ -49,7 +49,7 @@ impl Permit {
         } else {
             6
         };
-        let may = bytes <= self.budget.left_for_width(eighths) / SHARE;
+        let may = bytes <= self.budget.left_for_width(eighths) / self.budget.sharers();
         if may {
             self.resize(bytes);
         }

@@ -78,7 +78,7 @@ fn a_waiting_request_is_charged_for_its_head_and_its_queue() {
 }
 
 #[test]
-fn one_socket_gets_a_quarter_of_what_is_left_and_nothing_of_the_last_eighth() {
+fn one_socket_gets_a_share_of_what_is_left_and_nothing_of_the_last_eighth() {
     let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
     let pool = budget.plan().pool.unwrap();
     let mut first = budget.sending();
