@@ -299,9 +299,10 @@ impl Budget {
         (pool / 8 * eighths).saturating_sub(self.spent.get())
     }
 
-    /// One socket may have this part of what is left for all: an eighth, and a quarter while little is spent.
+    /// One socket may have this part of what is left for all: an eighth, and a quarter while less than half is spent.
     fn sharers(&self) -> u64 {
-        if self.is_short() { 8 } else { 4 }
+        let half = self.plan.pool.unwrap_or(u64::MAX) / 2;
+        if self.spent.get() > half { 8 } else { 4 }
     }
 
     /// Whether memory is wanted now: a request waits for it, or it is near its limit.
