@@ -41,6 +41,14 @@ def _plain(value: float) -> str:
     return f"{value:.1f}"
 
 
+def _part(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _per_second(value: float) -> str:
+    return f"{value:,.0f}/s"
+
+
 def _thousands(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -54,6 +62,19 @@ class Row:
     ratio: bool = False
     # More is better.
     more: bool = False
+
+
+def _in_ten(work: str, title: str) -> list[Row]:
+    """The rows of `measures.speed_in_ten`."""
+    rows = []
+    for conns in (10, 100):
+        key = f"ten_{work}_{conns}"
+        rows += [
+            Row(key, f"{title} in 10 MiB, {conns} connections, requests per second", _per_second, ratio=True, more=True),
+            Row(f"{key}_part", f"{title}, {conns} connections: rate in 10 MiB, as a part of the rate without a limit", _part, more=True),
+            Row(f"{key}_cpu", f"{title} in 10 MiB, {conns} connections, CPU per request", _microseconds, ratio=True),
+        ]
+    return rows
 
 
 ROWS = [
@@ -86,6 +107,11 @@ ROWS = [
     Row("bulk_down", "CPU per GB, download", _seconds, ratio=True),
     Row("bulk_up", "… upload", _seconds, ratio=True),
     Row("bulk_chunked", "… chunked download", _seconds, ratio=True),
+    *_in_ten("get_10k", "GET of 10 kB"),
+    *_in_ten("get_100k", "GET of 100 kB"),
+    *_in_ten("get_1m", "GET of 1 MB"),
+    *_in_ten("post_10k", "POST of 10 kB"),
+    *_in_ten("post_100k", "POST of 100 kB"),
 ]
 
 

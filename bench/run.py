@@ -25,7 +25,7 @@ from pathlib import Path
 import measures
 from contenders import PEERS, SLOTS, Contender, Unable, find, linkage, ours, peer
 from machine import CPUS, Box, prepare, read, work_folder
-from measures import ATTACKS, BULK, LIMIT, REQUESTS, Figures, Testbed, Trouble, counters, say
+from measures import ATTACKS, BULK, IN_TEN, LIMIT, REQUESTS, Figures, Testbed, Trouble, counters, say
 from report import Course, Results, markdown, picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +113,10 @@ class Bench:
         for key in BULK:
             size = (250_000_000 if quick else 1_000_000_000) // (5 if key == "bulk_chunked" else 1)
             self.each_contender(key, often, partial(measures.cpu_per_gigabyte, lab, key, size))
+        for work in IN_TEN:
+            for conns in (10, 100):
+                measure = partial(measures.speed_in_ten, lab, work, conns, 0.7 if quick else 1.5)
+                self.each_contender(f"{work} in 10 MiB, {conns} connections", once, measure)
         self.attacks()
 
     def attacks(self) -> None:

@@ -24,7 +24,11 @@ use tokio_rustls::client::TlsStream;
 
 use self::secured::Secured;
 use crate::{
-    memory::{budget::Budget, prices::NARROW, sockets::KernelBuffers},
+    memory::{
+        budget::Budget,
+        prices::NARROW,
+        sockets::{self, KernelBuffers},
+    },
     sys::socket,
 };
 
@@ -210,7 +214,7 @@ impl Stream {
             return Stream::Tcp(stream);
         }
         // the listener's buffer was not locked, because that would bound the window scale
-        socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+        socket::set_receive_buffer(&SockRef::from(&stream), NARROW, NARROW);
         let buffers = KernelBuffers::tcp(budget, true);
         Stream::Bounded(Box::new(Bounded {
             stream,
@@ -244,7 +248,7 @@ impl Stream {
     /// Widens the receive buffer for `bytes` unread bytes, as far as memory allows, for the life of the connection.
     pub fn widen(&mut self, bytes: usize) {
         if let Some((socket, buffers)) = self.buffers() {
-            buffers.widen(&socket, bytes);
+            buffers.widen(&socket, sockets::wanted(bytes as u64, 0));
         }
     }
 
@@ -269,6 +273,12 @@ impl Stream {
             Some((socket, buffers)) => buffers.unsent(&socket),
             None => socket::unsent(&self.socket()),
         }
+    }
+
+    /// The same, without a system call: bytes that were acknowledged since it was measured last count.
+    pub fn sent_at_most(&self) -> usize {
+        self.kernel_buffers()
+            .map_or(usize::MAX, KernelBuffers::sent_at_most)
     }
 
     /// Whether its receive buffer is so wide that the connection should not be kept.
@@ -407,7 +417,7 @@ impl Bounded {
     pub fn upstream(stream: TcpStream, budget: Option<&Rc<Budget>>) -> Bounded {
         let buffers = budget.filter(|budget| budget.plan().tight).map(|budget| {
             // the buffer was not locked while it connected, because that would bound the window scale
-            socket::set_receive_buffer(&SockRef::from(&stream), NARROW);
+            socket::set_receive_buffer(&SockRef::from(&stream), NARROW, NARROW);
             KernelBuffers::tcp(budget, false)
         });
         Bounded { stream, buffers }

@@ -410,6 +410,9 @@ impl ServerCodec {
                 let here = self.behind.len();
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
                 *left -= count as u64;
+                #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+                let more = count as u32;
+                self.read = self.read.wrapping_add(more);
                 Ok(BodyChunk::shared(self.behind.split_to(count)))
             }
             BodyState::Chunked(body) => {

@@ -260,11 +260,14 @@ impl Budget {
         permit
     }
 
-    /// Whether connections may go on receiving as wide as they do when their messages are over: no request waits for
-    /// memory, and all of them together hold no more than a quarter of the budget.
-    pub fn may_rest_wide(&self) -> bool {
-        let pool = self.plan.pool;
-        !self.is_wanted() && pool.is_none_or(|pool| self.resting.get() <= pool / 4)
+    /// What clients' connections may still have together for receiving beyond their usual buffers, which they keep between
+    /// two messages: a quarter of the budget in all, and nothing while memory is wanted.
+    pub fn left_for_resting(&self) -> u64 {
+        match self.plan.pool {
+            None => u64::MAX,
+            Some(_) if self.is_wanted() => 0,
+            Some(pool) => (pool / 4).saturating_sub(self.resting.get()),
+        }
     }
 
     /// Whether a request should let others finish before it begins: many are at work, and messages lately got no buffer as
@@ -288,7 +291,7 @@ impl Budget {
 
     /// Whether a receive buffer may cost so many bytes more than a narrow one.
     pub fn may_receive(&self, bytes: u64) -> bool {
-        bytes <= self.left_for_width(6) / 8
+        bytes <= self.left_for_width(6) / self.sharers()
     }
 
     /// Bytes that sockets may still share beyond their usual buffers, for so many eighths of the budget; nothing while
@@ -301,6 +304,12 @@ impl Budget {
             return 0;
         }
         (pool / 8 * eighths).saturating_sub(self.spent.get())
+    }
+
+    /// One socket may have this part of what is left for all: an eighth, and a quarter while less than half is spent.
+    fn sharers(&self) -> u64 {
+        let half = self.plan.pool.unwrap_or(u64::MAX) / 2;
+        if self.spent.get() > half { 8 } else { 4 }
     }
 
     /// Whether memory is wanted now: a request waits for it, or it is near its limit.

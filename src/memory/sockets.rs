@@ -25,15 +25,18 @@ use crate::{
     sys::socket,
 };
 
-/// Sizes of a receive buffer (`SO_RCVBUF`, which the kernel doubles) beyond [`NARROW`]. The first holds an answer of 10
-/// kB with its head; the last is what a system with the usual `rmem_max` gives at most.
-const WIDTHS: [usize; 5] = [12 * 1024, 24 * 1024, 64 * 1024, 128 * 1024, 208 * 1024];
+/// Sizes of a receive buffer (`SO_RCVBUF`, which the kernel doubles) beyond [`NARROW`], in kB. 208 is the largest where
+/// `rmem_max` is the usual one before Linux 6.17, the last where it is the usual one since.
+const WIDTHS: [usize; 9] = [12, 24, 64, 128, 208, 512, 1024, 2048, 4096];
 
-/// A receive buffer with which a message of any length is fast.
+/// The largest buffer of a message before as many of its bytes have passed: with more only a far sender is faster.
+const NEAR: usize = 208 * 1024;
+
+/// A receive buffer with which a message of any length is fast, and the largest segment of a sender.
 const LANE: usize = 64 * 1024;
 
-/// The receive buffer of a client's connection while those of all clients hold a quarter of the budget, or memory is
-/// wanted.
+/// The receive buffer that a client's connection may have even while those of all clients hold a quarter of the budget,
+/// or memory is wanted.
 const LEAST: usize = 12 * 1024;
 
 /// Bytes of a send queue that the price of an exchange includes.
@@ -49,6 +52,8 @@ const WIDE: usize = 1 << 20;
 pub struct KernelBuffers {
     /// `SO_RCVBUF`; 0 for a unix socket, where the sender is charged for unread bytes.
     received: usize,
+    /// The largest that the system gives, where that was found out.
+    most: usize,
     /// Most bytes that are in the send queue.
     sent: usize,
     /// `SO_SNDBUF` bounds the queue to what is paid for.
@@ -79,6 +84,7 @@ impl KernelBuffers {
     pub fn tcp(budget: &Rc<Budget>, is_client: bool) -> KernelBuffers {
         KernelBuffers {
             received: NARROW,
+            most: usize::MAX,
             sent: 0,
             is_bounded: false,
             is_client,
@@ -109,9 +115,10 @@ impl KernelBuffers {
         self.receives_wide() && (is_asked_for || budget.is_wanted())
     }
 
-    /// Widens the receive buffer for the `left` bytes of a message that are still to be read, as far as memory allows.
-    /// Where the length is unknown (`None`), as many bytes are expected as have `passed`. Where too little memory is
-    /// left, the message waits once for others to finish, and goes on with the buffer that it then gets.
+    /// Widens the receive buffer for a message of which `left` bytes are still to be read and `passed` were read, as far
+    /// as memory allows: for the whole message, because the next one of the connection is often as long. Where the
+    /// length is unknown (`None`), as many bytes are expected as have passed. Where too little memory is left, the
+    /// message waits once for others to finish, and goes on with the buffer that it then gets.
     pub fn poll_expect(
         &mut self,
         context: &mut Context<'_>,
@@ -119,8 +126,8 @@ impl KernelBuffers {
         left: Option<u64>,
         passed: u64,
     ) -> Poll<()> {
-        let expected = usize::try_from(left.unwrap_or(passed)).unwrap_or(usize::MAX / 4);
-        let is_long = expected > NARROW && 2 * expected > self.received;
+        let wanted = wanted(left.unwrap_or(0).saturating_add(passed), passed);
+        let is_long = left.unwrap_or(passed) > NARROW as u64 && wanted > self.received;
         if !is_long || self.received == 0 {
             return Poll::Ready(());
         }
@@ -128,8 +135,8 @@ impl KernelBuffers {
             ready!(turn.as_mut().poll(context));
             self.turn = None;
         }
-        self.widen(socket, expected);
-        let enough = expected.min(LANE);
+        self.widen(socket, wanted);
+        let enough = (wanted / 2).min(LANE);
         if self.received >= enough {
             return Poll::Ready(());
         }
@@ -138,7 +145,11 @@ impl KernelBuffers {
             return Poll::Ready(());
         }
         let budget = Rc::clone(self.receiving.budget());
-        let price = price(if self.is_confined() { LEAST } else { enough });
+        let price = price(if price(enough) > self.share() {
+            LEAST
+        } else {
+            enough
+        });
         let mut turn: Turn = Box::pin(async move {
             let take = || budget.may_receive(price).then_some(());
             budget.lanes.wait(Claim::plain(), take).await;
@@ -147,7 +158,7 @@ impl KernelBuffers {
             self.turn = Some(turn);
             return Poll::Pending;
         }
-        self.widen(socket, expected);
+        self.widen(socket, wanted);
         Poll::Ready(())
     }
 
@@ -156,33 +167,46 @@ impl KernelBuffers {
         self.has_waited = false;
     }
 
-    /// Whether it gets [`LEAST`] only: it is a client's, and those of all clients hold much.
-    fn is_confined(&self) -> bool {
-        self.is_client && !self.receiving.budget().may_rest_wide()
+    /// What its permit may be worth beside the bound of every socket: a quarter of what clients' connections may still
+    /// have, because they keep their width while they are idle.
+    fn share(&self) -> u64 {
+        if self.is_client {
+            self.receiving.budget().left_for_resting() / 4
+        } else {
+            u64::MAX
+        }
     }
 
-    /// Widens the receive buffer for `expected` bytes, as far as memory allows. Linux sends no segment larger than half
-    /// of the window, so a buffer of twice their size lets all of them arrive at once.
-    pub fn widen(&mut self, socket: &SockRef<'_>, expected: usize) {
-        let wanted = if self.is_confined() {
-            LEAST
-        } else {
-            2 * expected
-        };
-        let most = WIDTHS.into_iter().position(|width| width >= wanted);
-        let widths = WIDTHS
-            .into_iter()
-            .take(most.map_or(WIDTHS.len(), |most| most + 1));
-        for width in widths.rev().take_while(|width| *width > self.received) {
-            if self.receiving.widen(price(width)) {
+    /// Widens the receive buffer to `wanted` bytes, or less where memory does not allow as much.
+    pub fn widen(&mut self, socket: &SockRef<'_>, wanted: usize) {
+        let share = self.share();
+        let sizes = WIDTHS.into_iter().map(|width| width * 1024);
+        let next = sizes.clone().position(|width| width >= wanted);
+        for width in sizes
+            .take(next.map_or(WIDTHS.len(), |next| next + 1))
+            .rev()
+            .take_while(|width| *width > self.received)
+            .filter(|width| *width <= self.most)
+        {
+            let is_shared = width <= LEAST || price(width) <= share;
+            if is_shared && self.receiving.widen(price(width)) {
                 return self.receive(socket, width);
             }
         }
     }
 
     fn receive(&mut self, socket: &SockRef<'_>, width: usize) {
-        socket::set_receive_buffer(socket, width);
+        socket::set_receive_buffer(socket, width, 2 * width);
         self.received = width;
+        if width > NEAR {
+            // the system may give less
+            let given = socket.recv_buffer_size().map_or(width, |both| both / 2);
+            if given < width {
+                self.received = given;
+                self.most = given;
+                self.receiving.resize(price(given));
+            }
+        }
     }
 
     /// How many of `len` bytes may be written now: those that are paid for, and at least one. Where nothing is left,
@@ -233,6 +257,11 @@ impl KernelBuffers {
         self.sent
     }
 
+    /// Most bytes that are in the send queue, as far as is known without a system call.
+    pub fn sent_at_most(&self) -> usize {
+        self.sent
+    }
+
     /// Gives back what is paid for bytes that were acknowledged; returns whether some that are paid for are left. No
     /// system call where nothing is paid.
     pub fn give_back(&mut self, socket: &SockRef<'_>) -> bool {
@@ -276,6 +305,15 @@ impl KernelBuffers {
     }
 }
 
+/// The receive buffer that a message of `whole` bytes needs of which `passed` have passed. Linux sends no segment larger
+/// than half of the window, so a buffer of twice a message's size lets all of it arrive at once; a longer message comes
+/// in segments of 64 kB.
+pub fn wanted(whole: u64, passed: u64) -> usize {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let whole = size(whole);
+    whole.max(2 * whole.min(LANE)).min(NEAR.max(size(passed)))
+}
+
 /// The price of a receive buffer of `width` bytes beyond that of a narrow one: the kernel doubles both.
 fn price(width: usize) -> u64 {
     2 * width.saturating_sub(NARROW) as u64
@@ -305,7 +343,7 @@ mod tests {
         let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, _) = listener.accept().unwrap();
         ours.set_nonblocking(true).unwrap();
-        socket::set_receive_buffer(&SockRef::from(&ours), NARROW);
+        socket::set_receive_buffer(&SockRef::from(&ours), NARROW, NARROW);
         let budget = Budget::new(Plan::new(Some(limit), 1, None));
         let buffers = KernelBuffers::tcp(&budget, is_client);
         Pair {
@@ -377,15 +415,34 @@ mod tests {
     }
 
     #[test]
+    fn a_long_message_gets_more_when_as_much_has_passed_and_the_system_gives_it() {
+        let most = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let mut pair = pair(64 << 20, true);
+        for (passed, width) in [(100_000, 208), (400_000, 512), (1_000_000, 1024)] {
+            pair.expect(Some(10 << 20), passed);
+            assert_eq!(pair.received(), most.min(width * 1024), "{passed}");
+            assert_eq!(pair.budget.spent(), price(pair.received()));
+        }
+    }
+
+    #[test]
+    fn a_message_is_expected_to_be_followed_by_one_of_its_size() {
+        let mut pair = pair(10 << 20, true);
+        pair.expect(Some(4_240), 6_000);
+        assert_eq!(pair.received(), 24 * 1024, "twice the whole message");
+    }
+
+    #[test]
     fn nothing_is_offered_that_is_not_paid_for() {
         let mut pair = pair(10 << 20, true);
         let pool = pair.budget.plan().pool.unwrap();
-        let most = pair.budget.take(pool / 4 * 3 - 100_000);
+        let most = pair.budget.take(pool / 4 * 3 - 60_000);
         pair.expect(Some(1 << 20), 0);
         assert_eq!(
             pair.received(),
             NARROW,
-            "an eighth of the rest is too little"
+            "a quarter of the rest is too little"
         );
         drop(most);
         pair.budget.fill(true);
@@ -442,11 +499,12 @@ mod tests {
         for _ in 0..1_000 {
             sent += pair.send(64 * 1024);
             let queued = socket::queued(&SockRef::from(&pair.ours)) as u64;
-            let slack = (SENT + 4 * NARROW + 8192) as u64;
+            // the last segment is filled, because these writes have no MSG_EOR
+            let slack = (SENT + LANE + 8192) as u64;
             assert!(queued <= pair.budget.spent() + slack, "{queued} {sent}");
         }
         let pool = pair.budget.plan().pool.unwrap();
-        assert!(pair.budget.spent() < pool / 8, "{}", pair.budget.spent());
+        assert!(pair.budget.spent() < pool / 4, "{}", pair.budget.spent());
         // the client reads on: all of it comes, and the memory is given back
         let mut theirs = pair.theirs.try_clone().unwrap();
         let mut rest = vec![0; sent];

@@ -76,9 +76,22 @@ pub async fn linger(worker: &Worker, mut io: Stream, slot: &SlotRef, mut rest: u
     leave(worker, &io);
 }
 
-/// Whether much of what was sent is still in the kernel while memory is tight.
+/// Whether much of what was sent may still be in the kernel while memory is tight. It is measured where memory is short.
 pub fn is_unread(worker: &Worker, io: &mut Stream) -> bool {
-    worker.budget.plan().tight && io.unsent() > NARROW
+    let budget = &worker.budget;
+    budget.plan().tight
+        && io.sent_at_most() > NARROW
+        && (!budget.is_short() || io.unsent() > NARROW)
+}
+
+/// Waits for a sign that the client has read its answer, which costs no system call: its next request, or the next tick.
+pub async fn await_sign(io: &mut Stream, slot: &SlotRef) {
+    slot.look_back(true);
+    poll_fn(|context| match io.poll_read_ready(context) {
+        Poll::Pending if !slot.is_to_look() && slot.order() != Directive::Leave => Poll::Pending,
+        _ => Poll::Ready(()),
+    })
+    .await;
 }
 
 /// Makes the close a reset where the client has not acknowledged all that it was sent and memory is tight: otherwise
@@ -103,6 +116,9 @@ pub async fn settle(
     let limit = worker.state().config.server.write_timeout;
     let mut left = io.unsent();
     let settled = poll_fn(|context| {
+        if left <= most {
+            return Poll::Ready(Ok(()));
+        }
         // mostly the client's next request shows that it has read this answer; otherwise the timer wakes this task
         let _ = io.poll_read_ready(context)?;
         // the queue of a dead connection does not get shorter

@@ -38,7 +38,7 @@ use crate::{
     observe::metrics,
     server::{
         admission::{Ask, BRIEF, admit, count_by_client, is_brief_head, records},
-        closing::{Next, depart, is_unread, leave, linger, settle},
+        closing::{Next, await_sign, depart, is_unread, leave, linger, settle},
         refusal::{REFUSED_REST, refuse, tell_unanswered},
         tls::handshake,
     },
@@ -395,6 +395,9 @@ fn poll_client(
 /// connection is over.
 async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
     if is_unread(worker, &mut codec.io) {
+        if !worker.budget.is_short() {
+            await_sign(&mut codec.io, slot).await;
+        }
         Box::pin(settle(worker, &mut codec.io, slot, NARROW))
             .await
             .ok()?;

@@ -3,11 +3,12 @@
 
 use std::{ffi::c_int, os::fd::AsRawFd as _, time::Duration};
 
-/// Sets how many bytes a TCP connection may receive ahead of its reader: `SO_RCVBUF`, and the window clamp that was derived
-/// from it when the connection was made (tcp(7)).
-pub fn set_receive_buffer(socket: &socket2::Socket, size: usize) {
+/// Sets how many bytes a TCP connection may receive ahead of its reader: `SO_RCVBUF`, which the kernel doubles, and the
+/// largest window, which was derived from it when the connection was made (`TCP_WINDOW_CLAMP`, tcp(7)). A `window` of more
+/// than `size` lets the kernel offer what its buffer really holds, which depends on the segments that arrive.
+pub fn set_receive_buffer(socket: &socket2::Socket, size: usize, window: usize) {
     drop(socket.set_recv_buffer_size(size));
-    let clamp = c_int::try_from(size).unwrap_or(c_int::MAX);
+    let clamp = c_int::try_from(window).unwrap_or(c_int::MAX);
     // SAFETY: the value is a `c_int` that lives through the call, and its size is given.
     unsafe {
         libc::setsockopt(
