@@ -626,8 +626,8 @@ mod tests {
         assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * 64 * 1024);
         assert!(io.receives_wide() && budget.spent() == session + 2 * 60 * 1024);
         let mut others = budget.receiving(true);
-        others.resize(budget.plan().pool.unwrap() / 4);
-        assert!(!budget.may_rest_wide(), "it rests wide as well");
+        others.resize(budget.plan().pool.unwrap() / 4 - 2 * 60 * 1024);
+        assert_eq!(budget.left_for_resting(), 0, "it rests wide as well");
         drop(others);
         drop(io);
         assert_eq!(budget.spent(), 0);

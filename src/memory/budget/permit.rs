@@ -41,8 +41,9 @@ impl Permit {
     }
 
     /// Changes the permit to `bytes`, which are more than now, where one socket may have so many: an eighth of what is left
-    /// for all, a quarter while less than half of the budget is spent. So the first sockets have much, many have little each, and something is always left for the next. What is
-    /// to be received leaves an eighth of the budget for what is to be sent on.
+    /// for all, a quarter while less than half of the budget is spent. So the first sockets have much, many have little each,
+    /// and something is always left for the next. What is to be received leaves an eighth of the budget for what is to be
+    /// sent on.
     pub fn widen(&mut self, bytes: u64) -> bool {
         let eighths = if self.purpose == Purpose::Sending {
             7
