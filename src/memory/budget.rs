@@ -210,20 +210,28 @@ impl Budget {
         Some(permit)
     }
 
-    /// Takes the price of a request that waits: its head, and what may follow into the socket.
-    pub fn wait(self: &Rc<Budget>, head: usize) -> Option<Permit> {
-        self.head(self.wait_price(head))
+    /// Takes the price of a request that waits for its turn: its head, out of the fifth of all heads, and what may follow into
+    /// the socket.
+    pub fn turn(self: &Rc<Budget>, head: usize) -> Option<(Permit, Permit)> {
+        let head = self.head(head as u64)?;
+        Some((head, self.take_inside(self.queue_price())?))
     }
 
-    fn wait_price(&self, head: usize) -> u64 {
-        let queue = if self.plan.tight { 2 * NARROW } else { 0 };
-        (head + queue) as u64
+    /// What a client may send into its socket while its request waits.
+    fn queue_price(&self) -> u64 {
+        if self.plan.tight {
+            2 * NARROW as u64
+        } else {
+            0
+        }
     }
 
-    /// The same for a request that waits for an exchange's permit. A few may wait even if there is no memory for waiting,
-    /// because relief only begins when a request waits: this one may if fewer than `spared` do ([`SPARED`] at most).
+    /// Takes the price of a request that waits for an exchange's permit: its head, and what may follow into the socket. A few
+    /// may wait even if there is no memory for waiting, because relief only begins when a request waits: this one may if fewer
+    /// than `spared` do ([`SPARED`] at most).
     pub fn waiter(self: &Rc<Budget>, head: usize, spared: usize) -> Option<Permit> {
-        if let Some(permit) = self.wait(head) {
+        let price = head as u64 + self.queue_price();
+        if let Some(permit) = self.head(price) {
             return Some(permit);
         }
         if head > LARGE_HEAD || self.spared.get() >= spared {
@@ -231,7 +239,7 @@ impl Budget {
             return None;
         }
         self.spared.set(self.spared.get() + 1);
-        let mut permit = self.force(self.wait_price(head));
+        let mut permit = self.force(price);
         permit.purpose = Purpose::Spared;
         Some(permit)
     }
@@ -273,10 +281,9 @@ impl Budget {
     /// Whether a request should let others finish before it begins: many are at work, and messages lately got no buffer as
     /// wide as they needed.
     pub fn is_crowded(&self) -> bool {
-        let pool = self.plan.pool;
         self.narrowed.get() > 0
             && self.exchanges.get() >= FEW
-            && pool.is_some_and(|pool| self.spent.get() > pool / 4)
+            && self.plan.pool.is_some_and(|pool| self.at_work() > pool / 4)
     }
 
     /// Whether a request should wait for its turn.
@@ -303,13 +310,23 @@ impl Budget {
         if self.is_wanted() || self.full.get() {
             return 0;
         }
-        (pool / 8 * eighths).saturating_sub(self.spent.get())
+        let left = pool.saturating_sub(self.spent.get());
+        (pool / 8 * eighths)
+            .saturating_sub(self.at_work())
+            .min(left)
     }
 
     /// One socket may have this part of what is left for all: an eighth, and a quarter while less than half is spent.
     fn sharers(&self) -> u64 {
         let half = self.plan.pool.unwrap_or(u64::MAX) / 2;
         if self.spent.get() > half { 8 } else { 4 }
+    }
+
+    /// Bytes that are spent, without what may be in the sockets of requests that wait for their turn: they wait so that
+    /// others have wide buffers.
+    fn at_work(&self) -> u64 {
+        let waiting = self.turns.queue.len() as u64 * self.queue_price();
+        self.spent.get().saturating_sub(waiting)
     }
 
     /// Whether memory is wanted now: a request waits for it, or it is near its limit.

@@ -38,8 +38,8 @@ const MAX_HEAD: usize = 8192;
 /// Serves clients of the endpoint. [`ASKERS`] are served at a time, and are paid for whether there is memory or not.
 /// One more replaces the client that was connected longest, so that silent connections do not block the endpoint.
 ///
+/// # Errors
 /// The listener fails for good.
-/// A listener that is none any more.
 pub async fn answer(worker: Rc<Worker>, listener: ListeningSocket) -> Result<()> {
     let mut askers: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(ASKERS);
     loop {

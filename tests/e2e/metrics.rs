@@ -111,8 +111,8 @@ fn durations_routes_and_the_build_are_shown() {
 fn the_metrics_listener_parses_as_strictly_as_any_other() {
     let upstream = Upstream::fixed(OK);
     let proxy = with_metrics(&upstream).start();
-    let head = caller(&proxy).ask(with("HEAD /metrics", &[]));
-    assert_eq!((head.status, head.body.len()), (200, 0));
+    let (head, _) = caller(&proxy).send(with("HEAD /metrics", &[])).until_end();
+    assert!(head.starts_with(b"HTTP/1.1 200 ") && head.ends_with(b"\r\nconnection: close\r\n\r\n"));
     for (request, status) in [
         (get("/other"), 404),
         (with("POST /metrics", &["Content-Length: 0"]), 405),
@@ -137,14 +137,38 @@ fn silent_clients_do_not_keep_others_from_the_page() {
     let proxy = with_metrics(&upstream).start();
     let start = Instant::now();
     // more than are answered at a time; a silent one is closed after five seconds
-    let silent: Vec<Client> = (0..12).map(|_| caller(&proxy)).collect();
+    let mut silent: Vec<Client> = (0..12).map(|_| caller(&proxy)).collect();
     assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 0);
+    let longest = silent.first_mut().unwrap().until_end();
+    assert_eq!(longest.0, b"", "it gave way");
     assert!(
         start.elapsed() < Duration::from_secs(4),
         "{:?}",
         start.elapsed()
     );
-    drop(silent);
+    let last = silent.last_mut().unwrap().until_end();
+    assert_eq!(last.0, b"", "its time is over");
+}
+
+#[test]
+fn gauges_of_connections_and_memory_rise_and_fall() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = with_metrics(&upstream)
+        .env("LEAN_PROXY_MEMORY", "10MiB")
+        .start();
+    let fresh = proxy.client();
+    let mut idle = proxy.client();
+    assert_eq!(idle.get("/").status, 200);
+    eventually("both are parked", || {
+        metric(&proxy, "lean_proxy_connections_parked") == 2
+    });
+    assert_eq!(metric(&proxy, "lean_proxy_connections_open"), 2);
+    assert_eq!(metric(&proxy, "lean_proxy_memory_limit_bytes"), 10 << 20);
+    drop((fresh, idle));
+    eventually("none is open", || {
+        metric(&proxy, "lean_proxy_connections_open") == 0
+            && metric(&proxy, "lean_proxy_connections_parked") == 0
+    });
 }
 
 #[test]
@@ -155,8 +179,9 @@ fn requests_for_the_page_are_in_the_budget() {
         .start();
     let _silent: Vec<Client> = (0..3).map(|_| caller(&proxy)).collect();
     // 28 kB each; a request and its connections have at most 51 kB
+    let mut client = proxy.client();
     eventually("they are counted", || {
-        assert_eq!(proxy.get("/").status, 200);
+        assert_eq!(client.get("/").status, 200);
         metric(&proxy, "lean_proxy_memory_used_bytes") >= 3 * 28_000
     });
 }
