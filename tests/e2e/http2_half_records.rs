@@ -8,16 +8,12 @@ use std::{
     thread,
 };
 
-use rustls::{
-    ClientConnection, Connection, ServerConfig, ServerConnection,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-};
+use rustls::{ClientConnection, Connection, ServerConnection, pki_types::ServerName};
 
 use crate::{
     h2::{DATA, GOAWAY, HEADERS, PATIENCE, PING, PREFACE, RawFrame, SETTINGS, field, frame, head},
     http2::{offering_both, tls_proxy},
-    http2_upstream::{END_HEADERS, END_STREAM},
+    http2_upstream::{END_HEADERS, END_STREAM, offering},
     metrics::metric,
     support::{Proxy, Setup, Upstream, eventually, pattern},
     tls_listener::{Authority, LISTEN, authority, write_files},
@@ -119,16 +115,7 @@ fn scripted(
     dir: &Path,
     script: impl Fn(usize, Side) -> io::Result<()> + Send + Sync + 'static,
 ) -> SocketAddr {
-    let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain.map(Result::unwrap).collect(), key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let (config, script) = (Arc::new(config), Arc::new(script));
+    let (config, script) = (offering("h2", dir), Arc::new(script));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

@@ -6,6 +6,7 @@ use std::{
     future::{Future, pending},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -758,6 +759,20 @@ fn connections_are_limited_and_an_idle_one_is_closed() {
     assert_eq!(server.accepted(), 2);
 }
 
+/// The settings of a server with the certificate of this folder that offers a protocol by ALPN.
+pub fn offering(protocol: &str, dir: &Path) -> Arc<ServerConfig> {
+    let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .unwrap();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    Arc::new(config)
+}
+
 #[test]
 fn alpn_decides_between_the_versions() {
     for (offered, expected) in [("h2", "in 2"), ("http/1.1", "in 1.1")] {
@@ -767,16 +782,7 @@ fn alpn_decides_between_the_versions() {
         );
         let dir = setup.dir();
         write_files(&dir, &by);
-        let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-        let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain.map(Result::unwrap).collect(), key)
-            .unwrap();
-        config.alpn_protocols = vec![offered.as_bytes().to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = TlsAcceptor::from(offering(offered, &dir));
         let server = Server::behind(Some(acceptor), |request: Request<Incoming>| async move {
             assert_eq!(request.uri().scheme_str(), Some("https"));
             reply(200, &[], &[b"in 2"], &[])

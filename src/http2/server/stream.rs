@@ -127,11 +127,8 @@ async fn serve(
     let worker = &*shared.worker;
     let state = worker.state();
     let (parts, incoming) = request.into_parts();
-    let body = RefCell::new(RequestBody::new(
-        incoming,
-        &shared.io.frames,
-        &shared.sender,
-    ));
+    let body = RequestBody::new(incoming, &shared.io.frames, &shared.sender);
+    let body = RefCell::new(body);
     let _upload = shared.uploads(body.borrow().stream(), slot);
     let head = match head::request(parts, state.config.server.max_header_bytes) {
         Ok(head) => head,
@@ -163,24 +160,22 @@ async fn serve(
         _ if is_over(slot, is_full) => Poll::Ready(None),
         answer => answer.map(Some),
     });
-    let answer = answer.await;
-    if slot.order() == Directive::Leave && !exchange_context.asked.get() && body.borrow().read == 0
-    {
-        return End::Refused;
-    }
-    let Some(answer) = answer else {
-        return End::Reset;
+    let Some(answer) = answer.await else {
+        let is_untouched = !exchange_context.asked.get() && body.borrow().read == 0;
+        return if slot.order() == Directive::Leave && is_untouched {
+            End::Refused
+        } else {
+            End::Reset
+        };
     };
     exchange_context.answers(answer.status.as_u16());
     let write_timeout = state.config.server.write_timeout;
     let sent = send(&exchange_context, answer, outlet, write_timeout, is_full).await;
-    match sent {
-        Ok(()) => {
-            exchange_context.complete.set(true);
-            End::Done
-        }
-        Err(_) => End::Reset,
+    if sent.is_err() {
+        return End::Reset;
     }
+    exchange_context.complete.set(true);
+    End::Done
 }
 
 /// Whether an exchange has to end at once.
