@@ -395,7 +395,8 @@ fn poll_client(
 /// connection is over.
 async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
     if is_unread(worker, &mut codec.io) {
-        if !worker.budget.is_short() {
+        // a request that is here already will not come
+        if !worker.budget.is_short() && !codec.is_amid_head() {
             await_sign(&mut codec.io, slot).await;
         }
         Box::pin(settle(worker, &mut codec.io, slot, NARROW))
@@ -472,7 +473,20 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        time::SystemTime,
+    };
+
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
+    use crate::{
+        clock::timeout,
+        memory::{budget::Budget, plan::Plan},
+        server::worker::runtime,
+    };
 
     fn size_of_output<A, B, C, D, R>(_: impl Fn(A, B, C, D) -> R) -> usize {
         size_of::<R>()
@@ -493,5 +507,36 @@ mod tests {
             "{} bytes",
             size_of::<Connection>()
         );
+    }
+
+    #[test]
+    fn a_request_that_is_here_already_is_not_waited_for() {
+        let config = crate::config::tests::good("routes: [{path: /, target: \"http://h\"}]");
+        let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
+        let start = SystemTime::now();
+        let worker = Worker::new(config, budget, usize::MAX, Arc::default(), start);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET")
+            .unwrap();
+        let accepted = listener.accept().unwrap().0;
+        accepted.set_nonblocking(true).unwrap();
+        runtime().unwrap().block_on(async {
+            let stream = tokio::net::TcpStream::from_std(accepted).unwrap();
+            let mut codec = ServerCodec::new(Stream::client(stream, &worker.budget));
+            let arrival =
+                poll_fn(|context| codec.poll_head(context, &mut [0; 1024], &worker.budget, 1024));
+            let Ok(Arrival::Head(head)) = arrival.await else {
+                panic!("no head")
+            };
+            codec.open(head).unwrap();
+            codec.io.write_all(&[b'x'; 10_000]).await.unwrap();
+            client.read_exact(&mut [0; 10_000]).unwrap();
+            let slot = worker.table.slot(None);
+            // no tick comes here
+            let stays = timeout(Duration::from_secs(20), stay(&worker, &mut codec, &slot));
+            assert_eq!(stays.await, Ok(Some(())));
+        });
     }
 }
