@@ -165,7 +165,7 @@ server.stream-response-body = 2
 server.stream-request-body = 2
 server.errorlog = "{folder}/error.log"
 server.upload-dirs = ( "{folder}" )
-$HTTP["url"] =~ "^/api/" {{
+$HTTP["url"] =^ "/api/" {{
   proxy.server = ( "" => ( ( "host" => "127.0.0.1", "port" => {site.upstream} ) ) )
   proxy.header = ( "map-urlpath" => ( "/api/" => "/" ), "map-host-request" => ( "-" => "127.0.0.1:{site.upstream}" ) )
 }}
