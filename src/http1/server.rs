@@ -352,6 +352,9 @@ impl ServerCodec {
         }
         loop {
             if !self.behind.is_empty() {
+                if let Some(piece) = self.read_on(context, buffers, room) {
+                    return Poll::Ready(Ok(Some(piece)));
+                }
                 let piece = self.take_behind()?;
                 if !piece.is_empty() || self.is_between() {
                     return Poll::Ready(Ok((!piece.is_empty()).then_some(piece)));
@@ -364,11 +367,9 @@ impl ServerCodec {
             };
             let passed = self.read.wrapping_sub(self.body_start);
             ready!(self.io.poll_expect(context, left, passed.into()));
-            let room = left.map_or(room, |left| room.at_most(left));
+            let room = left.map_or(room, |left| room.at_most(one_more(left)));
             let (mut buffer, count) = ready!(read(&mut self.io, context, buffers, room))?;
-            #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
-            let more = count as u32;
-            self.read = self.read.wrapping_add(more);
+            self.count(count);
             let taken = self.unframe(buffer.get_mut(..count).unwrap_or_default())?;
             if !taken.is_empty() {
                 return Poll::Ready(Ok(Some(BodyChunk::pooled(buffer, taken.start, taken.end))));
@@ -379,13 +380,65 @@ impl ServerCodec {
         }
     }
 
+    /// Reads what follows the bytes that arrived with the head, so that all of it leaves in one piece. `None` where the
+    /// length is not known, nothing more has come, or there is no room for it.
+    fn read_on(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &Rc<Buffers>,
+        room: ReadSize,
+    ) -> Option<BodyChunk> {
+        let here = self.behind.len();
+        let BodyState::Length(left) = self.due else {
+            return None;
+        };
+        let rest = left.checked_sub(here as u64).filter(|rest| *rest > 0)?;
+        let passed = self.read.wrapping_sub(self.body_start);
+        let expected = u64::from(passed) + here as u64;
+        if self
+            .io
+            .poll_expect(context, Some(rest), expected)
+            .is_pending()
+            || self.io.poll_read_ready(context).is_pending()
+        {
+            return None;
+        }
+        let room = room.at_most(one_more(left));
+        let mut buffer = buffers.take(room);
+        let len = room.bound(buffer.len());
+        let mut space = ReadBuf::new(buffer.get_mut(..len)?);
+        if space.remaining() <= here {
+            return None;
+        }
+        space.put_slice(&self.behind);
+        // the end and an error are found by the next read
+        let _ = Pin::new(&mut self.io).poll_read(context, &mut space);
+        let count = space.filled().len();
+        if count == here {
+            return None;
+        }
+        self.behind = Bytes::new();
+        self.count(count);
+        let taken = self.unframe(buffer.get_mut(..count)?).ok()?;
+        Some(BodyChunk::pooled(buffer, taken.start, taken.end))
+    }
+
+    /// Counts bytes of a body that were read.
+    fn count(&mut self, count: usize) {
+        #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+        let more = count as u32;
+        self.read = self.read.wrapping_add(more);
+    }
+
     /// Finds the data in bytes that were read, and moves it together; keeps what is behind the body.
     #[inline]
     fn unframe(&mut self, bytes: &mut [u8]) -> io::Result<Range<usize>> {
         match &mut self.due {
             BodyState::Length(left) => {
-                *left -= bytes.len() as u64;
-                Ok(0..bytes.len())
+                let data = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                *left -= data as u64;
+                self.behind = Bytes::copy_from_slice(bytes.get(data..).unwrap_or_default());
+                Ok(0..data)
             }
             BodyState::Chunked(body) => match body.take(bytes) {
                 Ok(taken) => {
@@ -410,10 +463,9 @@ impl ServerCodec {
                 let here = self.behind.len();
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
                 *left -= count as u64;
-                #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
-                let more = count as u32;
-                self.read = self.read.wrapping_add(more);
-                Ok(BodyChunk::shared(self.behind.split_to(count)))
+                let piece = self.behind.split_to(count);
+                self.count(count);
+                Ok(BodyChunk::shared(piece))
             }
             BodyState::Chunked(body) => {
                 let mut buffer = std::mem::take(&mut self.behind).to_vec();
@@ -475,6 +527,12 @@ fn may_end_within(socket: &SockRef<'_>, unread: usize) -> bool {
     is_rest || bytes.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
+/// How many bytes to read of a body of which `left` are due: one more, because a read that does not fill its buffer
+/// shows that nothing else has come, and saves the call that would find that out.
+fn one_more(left: u64) -> u64 {
+    left.saturating_add(1)
+}
+
 /// Reads once, into a buffer that is taken only when bytes have arrived. The end of the connection is an error.
 pub fn read(
     io: &mut Stream,
@@ -519,6 +577,45 @@ mod tests {
                 panic!("{text}")
             };
             assert!(codec.head_size(&head) >= text.len() + 201 * 16);
+        });
+    }
+
+    #[test]
+    fn what_arrived_with_the_head_leaves_with_what_follows_and_no_byte_of_the_next_request_is_lost()
+    {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let text = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n";
+        runtime.block_on(async {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(text.as_bytes()).await.unwrap();
+            client
+                .write_all(b"0123456789GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let budget = Budget::new(Plan::new(None, 1, None));
+            let buffers = Rc::new(Buffers::within(&budget));
+            let mut codec = ServerCodec::new(Stream::unix(server, None));
+            let mut scratch = vec![0; text.len() + 4];
+            let arrival = poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 4096));
+            let Ok(Arrival::Head(head)) = arrival.await else {
+                panic!("{text}")
+            };
+            codec.open(head).unwrap();
+            assert_eq!(&*codec.behind, b"0123");
+            let room = ReadSize::new(4096, false);
+            let piece = poll_fn(|context| codec.poll_body(context, &buffers, room));
+            assert_eq!(piece.await.unwrap().unwrap().bytes(), b"0123456789");
+            assert_eq!(
+                &*codec.behind, b"G",
+                "one byte more shows whether that was all"
+            );
+            let end = poll_fn(|context| codec.poll_body(context, &buffers, room)).await;
+            assert!(end.unwrap().is_none());
+            let arrival = poll_fn(|context| codec.poll_head(context, &mut scratch, &budget, 4096));
+            let Ok(Arrival::Head(next)) = arrival.await else {
+                panic!("the next request")
+            };
+            assert!(codec.has_method(&next, b"GET"));
         });
     }
 }
