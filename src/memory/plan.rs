@@ -81,16 +81,30 @@ impl Plan {
 
     /// Also bounds connections by the process's descriptors, because each may need a second one for its upstream. Returns the
     /// maximum of this worker's upstream connections, too.
-    pub fn within_descriptors(self, descriptors: u64, workers: usize) -> (Plan, usize) {
+    ///
+    /// # Errors
+    /// How many descriptors are needed for the process and one connection of each worker with its upstream, where the process
+    /// may have fewer.
+    pub fn within_descriptors(
+        self,
+        descriptors: u64,
+        workers: usize,
+        listeners: usize,
+    ) -> Result<(Plan, usize), u64> {
+        let workers = workers as u64;
         // for listeners, epoll, timers, the log, look-ups, and files read at a reload
-        let own = 16 + 5 * workers as u64 + (descriptors / 16).min(64);
-        let share = descriptors.saturating_sub(own) / (2 * workers as u64);
-        let share = usize::try_from(share).unwrap_or(usize::MAX).max(2);
+        let own = 16 + (3 + 2 * listeners as u64) * workers;
+        let needed = own + 2 * workers;
+        if descriptors < needed {
+            return Err(needed);
+        }
+        let share = (descriptors - own).saturating_sub((descriptors / 16).min(64)) / (2 * workers);
+        let share = usize::try_from(share).unwrap_or(usize::MAX).max(1);
         let plan = Plan {
             connections: self.connections.min(share),
             ..self
         };
-        (plan, share)
+        Ok((plan, share))
     }
 
     /// How many exchanges fit beside the maximum of connections; `None` = no limit.

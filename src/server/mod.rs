@@ -206,7 +206,13 @@ fn plan(config: &Config, limit: Option<(u64, bool)>, descriptors: u64) -> Result
             footprint::mebibytes(limit.unwrap_or(0)),
         )
     })?;
-    Ok(plan.within_descriptors(descriptors, config.threads))
+    let listeners = config.listen.len();
+    let divided = plan.within_descriptors(descriptors, config.threads, listeners);
+    divided.map_err(|needed| {
+        anyhow!(
+            "the limit of open files is {descriptors}, and at least {needed} are needed (ulimit -n)"
+        )
+    })
 }
 
 /// The effective memory limit, and whether a cgroup sets it.

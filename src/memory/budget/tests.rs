@@ -556,7 +556,11 @@ fn limits_decide_what_is_tight_and_what_is_small() {
 #[test]
 fn a_connection_may_need_two_descriptors() {
     let plan = Plan::new(None, 2, None);
-    let (plan, upstreams) = plan.within_descriptors(1_024, 2);
+    let (plan, upstreams) = plan.within_descriptors(1_024, 2, 1).unwrap();
     // 16, five of each worker, and a sixteenth are for the process
     assert_eq!((plan.connections, upstreams), ((1_024 - 90) / 4, 233));
+    // a worker needs two more for each further listener
+    assert_eq!(plan.within_descriptors(33, 2, 2).unwrap_err(), 34);
+    let (plan, upstreams) = plan.within_descriptors(34, 2, 2).unwrap();
+    assert_eq!((plan.connections, upstreams), (1, 1));
 }
