@@ -259,6 +259,14 @@ impl Stream {
             .is_some_and(|(socket, buffers)| buffers.give_back(&socket))
     }
 
+    /// Called when a message that is being written waits for more bytes: gives back what was paid for acknowledged bytes,
+    /// where it is worth a system call.
+    pub fn pause(&mut self) {
+        if let Some((socket, buffers)) = self.buffers() {
+            buffers.pause(&socket);
+        }
+    }
+
     /// The message that was read is over.
     pub fn end_message(&mut self) {
         if let Some((_, buffers)) = self.buffers() {
@@ -279,6 +287,11 @@ impl Stream {
     pub fn sent_at_most(&self) -> usize {
         self.kernel_buffers()
             .map_or(usize::MAX, KernelBuffers::sent_at_most)
+    }
+
+    /// The part of [`Stream::sent_at_most`] for which the permit of the send queue does not pay.
+    pub fn sent_unpaid(&self) -> usize {
+        self.kernel_buffers().map_or(0, KernelBuffers::sent_unpaid)
     }
 
     /// Whether its receive buffer is so wide that the connection should not be kept.

@@ -159,7 +159,7 @@ impl Upload {
             ready!(yield_budget.poll_next(context));
             let piece = self.poll_body(context, client)?;
             if piece.is_pending() {
-                io.give_back();
+                io.pause();
                 return Poll::Pending;
             }
         }

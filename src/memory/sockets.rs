@@ -45,6 +45,10 @@ const SENT: usize = 12 * 1024;
 /// Bytes up to which a send queue is paid for without measuring it, which costs a system call.
 const UNSEEN: usize = 256 * 1024;
 
+/// Paid bytes of a send queue that are not given back at each pause of a message, because the queue would have to be
+/// measured; unless so many would not be left for another socket.
+const LITTLE: u64 = 64 * 1024;
+
 /// `SO_SNDBUF` of a socket that is bounded by what is written to it, where the kernel cannot be left to tune it.
 const WIDE: usize = 1 << 20;
 
@@ -260,6 +264,19 @@ impl KernelBuffers {
     /// Most bytes that are in the send queue, as far as is known without a system call.
     pub fn sent_at_most(&self) -> usize {
         self.sent
+    }
+
+    /// The part of them for which the price of an exchange pays, and no permit of the queue.
+    pub fn sent_unpaid(&self) -> usize {
+        self.sent.min(SENT)
+    }
+
+    /// In the middle of a message that waits for more bytes: gives back what is paid for bytes that were acknowledged. No
+    /// system call where at most [`LITTLE`] is paid and the budget has as much for another.
+    pub fn pause(&mut self, socket: &SockRef<'_>) {
+        if self.sending.bytes() > LITTLE || !self.sending.budget().may_receive(LITTLE) {
+            self.give_back(socket);
+        }
     }
 
     /// Gives back what is paid for bytes that were acknowledged; returns whether some that are paid for are left. No
@@ -516,6 +533,29 @@ mod tests {
         }
         assert_eq!(pair.budget.spent(), 0);
         assert_eq!(pair.send(50_000), 50_000, "as before");
+    }
+
+    #[test]
+    fn at_a_pause_the_queue_is_measured_where_much_is_paid_or_little_is_left() {
+        let mut pair = pair(10 << 20, false);
+        let mut theirs = pair.theirs.try_clone().unwrap();
+        let mut exchange = |pair: &mut Pair, len| {
+            assert_eq!(pair.send(len), len);
+            theirs.read_exact(&mut vec![0; len]).unwrap();
+            let since = std::time::Instant::now();
+            while socket::queued(&SockRef::from(&pair.ours)) > 0 {
+                assert!(since.elapsed().as_secs() < 20);
+                std::thread::yield_now();
+            }
+            pair.buffers.pause(&SockRef::from(&pair.ours));
+            pair.buffers.sending.bytes()
+        };
+        assert!(exchange(&mut pair, 20_000) > 0, "little");
+        let pool = pair.budget.plan().pool.unwrap();
+        let much = pair.budget.force(pool / 16 * 11);
+        assert_eq!(exchange(&mut pair, 20_000), 0, "little is left");
+        drop(much);
+        assert_eq!(exchange(&mut pair, 100_000), 0, "much");
     }
 
     #[test]

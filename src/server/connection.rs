@@ -165,9 +165,10 @@ impl Connection {
     }
 
     /// After an answer: the connection pays for its last bytes until the client has acknowledged them.
-    fn owe(&mut self) {
+    fn owe(&mut self, io: &Stream) {
         if self.worker.budget.plan().tight {
-            self.permit.resize(CONNECTION + UNSENT);
+            let more = 2 * io.sent_unpaid().saturating_sub(NARROW) as u64;
+            self.permit.resize(CONNECTION + UNSENT + more);
         }
     }
 
@@ -280,7 +281,7 @@ impl Future for Connection {
                         drop(work);
                         match next {
                             Next::Stays(codec) => {
-                                this.owe();
+                                this.owe(&codec.io);
                                 ready!(this.poll_rest(context, codec))
                             }
                             Next::Lingers(io, rest) => this.lingering(io, rest),
@@ -391,12 +392,12 @@ fn poll_client(
     end
 }
 
-/// Before the next request: waits, where memory is tight, until most of a long answer is acknowledged. `None` = the
-/// connection is over.
+/// Before the next request: waits, where memory is tight, until most of a long answer is acknowledged. Not where that
+/// request is here already and memory is left: it pays for the answer's rest as well. `None` = the connection is over.
 async fn stay(worker: &Worker, codec: &mut ServerCodec, slot: &SlotRef) -> Option<()> {
-    if is_unread(worker, &mut codec.io) {
-        // a request that is here already will not come
-        if !worker.budget.is_short() && !codec.is_amid_head() {
+    let waits = worker.budget.is_short() || !codec.is_amid_head();
+    if waits && is_unread(worker, &mut codec.io) {
+        if !worker.budget.is_short() {
             await_sign(&mut codec.io, slot).await;
         }
         Box::pin(settle(worker, &mut codec.io, slot, NARROW))
@@ -474,11 +475,12 @@ async fn join(worker: &Worker, codec: ServerCodec, slot: &SlotRef, tunnel: Tunne
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{Read as _, Write as _},
+        io::Write as _,
         net::{TcpListener, TcpStream},
         time::SystemTime,
     };
 
+    use socket2::{Domain, Socket, Type};
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
@@ -516,7 +518,12 @@ mod tests {
         let start = SystemTime::now();
         let worker = Worker::new(config, budget, usize::MAX, Arc::default(), start);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // takes only a part of the answer
+        client.set_recv_buffer_size(2_048).unwrap();
+        let address = listener.local_addr().unwrap();
+        client.connect(&address.into()).unwrap();
+        let mut client = TcpStream::from(client);
         client
             .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET")
             .unwrap();
@@ -531,12 +538,16 @@ mod tests {
                 panic!("no head")
             };
             codec.open(head).unwrap();
-            codec.io.write_all(&[b'x'; 10_000]).await.unwrap();
-            client.read_exact(&mut [0; 10_000]).unwrap();
+            codec.io.write_all(&[b'x'; 12_000]).await.unwrap();
+            assert!(codec.io.unsent() > NARROW);
             let slot = worker.table.slot(None);
             // no tick comes here
             let stays = timeout(Duration::from_secs(20), stay(&worker, &mut codec, &slot));
             assert_eq!(stays.await, Ok(Some(())));
+            assert!(
+                codec.io.sent_unpaid() > NARROW,
+                "the connection pays for it"
+            );
         });
     }
 }
