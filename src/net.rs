@@ -12,7 +12,7 @@ use std::{
     net::Shutdown,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use socket2::SockRef;
@@ -187,14 +187,25 @@ impl Stream {
     }
 
     /// Whether an idle connection is open and has received nothing, so that it may be used again. Otherwise it must be
-    /// dropped, because a byte of it may have been read. Makes no system call where nothing was received. The context's
-    /// waker is woken when bytes or the end come later.
-    pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+    /// dropped, because a byte of it may have been read. Makes no system call where nothing was received. No waker is woken
+    /// when bytes or the end come later.
+    pub fn is_quiet(&mut self) -> bool {
         // Only a read tells stale readiness from real, and processes the session tickets that a TLS server may send at
         // any time.
         let mut byte = [0];
-        let mut buffer = ReadBuf::new(&mut byte);
-        Pin::new(self).poll_read(cx, &mut buffer).is_pending()
+        let stream = match self {
+            Stream::Tcp(stream) => stream,
+            Stream::Bounded(bounded) => &bounded.stream,
+            Stream::Unix(_) | Stream::Tls(_) | Stream::Secured(_) => {
+                let mut context = Context::from_waker(Waker::noop());
+                let mut buffer = ReadBuf::new(&mut byte);
+                return Pin::new(self)
+                    .poll_read(&mut context, &mut buffer)
+                    .is_pending();
+            }
+        };
+        let read = stream.try_read(&mut byte);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// A unix connection. The kernel charges this process for bytes that the other side has not read: `budget` pays for
@@ -634,7 +645,7 @@ mod tests {
         ));
         let session = budget.spent();
         assert_eq!(session, TLS_CLIENT);
-        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         assert!(io.poll_expect(&mut context, Some(30_000), 0).is_ready());
         assert_eq!(io.socket().recv_buffer_size().unwrap(), 2 * 64 * 1024);
         assert!(io.receives_wide() && budget.spent() == session + 2 * 60 * 1024);
@@ -672,7 +683,7 @@ mod tests {
         let budget = Budget::new(Plan::new(Some(10 << 20), 1, None));
         let _all = budget.force(budget.plan().pool.unwrap());
         let unread = |mut io: Stream| {
-            let mut context = Context::from_waker(std::task::Waker::noop());
+            let mut context = Context::from_waker(Waker::noop());
             let mut sent = 0;
             while let Poll::Ready(Ok(count)) =
                 Pin::new(&mut io).poll_write(&mut context, &[b'x'; 16_384])

@@ -730,11 +730,11 @@ mod tests {
             let dialer = Dialer::new(SocketOptions::default());
             let mut io = dialer.dial(&target).await.unwrap();
             let (mut accepted, _) = listener.accept().await.unwrap();
-            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(io.is_quiet());
             // a read that fills its buffer leaves the socket marked as ready
             accepted.write_all(b"hello").await.unwrap();
             io.read_exact(&mut [0; 5]).await.unwrap();
-            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(io.is_quiet());
             assert!(
                 poll_fn(|cx| Poll::Ready(io.poll_read_ready(cx)))
                     .await
@@ -742,12 +742,12 @@ mod tests {
             );
             accepted.write_all(b"!").await.unwrap();
             poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
-            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(!io.is_quiet());
 
             let mut io = dialer.dial(&target).await.unwrap();
             drop(listener.accept().await.unwrap());
             poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
-            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(!io.is_quiet());
         });
     }
 
@@ -799,7 +799,7 @@ mod tests {
             io.flush().await.unwrap();
             said.recv().unwrap();
             poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
-            assert!(poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(io.is_quiet());
             assert!(
                 poll_fn(|cx| Poll::Ready(io.poll_read_ready(cx)))
                     .await
@@ -807,7 +807,7 @@ mod tests {
             );
             speak.send(()).unwrap();
             poll_fn(|cx| io.poll_read_ready(cx)).await.unwrap();
-            assert!(!poll_fn(|cx| Poll::Ready(io.is_quiet(cx))).await);
+            assert!(!io.is_quiet());
         });
         drop(server.join().unwrap());
     }

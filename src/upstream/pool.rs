@@ -8,7 +8,6 @@ use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
     sync::Arc,
-    task::{Context, Waker},
 };
 
 use crate::{
@@ -190,7 +189,7 @@ impl Pool {
             host.retain(|idle| {
                 !(is_scarce && idle.io.receives_wide())
                     && limit.is_none_or(|limit| now.wrapping_sub(idle.since) < limit)
-                    && is_quiet(&mut idle.io)
+                    && idle.io.is_quiet()
             });
             host.retire(|connection| {
                 connection.is_over()
@@ -268,7 +267,7 @@ impl Host {
             }
         }
         while let Some(mut idle) = self.pop() {
-            if is_quiet(&mut idle.io) {
+            if idle.io.is_quiet() {
                 let mut lease = self.lease();
                 lease.io = Some(idle.io);
                 return Some(Checkout::Reused(lease));
@@ -577,17 +576,17 @@ impl Drop for Host {
     }
 }
 
-/// Whether an idle connection is open and has received nothing. Makes a system call only after a read that filled its
-/// buffer.
-fn is_quiet(io: &mut Stream) -> bool {
-    io.is_quiet(&mut Context::from_waker(Waker::noop()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
-    use std::{future::Future, os::fd::AsRawFd, pin::pin, task::Poll, time::SystemTime};
+    use std::{
+        future::Future,
+        os::fd::AsRawFd,
+        pin::pin,
+        task::{Context, Poll, Waker},
+        time::SystemTime,
+    };
 
     use tokio::{net::UnixStream, runtime};
 
