@@ -243,7 +243,14 @@ impl Stage {
         exchange_context.complete.set(true);
         let room = ReadSize::new(4096, true);
         let client = Client::http1(&codec, &exchange_context, &self.buffers, room);
-        let mut download = Download::new(&client, upstream, None, head, true, Limits::default());
+        let mut download = Download::new(
+            &client,
+            Box::new(upstream),
+            None,
+            head,
+            true,
+            Limits::default(),
+        );
         loop {
             let got = poll_fn(|context| {
                 let got = download.poll(context);

@@ -28,7 +28,7 @@ use crate::{
 pub struct Download<'a> {
     client: &'a Client<'a>,
     /// `None` after the connection was given back or closed.
-    upstream: Option<Upstream>,
+    upstream: Option<Box<Upstream>>,
     /// Boxed, because most requests are sent completely before their answer begins.
     upload: Option<Box<Upload>>,
     /// The rest of the body.
@@ -51,15 +51,18 @@ impl<'a> Download<'a> {
     }
 
     /// The body of an answer; `upload` is the request, where it was not sent completely.
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "it is made where it stays, and not copied there"
+    )]
     pub fn new(
         client: &'a Client<'a>,
-        upstream: Upstream,
+        upstream: Box<Upstream>,
         upload: Option<Box<Upload>>,
         head: Head,
         passes_trailers: bool,
         limits: Limits,
     ) -> Box<Download<'a>> {
-        // allocated first, so that it is made where it stays, and not copied there
         let place = Box::new_uninit();
         let mut download = Box::write(
             place,

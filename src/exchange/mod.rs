@@ -159,13 +159,19 @@ impl<'a> Exchange<'a> {
             loop {
                 match link {
                     Link::Connection(lease, reused) => {
-                        let mut upstream = Upstream::new(lease, room);
+                        // boxed, because it moves on to the answer's body, or to a tunnel
+                        let mut upstream = Box::new(Upstream::new(lease, room));
                         match self
                             .attempt(route, &mut upload, &mut upstream, reused, limits)
                             .await
                         {
                             Ok(head) => {
-                                return self.hand_over(route, head, upload, upstream, limits);
+                                let rest = if upload.is_done() {
+                                    None
+                                } else {
+                                    Some(Box::new(upload))
+                                };
+                                return self.hand_over(route, head, rest, upstream, limits);
                             }
                             Err(RoundTripError::Failed(failure)) => return Err(failure),
                             Err(RoundTripError::Stale) => {}
@@ -352,13 +358,14 @@ impl<'a> Exchange<'a> {
         route.response_headers.apply(fields);
     }
 
-    /// Makes the answer from the upstream's head; its body follows by itself.
+    /// Makes the answer from the upstream's head; its body follows by itself. `upload` is the request, where it was not
+    /// sent completely.
     fn hand_over(
         &self,
         route: &Route,
         mut head: Head,
-        upload: Upload,
-        mut upstream: Upstream,
+        upload: Option<Box<Upload>>,
+        mut upstream: Box<Upstream>,
         limits: Limits,
     ) -> Result<Answer<'a>, Failure> {
         let slot = self.client.exchange_context.slot;
@@ -377,13 +384,13 @@ impl<'a> Exchange<'a> {
             }
             upstream.lease.detach();
             *self.client.exchange_context.place.borrow_mut() = None;
-            (Body::Own(b""), Some(Box::new(upstream)))
+            (Body::Own(b""), Some(upstream))
         } else {
             self.client.exchange_context.rest.set(upstream.shrink());
             let download = Download::new(
                 self.client,
                 upstream,
-                (!upload.is_done()).then(|| Box::new(upload)),
+                upload,
                 head,
                 self.takes_trailers.get(),
                 limits,

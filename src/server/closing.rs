@@ -24,8 +24,10 @@ use crate::{
 
 /// What becomes of a connection after an exchange or a refusal, whose memory is freed first.
 pub enum Next {
-    /// It stays open.
-    Stays(ServerCodec),
+    /// It stays open, and nothing of another request was read.
+    Rests(Stream),
+    /// It stays open, and part of another request was read.
+    Reads(Box<ServerCodec>),
     /// It is read for a short time, and at most so many bytes: [`linger`].
     Lingers(Stream, usize),
     /// It is kept until the client has acknowledged its answer: [`depart`].

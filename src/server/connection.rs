@@ -280,9 +280,13 @@ impl Future for Connection {
                     Poll::Ready(next) => {
                         drop(work);
                         match next {
-                            Next::Stays(codec) => {
+                            Next::Rests(io) => {
+                                this.owe(&io);
+                                State::Resting(io)
+                            }
+                            Next::Reads(codec) => {
                                 this.owe(&codec.io);
-                                ready!(this.poll_rest(context, codec))
+                                State::Amid(codec)
                             }
                             Next::Lingers(io, rest) => this.lingering(io, rest),
                             Next::Departs(io) => this.departing(io),
@@ -357,7 +361,12 @@ fn serve(
         match end {
             End::Stays => {
                 if stay(worker, codec.get_mut(), slot).await.is_some() {
-                    return Next::Stays(codec.into_inner());
+                    let codec = codec.into_inner();
+                    return if codec.is_amid_head() {
+                        Next::Reads(Box::new(codec))
+                    } else {
+                        Next::Rests(codec.into_stream())
+                    };
                 }
             }
             End::Tunnel(tunnel) => {
