@@ -61,24 +61,37 @@ impl Place {
     }
 }
 
-/// Changes a name to lower case, eight bytes at a time: names are most of the bytes that are changed.
-fn lower(name: &mut [u8]) {
-    let (words, rest) = name.as_chunks_mut();
-    for word in words {
-        let bytes = u64::from_le_bytes(*word);
-        *word = (bytes | upper_case(bytes) >> 2).to_le_bytes();
+/// Changes a name to lower case, sixteen bytes at a time: hardly any is longer. `text` begins with it, and what is behind
+/// its `left` bytes stays as it is.
+fn lower(text: &mut [u8], mut left: usize) {
+    if left == 0 {
+        return;
     }
-    rest.make_ascii_lowercase();
+    let (words, rest) = text.as_chunks_mut::<16>();
+    for word in words {
+        let bytes = u128::from_le_bytes(*word);
+        let letters = upper_case(bytes) >> 2;
+        if left <= 16 {
+            let of_name = u128::MAX >> (128 - 8 * left);
+            *word = (bytes | letters & of_name).to_le_bytes();
+            return;
+        }
+        *word = (bytes | letters).to_le_bytes();
+        left -= 16;
+    }
+    rest.get_mut(..left)
+        .unwrap_or_default()
+        .make_ascii_lowercase();
 }
 
 /// The highest bit of each byte that is a letter in upper case is set, and no other bit.
-fn upper_case(word: u64) -> u64 {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES * 0x80;
+fn upper_case(word: u128) -> u128 {
+    const ONES: u128 = u128::from_ne_bytes([1; 16]);
+    const HIGH: u128 = ONES * 0x80;
     let ascii = word & !HIGH;
     // adding carries into the highest bit where a byte is at least that large, and never beyond it
-    let least_a = ascii + ONES * u64::from(0x80 - b'A');
-    let above_z = ascii + ONES * u64::from(0x7f - b'Z');
+    let least_a = ascii + ONES * u128::from(0x80 - b'A');
+    let above_z = ascii + ONES * u128::from(0x7f - b'Z');
     least_a & !above_z & !word & HIGH
 }
 
@@ -104,10 +117,8 @@ impl Fields {
     pub fn of(mut text: Vec<u8>, places: Vec<Place>) -> Fields {
         for place in &places {
             let (start, end) = place.name;
-            lower(
-                text.get_mut(start as usize..end as usize)
-                    .unwrap_or_default(),
-            );
+            let from_name = text.get_mut(start as usize..).unwrap_or_default();
+            lower(from_name, (end - start) as usize);
         }
         Fields { text, places }
     }
@@ -118,6 +129,14 @@ impl Fields {
         self.places
             .iter()
             .map(move |place| (place.name(text), place.value(text)))
+    }
+
+    /// Names, and their values in `text`, which [`Fields::of`] was given a copy of.
+    pub fn iter_in<'t>(&self, text: &'t [u8]) -> impl Iterator<Item = (&[u8], &'t [u8])> {
+        let own = self.text.as_slice();
+        self.places
+            .iter()
+            .map(move |place| (place.name(own), place.value(text)))
     }
 
     /// How many fields there are.
@@ -302,7 +321,7 @@ mod tests {
 
     #[test]
     fn names_are_changed_to_lower_case_byte_by_byte_and_nothing_else() {
-        for len in 0..20 {
+        for len in 0..40 {
             for byte in 0..=255 {
                 let name = vec![byte; len];
                 let text = [&name[..], b": VALUE\r\n"].concat();

@@ -6,10 +6,7 @@
 
 use http::{
     Method, StatusCode, Version,
-    header::{
-        CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, HeaderName, LOCATION, TRAILER,
-        TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{CONTENT_LENGTH, HeaderName, TRAILER},
 };
 
 use crate::{
@@ -89,7 +86,9 @@ impl From<&'static str> for Unreadable {
 fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<Head, Unreadable> {
     let (version, status, reason) = status_line(cursor)?;
     let places = field_places(cursor)?;
-    let said = FramingFields::of(bytes, &places, version)?;
+    let text = bytes.get(..cursor.at()).unwrap_or_default().to_vec();
+    let headers = Fields::of(text, places);
+    let said = FramingFields::of(bytes, &headers, version)?;
     let has_no_body = status.is_informational() || status == StatusCode::NO_CONTENT;
     let framing =
         said.framing(has_no_body || status == StatusCode::NOT_MODIFIED || *method == Method::HEAD);
@@ -100,7 +99,7 @@ fn read_whole(cursor: &mut Cursor<'_>, bytes: &[u8], method: &Method) -> Result<
     Ok(Head {
         status,
         reason: (!reason.is_empty() && reason != usual).then(|| reason.into()),
-        headers: said.passed_on(bytes, cursor.at(), places, has_no_length),
+        headers: said.passed_on(headers, has_no_length),
         framing,
         persistent: said.persistent && !ends_by_close && !said.is_ambiguous(status),
         len: cursor.at(),
@@ -182,15 +181,15 @@ struct FramingFields<'a> {
 impl<'a> FramingFields<'a> {
     fn of(
         bytes: &'a [u8],
-        places: &[Place],
+        headers: &Fields,
         version: Version,
     ) -> Result<FramingFields<'a>, &'static str> {
         let mut said = FramingFields {
             persistent: version == Version::HTTP_11,
             ..FramingFields::default()
         };
-        for place in places {
-            said.note(place.name(bytes), place.value(bytes))?;
+        for (name, value) in headers.iter_in(bytes) {
+            said.note(name, value)?;
         }
         if said.chunked && version == Version::HTTP_10 {
             return Err("Transfer-Encoding in HTTP/1.0");
@@ -198,14 +197,13 @@ impl<'a> FramingFields<'a> {
         Ok(said)
     }
 
-    /// Takes note of one field.
+    /// Takes note of one field; its name is in lower case.
     fn note(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), &'static str> {
-        let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str().as_bytes());
-        match name.len() {
-            7 if is(&TRAILER) => self.trailers.push(value),
-            7 if is(&UPGRADE) => self.websocket = value.eq_ignore_ascii_case(b"websocket"),
-            8 => self.locates |= is(&LOCATION),
-            10 if is(&CONNECTION) => {
+        match name {
+            b"trailer" => self.trailers.push(value),
+            b"upgrade" => self.websocket = value.eq_ignore_ascii_case(b"websocket"),
+            b"location" | b"content-location" => self.locates = true,
+            b"connection" => {
                 std::str::from_utf8(value).map_err(|_| "malformed Connection")?;
                 for option in members([value].into_iter()) {
                     self.close |= option.eq_ignore_ascii_case(b"close");
@@ -213,7 +211,7 @@ impl<'a> FramingFields<'a> {
                 }
                 self.connection.push(value);
             }
-            14 if is(&CONTENT_LENGTH) => {
+            b"content-length" => {
                 let length = request_head::decimal(value).ok_or("malformed Content-Length")?;
                 if self.length.is_some_and(|before| before != length) {
                     return Err("two lengths");
@@ -221,8 +219,7 @@ impl<'a> FramingFields<'a> {
                 self.is_unusual_length |= self.length.is_some() || value.starts_with(b"0");
                 self.length = Some(length);
             }
-            16 => self.locates |= is(&CONTENT_LOCATION),
-            17 if is(&TRANSFER_ENCODING) => {
+            b"transfer-encoding" => {
                 if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err("unknown transfer coding");
                 }
@@ -233,16 +230,8 @@ impl<'a> FramingFields<'a> {
         Ok(())
     }
 
-    /// The fields that are passed on, of a head of `len` bytes.
-    fn passed_on(
-        &self,
-        bytes: &[u8],
-        len: usize,
-        places: Vec<Place>,
-        has_no_length: bool,
-    ) -> Fields {
-        let text = bytes.get(..len).unwrap_or_default().to_vec();
-        let mut headers = Fields::of(text, places);
+    /// The fields that are passed on.
+    fn passed_on(&self, mut headers: Fields, has_no_length: bool) -> Fields {
         // the upstream's request for proxy credentials is meant for this proxy, not for the client
         let nominates = !self.connection.is_empty();
         headers.retain(|name, _| {
