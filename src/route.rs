@@ -3,7 +3,7 @@
 //! Pure: the table is built once from the configuration and never changed. A path is sent with the bytes that were matched;
 //! nothing is decoded or encoded.
 
-use std::{cmp::Reverse, fmt, path::PathBuf, time::Duration};
+use std::{cell::LazyCell, cmp::Reverse, fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderName, HeaderValue};
 
@@ -11,7 +11,7 @@ use crate::{
     cors::Cors,
     direct::{Redirect, Response},
     fields::Fields,
-    http1::{authority::bare_host, cursor::find},
+    http1::{authority::bare_host, cursor::find_either},
 };
 
 /// The table of routes.
@@ -250,19 +250,24 @@ impl Routes {
     ///
     /// A linear scan: most tables have a handful of routes, which differ in their first bytes.
     pub fn find(&self, host: &str, path: &str, scheme: impl FnOnce() -> Scheme) -> Found<'_> {
-        let host = bare_host(host);
+        // needed only where some route is for certain hosts
+        let host = LazyCell::new(|| bare_host(host));
         // those for one scheme are in front
         let first = self.order.first().and_then(|it| self.routes.get(it.route));
         let scheme = first.and_then(|route| route.scheme).map(|_| scheme());
         let mut candidates = self
             .order
             .iter()
-            .filter(|candidate| candidate.host.as_ref().is_none_or(|it| it.matches(host)))
+            .filter(|candidate| candidate.host.as_ref().is_none_or(|it| it.matches(*host)))
             .filter_map(|candidate| Some((&candidate.host, self.routes.get(candidate.route)?)))
             .filter(|(_, route)| route.scheme.is_none() || route.scheme == scheme);
-        match candidates.find(|(_, route)| route.covers(path) || route.lacks_slash(path)) {
-            Some((_, route)) if route.covers(path) => Found::Route(route),
-            Some((host, slashed)) => candidates
+        let first = candidates.find_map(|(host, route)| {
+            let covers = route.covers(path);
+            (covers || route.lacks_slash(path)).then_some((host, route, covers))
+        });
+        match first {
+            Some((_, route, true)) => Found::Route(route),
+            Some((host, slashed, false)) => candidates
                 .find(|(other, route)| *other == host && route.path == path)
                 .map_or(Found::AddSlash(slashed), |(_, route)| Found::Route(route)),
             None => Found::Nothing,
@@ -358,8 +363,7 @@ impl Route {
 /// once: `%252e` is the text `%2e` and is allowed.
 pub fn holds_parent_segment(path: &str) -> bool {
     // most paths hold neither
-    let holds = |byte| find(path.as_bytes(), byte).is_some();
-    (holds(b'.') || holds(b'%')) && holds_segment(path, |dots| dots == 2)
+    find_either(path.as_bytes(), b'.', b'%').is_some() && holds_segment(path, |dots| dots == 2)
 }
 
 /// Whether a path holds a `..` or `.` segment. Paths in the configuration may not, because hardly any client would send

@@ -75,11 +75,10 @@ impl Exchange<'_> {
 
     /// Whether the client used https: according to a trusted sender, otherwise by its own connection.
     pub fn is_sent_by_https(&self, parts: &RequestHead) -> bool {
-        let sender = self.sender(None);
-        if parts.present.forwarded_proto && sender.trusted {
+        if parts.present.forwarded_proto && self.sender(None).trusted {
             return headers::says_https(&parts.headers);
         }
-        sender.is_secured
+        self.client.is_secured()
     }
 
     /// The client's scheme: that of [`is_sent_by_https`](Self::is_sent_by_https), but always https on a connection with

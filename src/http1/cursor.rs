@@ -83,11 +83,14 @@ impl<'a> Cursor<'a> {
 
     /// Takes these bytes; where not all of them come, it takes those that do.
     pub fn eat_all(&mut self, bytes: &[u8]) -> bool {
-        if self.rest().starts_with(bytes) {
-            self.at += bytes.len();
-            return true;
-        }
-        bytes.iter().all(|&byte| self.eat(byte))
+        self.eat_whole(bytes) || bytes.iter().all(|&byte| self.eat(byte))
+    }
+
+    /// Takes these bytes if all of them come.
+    pub fn eat_whole(&mut self, bytes: &[u8]) -> bool {
+        let fits = self.rest().starts_with(bytes);
+        self.at += if fits { bytes.len() } else { 0 };
+        fits
     }
 
     /// Takes the end of a line; says whether there was one, `None` where the bytes end before that is known.
@@ -238,6 +241,9 @@ fn value_len(bytes: &[u8]) -> usize {
     // below the space, or DEL; the tab is among them, and is checked separately
     let marks = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | zeros(word ^ (ONES * 0x7f));
     let odd = first_marked(bytes, marks, |byte| byte < b' ' || byte == 0x7f);
+    if bytes.get(odd) != Some(&b'\t') {
+        return odd;
+    }
     let rest = bytes.get(odd..).unwrap_or_default();
     odd + rest.iter().take_while(|&&byte| is_value(byte)).count()
 }
@@ -246,6 +252,14 @@ fn value_len(bytes: &[u8]) -> usize {
 pub fn find(bytes: &[u8], byte: u8) -> Option<usize> {
     let marks = |word: u64| zeros(word ^ (ONES * u64::from(byte)));
     let at = first_marked(bytes, marks, |other| other == byte);
+    (at < bytes.len()).then_some(at)
+}
+
+/// The position of the first byte that is one of these.
+pub fn find_either(bytes: &[u8], one: u8, other: u8) -> Option<usize> {
+    let marks =
+        |word: u64| zeros(word ^ (ONES * u64::from(one))) | zeros(word ^ (ONES * u64::from(other)));
+    let at = first_marked(bytes, marks, |byte| byte == one || byte == other);
     (at < bytes.len()).then_some(at)
 }
 
@@ -269,8 +283,15 @@ fn first_marked(bytes: &[u8], marks: impl Fn(u64) -> u64, is_marked: impl Fn(u8)
             return 8 * index + marks.trailing_zeros() as usize / 8;
         }
     }
-    let at = rest.iter().position(|&byte| is_marked(byte));
-    8 * words.len() + at.unwrap_or(rest.len())
+    let at = match bytes.last_chunk::<8>() {
+        // the last bytes are read together with some before them, which are shifted out; zeros come behind them
+        Some(word) if !rest.is_empty() => {
+            let word = u64::from_le_bytes(*word) >> (64 - 8 * rest.len());
+            (marks(word) & HIGH).trailing_zeros() as usize / 8
+        }
+        _ => rest.iter().take_while(|&&byte| !is_marked(byte)).count(),
+    };
+    8 * words.len() + at.min(rest.len())
 }
 
 #[cfg(test)]
@@ -279,15 +300,19 @@ mod tests {
 
     #[test]
     fn what_is_found_by_words_is_found_by_bytes() {
-        for at in 0..24 {
+        // the byte stands at each place of texts whose lengths have each rest of eight
+        let places = (1..=24).flat_map(|len| (0..len).map(move |at| (len, at)));
+        for (len, at) in places {
             for byte in 0..=255 {
                 for around in [b' ', b'~', b'a', b'Z', b'-', 0x80, 0xff] {
-                    let mut bytes = [around; 24];
+                    let mut bytes = vec![around; len];
                     bytes[at] = byte;
                     let slow = bytes.iter().take_while(|&&byte| is_value(byte)).count();
                     assert_eq!(value_len(&bytes), slow, "{byte:#x} at {at}");
                     let slow = bytes.iter().position(|&byte| byte == b'\n');
                     assert_eq!(find(&bytes, b'\n'), slow, "{byte:#x} at {at}");
+                    let slow = bytes.iter().position(|&byte| byte == b'\r' || byte == b'-');
+                    assert_eq!(find_either(&bytes, b'\r', b'-'), slow, "{byte:#x} at {at}");
                     let slow = bytes.iter().take_while(|&&byte| is_token(byte)).count();
                     assert_eq!(token_len(&bytes), slow, "{byte:#x} at {at}");
                     let slow = bytes.iter().take_while(|&&byte| is_target(byte)).count();

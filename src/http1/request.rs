@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use http::{Method, Version, header};
 
-use crate::{fields::Fields, http1::cursor::find};
+use crate::{fields::Fields, http1::cursor::find, sys::text::text};
 
 /// The head of a request.
 #[derive(Debug)]
@@ -27,11 +27,7 @@ impl RequestHead {
     /// The host that was asked for: that of the target, or Host (RFC 9112 §3.2.2); empty where an HTTP/1.0 request has
     /// none.
     pub fn authority(&self) -> &str {
-        let host = || {
-            self.headers
-                .get(header::HOST)
-                .and_then(|host| str::from_utf8(host).ok())
-        };
+        let host = || self.headers.get(header::HOST).and_then(text);
         self.uri.authority().or_else(host).unwrap_or_default()
     }
 }
@@ -106,7 +102,7 @@ pub struct RequestUri {
 impl RequestUri {
     /// Finds the parts of a target; `None` where it is not UTF-8, or has none of the three forms.
     pub fn new(target: &[u8]) -> Option<RequestUri> {
-        let text: Box<str> = std::str::from_utf8(target).ok()?.into();
+        let text: Box<str> = text(target)?.into();
         let authority = match target.first() {
             Some(b'/' | b'*') => 0,
             _ => target.windows(3).position(|three| three == b"://")? + 3,

@@ -259,10 +259,15 @@ fn request_line(cursor: &mut Cursor<'_>) -> Result<(bool, (usize, usize)), Failu
             "a byte in the target that may not stand there",
         ));
     }
-    let version = cursor.take_while(|byte| byte != b'\r' && byte != b'\n');
-    if cursor.eat_line_end(LineEnd::CrLf) != Some(true) {
-        return Err(Failure::Malformed("a bare CR or LF in the request line"));
-    }
+    let version = if cursor.eat_whole(b"HTTP/1.1\r\n") {
+        b"HTTP/1.1"
+    } else {
+        let version = cursor.take_while(|byte| byte != b'\r' && byte != b'\n');
+        if cursor.eat_line_end(LineEnd::CrLf) != Some(true) {
+            return Err(Failure::Malformed("a bare CR or LF in the request line"));
+        }
+        version
+    };
     if method == b"PRI" {
         return Err(Failure::Preface);
     }

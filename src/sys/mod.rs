@@ -14,6 +14,7 @@ pub mod socket;
 pub mod stack;
 pub mod stdout;
 pub mod systemd;
+pub mod text;
 pub mod timer;
 
 use std::{
