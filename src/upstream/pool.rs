@@ -218,6 +218,18 @@ impl Pool {
         }
     }
 
+    /// What an HTTP/2 connection costs. Where there is no room for it, those of any host that have no request are closed:
+    /// what they cost is free when hyper has let go of them, and waiting requests are woken then.
+    fn http2_permit(&self) -> Option<Permit> {
+        let permit = self.budget.http2_upstream();
+        if permit.is_none() {
+            for host in self.hosts.borrow().iter().filter_map(Weak::upgrade) {
+                host.retire(Connection::is_idle);
+            }
+        }
+        permit
+    }
+
     /// Closes the connection that has been idle longest.
     fn evict_oldest(&self, now: u32) {
         let hosts = self.hosts.borrow();
@@ -286,7 +298,7 @@ impl Host {
             return None;
         }
         let http2 = if self.origin.http2 {
-            Some(self.pool.budget.http2_upstream()?)
+            Some(self.pool.http2_permit()?)
         } else {
             None
         };
@@ -469,6 +481,10 @@ impl Drop for Place {
         metrics::dec(&self.pool.metrics.upstream_open);
         if let Some(host) = self.host.upgrade() {
             host.make_room();
+        }
+        // requests to other hosts may wait for what it cost
+        for host in self.pool.hosts.borrow().iter().filter_map(Weak::upgrade) {
+            host.queue.wake();
         }
     }
 }

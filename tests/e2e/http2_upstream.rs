@@ -397,6 +397,41 @@ fn a_hundred_requests_at_a_time_share_a_few_connections() {
     assert_eq!(server.accepted(), 10, "ten requests on each");
 }
 
+#[test]
+fn connections_without_requests_give_way_to_those_of_another_upstream() {
+    // two connections of each: in ten megabytes there is no room for all four
+    const CALLS: usize = 20;
+    let servers = [(), ()].map(|()| {
+        let barrier = Arc::new(Barrier::new(CALLS));
+        Server::start(move |_| {
+            let barrier = Arc::clone(&barrier);
+            async move {
+                barrier.wait().await;
+                reply(200, &[], &[b"ok"], &[])
+            }
+        })
+    });
+    let [first, second] = servers.each_ref().map(|it| it.address);
+    let proxy = Setup::new(&format!(
+        "listen: {{address: '127.0.0.1:0', http2: true}}\nroutes: [{{path: /a, target: 'h2c://{first}'}}, {{path: /b, target: 'h2c://{second}'}}]\nlimits: {{memory: 10MiB}}\n"
+    ))
+    .start();
+    run(async {
+        let mut sender = connect(proxy.address()).await;
+        for path in ["/a", "/b", "/a"] {
+            let asked: Vec<_> = (0..CALLS)
+                .map(|_| sender.send_request(get(path, &[])))
+                .map(|asked| {
+                    spawn_local(async { Answer::read(asked.await.unwrap()).await.unwrap() })
+                })
+                .collect();
+            for answer in asked {
+                assert_eq!(answer.await.unwrap().text(), "ok", "{path}");
+            }
+        }
+    });
+}
+
 /// A body without an end, which counts what was taken of it.
 struct Endless(Arc<AtomicUsize>, &'static [u8]);
 
