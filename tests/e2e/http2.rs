@@ -25,6 +25,7 @@ const ALL: &str = "listen: {address: '127.0.0.1:0', http2: true}\nroutes: [{path
 /// Error codes (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
+const INTERNAL_ERROR: u32 = 2;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -322,17 +323,18 @@ fn an_upload_that_breaks_off_is_never_whole_whatever_the_reason_says() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_never_whole() {
+fn an_answer_that_breaks_off_is_reset_behind_what_came_of_it() {
     let upstream = Upstream::start(|peer| {
         peer.head()?;
         peer.write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
     });
     let proxy = proxy(&upstream, "");
-    run(async {
-        let mut sender = connect(proxy.address()).await;
-        let response = sender.send_request(get("/", &[])).await.unwrap();
-        assert!(Answer::read(response).await.is_err());
-    });
+    let mut raw = Raw::connect(proxy.address(), b"");
+    let stream = raw.open(&head("GET", "/"), true);
+    raw.until("what came", |it| it.0 == DATA && it.3 == b"hello");
+    let reset = raw.until("a reset", |it| it.0 == RST_STREAM && it.2 == stream);
+    // in gRPC CANCEL would mean that the call was given up by the client
+    assert_eq!(reset.3, INTERNAL_ERROR.to_be_bytes());
     proxy.await_log("warning", |line| line.contains("outcome=upstream-cut"));
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    convert::Infallible,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -28,6 +27,8 @@ pub struct Outlet {
     pub frame: RefCell<Option<Frame<Piece>>>,
     /// The request was not processed, and may be sent again (RFC 9113 §8.7).
     pub is_refused: Cell<bool>,
+    /// The response broke off: hyper resets the stream when it asks for the next part.
+    pub is_broken: Cell<bool>,
     /// No more parts follow.
     pub has_ended: Cell<bool>,
     /// Something was put in or taken out since the task last checked.
@@ -99,10 +100,12 @@ impl Outlet {
 
     /// Whether hyper has taken all of it and sent it.
     pub fn is_done(&self) -> bool {
-        self.has_ended.get()
-            && self.held.get() == 0
-            && self.frame.borrow().is_none()
-            && self.head.borrow().is_none()
+        self.has_ended.get() && self.is_empty()
+    }
+
+    /// Whether hyper has taken and sent what was put in.
+    pub fn is_empty(&self) -> bool {
+        self.held.get() == 0 && self.frame.borrow().is_none() && self.head.borrow().is_none()
     }
 }
 
@@ -131,18 +134,22 @@ impl Future for Answering {
 
 impl Body for ResponseBody {
     type Data = Piece;
-    type Error = Infallible;
+    type Error = h2::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, h2::Error>>> {
         if let Some(frame) = self.outlet.frame.take() {
             self.outlet.has_moved.set(true);
             return Poll::Ready(Some(Ok(frame)));
         }
         if self.outlet.has_ended.get() {
             return Poll::Ready(None);
+        }
+        if self.outlet.is_broken.get() {
+            // CANCEL, which hyper would send where the stream is dropped, is the client's own word in gRPC
+            return Poll::Ready(Some(Err(Reason::INTERNAL_ERROR.into())));
         }
         Poll::Pending
     }

@@ -197,8 +197,11 @@ async fn send(
     let slot = exchange_context.slot;
     let is_head = exchange_context.subject.method == Method::HEAD;
     let mut body = put_head(answer, is_head, outlet);
+    let mut broken = None;
     let result = poll_fn(|context| {
-        body.poll_upload(context)?;
+        if broken.is_none() {
+            body.poll_upload(context)?;
+        }
         let sent = outlet.sent.take();
         if sent > 0 {
             exchange_context.gave_out(sent);
@@ -207,12 +210,12 @@ async fn send(
         if outlet.is_cut.get() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        while outlet.has_room() {
+        while broken.is_none() && outlet.has_room() {
             match Pin::new(&mut body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => outlet.put(frame, body.is_end_stream()),
                 Poll::Ready(Some(Err(error))) => {
                     exchange_context.note_cut(&error);
-                    return Poll::Ready(Err(error));
+                    broken = Some(error);
                 }
                 Poll::Ready(None) => outlet.end(),
                 Poll::Pending => break,
@@ -220,6 +223,11 @@ async fn send(
         }
         if outlet.is_done() {
             return Poll::Ready(Ok(()));
+        }
+        // the client gets what came before: a reset drops what hyper has not sent
+        if let Some(error) = broken.take_if(|_| outlet.is_empty()) {
+            outlet.is_broken.set(true);
+            return Poll::Ready(Err(error));
         }
         if is_over(slot, is_full) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
