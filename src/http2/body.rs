@@ -30,6 +30,7 @@ pub struct RequestBody {
     pub sender: Sender,
     incoming: Incoming,
     frames: Rc<RefCell<Frames>>,
+    has_body: bool,
     /// Its stream, where there is a body.
     stream: Option<u32>,
     /// Bytes of it that were read.
@@ -44,6 +45,7 @@ impl RequestBody {
             sender: sender.clone(),
             incoming,
             frames: Rc::clone(frames),
+            has_body,
             stream: has_body.then(|| frames.borrow_mut().claim()).flatten(),
             read: 0,
         }
@@ -99,7 +101,8 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        // the other question takes h2's lock and looks the stream up
+        !self.has_body || self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

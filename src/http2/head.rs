@@ -23,12 +23,17 @@ use crate::{
 /// Bytes that a field takes besides its text while a head waits.
 const FIELD: usize = 16;
 
-/// Fields of an HTTP/1.1 connection, which make an HTTP/2 head malformed (RFC 9113 §8.2.2).
-const OF_THE_CONNECTION: [HeaderName; 3] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+const LENGTHS: &str = "more than one Content-Length";
+
+/// What one pass over the fields of a request finds: a look-up for each would hash its name.
+#[derive(Debug, Default)]
+struct Found<'a> {
+    /// Bytes of them as lines of HTTP/1.1.
+    text: usize,
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    has_cookies: bool,
+}
 
 /// The head of a request for an exchange; it may have at most `max` bytes.
 ///
@@ -42,18 +47,15 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     request_head::check_target(parts.method.as_str().as_bytes(), target.as_bytes())?;
     let uri = RequestUri::new(target.as_bytes()).ok_or(Failure::Malformed("a malformed :path"))?;
     let map = &parts.headers;
-    let text = text_len(map);
-    if map.len() > MAX_FIELDS || text + target.len() > max {
+    let found = survey(map)?;
+    if map.len() > MAX_FIELDS || found.text + target.len() > max {
         return Err(Failure::HeadTooLarge);
     }
-    if map.keys().any(|name| OF_THE_CONNECTION.contains(name)) {
-        return Err(Failure::Malformed("a field of an HTTP/1.1 connection"));
-    }
     let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
-    let host = host(map, authority)?;
-    let mut headers = Fields::with_capacity(map.len() + 1, text + host.len() + 4);
+    let host = host(authority, found.host)?;
+    let mut headers = Fields::with_capacity(map.len() + 1, found.text + host.len() + 4);
     headers.append(header::HOST, host);
-    if let Some(length) = length(map)? {
+    if let Some(length) = found.length {
         headers.append(header::CONTENT_LENGTH, length.to_string());
     }
     for (name, value) in map {
@@ -65,10 +67,12 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
         }
     }
     // the parts of a Cookie become one field again (RFC 9113 §8.2.3)
-    let cookies = map.get_all(header::COOKIE).iter().map(trimmed);
-    let cookies: Vec<&[u8]> = cookies.filter(|it| !it.is_empty()).collect();
-    if !cookies.is_empty() {
-        headers.append(header::COOKIE, cookies.join(&b"; "[..]));
+    if found.has_cookies {
+        let cookies = map.get_all(header::COOKIE).iter().map(trimmed);
+        let cookies: Vec<&[u8]> = cookies.filter(|it| !it.is_empty()).collect();
+        if !cookies.is_empty() {
+            headers.append(header::COOKIE, cookies.join(&b"; "[..]));
+        }
     }
     Ok(Box::new(RequestHead {
         method: parts.method,
@@ -177,22 +181,34 @@ fn trimmed(value: &HeaderValue) -> &[u8] {
     value.as_bytes().trim_ascii()
 }
 
-fn values<'a>(map: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    map.get_all(name).iter().map(HeaderValue::as_bytes)
+/// Examines every field of a request once.
+fn survey(map: &HeaderMap) -> Result<Found<'_>, Failure> {
+    let mut found = Found::default();
+    for (name, value) in map {
+        found.text += name.as_str().len() + value.len() + 4;
+        match *name {
+            header::HOST => once(&mut found.host, value.as_bytes(), "more than one Host")?,
+            header::CONTENT_LENGTH => once(&mut found.length, decimal(value)?, LENGTHS)?,
+            header::COOKIE => found.has_cookies = true,
+            // fields of an HTTP/1.1 connection make an HTTP/2 head malformed (RFC 9113 §8.2.2)
+            header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE => {
+                return Err(Failure::Malformed("a field of an HTTP/1.1 connection"));
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
-fn text_len(map: &HeaderMap) -> usize {
-    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
-    map.iter().map(line).sum()
+fn once<T>(place: &mut Option<T>, value: T, reason: &'static str) -> Result<(), Failure> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Failure::Malformed(reason)),
+    }
 }
 
 /// The Host: `:authority`, or the Host field; where there are both, they must be the same (RFC 9113 §8.3.1).
-fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8], Failure> {
-    let mut hosts = values(map, &header::HOST);
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Failure::Malformed("more than one Host"));
-    }
+fn host<'a>(authority: Option<&'a [u8]>, host: Option<&'a [u8]>) -> Result<&'a [u8], Failure> {
     let value = match (authority, host) {
         (None, None) => return Err(Failure::Malformed("no Host")),
         (Some(authority), Some(host)) if !host.eq_ignore_ascii_case(authority) => {
@@ -209,17 +225,16 @@ fn host<'a>(map: &'a HeaderMap, authority: Option<&'a [u8]>) -> Result<&'a [u8],
 
 /// The Content-Length; a second or malformed one is refused.
 fn length(map: &HeaderMap) -> Result<Option<u64>, Failure> {
-    let mut lengths = values(map, &header::CONTENT_LENGTH);
-    let Some(length) = lengths.next() else {
-        return Ok(None);
-    };
+    let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next().map(decimal).transpose()?;
     if lengths.next().is_some() {
-        return Err(Failure::Malformed("more than one Content-Length"));
+        return Err(Failure::Malformed(LENGTHS));
     }
-    match request_head::decimal(length) {
-        None => Err(Failure::Malformed("a malformed Content-Length")),
-        length => Ok(length),
-    }
+    Ok(length)
+}
+
+fn decimal(length: &HeaderValue) -> Result<u64, Failure> {
+    request_head::decimal(length.as_bytes()).ok_or(Failure::Malformed("a malformed Content-Length"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::{
         },
         io::{Handle, Io},
         server::{
-            outlet::{Answering, ResponseBody},
+            outlet::{Answering, Outlet, ResponseBody},
             shared::Shared,
         },
     },
@@ -98,13 +98,10 @@ struct Streams(Rc<Shared>);
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, hyper: F) {
-        if let Some((request, outlet)) = self.0.accepted.take() {
+        if let Some(outlet) = self.0.accepted.take() {
             // In an allocation of its own, made first: tokio moves what it is given several times, and this is large.
             let place = Box::new_uninit();
-            let stream = Box::write(
-                place,
-                stream::run(Rc::clone(&self.0), request, outlet, hyper),
-            );
+            let stream = Box::write(place, stream::run(Rc::clone(&self.0), outlet, hyper));
             tokio::task::spawn_local(Box::into_pin(stream));
         }
     }
@@ -117,8 +114,9 @@ impl Service<Request<Incoming>> for Streams {
 
     /// hyper calls this, and then [`Executor::execute`] with what sends the response.
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let outlet = Rc::default();
-        self.0.accepted.set(Some((request, Rc::clone(&outlet))));
+        let outlet: Rc<Outlet> = Rc::default();
+        outlet.request.set(Some(request));
+        self.0.accepted.set(Some(Rc::clone(&outlet)));
         Answering(outlet)
     }
 }

@@ -10,17 +10,20 @@ use std::{
 
 use bytes::Buf;
 use h2::Reason;
-use http::Response;
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 
 use crate::memory::chunk::BodyChunk;
 
 /// Pieces of a response that hyper may hold.
 const AHEAD: usize = 2;
 
-/// The part of a response that is sent next.
+/// What hyper and the exchange of a stream give each other: the request, and the part of the response that is sent next.
 #[derive(Default)]
 pub struct Outlet {
+    /// The request, until its exchange begins: passed on here, and not in futures, each of which would keep room for it.
+    pub request: Cell<Option<Request<Incoming>>>,
     /// The head, and the body behind it.
     pub head: RefCell<Option<Response<ResponseBody>>>,
     /// The frame that is next.
@@ -111,9 +114,8 @@ impl Outlet {
 
 impl Drop for Emptied<'_> {
     fn drop(&mut self) {
-        self.0.head.take();
-        let frame = self.0.frame.take();
-        drop(frame);
+        *self.0.head.borrow_mut() = None;
+        *self.0.frame.borrow_mut() = None;
     }
 }
 

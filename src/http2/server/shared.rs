@@ -5,9 +5,6 @@ use std::{
     rc::Rc,
 };
 
-use http::Request;
-use hyper::body::Incoming;
-
 use crate::{
     connection_table::SlotRef,
     exchange::worker::Worker,
@@ -31,7 +28,7 @@ pub struct Shared {
     /// The connection is to be closed.
     pub is_over: Cell<bool>,
     /// The stream that hyper has just accepted.
-    pub accepted: Cell<Option<(Request<Incoming>, Rc<Outlet>)>>,
+    pub accepted: Cell<Option<Rc<Outlet>>>,
     /// Streams with a body to come.
     uploads: RefCell<Vec<(u32, SlotRef)>>,
 }

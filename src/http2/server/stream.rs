@@ -14,9 +14,8 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 
 use crate::{
     connection_table::{Directive, SlotRef, TimerKind, phase::Phase},
@@ -60,17 +59,12 @@ enum End {
 }
 
 /// Serves one stream; `hyper` sends what its exchange puts into `outlet`.
-pub async fn run(
-    shared: Rc<Shared>,
-    request: Request<Incoming>,
-    outlet: Rc<Outlet>,
-    hyper: impl Future<Output = ()>,
-) {
+pub async fn run(shared: Rc<Shared>, outlet: Rc<Outlet>, hyper: impl Future<Output = ()>) {
     let _active = shared.begin();
     let _emptied = Emptied(&outlet);
     let slot = shared.worker.table.stream(shared.slot.client());
     let mut hyper = pin!(hyper);
-    let mut exchange = pin!(serve(&shared, &slot, request, &outlet));
+    let mut exchange = pin!(serve(&shared, &slot, &outlet));
     let (mut end, mut is_sent) = (None, false);
     poll_fn(|context| {
         // the waker stays the same as long as the task lives
@@ -118,14 +112,12 @@ pub async fn run(
 }
 
 /// Runs the exchange: admitted, answered, and its response sent to the end.
-async fn serve(
-    shared: &Shared,
-    slot: &SlotRef,
-    request: Request<Incoming>,
-    outlet: &Rc<Outlet>,
-) -> End {
+async fn serve(shared: &Shared, slot: &SlotRef, outlet: &Rc<Outlet>) -> End {
     let worker = &*shared.worker;
     let state = worker.state();
+    let Some(request) = outlet.request.take() else {
+        return End::Reset;
+    };
     let (parts, incoming) = request.into_parts();
     let body = RequestBody::new(incoming, &shared.io.frames, &shared.sender);
     let body = RefCell::new(body);
