@@ -48,7 +48,9 @@ pub fn request(parts: Parts, max: usize) -> Result<Box<RequestHead>, Failure> {
     let uri = RequestUri::new(target.as_bytes()).ok_or(Failure::Malformed("a malformed :path"))?;
     let map = &parts.headers;
     let found = survey(map)?;
-    if map.len() > MAX_FIELDS || found.text + target.len() > max {
+    // a Host that `:authority` stands for is one of them in HTTP/1.1
+    let count = map.len() + usize::from(found.host.is_none());
+    if count > MAX_FIELDS || found.text + target.len() > max {
         return Err(Failure::HeadTooLarge);
     }
     let authority = parts.uri.authority().map(|it| it.as_str().as_bytes());
@@ -334,6 +336,21 @@ mod tests {
             );
         }
         assert!(read("GET", "http://A.example/", &[("host", "a.EXAMPLE")]).is_ok());
+    }
+
+    #[test]
+    fn there_may_be_as_many_fields_as_in_http_1_with_host() {
+        for (own, uri) in [(0, "http://a/"), (1, "/")] {
+            let mut fields = vec![("x", "y"); MAX_FIELDS];
+            fields[..own].fill(("host", "a"));
+            assert!(matches!(
+                read("GET", uri, &fields[own ^ 1..]),
+                Ok(head) if head.headers.count() == MAX_FIELDS
+            ));
+            fields.push(("x", "y"));
+            let refusal = read("GET", uri, &fields[own ^ 1..]);
+            assert!(matches!(refusal, Err(Failure::HeadTooLarge)));
+        }
     }
 
     /// A head that is accepted reads as one and the same message in HTTP/1.1.
