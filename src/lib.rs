@@ -86,7 +86,7 @@ pub mod fuzzing {
         pub use crate::route::*;
     }
     pub mod http2 {
-        pub use crate::http2::head;
+        pub use crate::http2::{frames, head};
     }
 }
 
