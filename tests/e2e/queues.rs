@@ -31,7 +31,10 @@ fn tight(upstream: &Upstream, more: &str) -> Proxy {
 fn sized() -> Upstream {
     Upstream::answering(|request, peer| {
         let size = 500 * request.target[1..].parse::<usize>().unwrap();
-        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+        // no idle connection is left whose receive buffer is as wide as its answer
+        let mut answer =
+            format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n")
+                .into_bytes();
         answer.extend(pattern(0, size));
         peer.write(answer)
     })
@@ -41,11 +44,10 @@ fn used(proxy: &Proxy) -> u64 {
     metric(proxy, "lean_proxy_memory_used_bytes")
 }
 
-/// Bytes held by exchanges whose answers are in the kernel completely; an idle upstream connection may be wide.
+/// Bytes held by exchanges whose answers are in the kernel completely.
 fn held_behind(proxy: &Proxy) -> u64 {
     let others = EXCHANGE * metric(proxy, "lean_proxy_exchanges")
-        + CONNECTION * metric(proxy, "lean_proxy_connections_open")
-        + (CONNECTION + WIDE) * metric(proxy, "lean_proxy_upstream_idle");
+        + CONNECTION * metric(proxy, "lean_proxy_connections_open");
     used(proxy).saturating_sub(others)
 }
 
