@@ -175,6 +175,8 @@ impl ConfigSource {
             ConfigSource::Inline(text) => ("LEAN_PROXY_CONFIG".to_owned(), text.len() as u64),
         };
         footprint::check(len).map_err(|error| vec![format!("{name}: {error}")])?;
+        // the code that reads the limit, which is as much as what reads the file, is not in memory beside it
+        code_pages::forget_code();
         self.load()
     }
 }

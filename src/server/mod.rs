@@ -71,6 +71,7 @@ pub fn serve(called: Invocation<'_>, config: Arc<Config>, reread: Reread) -> Res
     let limit = memory_limit(config.memory);
     let (plan, upstreams) = plan(&config, limit, sys::raise_descriptor_limit())?;
     log::bound(plan.log_queue());
+    code_pages::forget_code();
     let (listeners, exposed) = bind(&config, &inherited, &plan)?;
     let mut tickets = TicketKeys::default();
     let renewal = Renewal::of(&config);

@@ -25,7 +25,7 @@ use crate::{
         supervisor::{Pulse, Reporter},
         tls::contexts::Contexts,
     },
-    sys::systemd,
+    sys::{code_pages, systemd},
 };
 
 /// What every worker starts with.
@@ -101,6 +101,8 @@ pub async fn run_worker(
     mut words: mpsc::UnboundedReceiver<Command>,
 ) -> Result<()> {
     clock::start().context("starting the timer")?;
+    // what started the runtime is not in memory beside what starts the listeners
+    code_pages::forget_code();
     let reporter = init.reporter;
     let worker = Worker::new(
         init.config,
