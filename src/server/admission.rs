@@ -23,6 +23,7 @@ use crate::{
     },
     net::Stream,
     observe::metrics::GaugeGuard,
+    outcome::Outcome,
 };
 
 /// How long an answer that was given without memory of its own may hold the reserve.
@@ -46,12 +47,15 @@ pub struct Ask {
 /// it. The third part is the wait in milliseconds.
 ///
 /// `poll_gone` is ready when the client has left.
+///
+/// # Errors
+/// The outcome of a request that does not even get the 503: there was no memory for it, or its client has left.
 pub async fn admit(
     worker: &Worker,
     slot: &SlotRef,
     ask: Ask,
     poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
-) -> Option<(Option<Permit>, Option<ConcurrencyPermit>, u32)> {
+) -> Result<(Option<Permit>, Option<ConcurrencyPermit>, u32), Outcome> {
     let budget = &worker.budget;
     if !ask.is_brief && budget.takes_turns() {
         Box::pin(let_others_go_first(worker, slot, ask)).await;
@@ -59,7 +63,7 @@ pub async fn admit(
     if budget.queue.len() == 0
         && let Some(permit) = budget.exchange(ask.size, ask.records)
     {
-        return Some((Some(permit), None, 0));
+        return Ok((Some(permit), None, 0));
     }
     // idle upstream connections give way at once
     worker.pool.clear();
@@ -68,22 +72,24 @@ pub async fn admit(
         let since = Instant::now();
         let waited = || u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
         if !ask.is_brief
-            && let Some(permit) = wait_for_memory(worker, slot, ask, poll_gone).await?
+            && let Some(permit) = wait_for_memory(worker, slot, ask, poll_gone)
+                .await
+                .ok_or(Outcome::ClientGone)?
         {
-            return Some((Some(permit), None, waited()));
+            return Ok((Some(permit), None, waited()));
         }
         // what has come of a body stands in the socket and behind the head, and no permit pays for it here
         let holds_much = ask.has_body && !ask.is_brief && worker.budget.plan().tight;
         if holds_much && worker.reserve.queue.len() >= SPARED {
-            return None;
+            return Err(Outcome::NoMemory);
         }
         slot.enter(Phase::Busy, None);
         let line = worker
             .reserve
             .queue
             .until(slot.claim(true), || worker.reserve.take());
-        let place = slot.within(Some(2 * BRIEF), line).await.ok()?;
-        Some((None, Some(place), waited()))
+        let place = slot.within(Some(2 * BRIEF), line).await;
+        Ok((None, Some(place.map_err(|_| Outcome::NoMemory)?), waited()))
     })
     .await
 }

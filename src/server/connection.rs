@@ -337,9 +337,12 @@ fn serve(
                 .get_mut()
                 .poll_gone_before(context, slot, ask.has_body)
         };
-        let Some((_permit, full, waited)) = admit(worker, slot, ask, gone).await else {
-            tell_unanswered(worker, slot);
-            return Next::Over;
+        let (_permit, full, waited) = match admit(worker, slot, ask, gone).await {
+            Ok(admitted) => admitted,
+            Err(outcome) => {
+                tell_unanswered(worker, slot, outcome);
+                return Next::Over;
+            }
         };
         let parts = match codec.get_mut().open(head) {
             Ok(parts) => parts,

@@ -121,30 +121,29 @@ pub fn tell_refused(worker: &Worker, slot: &SlotRef, failure: &Failure) {
     }
 }
 
-/// Counts and logs a request that does not even get the 503: the reserve is in use, or the time for it is over.
+/// Counts and logs a request that does not even get the 503: the reserve is in use, or the time for it is over, or its
+/// client has left.
 #[cold]
-pub fn tell_unanswered(worker: &Worker, slot: &SlotRef) {
+pub fn tell_unanswered(worker: &Worker, slot: &SlotRef, outcome: Outcome) {
     let outcome = if slot.order() == Directive::Leave {
         slot.leave_outcome()
     } else {
-        Outcome::NoMemory
+        outcome
     };
     worker.metrics.failed(outcome);
     let client = log::client(slot.client());
     let (bound, value) = worker.memory_bound();
-    if worker
-        .repeats
-        .is_first(Kind("no answer", outcome), slot.now())
-    {
-        log::warn(
-            "no answer",
-            &[
-                ("client", &client),
-                ("reason", &outcome),
-                ("bound", &bound),
-                ("value", &value),
-            ],
-        );
+    let fields: [log::Field<'_>; 4] = [
+        ("client", &client),
+        ("reason", &outcome),
+        ("bound", &bound),
+        ("value", &value),
+    ];
+    let kind = Kind("no answer", outcome);
+    match outcome {
+        Outcome::ClientGone => log::debug(kind.0, fields.get(..2).unwrap_or_default()),
+        _ if worker.repeats.is_first(kind, slot.now()) => log::warn(kind.0, &fields),
+        _ => {}
     }
     let record = Record::begin(slot.client(), "-", "", "-", Instant::now());
     if let Some(mut record) = record {

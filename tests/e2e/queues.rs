@@ -135,3 +135,39 @@ fn long_bodies_follow_each_other_on_kept_connections() {
         assert_eq!(client.ask(request).body, body, "{size}");
     }
 }
+
+#[test]
+fn a_client_that_leaves_while_its_request_waits_for_memory_waits_no_more() {
+    let upstream = Upstream::start(|peer| {
+        peer.request()?;
+        peer.await_close()
+    });
+    let yaml = format!("{ALL}proxy: {{queue_timeout: 600}}\nmetrics: {{listen: '127.0.0.1:0'}}\n");
+    let proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .env("LEAN_PROXY_MEMORY", "4MiB")
+        .start();
+    let state = || {
+        let [waiting, exchanges] =
+            ["waiting", "exchanges"].map(|name| metric(&proxy, &format!("lean_proxy_{name}")));
+        (waiting, exchanges)
+    };
+    let mut clients = Vec::new();
+    while state().0 < 3 {
+        let mut client = proxy.client();
+        client.send(get("/"));
+        clients.push(client);
+        eventually("it is let in, or waits", || {
+            let (waiting, exchanges) = state();
+            waiting + exchanges == clients.len() as u64
+        });
+    }
+    let (_, let_in) = state();
+    clients.truncate(clients.len() - 3);
+    eventually("none of them waits", || state().0 == 0);
+    assert_eq!(state().1, let_in, "they were not let in");
+    for (outcome, count) in [("client-gone", 3), ("no-memory", 0)] {
+        let name = format!("lean_proxy_failures_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(metric(&proxy, &name), count, "{outcome}");
+    }
+}

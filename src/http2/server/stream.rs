@@ -135,9 +135,12 @@ async fn serve(shared: &Shared, slot: &SlotRef, outlet: &Rc<Outlet>) -> End {
         is_brief: is_brief(&state, &head),
     };
     let gone = |_: &mut Context<'_>| Poll::Pending;
-    let Some((_permit, full, waited)) = admit(worker, slot, ask, gone).await else {
-        tell_unanswered(worker, slot);
-        return End::Refused;
+    let (_permit, full, waited) = match admit(worker, slot, ask, gone).await {
+        Ok(admitted) => admitted,
+        Err(outcome) => {
+            tell_unanswered(worker, slot, outcome);
+            return End::Refused;
+        }
     };
     let is_full = full.is_some();
     slot.enter(Phase::Busy, is_full.then_some(BRIEF));
