@@ -118,9 +118,11 @@ impl<'a> Exchange<'a> {
         let config = &self.state.config;
         let places = config.proxy.max_concurrent_requests;
         let connections = config.transport.max_conns_per_host;
+        let tunnels = config.proxy.max_tunnels;
         Some(match failure {
             Failure::NoPlace => ("proxy.max_concurrent_requests", places? as u64),
             Failure::NoConnection => ("transport.max_conns_per_host", connections? as u64),
+            Failure::NoTunnel => ("proxy.max_tunnels", tunnels? as u64),
             Failure::NoMemory => self.worker.memory_bound(),
             _ => return None,
         })

@@ -255,6 +255,9 @@ fn no_more_tunnels_than_allowed() {
     let (refused, _) = opens();
     assert_eq!(refused.status, 503);
     assert!(refused.fields.has("retry-after"));
+    proxy.await_log("which bound was full", |line| {
+        line.contains("reason=no-tunnel bound=proxy.max_tunnels value=2 waited_ms=0")
+    });
     assert_eq!(proxy.get("/page").status, 200, "they bound nothing else");
     drop(held);
     eventually("there is room again", || opens().0.status == 101);
