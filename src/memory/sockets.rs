@@ -423,6 +423,22 @@ mod tests {
     }
 
     #[test]
+    fn a_wide_upstream_connection_is_not_kept_while_a_message_waits_for_width() {
+        for (is_client, is_too_wide) in [(true, false), (false, true)] {
+            let mut pair = pair(10 << 20, is_client);
+            let budget = Rc::clone(&pair.budget);
+            let mut waits = Box::pin(budget.lanes.queue.until(Claim::plain(), || None::<()>));
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            assert!(!pair.buffers.is_too_wide(), "it is narrow");
+            pair.expect(Some(30_000), 0);
+            assert_eq!(pair.buffers.is_too_wide(), is_too_wide);
+            drop(waits);
+            assert!(!pair.buffers.is_too_wide(), "nothing waits");
+        }
+    }
+
+    #[test]
     fn a_message_without_a_length_gets_as_much_as_it_has_had() {
         let mut pair = pair(10 << 20, true);
         for (passed, width) in [(0, 4), (4_000, 4), (5_000, 12), (40_000, 128)] {

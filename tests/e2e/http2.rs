@@ -443,6 +443,40 @@ fn what_is_in_work_at_the_end_is_answered_and_the_client_told_to_go() {
 }
 
 #[test]
+fn a_request_that_has_reached_the_upstream_is_never_refused_as_unprocessed() {
+    let (upstream, release) = Upstream::held();
+    let proxy = proxy(&upstream, "proxy: {max_concurrent_requests: 2}\n");
+    let mut raw = Raw::connect(proxy.address(), b"");
+    for _ in 0..2 {
+        raw.open(&head("GET", "/"), true);
+    }
+    upstream.await_requests(2);
+    // another address has a right to one of the two places
+    let mut other = Client::calling_from("127.0.0.2".parse().unwrap(), proxy.address());
+    other.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let (.., code) = raw.until("that gives way", |it| it.0 == RST_STREAM);
+    assert_ne!(code, REFUSED_STREAM.to_be_bytes());
+    proxy.await_log("its outcome", |line| line.contains("outcome=evicted"));
+    release.raise_many(3);
+    assert_eq!(other.receive().status, 200);
+}
+
+#[test]
+fn bytes_are_counted_both_ways() {
+    let upstream = Upstream::fixed(OK);
+    let proxy = proxy(&upstream, "metrics: {listen: '127.0.0.1:0'}\n");
+    let request = send("POST", "/", &[], Frames::new(&[b"hello"], &[]));
+    assert_eq!(ask(proxy.address(), request).text(), "ok");
+    proxy.await_log("its bytes", |line| {
+        line.contains("msg=\"access\"") && line.contains(" received=5 sent=2 ")
+    });
+    for (name, bytes) in [("in", 5), ("out", 2)] {
+        let name = format!("lean_proxy_client_bytes_{name}_total");
+        assert_eq!(metric(&proxy, &name), bytes);
+    }
+}
+
+#[test]
 fn a_flood_of_frames_that_carry_nothing_is_ended() {
     let upstream = Upstream::fixed(OK);
     let proxy = proxy(&upstream, "metrics: {listen: '127.0.0.1:0'}\n");

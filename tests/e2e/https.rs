@@ -450,6 +450,26 @@ fn an_invalid_certificate_is_a_bad_gateway_and_the_log_says_why() {
 }
 
 #[test]
+fn a_long_chain_of_certificates_is_a_bad_gateway() {
+    let mut identity = good();
+    let other = self_signed(&names(&[&"x".repeat(60)])).chain;
+    let (mut bytes, mut served) = (identity.chain[0].len(), Vec::new());
+    while bytes <= 20_000 {
+        bytes += other[0].len();
+        identity.chain.extend(other.clone());
+        let upstream = fixed(&identity, OK);
+        if (15_000..16 * 1024).contains(&bytes) || bytes > 16 * 1024 {
+            served.push((bytes, before(&upstream, &identity).get("/").status));
+        }
+    }
+    assert!(served.iter().any(|(bytes, _)| *bytes < 16 * 1024));
+    for (bytes, status) in served {
+        let expected = if bytes <= 16 * 1024 { 200 } else { 502 };
+        assert_eq!(status, expected, "{bytes} bytes");
+    }
+}
+
+#[test]
 fn a_self_signed_certificate_is_accepted_where_it_is_listed() {
     let mut marked = names(&["a.test"]);
     marked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

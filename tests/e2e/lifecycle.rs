@@ -295,6 +295,29 @@ fn a_connection_that_was_just_accepted_or_just_asked_is_answered_before_the_end(
 }
 
 #[test]
+fn a_head_that_is_arriving_is_completed_and_answered_before_the_end() {
+    let upstream = Upstream::fixed(OK);
+    let yaml =
+        format!("{ALL}server: {{shutdown_timeout: 20}}\nmetrics: {{listen: '127.0.0.1:0'}}\n");
+    let mut proxy = Proxy::before(&upstream, &yaml);
+    let request = get("/");
+    let (half, rest) = request.split_at(20);
+    let mut client = proxy.client();
+    client.send(half);
+    eventually("half of the head is read", || {
+        metric(&proxy, "lean_proxy_connections_open") == 1
+            && metric(&proxy, "lean_proxy_connections_parked") == 0
+    });
+    proxy.signal("TERM");
+    eventually("the listener closes", || is_closed(&proxy));
+    assert!(client.is_silent(Duration::from_millis(100)));
+    let answer = client.ask(rest);
+    let close = answer.one("connection");
+    assert_eq!((answer.status, close), (200, Some("close")));
+    assert_eq!(proxy.exit().code(), Some(0));
+}
+
+#[test]
 fn a_connection_that_waits_for_a_slot_is_answered_before_the_end() {
     let (upstream, rest) = halves();
     let mut proxy = Proxy::before(
@@ -635,6 +658,29 @@ fn a_bad_config_is_reported_and_the_old_one_stays() {
     proxy.signal("HUP");
     assert_eq!(proxy.get("/").text(), "ok");
     assert_eq!(proxy.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_reload_warns_of_each_change_that_needs_a_restart() {
+    let upstream = Upstream::fixed(OK);
+    let setup = Setup::new(ALL).upstream("UP", &upstream);
+    let proxy = setup.env("LEAN_PROXY_THREADS", "2").start();
+    for (key, more) in [
+        ("metrics.listen", "metrics: {listen: '127.0.0.1:0'}"),
+        ("limits.memory", "limits: {memory: 64MiB}"),
+        ("server.max_connections", "server: {max_connections: 100}"),
+        (
+            "the number of threads",
+            "proxy: {max_concurrent_requests: 1}",
+        ),
+    ] {
+        proxy.rewrite(&format!("{ALL}{more}\n"));
+        proxy.signal("HUP");
+        proxy.await_log(key, |line| {
+            line.contains("level=warn msg=\"takes effect at the next start only\"")
+                && line.contains(key)
+        });
+    }
 }
 
 #[test]

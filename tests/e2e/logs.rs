@@ -1,9 +1,14 @@
 //! What is logged of an exchange, when, and what never is.
 
+use std::{
+    io::{BufRead as _, BufReader},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
+
 use crate::{
     json::Json,
     lifecycle::{half_read, halves},
-    support::{ALL, OK, Proxy, Setup, Upstream, get, with},
+    support::{ALL, Client, OK, PATIENCE, Proxy, Setup, Upstream, eventually, get, with},
 };
 
 #[test]
@@ -195,4 +200,45 @@ fn without_access_logs_an_exchange_is_silent() {
     assert_eq!(proxy.logs().len(), before, "{:#?}", proxy.logs());
     assert_eq!(proxy.terminate().code(), Some(0));
     assert_eq!(proxy.errors(), "");
+}
+
+#[test]
+fn lines_that_stdout_does_not_take_are_counted_and_their_number_is_logged() {
+    let upstream = Upstream::fixed(OK);
+    let (ours, stdout) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let yaml = format!("{ALL}log: {{access: true}}\nmetrics: {{listen: '127.0.0.1:0'}}\n");
+    let _proxy = Setup::new(&yaml)
+        .upstream("UP", &upstream)
+        .shell("exec \"$0\" \"$@\" >&0 </dev/null", OwnedFd::from(stdout))
+        .listeners(0)
+        .start();
+    let mut lines = BufReader::new(ours).lines().map(Result::unwrap);
+    let mut value = |message: &str, name: &str| {
+        let line = lines.find(|line| line.contains(message)).unwrap();
+        let value = line.split(&format!(" {name}=")).nth(1).unwrap();
+        value.split(' ').next().unwrap().to_owned()
+    };
+    let clients = value("msg=\"listening\"", "address").parse().unwrap();
+    let metrics = value("msg=\"metrics\"", "address").parse().unwrap();
+    let dropped = || {
+        let page = Client::connect(metrics).get("/metrics").text();
+        let mut counts = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("lean_proxy_log_lines_dropped_total "));
+        counts.next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(dropped(), 0);
+    let mut client = Client::connect(clients);
+    eventually("stdout is full", || {
+        client.get("/");
+        dropped() > 0
+    });
+    // an access line is read, and then there is room for others
+    for _ in 0..100 {
+        value("msg=\"access\"", "status");
+    }
+    client.get("/");
+    let logged: u64 = value("msg=\"log lines dropped\"", "lines").parse().unwrap();
+    eventually("all are counted", || dropped() == logged);
 }

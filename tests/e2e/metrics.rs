@@ -92,6 +92,8 @@ fn durations_routes_and_the_build_are_shown() {
             "{name}"
         );
     }
+    assert_eq!(metric(&proxy, "lean_proxy_dials_total"), 2);
+    assert_eq!(metric(&proxy, "lean_proxy_dial_failures_total"), 1);
     let version = format!(
         "lean_proxy_build_info{{version=\"{}\",commit=",
         env!("CARGO_PKG_VERSION")
