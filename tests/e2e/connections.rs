@@ -139,6 +139,39 @@ fn a_request_is_never_sent_again_once_a_byte_of_its_answer_came() {
 }
 
 #[test]
+fn a_request_is_never_sent_again_once_an_interim_answer_came() {
+    let upstream = Upstream::start(|peer| {
+        peer.request()?;
+        peer.write(OK)?;
+        peer.request()?;
+        peer.write("HTTP/1.1 103 Early Hints\r\n\r\n")
+    });
+    let proxy = Proxy::before(&upstream, ALL);
+    let mut client = proxy.client();
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(client.send(get("/")).interim().status, 103);
+    assert_eq!(client.receive().status, 502);
+    assert_eq!(upstream.requests(), 2);
+}
+
+#[test]
+fn the_rest_of_a_request_that_is_answered_holds_no_place_and_has_its_time_out() {
+    let upstream = Upstream::start(|peer| {
+        peer.head()?;
+        peer.write(OK)?;
+        peer.await_close()
+    });
+    let bounds = "proxy: {max_concurrent_requests: 1, queue_timeout: 0}\n";
+    let yaml = format!("{ALL}{bounds}server: {{read_timeout: 1}}\n");
+    let proxy = Proxy::before(&upstream, &yaml);
+    let mut sender = proxy.client();
+    let answer = sender.ask(with("POST /", &["Content-Length: 1000"]) + "abc");
+    assert_eq!((answer.status, answer.one("connection")), (200, None));
+    assert_eq!(proxy.get("/").status, 200, "the place is free");
+    assert_eq!(sender.end(), End::Clean);
+}
+
+#[test]
 fn a_request_that_failed_on_a_fresh_connection_is_not_sent_again() {
     let upstream = Upstream::start(|peer| peer.request().map(|_| ()));
     let proxy = Proxy::before(&upstream, ALL);

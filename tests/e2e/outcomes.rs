@@ -192,6 +192,19 @@ fn a_request_body_that_breaks_while_the_answer_streams_is_reported() {
 }
 
 #[test]
+fn a_request_body_that_grows_too_large_while_the_answer_streams_is_reported() {
+    let upstream = unreliable();
+    let yaml = "routes: [{path: /, target: 'http://UP', max_body_size: 5}]\n";
+    let proxy = Proxy::before(&upstream, &format!("{yaml}{TELL}"));
+    let mut sender = proxy.client();
+    sender
+        .send(with("POST /early", &["Transfer-Encoding: chunked"]) + "3\r\nabc\r\n")
+        .head();
+    sender.send("3\r\ndef\r\n");
+    told(&proxy, &upstream, "/early", "body-too-large", DEBUG);
+}
+
+#[test]
 fn a_stream_that_is_ended_for_others_is_reported_as_evicted() {
     let upstream = unreliable();
     let bounds = "proxy: {max_concurrent_requests: 1, queue_timeout: 19}\n";
@@ -199,7 +212,13 @@ fn a_stream_that_is_ended_for_others_is_reported_as_evicted() {
     let mut reader = Client::narrow(proxy.address());
     reader.send(get("/endless")).head();
     // its client does not read, so after five seconds it may be ended for another request
-    assert_eq!(proxy.get("/other").status, 200);
+    let mut other = proxy.client();
+    other.send(get("/other"));
+    let waiting = || metric(&proxy, "lean_proxy_waiting");
+    eventually("it waits", || waiting() == 1);
+    assert_eq!(other.receive().status, 200);
+    assert_eq!(waiting(), 0);
+    assert_eq!(metric(&proxy, "lean_proxy_connections_evicted_total"), 1);
     told(&proxy, &upstream, "/endless", "evicted", WARN);
     let line = access_line(&proxy, "/other");
     let (all, waited) = (number(&line, "ms"), number(&line, "waited_ms"));
@@ -261,6 +280,14 @@ fn the_end_of_a_tunnel_is_reported_with_its_bytes() {
     eventually("it is not counted as open", || {
         metric(&proxy, "lean_proxy_tunnels") == 1
     });
+    // both were counted and timed until their 101, and not again at their end
+    for name in [
+        "requests_total",
+        "exchange_duration_seconds_count",
+        "route_responses_total{path=\"/\",host=\"\",class=\"1xx\"}",
+    ] {
+        assert_eq!(metric(&proxy, &format!("lean_proxy_{name}")), 2, "{name}");
+    }
 
     assert_eq!(proxy.terminate().code(), Some(0));
     let line = access_line(&proxy, "/ws");
