@@ -46,7 +46,7 @@ pub struct ExchangeContext<'a> {
     pub place: RefCell<Option<ConcurrencyPermit>>,
     /// Its access log entry; `None` = there is none.
     pub record: RefCell<Option<Box<Record>>>,
-    /// When its head was complete; `None` where neither the log nor the metrics need it.
+    /// When its head was complete; `None` for a tunnel, and where neither the log nor the metrics need it.
     pub begun: Option<Instant>,
     /// The status of the answer; 0 = none yet.
     pub status: Cell<u16>,

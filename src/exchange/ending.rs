@@ -130,7 +130,7 @@ impl Drop for ExchangeContext<'_> {
         if outcome != Outcome::Ok {
             self.failed(outcome);
         }
-        if let Some(begun) = self.begun.filter(|_| !self.is_tunnel) {
+        if let Some(begun) = self.begun {
             self.metrics.took(begun.elapsed());
         }
         if let Some(record) = self.record.get_mut() {
