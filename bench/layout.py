@@ -32,7 +32,7 @@ STALE = 0.15
 
 # kB, some 5 to 10 % above what was measured: the PSS of an idle process, and the peak with a hundred busy connections.
 IDLE = 450
-BUSY = 2600
+BUSY = 2500
 
 PAGE = 4096
 

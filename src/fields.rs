@@ -61,23 +61,19 @@ impl Place {
     }
 }
 
-/// Changes a name to lower case, sixteen bytes at a time: hardly any is longer. `text` begins with it, and what is behind
-/// its `left` bytes stays as it is.
+/// Changes a name to lower case, eight bytes at a time. `text` begins with it, and what is behind its `left` bytes stays as
+/// it is.
 fn lower(text: &mut [u8], mut left: usize) {
-    if left == 0 {
-        return;
-    }
-    let (words, rest) = text.as_chunks_mut::<16>();
+    let (words, rest) = text.as_chunks_mut::<8>();
     for word in words {
-        let bytes = u128::from_le_bytes(*word);
+        let bytes = u64::from_le_bytes(*word);
         let letters = upper_case(bytes) >> 2;
-        if left <= 16 {
-            let of_name = u128::MAX >> (128 - 8 * left);
-            *word = (bytes | letters & of_name).to_le_bytes();
+        if left < 8 {
+            *word = (bytes | letters & !(u64::MAX << (8 * left))).to_le_bytes();
             return;
         }
         *word = (bytes | letters).to_le_bytes();
-        left -= 16;
+        left -= 8;
     }
     rest.get_mut(..left)
         .unwrap_or_default()
@@ -85,13 +81,13 @@ fn lower(text: &mut [u8], mut left: usize) {
 }
 
 /// The highest bit of each byte that is a letter in upper case is set, and no other bit.
-fn upper_case(word: u128) -> u128 {
-    const ONES: u128 = u128::from_ne_bytes([1; 16]);
-    const HIGH: u128 = ONES * 0x80;
+fn upper_case(word: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES * 0x80;
     let ascii = word & !HIGH;
     // adding carries into the highest bit where a byte is at least that large, and never beyond it
-    let least_a = ascii + ONES * u128::from(0x80 - b'A');
-    let above_z = ascii + ONES * u128::from(0x7f - b'Z');
+    let least_a = ascii + ONES * u64::from(0x80 - b'A');
+    let above_z = ascii + ONES * u64::from(0x7f - b'Z');
     least_a & !above_z & !word & HIGH
 }
 

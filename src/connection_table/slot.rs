@@ -14,7 +14,7 @@ use crate::{
     client_group::Group,
     connection_table::{
         phase::Phase,
-        slot_state::{Directive, SlotState, TimerKind, UNKNOWN, flag},
+        slot_state::{Directive, SlotState, Tick, TimerKind, UNKNOWN, flag},
         table::ConnectionTable,
     },
     memory::queue::Claim,
@@ -156,23 +156,28 @@ impl SlotRef {
 
     /// Goes over to another phase, which may last for `limit`.
     pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
-        self.enter_on_time(phase);
-        self.set_deadline(limit);
+        let due = limit.map(|limit| {
+            self.table.keep_pace(limit);
+            self.table.due(limit)
+        });
+        self.with(|entry| {
+            entry.begin(phase, self.table.now());
+            entry.timer(TimerKind::Work).set(due);
+        });
+        self.rouse_for(phase, due);
     }
 
     /// Goes over to another phase while the deadline stays what it is.
     pub fn enter_on_time(&self, phase: Phase) {
-        self.with(|entry| {
-            let now = self.table.now();
-            entry.since.set(now);
-            entry.flags.set(0);
-            entry.host.set(0);
-            entry.bytes.set(0);
-            entry.measure_anew(now);
-            entry.phase.set(phase);
-        });
+        self.with(|entry| entry.begin(phase, self.table.now()));
+        self.rouse_for(phase, None);
+    }
+
+    fn rouse_for(&self, phase: Phase, due: Option<Tick>) {
         if !matches!(phase, Phase::Fresh | Phase::Idle) {
             self.table.rouse_sweep(None);
+        } else if due.is_some() {
+            self.table.rouse_sweep(due);
         }
     }
 

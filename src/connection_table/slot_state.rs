@@ -119,6 +119,16 @@ impl SlotState {
         self.flags.get() & flag != 0
     }
 
+    /// Begins a phase.
+    pub(super) fn begin(&self, phase: Phase, now: Tick) {
+        self.since.set(now);
+        self.flags.set(0);
+        self.host.set(0);
+        self.bytes.set(0);
+        self.measure_anew(now);
+        self.phase.set(phase);
+    }
+
     pub(super) fn set(&self, flag: u8, on: bool) {
         let flags = self.flags.get();
         self.flags

@@ -149,14 +149,14 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Begins the exchange of a request whose head is complete: from here on the exchange pays.
+    /// Begins the exchange of a request whose head is complete: from here on the exchange pays. Its first phase ends the
+    /// deadline of the head.
     #[inline]
     fn begin(&mut self, codec: ServerCodec, head: Head) -> State {
         if self.permit.bytes() > CONNECTION {
             self.permit.resize(CONNECTION);
             self.slot.took(0);
         }
-        self.slot.clear_deadline();
         let (worker, slot) = (Rc::clone(&self.worker), (*self.slot).clone());
         // allocated first, so that the future is made where it stays, and not copied there
         let place = Box::new_uninit();
