@@ -269,6 +269,27 @@ fn no_more_tunnels_than_allowed() {
 }
 
 #[test]
+fn a_reload_changes_how_many_tunnels_there_may_be() {
+    let upstream = upstream();
+    let with_bound = |most: usize| format!("{ALL}proxy: {{max_tunnels: {most}}}\n");
+    let proxy = Proxy::before(&upstream, &with_bound(1));
+    let opens = || {
+        let mut tunnel = proxy.client();
+        tunnel.send(with(
+            "GET /ws",
+            &["Connection: Upgrade", "Upgrade: websocket"],
+        ));
+        (tunnel.head(), tunnel)
+    };
+    let (first, _held) = opens();
+    assert_eq!((first.status, opens().0.status), (101, 503));
+    proxy.rewrite(&with_bound(2));
+    proxy.signal("HUP");
+    proxy.await_log("it reloads", |line| line.contains("msg=\"reloaded\""));
+    eventually("a second one is opened", || opens().0.status == 101);
+}
+
+#[test]
 fn memory_of_silent_tunnels_is_freed_for_others() {
     let upstream = upstream();
     let proxy = ten_megabytes(&upstream, "");

@@ -789,7 +789,9 @@ fn connections_are_limited_and_an_idle_one_is_closed() {
     drop(held);
     eventually("streams are free again", || proxy.get("/").status == 200);
     assert_eq!(server.accepted(), 1);
-    eventually("the idle connection is closed", || server.open() == 0);
+    eventually("the idle connection is closed", || {
+        server.open() == 0 && metric(&proxy, "lean_proxy_upstream_open") == 0
+    });
     assert_eq!(proxy.get("/").text(), "ok");
     assert_eq!(server.accepted(), 2);
 }

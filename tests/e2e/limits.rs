@@ -3,6 +3,7 @@
 use std::{io::ErrorKind, time::Duration, time::Instant};
 
 use crate::{
+    metrics::metric,
     strict::Framing,
     support::{
         ALL, Client, OK, PATIENCE, Proxy, Setup, Signal, Upstream, all_served, eventually, get,
@@ -212,6 +213,30 @@ fn a_request_that_gets_no_connection_in_time_is_told_to_retry() {
     hold.raise();
     assert_eq!(proxy.get("/3").status, 200);
     assert_eq!(upstream.peak(), 1);
+}
+
+#[test]
+fn the_waits_of_a_request_share_one_time_out() {
+    let (upstream, _hold) = Upstream::held();
+    let proxy = Proxy::before(
+        &upstream,
+        &format!(
+            "{ALL}transport: {{max_conns_per_host: 1}}\nproxy: {{max_concurrent_requests: 2, queue_timeout: 2}}\nlog: {{access: true}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
+        ),
+    );
+    let _holder = asking(&proxy, "/holds");
+    upstream.await_requests(1);
+    // this one waits for a connection, and the next for its place; then that waits for a connection, too
+    let mut second = asking(&proxy, "/second");
+    eventually("it waits", || metric(&proxy, "lean_proxy_waiting") == 1);
+    let mut third = asking(&proxy, "/third");
+    for waiting in [&mut second, &mut third] {
+        assert_eq!(waiting.receive().status, 503);
+    }
+    let line = proxy.await_log("the third", |line| line.contains("/third"));
+    let waited = line.split("waited_ms=").nth(1).unwrap();
+    let waited: u32 = waited.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((1_900..3_900).contains(&waited), "{line}");
 }
 
 #[test]

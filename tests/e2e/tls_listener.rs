@@ -415,6 +415,51 @@ fn sessions_are_resumed_in_both_versions_and_across_a_reload() {
 }
 
 #[test]
+fn a_session_of_one_listener_is_not_resumed_at_another() {
+    let by = authority();
+    let upstream = Upstream::fixed(OK);
+    let listener = |host: u8| {
+        format!(
+            "  - {{address: '127.0.0.{host}:0', tls: {{certificates: [{{cert_file: DIR/cert.pem, key_file: DIR/key.pem}}]}}}}\n"
+        )
+    };
+    let yaml = format!("listen:\n{}{}{ALL}", listener(1), listener(2));
+    let proxy = start(&yaml, &upstream, &by);
+    let addresses: Vec<SocketAddr> = proxy
+        .addresses()
+        .iter()
+        .map(|address| address.parse().unwrap())
+        .collect();
+    for versions in [NEW, OLD] {
+        let config = trust(&by, versions, None);
+        let is_resumed = |address| {
+            let mut client = Secure::connect(address, &config, "a.test");
+            assert_eq!(client.get("/").status, 200);
+            client.with(|it| it.handshake_kind()) == Some(HandshakeKind::Resumed)
+        };
+        let kinds = [0, 0, 1, 1].map(|listener| is_resumed(addresses[listener]));
+        assert_eq!(kinds, [false, true, false, true]);
+    }
+}
+
+#[test]
+fn who_connects_and_leaves_without_a_word_has_not_failed() {
+    let by = authority();
+    let upstream = Upstream::fixed(OK);
+    let yaml = format!("{LISTEN}{ALL}metrics: {{listen: '127.0.0.1:0'}}\n");
+    let proxy = start(&yaml, &upstream, &by);
+    for _ in 0..3 {
+        drop(TcpStream::connect(proxy.address()).unwrap());
+    }
+    assert_eq!(client(&proxy, &by).get("/").status, 200);
+    eventually("all have left", || {
+        metric(&proxy, "lean_proxy_connections_open") == 0
+    });
+    let failed = "lean_proxy_failures_total{outcome=\"handshake-failed\"}";
+    assert_eq!(metric(&proxy, failed), 0);
+}
+
+#[test]
 fn a_reload_takes_over_other_files_and_keeps_connections() {
     let by = authority();
     let upstream = Upstream::fixed(OK);
