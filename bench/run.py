@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures lean-proxy and the installed peers: nginx, HAProxy, lighttpd, Caddy.
 
-    python3 bench/run.py              some forty minutes
-    python3 bench/run.py --quick      some ten minutes
+    python3 bench/run.py              half an hour
+    python3 bench/run.py --quick      some fifteen minutes
     python3 bench/run.py --contender lighttpd=/opt/static/lighttpd      another build of a peer, beside the installed one
 
 Builds what it needs with cargo; --binary PATH measures an existing build, such as the static one. Prints a table in
